@@ -1,0 +1,128 @@
+"""The estimator's maths: pure functions on tensors (Conklin 2025, arXiv 2505.23960).
+
+For a hidden state h and anchors w_j on the unit sphere, temperature ε:
+
+    q_j = softmax_j(cos(h, w_j) / ε)        the soft assignment of one position; sums to 1
+    H(Z) = −Σ_j p̂_j log p̂_j                 p̂ = mean of q over positions
+    I(X;Z) = H(Z) − Σ_x P(x) H(p̂_x)          p̂_x = mean of q over the positions with label x
+
+Shape suffixes: N positions, D width of a hidden state, S anchor sets, M anchors, L labels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softh_probe.anchors import sample_anchors
+from softh_probe.calibration import resolve_temperature
+from softh_probe.errors import InputError
+
+
+def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logarithm of the soft assignments of hidden states to anchors.
+
+    The division by ‖h‖·ε follows the projection, where it costs M/D of what it would cost before.
+
+    Args:
+        z_ND: hidden states, float32 or float64.
+        anchors_SMD: anchors of the same dtype, on the same device.
+        temperature: ε.
+
+    Returns:
+        log q [N, S, M], and valid [N], bool: False where the hidden state has no direction, being zero (log q is
+        uniform there) or not finite (log q may be NaN).
+    """
+    n_sets, n_anchors, dim = anchors_SMD.shape
+    norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
+    valid_N = torch.isfinite(norm_N) & (norm_N > 0)
+    logits_NK = z_ND @ anchors_SMD.reshape(n_sets * n_anchors, dim).T
+    logits_NK = logits_NK / torch.where(valid_N, norm_N * temperature, 1.0).unsqueeze(-1)
+    return torch.log_softmax(logits_NK.unflatten(-1, (n_sets, n_anchors)), dim=-1), valid_N
+
+
+def entropy(mass: Tensor) -> Tensor:
+    """Shannon entropy, in nats, of unnormalised non-negative mass along the last dimension.
+
+    >>> round(entropy(torch.tensor([1.0, 1.0, 0.0])).item(), 6) == round(math.log(2), 6)
+    True
+
+    No mass at all gives NaN: there is no distribution to take the entropy of.
+    """
+    p = mass / mass.sum(dim=-1, keepdim=True)
+    # Unlike torch.special.entr, this has a finite gradient where p underflows to 0.
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1)
+
+
+def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact") -> Tensor:
+    """H(Z) of a sample of hidden states, in units of log(n_anchors): 0 is one direction, 1 is uniform.
+
+    >>> z = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    >>> 0.98 < soft_entropy(z).item() < 1
+    True
+
+    Args:
+        z: hidden states [N, D] (or [..., D]: leading dimensions are positions). Half precisions are computed in
+            float32, float64 in float64. Zero vectors have no direction and count as uniform, as in the published
+            code; NaN gives NaN.
+        n_anchors: number of anchors M.
+        seed: of the anchors.
+        calibration: "exact", "leading_order", or a float that is the temperature itself.
+
+    Returns:
+        Tensor [], on z's device; differentiable with respect to z.
+
+    Raises:
+        InputError: z has no positions, or is not a floating point tensor of at least two dimensions.
+    """
+    q_NM = _soft_assignments(z, n_anchors, seed, calibration)
+    return entropy(q_NM.mean(dim=0)) / math.log(n_anchors)
+
+
+def soft_mutual_information(
+    z: Tensor, labels: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact"
+) -> Tensor:
+    """I(X;Z) between labels and hidden states, in units of log(n_anchors); one pass however many labels.
+
+    >>> z = torch.eye(8).repeat(50, 1)
+    >>> labels = torch.arange(8).repeat(50)
+    >>> soft_mutual_information(z, labels).item() > 0.1
+    True
+
+    Args:
+        z: hidden states [N, D] (or [..., D]), as in `soft_entropy`.
+        labels: integers of any value, one per position: [N], or z's leading dimensions.
+        n_anchors, seed, calibration: as in `soft_entropy`.
+
+    Returns:
+        Tensor [], on z's device; differentiable with respect to z.
+
+    Raises:
+        InputError: as in `soft_entropy`, or labels are not integers, one per position.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"labels: expected integers, got {labels.dtype}; number the classes first")
+    if labels.shape != z.shape[:-1]:
+        raise InputError(f"labels: expected one per position, shape {list(z.shape[:-1])}, got {list(labels.shape)}")
+    q_NM = _soft_assignments(z, n_anchors, seed, calibration)
+    _, label_N, count_L = labels.to(z.device).reshape(-1).unique(return_inverse=True, return_counts=True)
+    mass_LM = q_NM.new_zeros(len(count_L), n_anchors).index_add(0, label_N, q_NM)
+    conditional = (count_L / len(q_NM)).to(q_NM.dtype) @ entropy(mass_LM)
+    return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(n_anchors)
+
+
+def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
+    """q [N, M] of hidden states [..., D]."""
+    if z.ndim < 2 or not z.is_floating_point():
+        raise InputError(f"z: expected floating point hidden states [N, D], got {z.dtype} {list(z.shape)}")
+    z_ND = z.reshape(-1, z.shape[-1])
+    if len(z_ND) == 0:
+        raise InputError("z: no positions; entropy needs at least one hidden state")
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z_ND = z_ND.float()
+    anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed).to(z_ND)
+    temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
+    log_q_N1M, _ = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
+    return log_q_N1M.squeeze(1).exp()
