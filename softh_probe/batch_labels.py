@@ -1,0 +1,84 @@
+"""Where the positions of one forward pass go: the instructions that all layers share.
+
+A label is, within a batch, a bag of positions. Bags are sorted once per batch; each layer then sums its soft
+assignments bag by bag and adds the results to its rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLabels:
+    """Which rows of the running sums each of N = B·T positions is added to.
+
+    The bags come in three groups, one after the other: labels whose rows are kept to the end, labels whose rows
+    are open (seen before, or to be seen again), and labels that occur in this batch only. Labels that occur
+    once in the whole corpus have no bag: the entropy of their position's own assignment is all there is to know.
+
+    Attributes:
+        shape: (B, T) of the batch; n_tokens: how many of them are no padding; n_counted: how many count.
+        counted_N: float32, 1 where the position counts, else 0.
+        bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
+        kept_rows, open_rows: int64, the rows of the first two groups of bags.
+        closed_buckets: int64, the bucket that each label of the third group is pooled in.
+        single_PN: float32 [n_pools, N], 1 where the position's label occurs once; its pools are the first buckets.
+        retired_rows, retired_buckets: int64, open rows that end with this batch and the buckets they go to.
+        n_kept, n_open: rows that must exist before the batch is added.
+    """
+
+    shape: tuple[int, int]
+    n_tokens: int
+    n_counted: int
+    counted_N: Tensor
+    bag_positions: Tensor
+    bag_offsets: Tensor
+    kept_rows: Tensor
+    open_rows: Tensor
+    closed_buckets: Tensor
+    single_PN: Tensor
+    retired_rows: Tensor
+    retired_buckets: Tensor
+    n_kept: int
+    n_open: int
+
+    def to(self, device: torch.device) -> BatchLabels:
+        tensors: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:
+    """Positions sorted by label.
+
+    >>> sort_into_bags(np.array([[1, 0, 1]]), np.array([4, 5, 6]), n_groups=2)
+    (array([0, 1]), array([5, 4, 6], dtype=int32), array([0, 1, 3], dtype=int32))
+
+    Args:
+        groups_SN: [n_label_sets, N], the label of each position in each set, numbered over all sets;
+            n_groups or more means that the position has no bag in that set.
+        positions_N: [N], the positions.
+
+    Returns:
+        The labels that occur, ascending; their positions, label by label; where each label's positions start.
+    """
+    flat = groups_SN.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    ordered = flat[order]
+    end = np.searchsorted(ordered, n_groups)
+    starts = np.flatnonzero(np.diff(ordered[:end], prepend=-1))
+    return (
+        ordered[starts],
+        positions_N[order[:end] % len(positions_N)].astype(np.int32),
+        np.append(starts, end).astype(np.int32),
+    )

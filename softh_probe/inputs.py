@@ -1,0 +1,57 @@
+"""What a forward pass is fed: which positions are real tokens, and which tokens they are."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from softh_probe.errors import ProbeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fed:
+    """The tokens of one forward pass, on the host.
+
+    Attributes:
+        real_BT: bool, False at padding.
+        ids_BT: int64 token ids; None where the model is fed embeddings.
+    """
+
+    real_BT: np.ndarray
+    ids_BT: np.ndarray | None
+
+
+def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fed | None:
+    """What a module is about to be fed, from its forward's arguments `input_ids`, `inputs_embeds`, `attention_mask`.
+
+    With a cache, the mask covers past and new tokens: its last T columns are those of the T new ones. Without a
+    mask all positions are real: padding is never guessed from token ids.
+
+    Returns:
+        None if the module takes neither token ids nor embeddings nor a mask (any torch module).
+
+    Raises:
+        ProbeError: a mask that is not [B, T], for one is then left to guess which positions are real.
+    """
+    try:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return None  # the call itself is wrong, and says so better than a probe can
+    given = {**given.get("kwargs", {}), **given}
+    ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+    fed = ids if isinstance(ids, Tensor) else embeds
+    if not isinstance(fed, Tensor) or fed.ndim < 2:
+        return None
+    n_sequences, n_tokens = fed.shape[:2]
+    if mask is None:
+        real_BT = np.ones((n_sequences, n_tokens), dtype=bool)
+    elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == n_sequences and mask.shape[1] >= n_tokens:
+        real_BT = mask[:, mask.shape[1] - n_tokens :].cpu().numpy() != 0
+    else:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ProbeError(f"attention_mask: expected [B, T] = {[n_sequences, n_tokens]}, got {shape}")
+    return Fed(real_BT=real_BT, ids_BT=ids.cpu().numpy() if isinstance(ids, Tensor) else None)

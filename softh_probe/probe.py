@@ -1,0 +1,470 @@
+"""SoftEntropyProbe: hooks in, sums out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from softh_probe.anchors import Anchors
+from softh_probe.batch_labels import BatchLabels
+from softh_probe.errors import InputError, ProbeError
+from softh_probe.growing import GrowingRows
+from softh_probe.inputs import Fed, read_inputs
+from softh_probe.labels import parse_label_sets
+from softh_probe.layers import (
+    EMBEDDINGS,
+    FINAL_NORM,
+    Layers,
+    block_row,
+    find_layers,
+    hidden_state,
+    select_rows,
+)
+from softh_probe.result import ProbeResult
+from softh_probe.statistics import layer_statistics
+from softh_probe.sums import LayerSums
+
+if TYPE_CHECKING:
+    from softh_probe.plan import Plan  # whose corpus an attached probe does without
+
+DEFAULT_LABELS = ("input_unigram", "output_unigram")
+
+#: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
+MAX_INVALID_SHARE = 0.5
+
+STATE_VERSION = 1
+
+
+class SoftEntropyProbe:
+    """Measure every layer of a model while something runs it.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
+    ...     num_hidden_layers=2, num_attention_heads=2)).eval()
+    >>> probe = SoftEntropyProbe(model, labels=["input_unigram"])
+    >>> with probe:                                             # hooks exist only inside the block
+    ...     _ = model(input_ids=torch.arange(20).view(2, 10))
+    >>> probe.positions, probe.layers
+    (20, ['embeddings', 'layer.1', 'layer.2', 'final_norm'])
+    >>> probe.result().to_pandas().query("metric == 'entropy'").value.between(0, 1).all().item()
+    True
+
+    Counted are the real tokens of every forward pass in evaluation mode: where the attention mask is 1 (all, if
+    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count.
+
+    Args:
+        model: a transformers model, or any module if `modules` are named.
+        labels: n-gram label sets (see `softh_probe.labels`); () counts every real token.
+        n_anchors: anchors a set.
+        anchor_sets: independent sets, all measured in the same pass; results carry the spread over them.
+        seed: of the first set; set s uses seed + s.
+        calibration: "exact", "leading_order", or the temperature as a float.
+        layers: rows to measure, by name or index (0 the embeddings, −1 the last); None measures all.
+        count: "forwarded" counts every real position each time it is fed to the model.
+        modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
+            position is a row.
+        plan: where the labels of a known corpus live; whoever runs the model announces each `batch`.
+
+    Raises:
+        InputError: an argument is not what it has to be, or the model's blocks cannot be told.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: Sequence[str] = DEFAULT_LABELS,
+        n_anchors: int = 100,
+        anchor_sets: int = 1,
+        seed: int = 0,
+        calibration: str | float = "exact",
+        layers: Sequence[str | int] | None = None,
+        count: str = "forwarded",
+        *,
+        modules: Mapping[str, nn.Module] | None = None,
+        plan: Plan | None = None,
+    ) -> None:
+        if count != "forwarded":
+            raise InputError(f"count: expected 'forwarded', got {count!r}; no other way to count is built yet")
+        if modules is not None and labels is DEFAULT_LABELS:
+            labels = ()  # any torch module need not have tokens
+        label_sets = plan.label_sets if plan else parse_label_sets(labels)
+        columns = [s.name for s in label_sets if s.direction == "column"]
+        if columns and not plan:
+            raise InputError(f"labels: {columns[0]} needs a data set; for labels of your own use probe.labelled()")
+        self._settings: dict[str, Any] = {
+            "n_anchors": n_anchors,
+            "anchor_sets": anchor_sets,
+            "seed": seed,
+            "calibration": calibration,
+            "labels": [s.name for s in label_sets],
+        }
+        self._plan = plan
+        self._rows: Plan | GrowingRows = plan or GrowingRows(label_sets)
+        self._modules = dict(modules or {})
+        self._found: Layers | None = None if self._modules else find_layers(model)
+        self._entry = self._found.entry if self._found else model
+        self._n_blocks = len(self._found.blocks) if self._found else 0
+        self._selected = None if layers is None else set(select_rows(layers, self._row_names()))
+        self._anchors: dict[int, Anchors] = {}
+        self._points: dict[tuple[int, torch.device], Tensor] = {}
+        self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
+        self._anchors.clear()
+        self._sums: dict[str, LayerSums] = {}
+        self._handles: list[RemovableHandle] = []
+        self._problems: list[str] = []
+        self._positions = self._tokens = self._training_passes = 0
+        self._own: dict[str, np.ndarray] = {}
+        self._announced: BatchLabels | None = None
+        self._pass: _ForwardPass | None = None
+
+    # --- what was measured ---------------------------------------------------------------------------------
+
+    @property
+    def positions(self) -> int:
+        """Positions counted so far."""
+        return self._positions
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the rows, in the order of calls."""
+        return [name for name in self._row_names() if (name in self._sums if self._sums else self._wants(name))]
+
+    @property
+    def sums(self) -> Tensor:
+        """Running sums of soft assignments [n_rows, anchor_sets, n_anchors], float64, on the CPU."""
+        if not self._sums:
+            return torch.zeros(0, self._settings["anchor_sets"], self._settings["n_anchors"], dtype=torch.float64)
+        return torch.stack([self._sums[name].mass(self._sums[name].total).cpu() for name in self.layers])
+
+    def result(self) -> ProbeResult:
+        """Entropies and information of every row.
+
+        Raises:
+            ProbeError: nothing was counted, or a layer was not measured as it has to be.
+        """
+        self.check()
+        if not self._positions:
+            passes = self._training_passes
+            trained = f" ({passes} in training mode did not count)" if passes else ""
+            raise ProbeError(
+                "no position was counted: inside the probe's block, run the model in evaluation mode on sequences "
+                f"long enough for the label sets{trained}"
+            )
+        return ProbeResult.from_layers(
+            {name: layer_statistics(self._sums[name], self._rows) for name in self.layers},
+            self._rows,
+            settings=self._settings,
+            anchors=[self._anchors[dim].describe() for dim in sorted(self._anchors)],
+            positions=self._positions,
+            tokens=self._tokens,
+        )
+
+    def check(self) -> None:
+        """Raise what went wrong so far, naming the layers. Waits for the layers' devices."""
+        self._raise_problems()
+        for name in self.layers if self._positions else []:
+            invalid = self._positions - int(self._sums[name].total[-1])
+            if invalid > MAX_INVALID_SHARE * self._positions:
+                raise ProbeError(
+                    f"{name}: hidden states are zero or not finite at {invalid} of {self._positions} positions and "
+                    "so have no direction; try another dtype (float32, bfloat16) and check the weights"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything measured so far: plain values and tensors, for `load_state_dict` or to store."""
+        return {
+            "version": STATE_VERSION,
+            "settings": dict(self._settings),
+            "positions": self._positions,
+            "tokens": self._tokens,
+            "n_blocks": self._n_blocks,
+            "rows": self._rows.state_dict() if isinstance(self._rows, GrowingRows) else {},
+            "layers": {name: {"dim": s.dim, **s.state_dict()} for name, s in self._sums.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from another probe's `state_dict`, in place of what was measured here.
+
+        Raises:
+            InputError: the state was measured with other settings.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise InputError(f"state: expected version {STATE_VERSION}, got {state.get('version')!r}")
+        self._require_settings(state["settings"], "state")
+        self._positions, self._tokens = state["positions"], state["tokens"]
+        self._n_blocks = state["n_blocks"]
+        if isinstance(self._rows, GrowingRows):
+            self._rows.load_state_dict(state["rows"])
+        self._sums = {name: self._new_sums(s["dim"], torch.device("cpu")) for name, s in state["layers"].items()}
+        for name, sums in self._sums.items():
+            sums.load_state_dict(state["layers"][name])
+
+    def merge(self, other: SoftEntropyProbe) -> None:
+        """Add what another probe measured with the same settings on other text: a shard, a rank, a job.
+
+        Raises:
+            InputError: the other measured with other settings or other layers.
+        """
+        if self._plan or other._plan:
+            raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
+        self._require_settings(other._settings, "merge")
+        if self._sums and other._sums and self.layers != other.layers:
+            raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
+        assert isinstance(self._rows, GrowingRows)
+        assert isinstance(other._rows, GrowingRows)
+        kept_rows, open_rows = self._rows.merge(other._rows)
+        for name, theirs in other._sums.items():
+            if name not in self._sums:
+                self._sums[name] = self._new_sums(theirs.dim, theirs.total.device)
+            self._sums[name].merge(theirs, kept_rows, open_rows)
+        self._positions += other._positions
+        self._tokens += other._tokens
+        self._n_blocks = max(self._n_blocks, other._n_blocks)
+        self._problems += other._problems
+
+    # --- being attached ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> SoftEntropyProbe:
+        if self._handles:
+            raise ProbeError("the probe is already attached; leave its block before entering it again")
+        try:
+            self._attach()
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        self._detach()
+        if exc_type is None:
+            self._raise_problems()
+
+    @contextmanager
+    def labelled(self, **labels: Tensor) -> Iterator[None]:
+        """Labels of one's own for the forward passes inside the block.
+
+        Args:
+            labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none.
+        """
+        if self._plan:
+            raise InputError("labelled: the labels of a planned run are columns of its data set")
+        for name, values in labels.items():
+            if not isinstance(values, Tensor) or values.is_floating_point() or values.ndim not in (1, 2):
+                raise InputError(f"{name}: expected an integer tensor [B] or [B, T], got {_describe(values)}")
+            if name in self._settings["labels"]:
+                raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
+        previous = self._own
+        self._own = {name: values.cpu().long().numpy() for name, values in labels.items()}
+        try:
+            yield
+        finally:
+            self._own = previous
+
+    @contextmanager
+    def batch(self, labels: BatchLabels) -> Iterator[None]:
+        """Announce what the next forward pass holds; raises at its end what the hooks found wrong."""
+        self._announced = labels
+        try:
+            yield
+        finally:
+            self._announced = None
+        self._raise_problems()
+
+    def _attach(self) -> None:
+        add = self._handles.append
+        add(self._entry.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+        for name, module in self._modules.items():
+            add(module.register_forward_hook(partial(self._after_module, name)))
+        if self._found:
+            add(self._found.blocks[0].register_forward_pre_hook(self._before_first_block, with_kwargs=True))
+            for block in dict.fromkeys(self._found.blocks):
+                add(block.register_forward_hook(self._after_block))
+            for norm in self._found.norms:
+                add(norm.register_forward_hook(self._after_norm))
+        # Last, so that a named module that is the model itself is measured before the pass ends.
+        add(self._entry.register_forward_hook(self._after_forward, always_call=True))
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._pass = None
+
+    # --- hooks: they note problems and never raise into the model that is being run -----------------------
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training:
+            self._training_passes += 1
+            return
+        try:
+            if self._announced is not None:
+                labels: BatchLabels | None = self._announced
+            else:
+                fed = read_inputs(module, args, kwargs)
+                labels = self._label(fed) if fed else None
+            self._pass = _ForwardPass(labels)
+        except ProbeError as problem:
+            self._problems.append(str(problem))
+
+    def _before_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._pass is not None and not self._pass.n_block_calls:
+            self._measure(EMBEDDINGS, args or kwargs)
+
+    def _after_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._pass is not None:
+            self._pass.n_block_calls += 1
+            self._measure(block_row(self._pass.n_block_calls), output)
+
+    def _after_norm(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._pass is not None and self._pass.n_block_calls >= self._n_blocks:
+            self._measure(FINAL_NORM, output)
+
+    def _after_module(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._pass is not None:
+            self._measure(name, output)
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        current, self._pass = self._pass, None
+        if current is None:
+            return
+        self._n_blocks = max(self._n_blocks, current.n_block_calls)
+        expected = list(self._modules) or [block_row(i + 1) for i in range(self._n_blocks)]
+        missing = [name for name in expected if name not in current.rows]
+        if missing and output is None and current.rows:
+            self._problems.append(f"a forward pass failed after {current.rows[-1]}: later layers lack its positions")
+        elif missing and output is not None:
+            names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
+            self._problems.append(f"{names}: never called in a forward pass (a compiled model skips hooks)")
+        if current.labels is not None and current.rows:
+            self._positions += current.n_counted
+            self._tokens += current.labels.n_tokens
+
+    def _measure(self, row: str, value: Any) -> None:
+        """Add one layer's hidden states."""
+        assert self._pass is not None
+        self._pass.rows.append(row)
+        if not self._wants(row):
+            return
+        try:
+            hidden = hidden_state(value, row)
+            if self._pass.labels is None and hidden.ndim in (2, 3):
+                shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
+                self._pass.labels = self._label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
+            expected = self._pass.shapes
+            if tuple(hidden.shape[:-1]) not in expected:
+                raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
+            self._sums_of(row, hidden).add(hidden, self._pass.labels_on(hidden.device))
+        except ProbeError as problem:
+            self._problems.append(str(problem))
+
+    # --- behind them ---------------------------------------------------------------------------------------
+
+    def _label(self, fed: Fed) -> BatchLabels:
+        """Find the labels of a forward pass that nobody announced."""
+        assert isinstance(self._rows, GrowingRows)
+        if fed.ids_BT is None and self._settings["labels"]:
+            raise ProbeError(
+                f"{self._settings['labels'][0]}: the model was fed no input_ids, so its tokens are unknown; use "
+                "labels=() or labels of your own (probe.labelled)"
+            )
+        own = {}
+        for name, values in self._own.items():
+            if values.shape not in (fed.real_BT.shape, fed.real_BT.shape[:1]):
+                raise ProbeError(f"{name}: expected labels {list(fed.real_BT.shape)}, got {list(values.shape)}")
+            own[name] = np.broadcast_to(values.reshape(len(values), -1), fed.real_BT.shape)
+        return self._rows.batch(fed.real_BT, fed.ids_BT, own)
+
+    def _row_names(self) -> list[str]:
+        if self._found is None:
+            return list(self._modules)
+        final = [FINAL_NORM] if self._found.norms else []
+        return [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks)), *final]
+
+    def _wants(self, row: str) -> bool:
+        return self._selected is None or row in self._selected
+
+    def _sums_of(self, row: str, hidden: Tensor) -> LayerSums:
+        sums = self._sums.get(row)
+        if sums is None:
+            sums = self._sums[row] = self._new_sums(hidden.shape[-1], hidden.device)
+        if sums.dim != hidden.shape[-1]:
+            raise ProbeError(f"{row}: expected hidden states of width {sums.dim}, got {list(hidden.shape)}")
+        if sums.total.device != hidden.device:
+            moved = self._new_sums(sums.dim, hidden.device)
+            moved.load_state_dict(sums.state_dict())
+            sums = self._sums[row] = moved
+        return sums
+
+    def _new_sums(self, dim: int, device: torch.device) -> LayerSums:
+        anchors = self._anchors_of(dim)
+        if (dim, device) not in self._points:
+            with torch.inference_mode(False):
+                self._points[dim, device] = anchors.points_SMD.to(device)
+        rows = self._rows
+        return LayerSums(
+            self._points[dim, device],
+            anchors.temperature,
+            n_kept=rows.n_kept,
+            n_open=rows.n_open,
+            n_buckets=rows.n_buckets,
+        )
+
+    def _anchors_of(self, dim: int) -> Anchors:
+        if dim not in self._anchors:
+            s = self._settings
+            self._anchors[dim] = Anchors.sample(
+                n_anchors=s["n_anchors"],
+                dim=dim,
+                n_sets=s["anchor_sets"],
+                seed=s["seed"],
+                calibration=s["calibration"],
+            )
+        return self._anchors[dim]
+
+    def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
+        for name, ours in self._settings.items():
+            if theirs.get(name) != ours:
+                raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}")
+
+    def _raise_problems(self) -> None:
+        if self._problems:
+            raise ProbeError("; ".join(dict.fromkeys(self._problems)))
+
+
+class _ForwardPass:
+    """One call of the model: the labels of its positions on each device, and the rows measured so far."""
+
+    def __init__(self, labels: BatchLabels | None) -> None:
+        self.labels = labels
+        self.rows: list[str] = []
+        self.n_block_calls = 0
+        self._on_device: dict[torch.device, BatchLabels] = {}
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Leading dimensions that hidden states may have; without a second one, a position is a row."""
+        if self.labels is None:
+            return [(-1, -1)]
+        n_sequences, n_tokens = self.labels.shape
+        return [(n_sequences, n_tokens)] + [(n_sequences,)] * (n_tokens == 1)
+
+    @property
+    def n_counted(self) -> int:
+        return 0 if self.labels is None else self.labels.n_counted
+
+    def labels_on(self, device: torch.device) -> BatchLabels:
+        assert self.labels is not None
+        if device not in self._on_device:
+            self._on_device[device] = self.labels.to(device)
+        return self._on_device[device]
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,235 @@
+"""ProbeResult: what a measurement found, as tables and as files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from softh_probe.errors import InputError
+from softh_probe.estimator import entropy
+from softh_probe.labels import ORDERS
+from softh_probe.statistics import LayerStatistics, Rows
+
+FORMAT = 1
+RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
+    "result.json",
+    "sums.safetensors",
+    "layers.csv",
+    "layers.parquet",
+)
+
+#: The metrics that carry a unit; the others are ratios.
+ENTROPIES = (
+    "entropy",
+    "conditional_entropy",
+    "mutual_information",
+    "mutual_information_max",
+)
+UNITS = ("efficiency", "nats", "bits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """Entropies and information of every layer; R rows, X label sets, S anchor sets, M anchors, L kept labels.
+
+    Attributes:
+        rows: names of the rows: "embeddings", "layer.1", …, "final_norm".
+        label_sets: names of the label sets.
+        tensors: everything measured, float64, by name; R leads each. Entropies are in nats:
+            mass [R, S, M], positions [R], position_entropy [R, S], labelled_positions [R, X],
+            covered_positions [R, X], labelled_entropy [R, X, S], labelled_position_entropy [R, X, S],
+            conditional_entropy [R, X, S], kept_mass [R, L, S, M], kept_positions [R, L].
+        kept: of each label whose own sums were kept, its set and its name.
+        info: what was run: settings, anchors, positions, and whatever the caller adds (JSON values).
+    """
+
+    rows: list[str]
+    label_sets: list[str]
+    tensors: dict[str, Tensor]
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_layers(
+        cls, layers: Mapping[str, LayerStatistics], labels: Rows, *, settings: Mapping[str, Any], **info: Any
+    ) -> ProbeResult:
+        """Gather the layers' statistics; `labels` says what their label sets and kept labels are called."""
+        sets = labels.set_names
+        fields = LayerStatistics.__dataclass_fields__
+        return cls(
+            rows=list(layers),
+            label_sets=sets,
+            tensors={name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields},
+            kept=[
+                (sets[i], name)
+                for i, name in zip(labels.kept_sets.tolist(), labels.kept_names, strict=True)
+                if name is not None
+            ],
+            info={"settings": dict(settings), **info},
+        )
+
+    @property
+    def n_anchors(self) -> int:
+        return self.tensors["mass"].shape[-1]
+
+    def invalid_positions(self) -> dict[str, int]:
+        """Counted positions that a row left out because its hidden state was zero or not finite; rows with any."""
+        counted = int(self.info["positions"])
+        left_out = {r: counted - int(n) for r, n in zip(self.rows, self.tensors["positions"], strict=True)}
+        return {row: n for row, n in left_out.items() if n}
+
+    def metrics(self) -> list[tuple[str, str, Tensor]]:
+        """(label set, metric, values [R, S]) of everything there is, entropies in nats."""
+        t = self.tensors
+        found = [("", "entropy", entropy(t["mass"]))]
+        information = {}
+        for x, name in enumerate(self.label_sets):
+            h = t["labelled_entropy"][:, x]
+            conditional = t["conditional_entropy"][:, x]
+            information[name] = h - conditional
+            coverage = (t["covered_positions"][:, x] / t["labelled_positions"][:, x]).unsqueeze(1).expand_as(h)
+            found += [
+                (name, "conditional_entropy", conditional),
+                (name, "mutual_information", information[name]),
+                (name, "mutual_information_max", h - t["labelled_position_entropy"][:, x]),
+                (name, "coverage", coverage),
+                (name, "regularity", information[name] / h),
+            ]
+        for order in ORDERS:
+            i, o = information.get(f"input_{order}"), information.get(f"output_{order}")
+            if i is not None and o is not None:
+                found.append((order, "optimality", o / i))
+        return found
+
+    def to_pandas(self, unit: str = "efficiency") -> pd.DataFrame:
+        """The tidy table: one line a row, label set and metric.
+
+        Args:
+            unit: of the entropies and informations: "efficiency" (of log m, the most there can be), "nats" or
+                "bits". coverage, regularity and optimality are ratios in any unit.
+
+        Returns:
+            Columns layer (0, 1, …), name, label_set (empty for entropy), metric, value (mean over anchor sets)
+            and sd (their standard deviation; missing with a single set).
+        """
+        scale = self._scale(unit)
+        parts = []
+        for label_set, metric, values_RS in self.metrics():
+            values_RS = values_RS * (scale if metric in ENTROPIES else 1.0)
+            parts.append(self._table(values_RS, label_set=label_set, metric=metric))
+        table = pd.concat(parts, ignore_index=True)
+        return table[["layer", "name", "label_set", "metric", "value", "sd"]].sort_values(
+            "layer", kind="stable", ignore_index=True
+        )
+
+    def conditional_entropy(self, label_set: str, unit: str = "efficiency") -> pd.DataFrame:
+        """H(Z|X=x) of each label whose own sums were kept (columns of a data set, labels of one's own).
+
+        Returns:
+            Columns layer, name, label, count (positions), value, sd.
+        """
+        names = [name for in_set, name in self.kept if in_set == label_set]
+        if not names:
+            kept = ", ".join(dict.fromkeys(s for s, _ in self.kept)) or "none"
+            raise InputError(f"label_set: no labels were kept one by one for {label_set!r}; kept were: {kept}")
+        parts = []
+        for i, (in_set, name) in enumerate(self.kept):
+            if in_set == label_set:
+                values_RS = entropy(self.tensors["kept_mass"][:, i]) * self._scale(unit)
+                counts = self.tensors["kept_positions"][:, i].long().numpy()
+                parts.append(self._table(values_RS, label=name).assign(count=counts))
+        table = pd.concat(parts, ignore_index=True).sort_values("layer", kind="stable", ignore_index=True)
+        return table[["layer", "name", "label", "count", "value", "sd"]]
+
+    def _scale(self, unit: str) -> float:
+        scales = {"efficiency": 1.0 / math.log(self.n_anchors), "nats": 1.0, "bits": 1.0 / math.log(2.0)}
+        if unit not in scales:
+            raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+        return scales[unit]
+
+    def _table(self, values_RS: Tensor, **constants: str) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "layer": range(len(self.rows)),
+                "name": self.rows,
+                **constants,
+                "value": values_RS.mean(dim=1).numpy(),
+                "sd": values_RS.std(dim=1).numpy() if values_RS.shape[1] > 1 else math.nan,
+            }
+        )
+
+    # --- files ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write layers.csv, layers.parquet, sums.safetensors and, last, result.json.
+
+        Each file appears whole or not at all; a folder with a result.json holds a whole result.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        table = self.to_pandas()
+        _write(folder / LAYERS_CSV, lambda path: table.to_csv(path, index=False))
+        _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False))
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        _write(folder / SUMS, lambda path: save_file(tensors, path))
+        head = {"format": FORMAT, "rows": self.rows, "label_sets": self.label_sets, "kept": self.kept}
+        text = json.dumps({**head, **self.info}, indent=2, ensure_ascii=False)
+        _write(folder / RESULT_JSON, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ProbeResult:
+        """Read back what `save` wrote.
+
+        Raises:
+            InputError: the folder holds no result, a damaged one, or one of another format.
+        """
+        folder = Path(folder)
+        try:
+            info = json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))
+            tensors = load_file(folder / SUMS)
+            written = info.pop("format")
+            head = {name: info.pop(name) for name in ("rows", "label_sets", "kept")}
+        except FileNotFoundError as error:
+            raise InputError(f"{folder}: holds no result: {Path(str(error.filename)).name} is missing") from error
+        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+            raise InputError(f"{folder}: the result is damaged and cannot be read: {error}") from error
+        if written != FORMAT:
+            raise InputError(f"{folder}: expected a result of format {FORMAT}, got {written!r}")
+        head["kept"] = [(label_set, name) for label_set, name in head["kept"]]
+        return cls(tensors=tensors, info=info, **head)
+
+
+def _write(path: Path, write: Any) -> None:
+    """Write under a temporary name, then rename."""
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    os.replace(part, path)
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder holds a whole result."""
+    return (folder / RESULT_JSON).is_file()
+
+
+def wide_table(result: ProbeResult, metrics: Sequence[str] = ("entropy", "mutual_information")) -> pd.DataFrame:
+    """One line a row, for reading: the entropy, and each label set's information."""
+    table = result.to_pandas()
+    table = table[table.metric.isin(metrics)]
+    column = table.label_set.where(table.label_set != "", "entropy").where(
+        table.metric != "mutual_information", "I(" + table.label_set + ")"
+    )
+    wide = table.assign(column=column).pivot_table(
+        index=["layer", "name"], columns="column", values="value", sort=False
+    )
+    return wide.reset_index().rename_axis(columns=None)

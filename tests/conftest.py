@@ -1,0 +1,37 @@
+"""What several test modules share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    """Random weights, large enough that layers differ."""
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.5,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real checkpoint, which scripts/test fetches."""
+    path = Path(os.environ.get("SMOLLM2_GGUF", ""))
+    if not path.is_file():
+        pytest.skip("SMOLLM2_GGUF does not name the real checkpoint; run scripts/test, which fetches it")
+    return path

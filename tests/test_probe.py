@@ -1,0 +1,435 @@
+"""The probe attached to a model, against every document alone, unpadded, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from softh_probe import SoftEntropyProbe, sample_anchors, temperature
+from softh_probe.errors import InputError, ProbeError
+from tests import references
+from tests.conftest import tiny_llama
+
+NGRAMS = [
+    (f"{direction}_{name}", direction, n)
+    for n, name in enumerate(["unigram", "bigram", "trigram", "quadgram"], 1)
+    for direction in ("input", "output")
+]
+NAMES = [name for name, _, _ in NGRAMS]
+
+
+def documents(n: int = 14, seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(1, 12, size=length).tolist() for length in generator.integers(2, 30, size=n)]
+
+
+def batches(docs, size, side="right"):
+    for start in range(0, len(docs), size):
+        chunk = docs[start : start + size]
+        longest = max(map(len, chunk))
+        ids, mask = torch.zeros(len(chunk), longest, dtype=torch.long), torch.zeros(len(chunk), longest)
+        for row, doc in enumerate(chunk):
+            where = slice(0, len(doc)) if side == "right" else slice(longest - len(doc), longest)
+            ids[row, where], mask[row, where] = torch.tensor(doc), 1
+        yield {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def reference(model, docs, label_sets=NGRAMS, columns=None, n_anchors=20, seed=0):
+    dim = model.config.hidden_size
+    anchors = sample_anchors(n_anchors, dim, seed).numpy()
+    return references.measure(model, docs, label_sets, anchors, temperature(n_anchors, dim), columns)
+
+
+def value(result, row, metric, label_set="", unit="nats"):
+    table = result.to_pandas(unit=unit)
+    return table[(table.name == row) & (table.metric == metric) & (table.label_set == label_set)].value.item()
+
+
+def run(probe, model, docs, size=4, side="right"):
+    with probe, torch.no_grad():
+        for batch in batches(docs, size, side):
+            model(**batch)
+    return probe
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("size", [1, 3, 14])
+def test_sums_and_information_equal_the_slow_way(model, side, size):
+    docs = documents()
+    expected = reference(model, docs)
+    probe = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs, size, side)
+    assert probe.layers == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
+    assert probe.positions == len(expected.labels["input_unigram"])
+    result = probe.result()
+    for row, sums_SM in zip(probe.layers, probe.sums, strict=True):
+        q = expected.q[row]
+        np.testing.assert_allclose(sums_SM[0], q.sum(axis=0), rtol=1e-5)
+        assert value(result, row, "entropy") == pytest.approx(references.entropy(q.mean(0)), abs=1e-6)
+        own_entropy = np.mean([references.entropy(p) for p in q])
+        for name in NAMES:
+            information = references.mutual_information(q, expected.labels[name])
+            assert value(result, row, "mutual_information", name) == pytest.approx(information, abs=1e-6)
+            highest = references.entropy(q.mean(0)) - own_entropy
+            assert value(result, row, "mutual_information_max", name) == pytest.approx(highest, abs=1e-6)
+
+
+def test_coverage_regularity_and_optimality_follow_from_their_definitions(model):
+    docs = documents()
+    expected = reference(model, docs)
+    result = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs).result()
+    labels = expected.labels["output_bigram"]
+    repeated = sum(labels.count(label) > 1 for label in labels) / len(labels)
+    assert value(result, "layer.2", "coverage", "output_bigram") == pytest.approx(repeated)
+    h = value(result, "layer.2", "entropy")
+    i_in = value(result, "layer.2", "mutual_information", "input_bigram")
+    i_out = value(result, "layer.2", "mutual_information", "output_bigram")
+    assert value(result, "layer.2", "regularity", "input_bigram") == pytest.approx(i_in / h)
+    assert value(result, "layer.2", "optimality", "bigram") == pytest.approx(i_out / i_in)
+
+
+def test_no_labels_counts_every_real_token(model):
+    docs = documents()
+    probe = run(SoftEntropyProbe(model, labels=()), model, docs)
+    assert probe.positions == sum(map(len, docs))
+    assert probe.sums.shape == (5, 1, 100)
+    torch.testing.assert_close(probe.sums.sum(dim=-1), torch.full((5, 1), float(probe.positions)).double())
+
+
+def test_several_anchor_sets_are_several_single_runs(model):
+    docs = documents()
+    three = run(SoftEntropyProbe(model, n_anchors=20, anchor_sets=3, seed=5), model, docs)
+    singles = [run(SoftEntropyProbe(model, n_anchors=20, seed=5 + s), model, docs) for s in range(3)]
+    torch.testing.assert_close(three.sums, torch.cat([s.sums for s in singles], dim=1), rtol=1e-6, atol=0)
+    values = [value(s.result(), "layer.1", "mutual_information", "input_unigram") for s in singles]
+    table = (
+        three.result()
+        .to_pandas("nats")
+        .query("name == 'layer.1' and metric == 'mutual_information' and label_set == 'input_unigram'")
+    )
+    assert table.value.item() == pytest.approx(np.mean(values))
+    assert table.sd.item() == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+
+
+def test_units(model):
+    result = run(SoftEntropyProbe(model, n_anchors=20), model, documents()).result()
+    nats = value(result, "layer.1", "entropy")
+    assert value(result, "layer.1", "entropy", unit="bits") == pytest.approx(nats / math.log(2))
+    assert value(result, "layer.1", "entropy", unit="efficiency") == pytest.approx(nats / math.log(20))
+    ratio = value(result, "layer.1", "regularity", "input_unigram")
+    assert value(result, "layer.1", "regularity", "input_unigram", unit="bits") == pytest.approx(ratio)
+    with pytest.raises(InputError, match="unit: expected one of efficiency, nats, bits, got 'bytes'"):
+        result.to_pandas(unit="bytes")
+
+
+def test_labels_of_ones_own(model):
+    docs = documents(12)
+    language = torch.tensor([0, 1, 2] * 4)
+    expected = reference(model, docs, [], {"language": language.tolist()})
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    with probe, torch.no_grad():
+        for i, batch in enumerate(batches(docs, 4)):
+            with probe.labelled(language=language[4 * i : 4 * i + 4]):
+                model(**batch)
+    result = probe.result()
+    q = expected.q["layer.3"]
+    assert value(result, "layer.3", "mutual_information", "language") == pytest.approx(
+        references.mutual_information(q, expected.labels["language"]), abs=1e-6
+    )
+    table = result.conditional_entropy("language", unit="nats").query("name == 'layer.3'").set_index("label")
+    rows = np.array(expected.labels["language"]) == 2
+    assert table.loc["2", "count"] == rows.sum()
+    assert table.loc["2", "value"] == pytest.approx(references.entropy(q[rows].mean(0)), abs=1e-6)
+
+
+def test_own_labels_of_minus_one_are_left_out_of_their_set_only(model):
+    docs = [d for d in documents(10) if len(d) > 3]
+    generator = torch.Generator().manual_seed(1)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    flat = []
+    with probe, torch.no_grad():
+        for batch in batches(docs, 5):
+            labels = torch.randint(-1, 3, batch["input_ids"].shape, generator=generator)
+            flat += labels[batch["attention_mask"] == 1].tolist()
+            with probe.labelled(topic=labels):
+                model(**batch)
+        model(**batch)  # and a pass without any of these labels
+    flat += [-1] * int(batch["attention_mask"].sum())
+    q = reference(model, docs + docs[-len(batch["input_ids"]) :], []).q["layer.2"]
+    labelled = np.array(flat) >= 0
+    expected = references.mutual_information(q[labelled], np.array(flat)[labelled].tolist())
+    result = probe.result()
+    assert value(result, "layer.2", "mutual_information", "topic") == pytest.approx(expected, abs=1e-6)
+    assert value(result, "layer.2", "entropy") == pytest.approx(references.entropy(q.mean(0)), abs=1e-6)
+
+
+def test_merged_shards_equal_one_run(model):
+    docs = documents(16)
+    whole = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs)
+    left = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs[:7])
+    right = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs[7:])
+    left.merge(right)
+    assert left.positions == whole.positions
+    torch.testing.assert_close(left.sums, whole.sums, rtol=1e-6, atol=0)
+    a, b = left.result().to_pandas("nats"), whole.result().to_pandas("nats")
+    np.testing.assert_allclose(a.value, b.value, atol=1e-6)
+
+
+def test_merge_matches_labels_of_ones_own_by_value(model):
+    docs = documents(8)
+    topics = torch.tensor([3, 5, 5, 9, 9, 9, 3, 7])
+    parts = [SoftEntropyProbe(model, labels=(), n_anchors=20) for _ in range(3)]
+    for probe, rows in zip(parts, [range(8), range(4), range(4, 8)], strict=True):
+        with probe, torch.no_grad(), probe.labelled(topic=topics[list(rows)]):
+            model(**next(batches([docs[i] for i in rows], 8)))
+    whole, left, right = parts
+    left.merge(right)
+    a, b = (p.result().conditional_entropy("topic").set_index(["name", "label"]).sort_index() for p in (left, whole))
+    assert a["count"].equals(b["count"])
+    np.testing.assert_allclose(a.value, b.value, atol=1e-6)
+
+
+def test_state_goes_through_a_file_and_on(model, tmp_path):
+    docs = documents(12)
+    settings = {"labels": NAMES, "n_anchors": 20}
+    whole = run(SoftEntropyProbe(model, **settings), model, docs)
+    first = run(SoftEntropyProbe(model, **settings), model, docs[:8])
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = SoftEntropyProbe(model, **settings)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    run(second, model, docs[8:])
+    assert second.positions == whole.positions
+    assert torch.equal(second.sums, whole.sums)
+    np.testing.assert_allclose(second.result().to_pandas("nats").value, whole.result().to_pandas("nats").value)
+
+
+def test_other_settings_do_not_merge_or_load(model):
+    ours = run(SoftEntropyProbe(model, n_anchors=20), model, documents())
+    theirs = run(SoftEntropyProbe(model, n_anchors=20, seed=1), model, documents())
+    with pytest.raises(InputError, match="merge: expected seed=0, got 1"):
+        ours.merge(theirs)
+    with pytest.raises(InputError, match="state: expected seed=0, got 1"):
+        ours.load_state_dict(theirs.state_dict())
+
+
+def test_layers_can_be_chosen(model):
+    docs = documents()
+    every = run(SoftEntropyProbe(model), model, docs)
+    some = run(SoftEntropyProbe(model, layers=[0, "layer.2", -1]), model, docs)
+    assert some.layers == ["embeddings", "layer.2", "final_norm"]
+    assert torch.equal(some.sums, every.sums[[0, 2, 4]])
+    with pytest.raises(InputError, match=r"layers: no layer 'layer\.9'; expected any of embeddings, layer\.1"):
+        SoftEntropyProbe(model, layers=["layer.9"])
+
+
+def test_half_precision_models_are_summed_in_float32(model):
+    docs = documents()
+    half = tiny_llama().to(torch.bfloat16)
+    probe = run(SoftEntropyProbe(half, labels=(), n_anchors=20), half, docs)
+    states = np.concatenate([references.hidden_states(half, d)["layer.2"] for d in docs])
+    q = references.assignments(states, sample_anchors(20, 24).numpy(), temperature(20, 24))
+    assert probe.sums[2, 0].sum().item() == pytest.approx(probe.positions, rel=1e-6)
+    np.testing.assert_allclose(probe.sums[2, 0], q.sum(0), rtol=0.02)  # the model's own rounding, batched and alone
+
+
+def test_autocast_around_the_model_does_not_reach_the_projection(model):
+    docs = documents()
+    seen = {}
+    handle = model.model.layers[1].register_forward_hook(lambda _m, _a, out: seen.__setitem__("h", out.detach()))
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    with probe, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**next(batches(docs[:1], 1)))
+    handle.remove()
+    q = references.assignments(seen["h"][0].double().numpy(), sample_anchors(20, 24).numpy(), temperature(20, 24))
+    np.testing.assert_allclose(probe.sums[2, 0], q.sum(0), rtol=1e-5)
+
+
+def test_sums_begun_in_inference_mode_go_on_outside_it(model):
+    docs = documents()
+    probe = SoftEntropyProbe(model)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with probe, mode():
+            model(**next(batches(docs, len(docs))))
+    with probe:
+        model(**next(batches(docs, len(docs))))
+    assert probe.positions == 3 * sum(max(len(d) - 1, 0) for d in docs)
+    assert not probe.sums.requires_grad
+
+
+def test_training_passes_do_not_count(model):
+    probe = SoftEntropyProbe(model)
+    model.train()
+    with probe:
+        model(**next(batches(documents(), 4)))
+    with pytest.raises(ProbeError, match=r"no position was counted.*1 in training mode did not count"):
+        probe.result()
+
+
+def test_hooks_live_only_inside_the_block_and_leave_others_alone(model):
+    calls = []
+    model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+
+    def hooks():
+        modules = list(model.modules())
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
+
+    before = hooks()
+    probe = SoftEntropyProbe(model)
+    assert hooks() == before
+    with pytest.raises(ZeroDivisionError), probe:
+        assert sum(hooks()) > sum(before)
+        with pytest.raises(ProbeError, match="already attached"), probe:
+            pass
+        raise ZeroDivisionError
+    assert hooks() == before
+    model(input_ids=torch.ones(1, 3, dtype=torch.long))
+    assert calls == [1]
+    assert probe.positions == 0
+
+
+def test_a_forward_pass_that_fails_midway_is_told_not_counted_in_part(model):
+    def fail(*_):
+        raise MemoryError("out of memory")
+
+    handle = model.model.layers[1].register_forward_pre_hook(fail)
+    probe = SoftEntropyProbe(model)
+    batch = next(batches(documents(), 4))
+    probe.__enter__()
+    with pytest.raises(MemoryError):
+        model(**batch)
+    handle.remove()
+    model(**batch)
+    with pytest.raises(ProbeError, match=r"failed after layer\.1: later layers lack its positions"):
+        probe.result()
+    with pytest.raises(ProbeError, match=r"failed after layer\.1"):
+        probe.__exit__(None, None, None)
+
+
+def test_a_layer_that_is_never_called_is_named(model):
+    probe = SoftEntropyProbe(model)
+    model.model.layers[2] = torch.nn.Identity()  # the model no longer calls the block that was found
+    model.model.layers[2].forward = lambda h, **_: h
+    with pytest.raises(ProbeError, match=r"layer\.3: never called"), probe:
+        model(**next(batches(documents(), 4)))
+
+
+def broken_states(model, layer, change):
+    def hook(_module, _args, output):
+        output = output.clone()
+        change(output)
+        return output
+
+    return model.model.layers[layer].register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_a_layer_without_usable_states_is_named(model, bad):
+    broken_states(model, 1, lambda h: h.fill_(bad))
+    probe = run(SoftEntropyProbe(model), model, documents())
+    with pytest.raises(ProbeError, match=r"layer\.2: hidden states are zero or not finite"):
+        probe.result()
+
+
+def test_a_few_unusable_positions_are_left_out_and_reported(model):
+    docs = [[1, 2, 3, 4, 5, 6, 7, 8], [3, 1, 3, 2, 3, 4, 3, 5]]
+    probe = SoftEntropyProbe(model, labels=["input_unigram"], n_anchors=20)
+    broken = broken_states(model, 2, lambda h: h[0, 2].fill_(float("inf")))
+    with probe, torch.no_grad():
+        model(**next(batches(docs, 2)))
+    broken.remove()
+    result = probe.result()
+    assert result.invalid_positions() == {"layer.3": 1, "final_norm": 1}
+    expected = reference(model, docs, [("input_unigram", "input", 1)])
+    keep = np.arange(16) != 2
+    q, labels = expected.q["layer.3"][keep], np.array(expected.labels["input_unigram"])[keep].ravel().tolist()
+    np.testing.assert_allclose(probe.sums[3, 0], q.sum(0), rtol=1e-5)
+    information = references.mutual_information(q, labels)
+    assert value(result, "layer.3", "mutual_information", "input_unigram") == pytest.approx(information, abs=1e-6)
+
+
+def test_float16_states_whose_norm_overflows_float16_are_measured():
+    module = torch.nn.Identity()
+    h = torch.randn(1, 50, 64, generator=torch.Generator().manual_seed(0)) * 20_000
+    h = h.clamp(-60_000, 60_000).half()
+    probe = SoftEntropyProbe(module, modules={"h": module}, n_anchors=20)
+    with probe:
+        module.eval()(h)
+    q = references.assignments(h[0].double().numpy(), sample_anchors(20, 64).numpy(), temperature(20, 64))
+    np.testing.assert_allclose(probe.sums[0, 0], q.sum(0), rtol=1e-5)
+
+
+def test_states_of_another_shape_are_named(model):
+    probe = SoftEntropyProbe(model)
+    model.model.norm.register_forward_hook(lambda _m, _a, out: out[:, 1:])
+    with (
+        pytest.raises(ProbeError, match=r"final_norm: expected hidden states \[4, \d+, 'D'\], got \[4, \d+, 24\]"),
+        probe,
+    ):
+        model(**next(batches(documents(), 4)))
+
+
+def test_any_module_and_rows_as_positions():
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    x, labels = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    probe = SoftEntropyProbe(net, modules={"first": net[0], "last": net[2]}, n_anchors=20)
+    with probe, probe.labelled(digit=labels):
+        net(x)
+    assert probe.layers == ["first", "last"]
+    assert probe.positions == 30
+    with torch.no_grad():
+        q = references.assignments(net(x).double().numpy(), sample_anchors(20, 4).numpy(), temperature(20, 4))
+    expected = references.mutual_information(q, labels.tolist())
+    assert value(probe.result(), "last", "mutual_information", "digit") == pytest.approx(expected, abs=1e-6)
+
+
+def test_embeddings_without_ids_have_no_ngrams(model):
+    embeds = torch.randn(2, 5, 24)
+    with pytest.raises(ProbeError, match="input_unigram: the model was fed no input_ids"), SoftEntropyProbe(model):
+        model(inputs_embeds=embeds)
+    probe = SoftEntropyProbe(model, labels=())
+    with probe:
+        model(inputs_embeds=embeds)
+    assert probe.positions == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["input_pentagram"]}, "labels: unknown label set 'input_pentagram'; expected any of input_unigram"),
+        ({"labels": "input_unigram"}, "labels: expected a list of names"),
+        ({"labels": ["input_unigram", "input_unigram"]}, "stands twice"),
+        ({"labels": ["column:language"]}, "column:language needs a data set"),
+        ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
+        ({"anchor_sets": 0}, "anchor_sets: expected at least 1, got 0"),
+        ({"calibration": "fast"}, "calibration: expected exact or leading_order"),
+        ({"count": "often"}, "count: expected 'forwarded', got 'often'"),
+    ],
+)
+def test_bad_arguments_are_named(model, arguments, message):
+    with pytest.raises(InputError, match=message):
+        SoftEntropyProbe(model, **arguments)
+
+
+def test_a_model_without_blocks_is_refused_with_what_was_found():
+    with pytest.raises(InputError, match=r"transformer blocks; lists of modules found: none; .*modules="):
+        SoftEntropyProbe(torch.nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"topic": torch.rand(2)}, "topic: expected an integer tensor"),
+        ({"topic": [1, 2]}, "topic: expected an integer tensor"),
+        ({"input_unigram": torch.ones(2, dtype=torch.long)}, "choose another name"),
+    ],
+)
+def test_bad_labels_are_named(model, labels, message):
+    with pytest.raises(InputError, match=message), SoftEntropyProbe(model).labelled(**labels):
+        pass
+
+
+def test_labels_of_another_shape_are_named(model):
+    probe = SoftEntropyProbe(model)
+    too_few = probe.labelled(topic=torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ProbeError, match=r"topic: expected labels \[4, \d+\], got \[3\]"), probe, too_few:
+        model(**next(batches(documents(), 4)))
