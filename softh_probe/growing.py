@@ -126,7 +126,10 @@ class GrowingRows:
             for s, table in zip(self.label_sets, self._open, strict=True)
         ]
         own = {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()}
-        rows = [torch.tensor(list(table.values()), dtype=torch.int64) for table in [*self._open, *self._kept.values()]]
+        in_rows = [list(table.values()) for table in self._open] + [
+            list(table.values()) for table in self._kept.values()
+        ]
+        rows = [torch.tensor(r, dtype=torch.int64) for r in in_rows]
         return {"ngrams": ngrams, "own": own, "rows": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -203,6 +203,19 @@ def test_state_goes_through_a_file_and_on(model, tmp_path):
     np.testing.assert_allclose(second.result().to_pandas("nats").value, whole.result().to_pandas("nats").value)
 
 
+def test_an_empty_probe_has_a_state_and_merges(model):
+    docs = documents()
+    empty, full = SoftEntropyProbe(model, labels=NAMES), run(SoftEntropyProbe(model, labels=NAMES), model, docs)
+    again = SoftEntropyProbe(model, labels=NAMES)
+    again.load_state_dict(empty.state_dict())
+    assert again.positions == 0
+    assert again.sums.shape == (0, 1, 100)
+    again.merge(full)
+    assert torch.equal(again.sums, full.sums)
+    again.merge(empty)
+    assert again.positions == full.positions
+
+
 def test_other_settings_do_not_merge_or_load(model):
     ours = run(SoftEntropyProbe(model, n_anchors=20), model, documents())
     theirs = run(SoftEntropyProbe(model, n_anchors=20, seed=1), model, documents())

@@ -1,0 +1,117 @@
+"""The command line: `softh-probe run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from docstring_parser import parse_from_object
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
+
+from softh_probe.config import RunConfig
+from softh_probe.errors import SofthProbeError
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for bad input (one line says what), 1 for any other failure."""
+    words = ["--print_config=comments" if w == "--print_config" else w for w in arguments or sys.argv[1:]]
+    debug = "--debug" in words
+    parser = _parser()
+    try:
+        parsed = parser.parse_args([w for w in words if w != "--debug"])
+        return COMMANDS[parsed.command](parsed[parsed.command])
+    except ArgumentError as error:
+        return _tell(_usage_line(str(error)), EXIT_BAD_INPUT, debug)
+    except SofthProbeError as error:
+        return _tell(str(error), EXIT_BAD_INPUT, debug)
+    except KeyboardInterrupt:
+        return _tell("interrupted; nothing was written", EXIT_INTERRUPTED, debug)
+    except BrokenPipeError:
+        return EXIT_FAILURE
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}; --debug shows where"
+        return _tell(text, EXIT_FAILURE, debug)
+
+
+def _run(options: Namespace) -> int:
+    from softh_probe.result import wide_table
+    from softh_probe.run import run  # heavy imports wait until there is something to run
+
+    values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
+    config = RunConfig(**values)
+    result = run(config)
+    print(wide_table(result).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    print(f"results in {config.out}", file=sys.stderr)
+    return 0
+
+
+COMMANDS = {"run": _run}
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="softh-probe",
+        exit_on_error=False,
+        description="How much information each layer of an LLM holds: soft entropy in one forward pass.",
+    )
+    parser.add_argument("--debug", action="store_true", help="Show Python tracebacks.")
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
+    return parser
+
+
+def _config_parser(config: type) -> ArgumentParser:
+    """A flag for each field of a dataclass, explained by the field's docstring."""
+    described = parse_from_object(config)
+    help_of = {p.arg_name: " ".join((p.description or "").split()) for p in described.params}
+    parser = ArgumentParser(exit_on_error=False, description=described.short_description)
+    parser.add_argument("--config", action="config", help="YAML file that gives any of these; flags override it.")
+    types = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        flag = f"--{field.name.replace('_', '-')}"
+        required = field.default is dataclasses.MISSING
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        options: dict[str, Any] = {"help": help_of[field.name]}
+        options |= {"required": True} if required else {"default": default}
+        if types[field.name] is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **options)
+        else:
+            parser.add_argument(flag, type=types[field.name], **options)
+    return parser
+
+
+def _usage_line(message: str) -> str:
+    """An argument error in one line; unknown names come with the ones there are."""
+    line = re.sub(r"\s+", " ", message).strip()
+    unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
+    if unknown is None:
+        line = re.sub(r"required: run\.(\w+)", lambda m: f"required: --{m[1].replace('_', '-')}", line)
+        line = re.sub(
+            r'^Parser key "(\w+)": Expected a <class \'(\w+)\'>\. Got value: ', r"\1: expected \2, got ", line
+        )
+        return f"{line}; softh-probe run --help explains every field"
+    name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
+    valid = [field.name for field in dataclasses.fields(RunConfig)]
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{name}: no such field{hint} Valid are: {', '.join(valid)}"
+
+
+def _tell(text: str, code: int, debug: bool) -> int:
+    if debug and sys.exc_info()[0] is not None and code != EXIT_INTERRUPTED:
+        raise
+    print(f"softh-probe: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

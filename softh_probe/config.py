@@ -1,0 +1,89 @@
+"""What a run is told: one checkpoint, one corpus, how to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softh_probe.calibration import resolve_temperature
+from softh_probe.errors import InputError
+from softh_probe.labels import parse_label_sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One checkpoint, one corpus, and how to measure. Lists may be written with commas: `a,b`."""
+
+    model: str
+    """Checkpoint: a hub id (owner/name), a local folder, or a .gguf file."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub checkpoint; null is its default branch."""
+    dtype: str = "auto"
+    """Number format of the weights: float32, bfloat16, float16, or auto: float32 on a CPU, else the checkpoint's."""
+    device_map: str | None = None
+    """Where the model lives: cpu, cuda:0, …, or auto to spread it by accelerate; null is one accelerator if there
+    is one, else the CPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. It can do anything you can: read it first."""
+    allow_pickle: bool = False
+    """Load weights from pickle files (pytorch_model.bin) where there are no safetensors."""
+    data: str
+    """Corpus: a hub id, a local .txt, .jsonl, .json, .csv or .parquet file, or a folder of them."""
+    subset: str | None = None
+    """Configuration of a hub data set that has several, such as `en` of allenai/c4."""
+    split: str | None = None
+    """Split of the data set; null is its only one, else `train`."""
+    text_column: str | None = None
+    """Column of the text or conversation; several (chosen,rejected) make one document each, labelled by
+    column:text_column; null infers it (text, content, messages, …)."""
+    sample_by: str = "line"
+    """What a document is in .txt files: line, paragraph or document (the whole file)."""
+    max_documents: int | None = None
+    """Rows of the data set to read; null reads all."""
+    max_length: int = 512
+    """Tokens a document (or window) has at most."""
+    overflow: str = "truncate"
+    """What happens to longer documents: truncate, or split into successive windows."""
+    labels: str | Sequence[str] = ("input_unigram", "output_unigram")
+    """Label sets: input_ or output_ with unigram, bigram, trigram or quadgram, and column:NAME for a column of the
+    data set; empty counts every token and measures entropy alone."""
+    n_anchors: int = 100
+    """Anchors a set: points on the unit sphere onto which hidden states are softly assigned."""
+    anchor_sets: int = 1
+    """Independent sets of anchors, measured in the same pass; the spread over them is the results' sd."""
+    seed: int = 0
+    """Seed of the first set of anchors; set s uses seed + s."""
+    calibration: float | str = "exact"
+    """Temperature of the soft assignment: exact, leading_order, or the temperature itself as a number."""
+    layers: str | Sequence[str] | None = None
+    """Rows to measure: embeddings, layer.1, …, final_norm; null measures all."""
+    tokens_per_batch: int = 4096
+    """Tokens a forward pass takes at most, padding included."""
+    out: str
+    """Folder for the results; it appears when they are whole."""
+    overwrite: bool = False
+    """Replace the results of an earlier run in that folder."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", _names(self.labels))
+        object.__setattr__(self, "layers", None if self.layers is None else _names(self.layers))
+        parse_label_sets(self.labels)
+        for name in ("model", "data", "out"):
+            if not getattr(self, name):
+                raise InputError(f"{name}: expected a name, got nothing")
+        for name, least in (("n_anchors", 2), ("anchor_sets", 1), ("max_length", 2), ("tokens_per_batch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.max_documents is not None and self.max_documents < 1:
+            raise InputError(f"max_documents: expected at least 1, or null for all, got {self.max_documents}")
+        for name, valid in (("overflow", ("truncate", "split")), ("sample_by", ("line", "paragraph", "document"))):
+            if getattr(self, name) not in valid:
+                raise InputError(f"{name}: expected {' or '.join(valid)}, got {getattr(self, name)!r}")
+        resolve_temperature(self.calibration, self.n_anchors, dim=2)
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Names from a list, or from text with commas."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    return tuple(value)

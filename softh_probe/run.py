@@ -1,0 +1,225 @@
+"""One checkpoint x one corpus: the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from softh_probe.checkpoint import Checkpoint, load_checkpoint, load_tokenizer, resolve_model
+from softh_probe.config import RunConfig
+from softh_probe.corpus import Corpus, length_batches, pad_batch, tokenize
+from softh_probe.documents import read_documents
+from softh_probe.errors import InputError
+from softh_probe.labels import parse_label_sets, shortest_document
+from softh_probe.output import output_folder
+from softh_probe.plan import Plan
+from softh_probe.probe import SoftEntropyProbe
+from softh_probe.report.figures import entropy_by_layer, information_by_layer
+from softh_probe.result import ProbeResult
+
+CONFIG_YAML = "config.yaml"
+VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+
+
+def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
+    """Probe one checkpoint on one corpus and write the output folder.
+
+    Args:
+        config: what to run.
+        progress: show progress and a summary of each stage on standard error.
+
+    Returns:
+        The result, as `ProbeResult.load(config.out)` reads it back.
+
+    Raises:
+        SofthProbeError: the configuration, the checkpoint or the corpus is not what it has to be; nothing is then
+            left behind in the output folder.
+    """
+    say = _Teller(progress)
+    seconds = _Stopwatch()
+    with output_folder(config.out, overwrite=config.overwrite) as folder:
+        with seconds("tokenise"):
+            source = resolve_model(config.model, revision=config.revision)
+            tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+            corpus = read_corpus(config, tokenizer, progress=progress)
+        say(f"corpus: {corpus.n_documents:,} documents, {corpus.n_tokens:,} tokens")
+        with seconds("plan"):
+            plan = plan_run(config, corpus)
+        with seconds("load"):
+            checkpoint = load_checkpoint(
+                source,
+                dtype=config.dtype,
+                device_map=config.device_map,
+                trust_remote_code=config.trust_remote_code,
+                allow_pickle=config.allow_pickle,
+            )
+        with checkpoint:
+            _check_lengths(checkpoint, corpus)
+            probe = new_probe(config, checkpoint.model, plan)
+            gib = len(probe.layers) * plan.bytes_per_layer(config.n_anchors, config.anchor_sets) / 2**30
+            say(f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches; sums take {gib:.2f} GiB")
+            with seconds("forward"):
+                forward(probe, checkpoint.model, plan, progress=progress)
+        with seconds("finish"):
+            result = probe.result()
+            result.info.update(_provenance(config, checkpoint, corpus, plan))
+            result.info["warnings"] = _warnings(result, plan)
+            for text in result.info["warnings"]:
+                say(f"warning: {text}")
+            (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
+            for name, figure in (("entropy", entropy_by_layer(result)), ("information", information_by_layer(result))):
+                figure.savefig(folder / f"{name}.png", dpi=150)
+        result.info["seconds"] = seconds.spent
+        result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
+        result.save(folder)
+    return result
+
+
+def read_corpus(config: RunConfig, tokenizer: Any, *, progress: bool = True) -> Corpus:
+    """The corpus a configuration asks for, tokenised."""
+    label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
+    documents = read_documents(
+        config.data,
+        split=config.split,
+        subset=config.subset,
+        text_column=config.text_column,
+        sample_by=config.sample_by,
+        max_documents=config.max_documents,
+        label_columns=label_columns,
+    )
+    return tokenize(documents, tokenizer, max_length=config.max_length, overflow=config.overflow, progress=progress)
+
+
+def plan_run(config: RunConfig, corpus: Corpus) -> Plan:
+    """Batches of documents of like length, and where their labels live."""
+    label_sets = parse_label_sets(config.labels)
+    long_enough = corpus.lengths >= shortest_document(label_sets)
+    return Plan(corpus, label_sets, length_batches(corpus.lengths, config.tokens_per_batch, keep=long_enough))
+
+
+def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntropyProbe:
+    """The probe a configuration asks for."""
+    return SoftEntropyProbe(
+        model,
+        labels=config.labels,
+        n_anchors=config.n_anchors,
+        anchor_sets=config.anchor_sets,
+        seed=config.seed,
+        calibration=config.calibration,
+        layers=config.layers,
+        plan=plan,
+    )
+
+
+def forward(probe: SoftEntropyProbe, model: Any, plan: Plan, *, progress: bool = True) -> None:
+    """Run the backbone over the planned batches. The model's head is not run, no hidden state is kept."""
+    device = model.get_input_embeddings().weight.device
+    n_tokens = int(plan.corpus.lengths[np.concatenate(plan.batches)].sum())
+    with (
+        probe,
+        torch.inference_mode(),
+        tqdm(total=n_tokens, desc="forward", unit="tok", unit_scale=True, disable=not progress, file=sys.stderr) as bar,
+    ):
+        for index, documents in enumerate(plan.batches):
+            input_ids, attention_mask = pad_batch(plan.corpus, documents)
+            labels = plan.batch(index)
+            with probe.batch(labels):
+                model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
+            if index == 0:
+                probe.check()  # unusable hidden states show here, not after hours
+            bar.update(labels.n_tokens)
+
+
+def config_yaml(config: RunConfig) -> str:
+    """The configuration as a file that `softh-probe run --config` takes."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _check_lengths(checkpoint: Checkpoint, corpus: Corpus) -> None:
+    """Positions that a model has no embedding for fail in ways that are hard to read."""
+    longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < int(corpus.lengths.max()):
+        raise InputError(
+            f"max_length: the model takes documents of up to {longest} tokens, the longest here has "
+            f"{corpus.lengths.max()}; set --max-length {longest}"
+        )
+
+
+def _provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: Plan) -> dict[str, Any]:
+    """What a result says of where it comes from (JSON values)."""
+    return {
+        "config": yaml.safe_load(config_yaml(config)),
+        "model": checkpoint.info,
+        "corpus": {
+            "data": config.data,
+            "sha256": corpus.sha256,
+            "documents_read": corpus.n_read,
+            "documents_empty": corpus.n_empty,
+            "documents_longer_than_max_length": corpus.n_truncated,
+            "documents": corpus.n_documents,
+            "documents_too_short": plan.n_too_short,
+            "tokens": corpus.n_tokens,
+        },
+        "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
+        "peak_memory_gib": _peak_memory_gib(),
+    }
+
+
+def _warnings(result: ProbeResult, plan: Plan) -> list[str]:
+    found = [
+        f"{row}: {n:,} of {result.info['positions']:,} positions were left out, their hidden states being zero or "
+        "not finite"
+        for row, n in result.invalid_positions().items()
+    ]
+    if plan.n_too_short:
+        found.append(
+            f"{plan.n_too_short:,} of {plan.corpus.n_documents:,} documents are shorter than the "
+            f"{shortest_document(plan.label_sets)} tokens that one position needs, and were left out"
+        )
+    return found
+
+
+def _peak_memory_gib() -> dict[str, float]:
+    """The most memory held so far, by the process and on each accelerator, in GiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # getrusage counts bytes there, KiB elsewhere
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    for index in range(torch.cuda.device_count()):
+        peak[f"cuda:{index}"] = torch.cuda.max_memory_allocated(index) / 2**30
+    return peak
+
+
+class _Stopwatch:
+    """Wall time by stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - start
+
+
+class _Teller:
+    """Lines for whoever is watching, on standard error."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    def __call__(self, text: str) -> None:
+        if self._enabled:
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,369 @@
+"""Runs from end to end, on tiny models and on the real one: files, errors, memory."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from softh_probe import ProbeResult, sample_anchors, temperature
+from softh_probe.cli import main
+from softh_probe.config import RunConfig
+from softh_probe.errors import InputError, ProbeError
+from softh_probe.run import run
+from tests import references
+from tests.conftest import tiny_llama
+from tests.test_probe import NAMES, NGRAMS, value
+
+TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
+LANGUAGES = [["en", "de", None][i % 3] for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny model with its tokenizer, as save_pretrained writes them."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "<pad>"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    tiny_llama(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": text, "language": language} for text, language in zip(TEXTS, LANGUAGES, strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def config(checkpoint, data, tmp_path):
+    def make(**changes) -> RunConfig:
+        settings = {"model": str(checkpoint), "data": str(data), "out": str(tmp_path / "out"), "n_anchors": 20}
+        return RunConfig(**{**settings, **changes})
+
+    return make
+
+
+def tokens_of(checkpoint, texts=TEXTS):
+    return PreTrainedTokenizerFast.from_pretrained(checkpoint)(texts)["input_ids"]
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 60, 4096])
+def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch):
+    result = run(config(labels=[*NAMES, "column:language"], tokens_per_batch=tokens_per_batch), progress=False)
+    docs = tokens_of(checkpoint)
+    model = LlamaForCausalLM.from_pretrained(checkpoint)
+    columns = {"column:language": LANGUAGES}
+    expected = references.measure(model, docs, NGRAMS, sample_anchors(20, 24).numpy(), temperature(20, 24), columns)
+    for row, mass_SM in zip(result.rows, result.tensors["mass"], strict=True):
+        q = expected.q[row]
+        np.testing.assert_allclose(mass_SM[0], q.sum(axis=0), rtol=1e-5)
+        for name in NAMES:
+            information = references.mutual_information(q, expected.labels[name])
+            assert value(result, row, "mutual_information", name) == pytest.approx(information, abs=1e-6)
+        labels = np.array(expected.labels["column:language"])
+        has = labels != None  # noqa: E711 - elementwise
+        information = references.mutual_information(q[has], labels[has].tolist())
+        assert value(result, row, "mutual_information", "column:language") == pytest.approx(information, abs=1e-6)
+    assert result.info["positions"] == len(expected.labels["input_unigram"])
+
+
+def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
+    result = run(config(labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
+    out = tmp_path / "out"
+    names = {"config.yaml", "entropy.png", "information.png", "layers.csv", "layers.parquet", "result.json"}
+    assert {path.name for path in out.iterdir()} == names | {"sums.safetensors"}
+    table = result.to_pandas()
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "layers.parquet"), table)
+    csv = pd.read_csv(out / "layers.csv", keep_default_na=False, na_values={"sd": ""})
+    pd.testing.assert_frame_equal(csv, table, check_dtype=False)
+    assert list(table.columns) == ["layer", "name", "label_set", "metric", "value", "sd"]
+    assert load_file(out / "sums.safetensors")["mass"].dtype == torch.float64
+    info = json.loads((out / "result.json").read_text())
+    docs = tokens_of(checkpoint)
+    assert info["tokens"] == info["corpus"]["tokens"] == sum(map(len, docs))
+    assert info["positions"] == sum(len(d) - 1 for d in docs)
+    assert info["corpus"]["documents"] == info["corpus"]["documents_read"] == 30
+    assert len(info["corpus"]["sha256"]) == len(info["model"]["weights_sha256"]) == 64
+    assert [a["dim"] for a in info["anchors"]] == [24]
+    assert set(info["seconds"]) == {"load", "tokenise", "plan", "forward", "finish"}
+    assert info["tokens_per_second"] > 0
+    assert info["peak_memory_gib"]["host"] > 0
+    assert info["versions"]["torch"] == torch.__version__
+    assert info["model"]["trust_remote_code"] is False
+
+
+def test_a_result_reads_back_and_a_damaged_one_is_refused(config, tmp_path):
+    result = run(config(labels=["column:language"]), progress=False)
+    out = tmp_path / "out"
+    again = ProbeResult.load(out)
+    pd.testing.assert_frame_equal(again.to_pandas("bits"), result.to_pandas("bits"))
+    pd.testing.assert_frame_equal(
+        again.conditional_entropy("column:language"), result.conditional_entropy("column:language")
+    )
+    assert again.info == json.loads(json.dumps(result.info))
+    with pytest.raises(InputError, match=r"holds no result: result\.json is missing"):
+        ProbeResult.load(tmp_path)
+    sums = (out / "sums.safetensors").read_bytes()
+    (out / "sums.safetensors").write_bytes(sums[:100])
+    with pytest.raises(InputError, match="damaged"):
+        ProbeResult.load(out)
+    (out / "result.json").write_text((out / "result.json").read_text().replace('"format": 1', '"format": 9'))
+    (out / "sums.safetensors").write_bytes(sums)
+    with pytest.raises(InputError, match="expected a result of format 1, got 9"):
+        ProbeResult.load(out)
+
+
+def test_the_saved_configuration_repeats_the_result(config, tmp_path):
+    first = run(config(labels=["input_bigram"], anchor_sets=2, max_length=9, overflow="split"), progress=False)
+    saved = tmp_path / "out" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["max_length"] == 9
+    assert main(["run", "--config", str(saved), "--out", str(tmp_path / "again")]) == 0
+    again = ProbeResult.load(tmp_path / "again")
+    assert torch.equal(again.tensors["mass"], first.tensors["mass"])
+    pd.testing.assert_frame_equal(again.to_pandas(), first.to_pandas())
+
+
+def test_the_order_of_documents_does_not_matter(config, data, tmp_path):
+    first = run(config(labels=NAMES, tokens_per_batch=80), progress=False)
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join(reversed(lines)))
+    second = run(config(labels=NAMES, tokens_per_batch=80, out=str(tmp_path / "again")), progress=False)
+    np.testing.assert_allclose(second.tensors["mass"], first.tensors["mass"], rtol=1e-5)
+    np.testing.assert_allclose(second.to_pandas("nats").value, first.to_pandas("nats").value, atol=1e-6)
+    assert second.info["corpus"]["sha256"] != first.info["corpus"]["sha256"]
+
+
+def test_the_head_is_not_run(config, monkeypatch):
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("the head was run"))
+    assert run(config(), progress=False).info["model"]["class"] == "LlamaModel"
+
+
+def test_preference_pairs_give_the_information_about_preference(config, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"chosen": f"yes the cat sat {'and saw ' * (i % 3)}", "rejected": "dogs again ." * (1 + i % 2)}
+        for i in range(20)
+    ]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    names = ["column:text_column", "input_unigram"]
+    result = run(config(data=str(pairs), text_column="chosen,rejected", labels=names), progress=False)
+    assert result.info["corpus"]["documents"] == 40
+    table = result.conditional_entropy("column:text_column").query("name == 'layer.1'")
+    assert sorted(table.label) == ["chosen", "rejected"]
+    assert 0 < value(result, "layer.1", "mutual_information", "column:text_column") <= math.log(2)
+
+
+def test_documents_too_short_are_told(config, data):
+    data.write_text(data.read_text() + '\n{"text": "a", "language": "en"}')
+    result = run(config(labels=["input_quadgram", "output_quadgram"]), progress=False)
+    assert result.info["corpus"]["documents_too_short"] >= 1
+    assert "shorter than the 8 tokens" in result.info["warnings"][0]
+
+
+def test_overwriting_is_asked_for(config, tmp_path):
+    run(config(), progress=False)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    with pytest.raises(InputError, match="already holds the results of a run; name another folder, or add --overwrite"):
+        run(config(seed=1), progress=False)
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+    result = run(config(seed=1, overwrite=True), progress=False)
+    assert ProbeResult.load(tmp_path / "out").info["settings"]["seed"] == result.info["settings"]["seed"] == 1
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def damage_weights(folder: Path, how: str) -> None:
+    weights = folder / "model.safetensors"
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-200])
+    elif how == "garbage":
+        weights.write_bytes(b"\xff" * 1000)
+    else:
+        weights.unlink()
+
+
+def as_options(config: RunConfig, **changes) -> list[str]:
+    values = {"model": config.model, "data": config.data, "out": config.out, **changes}
+    return [f"--{name.replace('_', '-')}={setting}" for name, setting in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "./nowhere"}, "nowhere"),
+        ({"data": "./nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"split": "nope"}, "nope"),
+        ({"text_column": "body"}, "body"),
+        ({"labels": "column:colour"}, "colour"),
+        ({"labels": "input_pentagram"}, "expected any of input_unigram"),
+        ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
+        ({"n_anchors": "many"}, "n_anchors: expected int, got many"),
+        ({"anchors": 3}, "anchors: no such field"),
+        ({"dtype": "int3"}, "int3"),
+        ({"overflow": "wrap"}, "overflow: expected truncate or split, got 'wrap'"),
+        ({"max_length": 4, "labels": "input_quadgram,output_quadgram"}, "every document is too short"),
+        ({"max_length": 4096, "sample_by": "page"}, "sample_by"),
+        ({"layers": "layer.77"}, "layers: no layer 'layer.77'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(config, tmp_path, capsys, changes, message):
+    before = sorted(tmp_path.iterdir())
+    assert main(["run", *as_options(config(), **changes)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("softh-probe: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("how", ["truncated", "garbage", "missing"])
+def test_damaged_weights_are_one_line(config, checkpoint, tmp_path, capsys, how):
+    import shutil
+
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    damage_weights(copy, how)
+    assert main(["run", *as_options(config(model=str(copy)))]) == 2
+    assert "copy" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": null}\n', "{broken"])
+def test_empty_or_broken_data_is_one_line(config, data, tmp_path, capsys, content):
+    data.write_text(content)
+    assert main(["run", *as_options(config())]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("softh-probe: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_document_longer_than_the_model_takes_is_refused(config, data):
+    data.write_text(json.dumps({"text": "the cat " * 200}))
+    with pytest.raises(InputError, match=r"documents of up to 128 tokens, the longest here has .* --max-length 128"):
+        run(config(), progress=False)
+
+
+def test_a_layer_without_usable_states_stops_the_run_at_the_first_batch(config, checkpoint, tmp_path):
+    model = tiny_llama(vocab_size=150)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    for file in checkpoint.glob("tokenizer*"):
+        (tmp_path / "nan" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ProbeError, match=r"layer\.2: hidden states are zero or not finite at \d+ of \d+"):
+        run(config(model=str(tmp_path / "nan")), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unforeseen_failure_is_one_line_too_and_debug_shows_it(config, monkeypatch, capsys):
+    monkeypatch.setattr("softh_probe.run.run", lambda *_: 1 / 0)
+    assert main(["run", *as_options(config())]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "--debug", *as_options(config())])
+
+
+def test_help_and_print_config_explain_every_field(config, capsys):
+    for words in (["run", "--help"], ["run", *as_options(config()), "--print_config"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(words)
+        assert exit_.value.code == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Tokens a document (or window) has at most." in text
+        for name in RunConfig.__dataclass_fields__:
+            assert name in text.replace("-", "_")
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path):
+    RunConfig(**yaml.safe_load(path.read_text()))
+
+
+MEASURE_PEAK = """
+import resource, sys
+from softh_probe.config import RunConfig
+from softh_probe.run import run
+model, data, out = sys.argv[1:]
+result = run(RunConfig(model=model, data=data, out=out, max_length=128, n_anchors=20), progress=False)
+print(result.info["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_documents(checkpoint, tmp_path):
+    """Eight times the documents: kept hidden states would add 0.5 KB a token, some 90 MB; tokens add 4 bytes."""
+    peaks = []
+    for times in (1, 8):
+        data = tmp_path / f"{times}.txt"
+        data.write_text("\n".join(["the cat sat on the mat and saw 2 dogs again . " * 12] * 250 * times))
+        words = [sys.executable, "-c", MEASURE_PEAK, str(checkpoint), str(data), str(tmp_path / f"out{times}")]
+        out = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        peaks.append((int(out[0]), float(out[1])))
+    (few, small), (many, large) = peaks
+    assert many == 8 * few
+    assert many > 150_000
+    assert large - small < 30, f"{few} tokens: {small:.0f} MB, {many} tokens: {large:.0f} MB"
+
+
+def test_the_example_script_runs(checkpoint, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    words = [sys.executable, "scripts/probe_checkpoint.py", str(checkpoint), str(texts)]
+    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    expected = sum(len(d) - 1 for d in tokens_of(checkpoint, [t.strip() for t in TEXTS]))
+    assert out.startswith(f"{expected} positions")
+    assert "mutual_information" in out
+
+
+@pytest.mark.checkpoint
+def test_the_real_checkpoint_equals_every_document_alone(smollm2_gguf, tmp_path):
+    """SmolLM2-135M on Python's help topics: all 32 rows, four n-gram orders in both directions, in float64."""
+    from pydoc_data.topics import topics
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = [text[:400] for _, text in sorted(topics.items())[:10]]
+    data = tmp_path / "topics.jsonl"
+    data.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    result = run(
+        RunConfig(
+            model=str(smollm2_gguf),
+            data=str(data),
+            out=str(tmp_path / "out"),
+            labels=NAMES,
+            max_length=64,
+            tokens_per_batch=200,
+        ),
+        progress=False,
+    )
+    where = {"pretrained_model_name_or_path": str(smollm2_gguf.parent), "gguf_file": smollm2_gguf.name}
+    docs = AutoTokenizer.from_pretrained(**where)(texts, truncation=True, max_length=64)["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    expected = references.measure(model, docs, NGRAMS, sample_anchors(100, 576).numpy(), temperature(100, 576))
+    assert result.rows == ["embeddings", *(f"layer.{i}" for i in range(1, 31)), "final_norm"]
+    for row, mass_SM in zip(result.rows, result.tensors["mass"], strict=True):
+        q = expected.q[row]
+        np.testing.assert_allclose(mass_SM[0], q.sum(axis=0), rtol=1e-5)
+        assert value(result, row, "entropy") == pytest.approx(references.entropy(q.mean(0)), abs=1e-5)
+        for name in NAMES:
+            information = references.mutual_information(q, expected.labels[name])
+            assert value(result, row, "mutual_information", name) == pytest.approx(information, abs=1e-5)
+
+
+def test_no_path_of_a_secret_reaches_the_results(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_user")
+    run(config(), progress=False)
+    for path in (tmp_path / "out").iterdir():
+        assert b"hf_secret_of_the_user" not in path.read_bytes()
+    assert os.environ["HF_TOKEN"] == "hf_secret_of_the_user"
