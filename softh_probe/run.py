@@ -17,12 +17,13 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from softh_probe.checkpoint import Checkpoint, load_checkpoint, load_tokenizer, resolve_model
+from softh_probe.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
 from softh_probe.config import RunConfig
 from softh_probe.corpus import Corpus, length_batches, pad_batch, tokenize
 from softh_probe.documents import read_documents
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets, shortest_document
+from softh_probe.model_source import resolve_model
 from softh_probe.output import output_folder
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe

@@ -1,0 +1,214 @@
+"""One checkpoint: found, loaded without its language-model head or refused, fingerprinted, freed again.
+
+    source = resolve_model("EleutherAI/pythia-160m", revision="step1000")
+    tokenizer = load_tokenizer(source)
+    with load_checkpoint(source) as checkpoint:
+        checkpoint.model(**batch).last_hidden_state  # logits are never computed
+
+A probe that silently measures random weights is worse than none: weights the checkpoint does not hold are an
+error here. So is everything that would run code out of a checkpoint, unless it is asked for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from softh_probe.errors import InputError
+from softh_probe.fingerprint import is_pooler, weights_fingerprint
+from softh_probe.loading_errors import AGAIN, explained, quiet_transformers, refuse, some
+from softh_probe.model_source import ModelSource, check_weights, fetch, fetch_weights, small_files
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's words for several devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded model and what identifies it.
+
+    `model`: in eval mode; without head, gradients and cache. `info`: plain JSON with `model` (as given),
+    `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`, `dtype`, `devices`, `n_parameters`,
+    `weights_sha256` (or None, and the reason in `weights_note`), `trust_remote_code`, `allow_pickle`.
+    """
+
+    model: PreTrainedModel
+    info: dict[str, Any]
+
+    def free(self) -> None:
+        """Give the weights' memory back, whoever still holds the model; `info` stays."""
+        # Unbound: accelerate and transformers replace the moving methods of models that they spread or quantize.
+        nn.Module.to_empty(self.model, device="meta")
+        if kind := _accelerator():
+            getattr(torch, kind).empty_cache()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+
+def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer; InputError where it is missing, damaged, or needs code of its own.
+
+    load_tokenizer(resolve_model("EleutherAI/pythia-160m"))("a b").input_ids
+    """
+    what = f"model {source.name!r}: its tokenizer"
+    remedy = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json"
+    folder = source.folder or fetch(source, small_files(trust_remote_code))
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    with quiet_transformers(), explained(what, remedy, TypeError):
+        if source.folder is None:  # transformers knows the tokenizers of some repositories by their names
+            options["config"] = AutoConfig.from_pretrained(folder, **options)
+            options["config"].name_or_path = source.name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        except Exception as error:
+            if type(error) is Exception:  # what the tokenizers library (Rust) raises for a damaged file
+                raise ValueError(str(error)) from error
+            raise
+    # Without files many classes come up with no vocabulary (two word boundaries at most) and no error.
+    if tokenizer.vocab_files_names and len(tokenizer) - len(tokenizer.added_tokens_decoder) <= 2:
+        raise InputError(f"{what} has no vocabulary; {remedy}")
+    return tokenizer
+
+
+def load_checkpoint(
+    source: ModelSource,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Load the transformer without its head.
+
+        with load_checkpoint(resolve_model("./checkpoint-500")) as checkpoint:
+            checkpoint.info["weights_sha256"]
+
+    dtype: "auto" is the checkpoint's own on an accelerator, float32 on a CPU (slow and inexact in bfloat16).
+    device_map: None is one accelerator, else the CPU; or what accelerate takes ("auto", "cpu", "cuda:1").
+    Raises InputError, naming file and remedy, for what is wrong with the checkpoint or the arguments.
+    """
+    placement, torch_dtype = _check_device(device_map), _check_dtype(dtype)
+    if dtype == "auto" and (placement == "cpu" or not _accelerator()):
+        torch_dtype = torch.float32
+    trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    folder = source.folder or fetch_weights(source, **trust)
+    with quiet_transformers():
+        loaded, report = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
+    model = _without_head(loaded)
+    _check_complete(source.name, loaded, model, report)
+    model.eval().requires_grad_(False)
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
+    fingerprint = weights_fingerprint(model)
+    info = {
+        "model": source.name,
+        "revision": source.revision,
+        "commit": None if source.folder else folder.name,
+        "gguf_file": source.gguf_file,
+        "model_type": model.config.model_type,
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "devices": sorted({"offloaded" if p.is_meta else str(p.device) for p in model.parameters()}),
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_sha256": fingerprint,
+        "weights_note": None if fingerprint else "some weights are offloaded where they cannot be read back",
+        **trust,
+    }
+    return Checkpoint(model=model, info=info)
+
+
+def _load(
+    source: ModelSource, folder: Path, *, trust_remote_code: bool, allow_pickle: bool, **placement: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model as transformers gives it, perhaps with a head, and its report of missing and misfit weights.
+
+    placement: the `dtype` and `device_map` that from_pretrained takes.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # a bool: None would ask on stdin
+    config_file = folder / (source.gguf_file or "config.json")
+    if source.gguf_file:
+        files, options["gguf_file"] = [source.gguf_file], source.gguf_file
+    else:
+        files = check_weights(source.name, folder, allow_pickle)
+    with explained(f"model {source.name!r}: {config_file}", AGAIN):
+        config = AutoConfig.from_pretrained(folder, **options)
+    auto_class = _auto_class(source.name, config)
+    if not source.gguf_file:
+        options["use_safetensors"] = files[0].endswith(".safetensors")
+    elif hasattr(transformers, "GgufConfig"):  # left packed, they would be multiplied by kernels from the hub
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    # Misfits are let pass here for their names: _check_complete refuses them.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with explained(f"model {source.name!r}: {some(files)} in {folder}", AGAIN):
+        return auto_class.from_pretrained(folder, config=config, **placement, **options)
+
+
+def _auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
+    """AutoModel where it or the repository's code has the type, else AutoModelForCausalLM. Runs no code."""
+    code = getattr(config, "auto_map", None) or {}
+    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    for auto_class, mapping in ((AutoModel, transformers.MODEL_MAPPING), (AutoModelForCausalLM, causal)):
+        if type(config) in mapping or auto_class.__name__ in code:
+            return auto_class
+    raise refuse(name, f"transformers has no language model of type {config.model_type!r}; give another model")
+
+
+def _without_head(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformer inside a model that came with an output layer; an encoder-decoder stays whole."""
+    if model.get_output_embeddings() is None or model.config.is_encoder_decoder:
+        return model
+    body = model.base_model if model.base_model is not model else model.get_decoder()
+    return body if isinstance(body, PreTrainedModel) else model
+
+
+def _check_complete(name: str, loaded: nn.Module, model: nn.Module, report: dict[str, Any]) -> None:
+    """Refuse a model (`loaded` or a part of it) with weights that its checkpoint does not hold."""
+    prefix = next(path for path, module in loaded.named_modules() if module is model)
+
+    def counts(key: str) -> bool:
+        return key.startswith(f"{prefix}." if prefix else "") and not is_pooler(key)
+
+    missing = sorted(key for key in report["missing_keys"] if counts(key))
+    misfits = sorted(
+        f"{key} {tuple(stored)} instead of {tuple(expected)}"
+        for key, stored, expected in report["mismatched_keys"]
+        if counts(key)
+    )
+    if missing or misfits:
+        problem = f"the files lack {some(missing)}" if missing else f"wrong shapes: {some(misfits)}"
+        remedy = "get config.json and weights from one source, whole"
+        raise refuse(name, f"weights do not fit config.json, {problem}; {remedy}")
+
+
+def _check_dtype(dtype: str) -> Any:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: unknown; expected one of {', '.join(DTYPES)}")
+    return dtype if dtype == "auto" else getattr(torch, dtype)
+
+
+def _check_device(device_map: str | None) -> str:
+    kind = _accelerator()
+    here = ["cpu", *_PLACEMENTS]
+    if kind:
+        here += [kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
+    if device_map is not None and device_map not in here:
+        raise InputError(f"device_map {device_map!r}: no such device here; expected one of {', '.join(here)}")
+    return device_map or kind or "cpu"
+
+
+def _accelerator() -> str | None:
+    """The kind of accelerator at hand ("cuda", "mps"), or None."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device.type if device else None

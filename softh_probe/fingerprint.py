@@ -1,0 +1,53 @@
+"""What identifies weights: equal ones share a fingerprint, different ones do not."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """SHA-256 (hex) of the weights as loaded: sorted names, dtypes, shapes and bytes.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> before = weights_fingerprint(layer)
+    >>> layer.bias.data[0] += 1
+    >>> weights_fingerprint(layer) == before
+    False
+
+    Parameters and persistent buffers count, whatever their strides, device, file, shard or shared memory.
+    Poolers do not: a checkpoint may lack them, they are random then, and no layer's states pass through one.
+    One tensor a thread is copied at a time. None: a tensor is offloaded where no hook can bring it back.
+    """
+
+    def line(item: tuple[str, Tensor]) -> str:
+        name, tensor = item
+        raw = _values(model, name, tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw.data).hexdigest()}\n"
+
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    try:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashlib works without the GIL
+            lines = pool.map(line, sorted((name, tensors[name]) for name in tensors if not is_pooler(name)))
+            return hashlib.sha256("".join(lines).encode()).hexdigest()
+    except LookupError:
+        return None
+
+
+def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The tensor, fetched from accelerate's store where it is offloaded; LookupError where it is in none."""
+    if not tensor.is_meta:
+        return tensor
+    module, _, leaf = name.rpartition(".")
+    hook = getattr(model.get_submodule(module), "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        if getattr(part, "weights_map", None) is not None:
+            return part.weights_map[leaf]
+    raise LookupError(name)
+
+
+def is_pooler(key: str) -> bool:
+    """Whether a weight belongs to a pooler, which no layer's states pass through."""
+    return "pooler" in key.split(".")
