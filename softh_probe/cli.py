@@ -95,15 +95,22 @@ def _usage_line(message: str) -> str:
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
         line = re.sub(r"required: run\.(\w+)", lambda m: f"required: --{m[1].replace('_', '-')}", line)
-        line = re.sub(
-            r'^Parser key "(\w+)": Expected a <class \'(\w+)\'>\. Got value: ', r"\1: expected \2, got ", line
-        )
-        return f"{line}; softh-probe run --help explains every field"
+        return f"{_typing_error(line) or line}; softh-probe run --help explains every field"
     name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
     valid = [field.name for field in dataclasses.fields(RunConfig)]
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"{name}: no such field{hint} Valid are: {', '.join(valid)}"
+
+
+def _typing_error(line: str) -> str | None:
+    """What jsonargparse says of a value of a wrong type, in plain words."""
+    key = re.search(r'Parser key "(\w+)"', line)
+    value = re.search(r"(?:Got|Given) value: (.*)$", line)
+    types = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", line))
+    if key is None or value is None or not types:
+        return None
+    return f"{key[1]}: expected {' or '.join(types).replace('NoneType', 'null')}, got {value[1]!r}"
 
 
 def _tell(text: str, code: int, debug: bool) -> int:

@@ -142,11 +142,11 @@ def _label_columns(types: Mapping[str, str], label_columns: Sequence[str], sever
     for name in names:
         if name not in types and name == PREFERENCE_LABEL:
             raise InputError(
-                f"label_columns: {name!r} is the name of each document's text column, and {data} is read by one "
+                f"labels: {name!r} is the name of each document's text column, and {data} is read by one "
                 "only; give several, as in text_column 'chosen,rejected'"
             )
         if name not in types:
-            raise no_such("label_columns", name, list(types), data)
+            raise no_such("labels", name, list(types), data)
     return names
 
 
@@ -190,9 +190,7 @@ def _label(value: Any, column: str, where: str) -> Hashable | None:
         return None
     if isinstance(value, (str, int, float, datetime.date)):
         return value
-    raise InputError(
-        f"label_columns: {column!r} holds a {_type_name(value)} in {where}; labels are text, numbers or booleans"
-    )
+    raise InputError(f"labels: {column!r} holds a {_type_name(value)} in {where}; labels are text, numbers or booleans")
 
 
 def _content(value: Any, column: str, where: str) -> str | list[dict[str, Any]]:

@@ -67,8 +67,10 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
                 allow_pickle=config.allow_pickle,
             )
         with checkpoint:
-            _check_lengths(checkpoint, corpus)
+            _check_model(checkpoint, corpus)
             probe = new_probe(config, checkpoint.model, plan)
+            info = checkpoint.info
+            say(f"model: {info['class']}, {info['dtype']} on {', '.join(info['devices'])}; {_measuring(config, probe)}")
             gib = len(probe.layers) * plan.bytes_per_layer(config.n_anchors, config.anchor_sets) / 2**30
             say(f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches; sums take {gib:.2f} GiB")
             with seconds("forward"):
@@ -137,7 +139,7 @@ def forward(probe: SoftEntropyProbe, model: Any, plan: Plan, *, progress: bool =
             input_ids, attention_mask = pad_batch(plan.corpus, documents)
             labels = plan.batch(index)
             with probe.batch(labels):
-                model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
+                model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
             if index == 0:
                 probe.check()  # unusable hidden states show here, not after hours
             bar.update(labels.n_tokens)
@@ -149,14 +151,25 @@ def config_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _check_lengths(checkpoint: Checkpoint, corpus: Corpus) -> None:
-    """Positions that a model has no embedding for fail in ways that are hard to read."""
-    longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
+def _check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
+    """Refuse what the loop cannot feed, before it fails in ways that are hard to read."""
+    config = checkpoint.model.config
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"model: {checkpoint.info['model']!r} is an encoder-decoder, which runs cannot feed yet; attach "
+            "SoftEntropyProbe to its encoder or decoder instead"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < int(corpus.lengths.max()):
         raise InputError(
             f"max_length: the model takes documents of up to {longest} tokens, the longest here has "
             f"{corpus.lengths.max()}; set --max-length {longest}"
         )
+
+
+def _measuring(config: RunConfig, probe: SoftEntropyProbe) -> str:
+    sets = f"{config.anchor_sets} set{'s' * (config.anchor_sets > 1)} of {config.n_anchors} anchors"
+    return f"measuring {len(probe.layers)} rows with {sets}, labels: {', '.join(config.labels) or 'none'}"
 
 
 def _provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: Plan) -> dict[str, Any]:

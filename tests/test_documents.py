@@ -259,7 +259,7 @@ def test_missing_columns(tmp_path):
     assert "did you mean 'text'" in text
     assert "text, language, year" in text
     text = message(path, label_columns=["lang"])
-    assert text.startswith("label_columns:")
+    assert text.startswith("labels:")
     assert "did you mean 'language'" in text
     assert "text_column:" in message(path, text_column="text,missing")
 
@@ -281,7 +281,7 @@ def test_preference_pairs(tmp_path):
     found = list(read_documents(path, text_column="chosen,rejected", max_documents=1))
     assert [d.columns for d in found] == [{"text_column": "chosen"}, {"text_column": "rejected"}]
     text = message(path, text_column="chosen", label_columns=["text_column"])
-    assert text.startswith("label_columns:")
+    assert text.startswith("labels:")
     assert "chosen,rejected" in text
     own = str(write(tmp_path / "e.jsonl", [{"text": "a", "text_column": "own"}]))
     assert [d.columns for d in read_documents(own, label_columns=["text_column"])] == [{"text_column": "own"}]
@@ -352,7 +352,7 @@ def test_labels_of_a_class_column_are_its_names(tmp_path):
 @pytest.mark.parametrize(("value", "kind"), [(["a"], "list of str"), ({"a": 1}, "dict")])
 def test_label_that_is_none(tmp_path, value, kind):
     text = message(str(write(tmp_path / "d.jsonl", [{"text": "t", "tags": value}])), label_columns=["tags"])
-    assert text.startswith("label_columns: 'tags' holds a")
+    assert text.startswith("labels: 'tags' holds a")
     assert kind in text
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from softh_probe import ProbeResult, sample_anchors, temperature
 from softh_probe.cli import main
@@ -212,7 +212,7 @@ def as_options(config: RunConfig, **changes) -> list[str]:
         ({"labels": "column:colour"}, "colour"),
         ({"labels": "input_pentagram"}, "expected any of input_unigram"),
         ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
-        ({"n_anchors": "many"}, "n_anchors: expected int, got many"),
+        ({"n_anchors": "many"}, "n_anchors: expected int, got 'many'"),
         ({"anchors": 3}, "anchors: no such field"),
         ({"dtype": "int3"}, "int3"),
         ({"overflow": "wrap"}, "overflow: expected truncate or split, got 'wrap'"),
@@ -253,6 +253,40 @@ def test_a_document_longer_than_the_model_takes_is_refused(config, data):
     data.write_text(json.dumps({"text": "the cat " * 200}))
     with pytest.raises(InputError, match=r"documents of up to 128 tokens, the longest here has .* --max-length 128"):
         run(config(), progress=False)
+
+
+def test_an_encoder_decoder_is_refused_by_name(config, checkpoint, tmp_path):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(vocab_size=150, **sizes)).save_pretrained(tmp_path / "t5")
+    for file in checkpoint.glob("tokenizer*"):
+        (tmp_path / "t5" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="is an encoder-decoder"):
+        run(config(model=str(tmp_path / "t5")), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_anchor: 5", "n_anchor: no such field; did you mean n_anchors? Valid are: model,"),
+        ("n_anchors: [5]", "n_anchors: expected int"),
+        ("labels: [", "config"),
+        ("!!python/object/apply:os.system ['true']", "config"),
+    ],
+)
+def test_a_wrong_configuration_file_is_one_line(config, tmp_path, capsys, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert main(["run", "--config", str(path), *as_options(config())]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_a_missing_configuration_file_is_one_line(config, capsys):
+    assert main(["run", "--config", "nowhere.yaml", *as_options(config())]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "nowhere.yaml" in err
 
 
 def test_a_layer_without_usable_states_stops_the_run_at_the_first_batch(config, checkpoint, tmp_path):
