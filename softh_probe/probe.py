@@ -117,6 +117,7 @@ class SoftEntropyProbe:
         self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
         self._anchors.clear()
         self._sums: dict[str, LayerSums] = {}
+        self._measured: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._problems: list[str] = []
         self._positions = self._tokens = self._training_passes = 0
@@ -134,12 +135,13 @@ class SoftEntropyProbe:
     @property
     def layers(self) -> list[str]:
         """Names of the rows, in the order of calls."""
-        return [name for name in self._row_names() if (name in self._sums if self._sums else self._wants(name))]
+        measured = self._measured
+        return [name for name in self._row_names() if (name in measured if measured else self._wants(name))]
 
     @property
     def sums(self) -> Tensor:
         """Running sums of soft assignments [n_rows, anchor_sets, n_anchors], float64, on the CPU."""
-        if not self._sums:
+        if not self._measured:
             return torch.zeros(0, self._settings["anchor_sets"], self._settings["n_anchors"], dtype=torch.float64)
         return torch.stack([self._sums[name].mass(self._sums[name].total).cpu() for name in self.layers])
 
@@ -186,7 +188,9 @@ class SoftEntropyProbe:
             "tokens": self._tokens,
             "n_blocks": self._n_blocks,
             "rows": self._rows.state_dict() if isinstance(self._rows, GrowingRows) else {},
-            "layers": {name: {"dim": s.dim, **s.state_dict()} for name, s in self._sums.items()},
+            "layers": {
+                n: {"dim": self._sums[n].dim, **self._sums[n].state_dict()} for n in self.layers if n in self._measured
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,6 +207,7 @@ class SoftEntropyProbe:
         if isinstance(self._rows, GrowingRows):
             self._rows.load_state_dict(state["rows"])
         self._sums = {name: self._new_sums(s["dim"], torch.device("cpu")) for name, s in state["layers"].items()}
+        self._measured = set(self._sums)
         for name, sums in self._sums.items():
             sums.load_state_dict(state["layers"][name])
 
@@ -215,7 +220,7 @@ class SoftEntropyProbe:
         if self._plan or other._plan:
             raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
         self._require_settings(other._settings, "merge")
-        if self._sums and other._sums and self.layers != other.layers:
+        if self._measured and other._measured and self.layers != other.layers:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
         assert isinstance(self._rows, GrowingRows)
         assert isinstance(other._rows, GrowingRows)
@@ -227,6 +232,7 @@ class SoftEntropyProbe:
         self._positions += other._positions
         self._tokens += other._tokens
         self._n_blocks = max(self._n_blocks, other._n_blocks)
+        self._measured |= other._measured
         self._problems += other._problems
 
     # --- being attached ------------------------------------------------------------------------------------
@@ -276,6 +282,21 @@ class SoftEntropyProbe:
         finally:
             self._announced = None
         self._raise_problems()
+
+    def reserve(self) -> None:
+        """Take the memory of a planned run's sums now: what does not fit fails before the model runs.
+
+        Tables that were made between a model's short-lived tensors would also keep those tensors' memory from
+        being used again.
+        """
+        width = getattr(getattr(self._entry, "config", None), "hidden_size", None)
+        if self._plan is None or self._found is None or not isinstance(width, int):
+            return
+        devices = [next((p.device for p in block.parameters()), torch.device("cpu")) for block in self._found.blocks]
+        rows = [EMBEDDINGS, *(block_row(i + 1) for i in range(len(devices))), FINAL_NORM]
+        for row, device in zip(rows, [devices[0], *devices, devices[-1]], strict=True):
+            if row in self._row_names() and self._wants(row) and row not in self._sums and device.type != "meta":
+                self._sums[row] = self._new_sums(width, device)
 
     def _attach(self) -> None:
         add = self._handles.append
@@ -392,8 +413,9 @@ class SoftEntropyProbe:
 
     def _sums_of(self, row: str, hidden: Tensor) -> LayerSums:
         sums = self._sums.get(row)
-        if sums is None:
+        if sums is None or (sums.dim != hidden.shape[-1] and row not in self._measured):
             sums = self._sums[row] = self._new_sums(hidden.shape[-1], hidden.device)
+        self._measured.add(row)
         if sums.dim != hidden.shape[-1]:
             raise ProbeError(f"{row}: expected hidden states of width {sums.dim}, got {list(hidden.shape)}")
         if sums.total.device != hidden.device:

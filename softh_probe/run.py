@@ -130,6 +130,7 @@ def forward(probe: SoftEntropyProbe, model: Any, plan: Plan, *, progress: bool =
     """Run the backbone over the planned batches. The model's head is not run, no hidden state is kept."""
     device = model.get_input_embeddings().weight.device
     n_tokens = int(plan.corpus.lengths[np.concatenate(plan.batches)].sum())
+    probe.reserve()
     with (
         probe,
         torch.inference_mode(),

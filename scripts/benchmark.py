@@ -1,0 +1,245 @@
+"""What the probe costs: its run against the same model without it, and against soft-entropy, in one process.
+
+    python scripts/benchmark.py [--repeats 3] [--out benchmark.json]
+
+Run by scripts/benchmark, which fetches the real model and text and installs soft-entropy. Conditions take turns,
+so that a noisy machine is noisy for all of them; reported are medians and their ratios.
+
+    plain    model(**batch) with its head, batches of 8 documents in data order, padded; nothing else
+    limit    the backbone alone over the probe's own batches; no probe
+    probe    plan, probe, forward passes and result: all layers, 8 n-gram label sets; with 1 and with 8 anchor sets
+    rival    soft-entropy's LLMInferrer with its three n-gram orders, where it is installed
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+
+from softh_probe.checkpoint import load_tokenizer
+from softh_probe.config import RunConfig
+from softh_probe.corpus import Corpus, pad_batch
+from softh_probe.labels import NGRAM_SETS
+from softh_probe.loading_errors import quiet_transformers
+from softh_probe.model_source import resolve_model
+from softh_probe.run import forward, new_probe, plan_run, read_corpus
+from softh_probe.sums import LayerSums
+
+CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", "rival")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What to compare, on what."""
+
+    model: str = ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
+    """Checkpoint: a .gguf file or a local folder."""
+    data: str = ".cache/topics.jsonl"
+    """Corpus with a `text` column."""
+    max_length: int = 128
+    """Tokens a document has at most."""
+    tokens_per_batch: int = 2048
+    """Tokens a batch of the probe has at most, padding included."""
+    repeats: int = 3
+    """Times that every condition is measured."""
+    out: str = "out/benchmark.json"
+    """Where the figures go, as JSON."""
+    memory_of: str | None = None
+    """Run this one condition once and print its peak memory; what the benchmark calls itself with."""
+
+
+class Bench:
+    """The model and the documents, loaded once."""
+
+    def __init__(self, options: Benchmark) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.options = options
+        source = resolve_model(options.model)
+        self.tokenizer = load_tokenizer(source)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+        with quiet_transformers():
+            self.model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, **gguf)
+        self.model.to(self.device).eval()
+        self.config = RunConfig(
+            model=options.model,
+            data=options.data,
+            max_length=options.max_length,
+            tokens_per_batch=options.tokens_per_batch,
+            labels=NGRAM_SETS,
+            out="-",
+        )
+        self.corpus: Corpus = read_corpus(self.config, self.tokenizer, progress=False)
+
+    def run(self, condition: str) -> None:
+        with torch.inference_mode():
+            if condition == "plain":
+                self.plain()
+            elif condition == "limit":
+                self.limit()
+            else:
+                self.probe(1 if "1 set" in condition else 8)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def plain(self) -> None:
+        for start in range(0, self.corpus.n_documents, 8):
+            documents = torch.arange(start, min(start + 8, self.corpus.n_documents)).numpy()
+            ids, mask = pad_batch(self.corpus, documents)
+            self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+
+    def limit(self) -> None:
+        backbone = self.model.get_decoder()
+        for documents in plan_run(self.config, self.corpus).batches:
+            ids, mask = pad_batch(self.corpus, documents)
+            backbone(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+
+    def probe(self, anchor_sets: int) -> None:
+        config = RunConfig(**{**asdict(self.config), "anchor_sets": anchor_sets})
+        backbone = self.model.get_decoder()
+        backbone.config.use_cache = False
+        plan = plan_run(config, self.corpus)
+        probe = new_probe(config, backbone, plan)
+        forward(probe, backbone, plan, progress=False)
+        probe.result()
+
+    def share_inside_hooks(self) -> float:
+        """Of the time of a run with one anchor set, how much is spent adding to sums (on a CPU)."""
+        spent, add = [0.0], LayerSums.add
+
+        def timed(*arguments: Any) -> None:
+            spent[0] += seconds(lambda: add(*arguments))
+
+        LayerSums.add = timed  # type: ignore[method-assign, assignment]
+        try:
+            total = seconds(lambda: self.run("probe, 1 set"))
+        finally:
+            LayerSums.add = add  # type: ignore[method-assign]
+        return spent[0] / total
+
+
+class Rival:
+    """soft-entropy's own loop over the same documents."""
+
+    def __init__(self, bench: Bench, folder: Path) -> None:
+        self.bench, self.folder = bench, folder
+        (folder / "data").mkdir()
+        (folder / "data" / "train.jsonl").write_text(Path(bench.options.data).read_text(encoding="utf-8"))
+        config = copy.deepcopy(bench.model.config)
+        if hasattr(config, "quantization_config"):  # what came from GGUF is not saved unless it is made anew
+            del config.quantization_config
+        model = type(bench.model)(config)
+        model.load_state_dict(bench.model.state_dict())
+        model.save_pretrained(folder / "model")
+        bench.tokenizer.save_pretrained(folder / "model")
+
+    def seconds(self) -> float:
+        """Time of its run; loading is left out."""
+        from soft_entropy import LLMInferrer
+
+        with quiet_transformers():
+            inferrer = LLMInferrer(
+                str(self.folder / "model"),
+                str(self.folder / "data"),
+                label_types=["unigram", "bigram", "trigram"],
+                max_length=self.bench.options.max_length,
+                text_column="text",
+            )
+        return seconds(lambda: inferrer.run(self.bench.corpus.n_documents, batch_size=8))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def peak_gib(options: Benchmark, condition: str) -> float:
+    """Peak memory of one condition, in a process of its own, in GiB."""
+    words = [sys.executable, __file__, f"--memory_of={condition}"]
+    words += [f"--{name}={getattr(options, name)}" for name in ("model", "data", "max_length", "tokens_per_batch")]
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def memory_of(options: Benchmark, condition: str) -> float:
+    """Peak memory since the model was loaded, in GiB."""
+    bench = Bench(options)
+    if bench.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        bench.run(condition)
+        return torch.cuda.max_memory_allocated() / 2**30
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of loading
+    bench.run(condition)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(status["VmHWM"].split()[0]) / 2**20
+
+
+def main(options: Benchmark) -> None:
+    if options.memory_of:
+        print(memory_of(options, options.memory_of))
+        return
+    bench = Bench(options)
+    times: dict[str, list[float]] = {name: [] for name in CONDITIONS}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            import soft_entropy  # noqa: F401
+
+            rival: Rival | None = Rival(bench, Path(scratch))
+        except ImportError:
+            rival = None
+        bench.limit()  # warm up
+        for _ in range(options.repeats):
+            for name in CONDITIONS[:-1]:
+                times[name].append(seconds(lambda name=name: bench.run(name)))  # type: ignore[misc]
+            if rival:
+                times["rival"].append(rival.seconds())
+            print({name: round(t[-1], 2) for name, t in times.items() if t}, file=sys.stderr, flush=True)
+    median = {name: statistics.median(t) for name, t in times.items() if t}
+    report = {
+        "device": torch.cuda.get_device_name() if bench.device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "documents": bench.corpus.n_documents,
+        "tokens": bench.corpus.n_tokens,
+        "options": asdict(options),
+        "seconds": median,
+        "all_seconds": times,
+        "tokens_per_second": {name: bench.corpus.n_tokens / t for name, t in median.items()},
+        "ratios": {
+            f"{one} / {other}": median[one] / median[other]
+            for one, other in (
+                ("probe, 1 set", "limit"),
+                ("probe, 8 sets", "limit"),
+                ("probe, 1 set", "plain"),
+                ("probe, 8 sets", "plain"),
+                ("rival", "probe, 1 set"),
+            )
+            if one in median and other in median
+        },
+        "share_inside_hooks": bench.share_inside_hooks(),
+        "peak_gib": {name: peak_gib(options, name) for name in CONDITIONS[:-1]},
+    }
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(options.out).write_text(json.dumps(report, indent=2))
+    print(f"{'condition':<16}{'seconds':>10}{'tokens/s':>10}{'peak GiB':>10}")
+    for name, t in median.items():
+        peak = report["peak_gib"].get(name)
+        print(f"{name:<16}{t:>10.2f}{bench.corpus.n_tokens / t:>10.0f}" + (f"{peak:>10.2f}" if peak else ""))
+    for name, ratio in report["ratios"].items():
+        print(f"{name:<28}{ratio:>6.2f}")
+    print(f"share of time inside hooks: {report['share_inside_hooks']:.1%}; figures in {options.out}")
+
+
+if __name__ == "__main__":
+    main(auto_cli(Benchmark, as_positional=False))
