@@ -98,6 +98,11 @@ class Plan:
         """Sets of the open rows still in use when all batches are done: none."""
         return np.zeros(0, dtype=np.int64)
 
+    @property
+    def n_labels(self) -> int:
+        """Distinct labels of all sets."""
+        return sum(name is not None for name in self.kept_names) + int(self.bucket_labels.sum())
+
     def bytes_per_layer(self, n_anchors: int, anchor_sets: int) -> int:
         """Memory that one layer's sums take, in bytes."""
         columns = anchor_sets * (n_anchors + 1) + 1

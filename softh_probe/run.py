@@ -72,7 +72,10 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             info = checkpoint.info
             say(f"model: {info['class']}, {info['dtype']} on {', '.join(info['devices'])}; {_measuring(config, probe)}")
             gib = len(probe.layers) * plan.bytes_per_layer(config.n_anchors, config.anchor_sets) / 2**30
-            say(f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches; sums take {gib:.2f} GiB")
+            say(
+                f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches; of {plan.n_labels:,} labels "
+                f"at most {plan.n_kept + plan.n_open:,} have rows at a time; sums take {gib:.2f} GiB in all"
+            )
             with seconds("forward"):
                 forward(probe, checkpoint.model, plan, progress=progress)
         with seconds("finish"):

@@ -357,6 +357,13 @@ def test_length_batches_edge_cases():
         length_batches(np.array([3]), 0)
 
 
+def test_length_batches_sort_within_windows_of_the_documents_taken():
+    lengths = np.array([1, 9, 4, 3, 5, 2, 7, 8])
+    keep = lengths != 9
+    batches = [batch.tolist() for batch in length_batches(lengths, 8, keep, window=3)]
+    assert batches == [[2, 3], [0], [6], [4], [5], [7]]
+
+
 def test_length_batches_of_a_million_documents():
     lengths = np.random.default_rng(0).integers(1, 2000, size=1_000_000)
     start = time.monotonic()

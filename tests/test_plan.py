@@ -106,6 +106,7 @@ def test_rows_are_given_back_and_all_end_empty(model):
     corpus = corpus_of(documents(60, seed=3))
     plan = planned(corpus, NAMES, 60)
     distinct = sum(len(np.unique(_labels(corpus, name))) for name in NAMES)
+    assert plan.n_labels == distinct
     assert 0 < plan.n_open < distinct / 2
     probe = run_planned(model, corpus, NAMES, 60)
     assert all(not sums.open.any() for sums in probe._sums.values())
