@@ -27,11 +27,14 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0) -> Tensor:
     Returns:
         Tensor [n_anchors, dim], float32, on the CPU, rows of unit length.
     """
-    if n_anchors < 2:
-        raise InputError(f"n_anchors: expected at least 2, got {n_anchors}; the published value is 100")
+    if not isinstance(n_anchors, int) or n_anchors < 2:
+        raise InputError(f"n_anchors: expected an integer of at least 2, got {n_anchors!r}; the published value is 100")
     if dim < 2:
         raise InputError(f"dim: expected hidden states of width 2 or more, got {dim}")
-    w_MD = torch.randn(n_anchors, dim, generator=torch.Generator().manual_seed(seed))
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed: expected an integer of 64 bits, got {seed!r}")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    w_MD = torch.randn(n_anchors, dim, generator=generator, dtype=torch.float32, device="cpu")
     return torch.nn.functional.normalize(w_MD, dim=-1)
 
 
@@ -57,8 +60,10 @@ class Anchors:
     def sample(
         cls, *, n_anchors: int, dim: int, n_sets: int = 1, seed: int = 0, calibration: str | float = "exact"
     ) -> Anchors:
-        if n_sets < 1:
-            raise InputError(f"anchor_sets: expected at least 1, got {n_sets}")
+        if not isinstance(n_sets, int) or n_sets < 1:
+            raise InputError(f"anchor_sets: expected an integer of at least 1, got {n_sets!r}")
+        if not isinstance(seed, int):
+            raise InputError(f"seed: expected an integer, got {seed!r}")
         points_SMD = torch.stack([sample_anchors(n_anchors, dim, seed + s) for s in range(n_sets)])
         return cls(
             points_SMD=points_SMD,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 from scipy.optimize import brentq
@@ -68,7 +69,12 @@ def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> f
                 f"calibration: expected {' or '.join(METHODS)}, or the temperature as a number, got {calibration!r}"
             )
         return temperature(n_anchors, dim, method=calibration)
-    if not (isinstance(calibration, int | float) and math.isfinite(calibration) and calibration > 0):
+    if not (
+        isinstance(calibration, Real)
+        and not isinstance(calibration, bool)
+        and math.isfinite(calibration)
+        and calibration > 0
+    ):
         raise InputError(f"calibration: a temperature must be a positive finite number, got {calibration!r}")
     return float(calibration)
 

@@ -81,6 +81,12 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     return tokenizer
 
 
+def check_placement(dtype: str, device_map: str | None) -> None:
+    """Raise InputError for a dtype or a device that there is not; costs nothing, so that it can be asked first."""
+    _check_dtype(dtype)
+    _check_device(device_map)
+
+
 def load_checkpoint(
     source: ModelSource,
     *,

@@ -94,13 +94,13 @@ def _usage_line(message: str) -> str:
     line = re.sub(r"\s+", " ", message).strip()
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
-        line = re.sub(r"required: run\.(\w+)", lambda m: f"required: --{m[1].replace('_', '-')}", line)
+        line = re.sub(r"\brun\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
         return f"{_typing_error(line) or line}; softh-probe run --help explains every field"
     name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
     valid = [field.name for field in dataclasses.fields(RunConfig)]
     close = difflib.get_close_matches(name, valid, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{name}: no such field{hint} Valid are: {', '.join(valid)}"
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
 
 
 def _typing_error(line: str) -> str | None:

@@ -55,8 +55,8 @@ class RunConfig:
     """Seed of the first set of anchors; set s uses seed + s."""
     calibration: float | str = "exact"
     """Temperature of the soft assignment: exact, leading_order, or the temperature itself as a number."""
-    layers: str | Sequence[str] | None = None
-    """Rows to measure: embeddings, layer.1, …, final_norm; null measures all."""
+    layers: str | Sequence[str | int] | None = None
+    """Rows to measure: embeddings, layer.1, …, final_norm, or their indices (-1 the last); null measures all."""
     tokens_per_batch: int = 4096
     """Tokens a forward pass takes at most, padding included."""
     out: str
@@ -66,7 +66,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _names(self.labels))
-        object.__setattr__(self, "layers", None if self.layers is None else _names(self.layers))
+        object.__setattr__(self, "layers", None if self.layers is None else _rows(self.layers))
         parse_label_sets(self.labels)
         for name in ("model", "data", "out"):
             if not getattr(self, name):
@@ -80,6 +80,14 @@ class RunConfig:
             if getattr(self, name) not in valid:
                 raise InputError(f"{name}: expected {' or '.join(valid)}, got {getattr(self, name)!r}")
         resolve_temperature(self.calibration, self.n_anchors, dim=2)
+
+
+def _rows(value: str | Sequence[str | int]) -> tuple[str | int, ...]:
+    """Names and indices of rows."""
+    rows = _names(value) if isinstance(value, str) else tuple(value)
+    if not rows:
+        raise InputError("layers: expected at least one, got none; null measures all")
+    return tuple(int(row) if str(row).lstrip("-").isdecimal() else row for row in rows)
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:

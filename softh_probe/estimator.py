@@ -36,7 +36,8 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tu
         uniform there) or not finite (log q may be NaN).
     """
     n_sets, n_anchors, dim = anchors_SMD.shape
-    norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
+    # In float64, for the squares of large or small float32 numbers over- and underflow.
+    norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
     valid_N = torch.isfinite(norm_N) & (norm_N > 0)
     logits_NK = z_ND @ anchors_SMD.reshape(n_sets * n_anchors, dim).T
     logits_NK = logits_NK / torch.where(valid_N, norm_N * temperature, 1.0).unsqueeze(-1)
@@ -102,6 +103,8 @@ def soft_mutual_information(
     Raises:
         InputError: as in `soft_entropy`, or labels are not integers, one per position.
     """
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels: expected a tensor of integers, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels: expected integers, got {labels.dtype}; number the classes first")
     if labels.shape != z.shape[:-1]:
@@ -109,14 +112,15 @@ def soft_mutual_information(
     q_NM = _soft_assignments(z, n_anchors, seed, calibration)
     _, label_N, count_L = labels.to(z.device).reshape(-1).unique(return_inverse=True, return_counts=True)
     mass_LM = q_NM.new_zeros(len(count_L), n_anchors).index_add(0, label_N, q_NM)
-    conditional = (count_L / len(q_NM)).to(q_NM.dtype) @ entropy(mass_LM)
+    conditional = ((count_L / len(q_NM)).to(q_NM.dtype) * entropy(mass_LM)).sum()
     return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(n_anchors)
 
 
 def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
     """q [N, M] of hidden states [..., D]."""
-    if z.ndim < 2 or not z.is_floating_point():
-        raise InputError(f"z: expected floating point hidden states [N, D], got {z.dtype} {list(z.shape)}")
+    if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
+        got = f"{z.dtype} {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"z: expected floating point hidden states [N, D] in a tensor, got {got}")
     z_ND = z.reshape(-1, z.shape[-1])
     if len(z_ND) == 0:
         raise InputError("z: no positions; entropy needs at least one hidden state")
@@ -124,5 +128,6 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
         z_ND = z_ND.float()
     anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed).to(z_ND)
     temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
-    log_q_N1M, _ = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
+    with torch.autocast(z.device.type, enabled=False):  # which would project in half precision
+        log_q_N1M, _ = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
     return log_q_N1M.squeeze(1).exp()

@@ -101,7 +101,7 @@ class GrowingRows:
             kept_rows=torch.from_numpy(labels[:kept_end]),
             open_rows=torch.from_numpy(labels[kept_end:] - n_kept),
             closed_buckets=none,
-            single_PN=torch.zeros(0, counted_BT.size),
+            single_PN=torch.zeros(0, counted_BT.size, dtype=torch.float32),
             retired_rows=none,
             retired_buckets=none,
             n_kept=n_kept,

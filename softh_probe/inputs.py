@@ -25,11 +25,24 @@ class Fed:
     ids_BT: np.ndarray | None
 
 
-def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fed | None:
-    """What a module is about to be fed, from its forward's arguments `input_ids`, `inputs_embeds`, `attention_mask`.
+def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a module is about to be called with, by its forward's names of the arguments."""
+    try:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return {}  # the call itself is wrong, and says so better than a probe can
+    return {**given.get("kwargs", {}), **given}
+
+
+def read_inputs(given: dict[str, Any], outer: dict[str, Any]) -> Fed | None:
+    """What a backbone is about to be fed: `input_ids` or `inputs_embeds`, and `attention_mask`, of its arguments.
 
     With a cache, the mask covers past and new tokens: its last T columns are those of the T new ones. Without a
     mask all positions are real: padding is never guessed from token ids.
+
+    Args:
+        given: the backbone's arguments.
+        outer: those of the model around it, for a few models do not hand the mask on (rwkv).
 
     Returns:
         None if the module takes neither token ids nor embeddings nor a mask (any torch module).
@@ -37,12 +50,9 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     Raises:
         ProbeError: a mask that is not [B, T], for one is then left to guess which positions are real.
     """
-    try:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    except TypeError:
-        return None  # the call itself is wrong, and says so better than a probe can
-    given = {**given.get("kwargs", {}), **given}
     ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+    if mask is None:
+        mask = outer.get("attention_mask")
     fed = ids if isinstance(ids, Tensor) else embeds
     if not isinstance(fed, Tensor) or fed.ndim < 2:
         return None

@@ -46,8 +46,8 @@ def parse_label_sets(names: Iterable[str]) -> tuple[LabelSet, ...]:
     Raises:
         InputError: a name that is none of these, or one that stands twice.
     """
-    if isinstance(names, str):
-        raise InputError(f"labels: expected a list of names, got the text {names!r}; write [{names!r}]")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"labels: expected a list of names, got {names!r}; () counts every token")
     names = list(names)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

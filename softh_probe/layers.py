@@ -83,6 +83,9 @@ def select_rows(names: Iterable[str | int] | None, available: list[str]) -> list
     """
     if names is None:
         return available
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise InputError("layers: expected at least one, got none; None measures all")
     chosen = set()
     for name in names:
         if isinstance(name, int) and -len(available) <= name < len(available):

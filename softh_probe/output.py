@@ -22,9 +22,10 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     Raises:
         InputError: path holds results already (and overwrite is off), is a file, or cannot be written.
     """
-    target = Path(path).expanduser().absolute()
+    target = Path(path).expanduser().resolve()
     _refuse_taken(target, overwrite)
-    existing = next(parent for parent in target.parents if parent.exists())
+    # Beside where the files go, so that moving them is renaming them: a target may be another file system's.
+    existing = next(folder for folder in (target, *target.parents) if folder.exists())
     try:
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=existing))
     except OSError as error:

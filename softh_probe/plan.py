@@ -67,9 +67,9 @@ class Plan:
         positions_N, groups_SN = self._positions(documents, n_rows_before), self._groups(documents)
         labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, positions_N, self._n_bagged)
         kept_end, open_end = np.searchsorted(labels, [self.n_kept, self.n_kept + len(self._open_rows)])
-        counted_N = torch.zeros(len(documents) * longest)
+        counted_N = torch.zeros(len(documents) * longest, dtype=torch.float32)
         counted_N[positions_N] = 1.0
-        single_PN = torch.zeros(len(self._pooled_sets), len(counted_N))
+        single_PN = torch.zeros(len(self._pooled_sets), len(counted_N), dtype=torch.float32)
         single_PN[:, positions_N] = torch.from_numpy(groups_SN[self._pooled_sets] >= self._n_bagged).float()
         retired = self._retired[self._retired_starts[index] : self._retired_starts[index + 1]]
         return BatchLabels(
@@ -139,6 +139,9 @@ class Plan:
             s.direction == "column" and len(life.count) <= KEPT_LABELS for s, life in self._zip(lives)
         ]
         self.kept_names: list[str | None] = []
+        for s, life in zip(self.label_sets, lives, strict=True):
+            if not len(life.count):
+                raise InputError(f"labels: {s.name} is null in every document that is long enough; leave it out")
         kept_sets: list[int] = []
         first_kept = []
         for i, (label_set, life) in enumerate(self._zip(lives)):

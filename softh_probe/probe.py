@@ -16,7 +16,7 @@ from softh_probe.anchors import Anchors
 from softh_probe.batch_labels import BatchLabels
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.growing import GrowingRows
-from softh_probe.inputs import Fed, read_inputs
+from softh_probe.inputs import Fed, arguments, read_inputs
 from softh_probe.labels import parse_label_sets
 from softh_probe.layers import (
     EMBEDDINGS,
@@ -104,14 +104,17 @@ class SoftEntropyProbe:
             "seed": seed,
             "calibration": calibration,
             "labels": [s.name for s in label_sets],
+            "layers": None,
         }
         self._plan = plan
         self._rows: Plan | GrowingRows = plan or GrowingRows(label_sets)
         self._modules = dict(modules or {})
         self._found: Layers | None = None if self._modules else find_layers(model)
+        self._model = model
         self._entry = self._found.entry if self._found else model
         self._n_blocks = len(self._found.blocks) if self._found else 0
         self._selected = None if layers is None else set(select_rows(layers, self._row_names()))
+        self._settings["layers"] = None if self._selected is None else select_rows(self._selected, self._row_names())
         self._anchors: dict[int, Anchors] = {}
         self._points: dict[tuple[int, torch.device], Tensor] = {}
         self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
@@ -123,6 +126,7 @@ class SoftEntropyProbe:
         self._positions = self._tokens = self._training_passes = 0
         self._own: dict[str, np.ndarray] = {}
         self._announced: BatchLabels | None = None
+        self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
 
     # --- what was measured ---------------------------------------------------------------------------------
@@ -202,6 +206,9 @@ class SoftEntropyProbe:
         if state.get("version") != STATE_VERSION:
             raise InputError(f"state: expected version {STATE_VERSION}, got {state.get('version')!r}")
         self._require_settings(state["settings"], "state")
+        expected = [name for name in self._row_names() if self._wants(name)]
+        if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:
+            raise InputError(f"state: expected rows {', '.join(expected)}, got {', '.join(state['layers'])}")
         self._positions, self._tokens = state["positions"], state["tokens"]
         self._n_blocks = state["n_blocks"]
         if isinstance(self._rows, GrowingRows):
@@ -217,6 +224,8 @@ class SoftEntropyProbe:
         Raises:
             InputError: the other measured with other settings or other layers.
         """
+        if other is self:
+            raise InputError("merge: a probe cannot be merged with itself")
         if self._plan or other._plan:
             raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
         self._require_settings(other._settings, "merge")
@@ -292,7 +301,9 @@ class SoftEntropyProbe:
         width = getattr(getattr(self._entry, "config", None), "hidden_size", None)
         if self._plan is None or self._found is None or not isinstance(width, int):
             return
-        devices = [next((p.device for p in block.parameters()), torch.device("cpu")) for block in self._found.blocks]
+        cpu = torch.device("cpu")
+        devices = [next((p.device for p in block.parameters()), cpu) for block in self._found.blocks]
+        devices = [cpu if device.type == "mps" else device for device in devices]
         rows = [EMBEDDINGS, *(block_row(i + 1) for i in range(len(devices))), FINAL_NORM]
         for row, device in zip(rows, [devices[0], *devices, devices[-1]], strict=True):
             if row in self._row_names() and self._wants(row) and row not in self._sums and device.type != "meta":
@@ -300,6 +311,9 @@ class SoftEntropyProbe:
 
     def _attach(self) -> None:
         add = self._handles.append
+        if self._model is not self._entry:
+            add(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+            add(self._model.register_forward_hook(self._after_model, always_call=True))
         add(self._entry.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         for name, module in self._modules.items():
             add(module.register_forward_hook(partial(self._after_module, name)))
@@ -316,9 +330,16 @@ class SoftEntropyProbe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._outer_arguments = {}
         self._pass = None
 
     # --- hooks: they note problems and never raise into the model that is being run -----------------------
+
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._outer_arguments = arguments(module, args, kwargs)
+
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._outer_arguments = {}
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training:
@@ -328,11 +349,11 @@ class SoftEntropyProbe:
             if self._announced is not None:
                 labels: BatchLabels | None = self._announced
             else:
-                fed = read_inputs(module, args, kwargs)
+                fed = read_inputs(arguments(module, args, kwargs), self._outer_arguments)
                 labels = self._label(fed) if fed else None
             self._pass = _ForwardPass(labels)
-        except ProbeError as problem:
-            self._problems.append(str(problem))
+        except Exception as problem:
+            self._note(problem, "labels")
 
     def _before_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._pass is not None and not self._pass.n_block_calls:
@@ -370,11 +391,16 @@ class SoftEntropyProbe:
     def _measure(self, row: str, value: Any) -> None:
         """Add one layer's hidden states."""
         assert self._pass is not None
+        if row in self._pass.rows:
+            self._problems.append(f"{row}: called twice in a forward pass; its calls are of different depth")
+            return
         self._pass.rows.append(row)
         if not self._wants(row):
             return
         try:
             hidden = hidden_state(value, row)
+            if hidden.device.type == "mps":
+                hidden = hidden.cpu()  # for Apple's GPUs have no float64
             if self._pass.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
                 self._pass.labels = self._label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
@@ -382,8 +408,15 @@ class SoftEntropyProbe:
             if tuple(hidden.shape[:-1]) not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
             self._sums_of(row, hidden).add(hidden, self._pass.labels_on(hidden.device))
-        except ProbeError as problem:
-            self._problems.append(str(problem))
+        except Exception as problem:
+            self._note(problem, row)
+
+    def _note(self, problem: Exception, where: str) -> None:
+        """Keep a problem for the end of the block: nobody's evaluation fails because it is being measured."""
+        known = isinstance(problem, ProbeError)
+        if self._announced is not None and not known:
+            raise problem  # in a run of our own, whoever runs it has to see what it is: out of memory, say
+        self._problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
 
     # --- behind them ---------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from softh_probe.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
+from softh_probe.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer
 from softh_probe.config import RunConfig
 from softh_probe.corpus import Corpus, length_batches, pad_batch, tokenize
 from softh_probe.documents import read_documents
@@ -52,6 +52,7 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
     seconds = _Stopwatch()
     with output_folder(config.out, overwrite=config.overwrite) as folder:
         with seconds("tokenise"):
+            check_placement(config.dtype, config.device_map)
             source = resolve_model(config.model, revision=config.revision)
             tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
             corpus = read_corpus(config, tokenizer, progress=progress)
@@ -162,6 +163,13 @@ def _check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
         raise InputError(
             f"model: {checkpoint.info['model']!r} is an encoder-decoder, which runs cannot feed yet; attach "
             "SoftEntropyProbe to its encoder or decoder instead"
+        )
+    embeddings = checkpoint.model.get_input_embeddings().weight
+    n_embeddings = len(embeddings) if isinstance(embeddings, torch.Tensor) else config.vocab_size
+    if int(corpus.tokens.max()) >= n_embeddings:
+        raise InputError(
+            f"model: the tokenizer gives token {corpus.tokens.max()}, the model has embeddings for {n_embeddings}; "
+            "tokenizer and weights have to be of one checkpoint"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < int(corpus.lengths.max()):

@@ -87,6 +87,32 @@ def test_zero_states_count_as_uniform_and_scale_does_not_matter():
     assert soft_entropy(z * 1e6).item() == pytest.approx(soft_entropy(z).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e20, 1e30])
+def test_norms_whose_squares_leave_float32_are_right(scale):
+    z, labels = clustered(200, 32, 4)
+    assert soft_entropy(z * scale).item() == pytest.approx(soft_entropy(z).item(), abs=1e-5)
+    information = soft_mutual_information(z * scale, labels).item()
+    assert information == pytest.approx(soft_mutual_information(z, labels).item(), abs=1e-5)
+
+
+def test_autocast_does_not_reach_the_estimate():
+    z, labels = clustered(200, 48, 5)
+    h, information = soft_entropy(z), soft_mutual_information(z, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(soft_entropy(z), h)
+        assert torch.equal(soft_mutual_information(z, labels), information)
+
+
+def test_anchors_are_the_same_under_any_default():
+    expected = sample_anchors(10, 8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(sample_anchors(10, 8), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_leading_dimensions_are_positions():
     z, labels = clustered(60, 16, 4)
     assert torch.equal(soft_entropy(z.view(3, 20, 16)), soft_entropy(z))
@@ -104,6 +130,8 @@ def test_leading_dimensions_are_positions():
         (lambda z, x: soft_entropy(z, 1), "n_anchors"),
         (lambda z, x: soft_mutual_information(z, x[:-1]), "labels: expected one per position"),
         (lambda z, x: soft_mutual_information(z, x.float()), "labels: expected integers"),
+        (lambda z, x: soft_mutual_information(z, x.tolist()), "labels: expected a tensor of integers, got list"),
+        (lambda z, x: soft_entropy(z.numpy()), "z: expected floating point hidden states .* got ndarray"),
     ],
 )
 def test_bad_arguments_are_named(call, named):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.errors import InputError, ProbeError
@@ -88,6 +89,15 @@ def test_coverage_regularity_and_optimality_follow_from_their_definitions(model)
     assert value(result, "layer.2", "optimality", "bigram") == pytest.approx(i_out / i_in)
 
 
+def test_a_mask_that_the_model_does_not_hand_to_its_backbone_counts_all_the_same():
+    torch.manual_seed(0)
+    config = RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
+    model, docs = RwkvForCausalLM(config).eval(), documents()
+    probe = run(SoftEntropyProbe(model, labels=()), model, docs)
+    assert probe.positions == sum(map(len, docs))
+    assert all(not hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks))
+
+
 def test_no_labels_counts_every_real_token(model):
     docs = documents()
     probe = run(SoftEntropyProbe(model, labels=()), model, docs)
@@ -109,6 +119,51 @@ def test_several_anchor_sets_are_several_single_runs(model):
     )
     assert table.value.item() == pytest.approx(np.mean(values))
     assert table.sd.item() == pytest.approx(np.std(values, ddof=1), rel=1e-4)
+
+
+def test_the_default_dtype_of_the_session_does_not_matter(model):
+    docs = documents()
+    expected = run(SoftEntropyProbe(model, labels=NAMES), model, docs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        probe = run(SoftEntropyProbe(model, labels=NAMES), model, docs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(probe.sums, expected.sums, rtol=1e-6, atol=0)
+
+
+def test_a_probe_is_not_merged_with_itself(model):
+    probe = run(SoftEntropyProbe(model), model, documents())
+    with pytest.raises(InputError, match="cannot be merged with itself"):
+        probe.merge(probe)
+
+
+def test_a_state_of_other_rows_is_refused(model):
+    docs = documents()
+    one = run(SoftEntropyProbe(model, layers=["layer.1"]), model, docs)
+    with pytest.raises(InputError, match=r"state: expected layers=None, got \['layer\.1'\]"):
+        SoftEntropyProbe(model).load_state_dict(one.state_dict())
+    shallow = tiny_llama(num_hidden_layers=2)
+    other = run(SoftEntropyProbe(shallow), shallow, docs)
+    with pytest.raises(InputError, match="state: expected rows embeddings, "):
+        SoftEntropyProbe(model).load_state_dict(other.state_dict())
+
+
+def test_a_module_called_twice_in_a_pass_is_told():
+    layer = torch.nn.Linear(8, 8)
+    net = torch.nn.Sequential(layer, torch.nn.ReLU(), layer).eval()
+    with pytest.raises(ProbeError, match="layer: called twice in a forward pass"):
+        with SoftEntropyProbe(net, modules={"layer": layer}):
+            net(torch.randn(5, 8))
+
+
+def test_an_evaluation_goes_on_when_its_measurement_fails(model, monkeypatch):
+    monkeypatch.setattr("softh_probe.sums.LayerSums.add", lambda *_: 1 / 0)
+    probe, finished = SoftEntropyProbe(model), False
+    with pytest.raises(ProbeError, match="embeddings: ZeroDivisionError"), probe:
+        model(**next(batches(documents(), 4)))
+        finished = True
+    assert finished
 
 
 def test_units(model):
@@ -412,8 +467,13 @@ def test_embeddings_without_ids_have_no_ngrams(model):
         ({"labels": "input_unigram"}, "labels: expected a list of names"),
         ({"labels": ["input_unigram", "input_unigram"]}, "stands twice"),
         ({"labels": ["column:language"]}, "column:language needs a data set"),
-        ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
-        ({"anchor_sets": 0}, "anchor_sets: expected at least 1, got 0"),
+        ({"labels": None}, "labels: expected a list of names, got None"),
+        ({"n_anchors": 1}, "n_anchors: expected an integer of at least 2, got 1"),
+        ({"n_anchors": 10.5}, "n_anchors: expected an integer of at least 2, got 10.5"),
+        ({"anchor_sets": 0}, "anchor_sets: expected an integer of at least 1, got 0"),
+        ({"seed": "a"}, "seed: expected an integer, got 'a'"),
+        ({"seed": 2**70}, "seed: expected an integer of 64 bits"),
+        ({"layers": []}, "layers: expected at least one, got none"),
         ({"calibration": "fast"}, "calibration: expected exact or leading_order"),
         ({"count": "often"}, "count: expected 'forwarded', got 'often'"),
     ],

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,33 @@ def test_documents_too_short_are_told(config, data):
     assert "shorter than the 8 tokens" in result.info["warnings"][0]
 
 
+def test_rows_are_chosen_by_index_too(config):
+    assert run(config(layers="0,-1"), progress=False).rows == ["embeddings", "final_norm"]
+
+
+def test_a_column_of_nulls_is_refused(config, data):
+    data.write_text("\n".join(json.dumps({"text": text, "language": None}) for text in TEXTS))
+    with pytest.raises(InputError, match="labels: column:language is null in every document"):
+        run(config(labels=["column:language"]), progress=False)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(config, checkpoint, tmp_path):
+    tiny_llama(vocab_size=5).save_pretrained(tmp_path / "small")
+    for file in checkpoint.glob("tokenizer*"):
+        (tmp_path / "small" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="the model has embeddings for 5; tokenizer and weights have to be of one"):
+        run(config(model=str(tmp_path / "small")), progress=False)
+
+
+def test_the_output_folder_may_be_a_link_to_another_file_system(config, tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as elsewhere:
+        (tmp_path / "out").symlink_to(elsewhere)
+        run(config(), progress=False)
+        run(config(seed=1, overwrite=True), progress=False)
+        assert ProbeResult.load(tmp_path / "out").info["settings"]["seed"] == 1
+        assert not [path for path in Path(elsewhere).iterdir() if path.name.startswith(".")]
+
+
 def test_overwriting_is_asked_for(config, tmp_path):
     run(config(), progress=False)
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -219,6 +247,8 @@ def as_options(config: RunConfig, **changes) -> list[str]:
         ({"max_length": 4, "labels": "input_quadgram,output_quadgram"}, "every document is too short"),
         ({"max_length": 4096, "sample_by": "page"}, "sample_by"),
         ({"layers": "layer.77"}, "layers: no layer 'layer.77'"),
+        ({"layers": ""}, "layers: expected at least one, got none"),
+        ({"device_map": "cuda:99"}, "cuda:99"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(config, tmp_path, capsys, changes, message):
@@ -267,7 +297,7 @@ def test_an_encoder_decoder_is_refused_by_name(config, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n_anchor: 5", "n_anchor: no such field; did you mean n_anchors? Valid are: model,"),
+        ("n_anchor: 5", "n_anchor: no such field (did you mean n_anchors?); valid are: model,"),
         ("n_anchors: [5]", "n_anchors: expected int"),
         ("labels: [", "config"),
         ("!!python/object/apply:os.system ['true']", "config"),
