@@ -113,8 +113,8 @@ class SoftEntropyProbe:
         self._model = model
         self._entry = self._found.entry if self._found else model
         self._n_blocks = len(self._found.blocks) if self._found else 0
-        self._selected = None if layers is None else set(select_rows(layers, self._row_names()))
-        self._settings["layers"] = None if self._selected is None else select_rows(self._selected, self._row_names())
+        if layers is not None:
+            self._settings["layers"] = select_rows(layers, self._row_names())
         self._anchors: dict[int, Anchors] = {}
         self._points: dict[tuple[int, torch.device], Tensor] = {}
         self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
@@ -442,7 +442,8 @@ class SoftEntropyProbe:
         return [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks)), *final]
 
     def _wants(self, row: str) -> bool:
-        return self._selected is None or row in self._selected
+        chosen = self._settings["layers"]
+        return chosen is None or row in chosen
 
     def _sums_of(self, row: str, hidden: Tensor) -> LayerSums:
         sums = self._sums.get(row)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from softh_probe.errors import InputError
@@ -182,7 +182,7 @@ class ProbeResult:
         _write(folder / LAYERS_CSV, lambda path: table.to_csv(path, index=False))
         _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False))
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        _write(folder / SUMS, lambda path: save_file(tensors, path))
+        _write(folder / SUMS, lambda path: path.write_bytes(save(tensors)))  # save_file keeps others from reading it
         head = {"format": FORMAT, "rows": self.rows, "label_sets": self.label_sets, "kept": self.kept}
         text = json.dumps({**head, **self.info}, indent=2, ensure_ascii=False)
         _write(folder / RESULT_JSON, lambda path: path.write_text(text + "\n", encoding="utf-8"))
