@@ -61,6 +61,8 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     """
     what = f"model {source.name!r}: its tokenizer"
     remedy = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json"
+    if source.gguf_file:  # which carries its tokenizer
+        remedy = AGAIN
     folder = source.folder or fetch(source, small_files(trust_remote_code))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf_file:
