@@ -32,6 +32,7 @@ class BatchLabels:
         single_PN: float32 [n_pools, N], 1 where the position's label occurs once; its pools are the first buckets.
         retired_rows, retired_buckets: int64, open rows that end with this batch and the buckets they go to.
         n_kept, n_open: rows that must exist before the batch is added.
+        made_from: where this is a copy on an accelerator, the original.
     """
 
     shape: tuple[int, int]
@@ -48,6 +49,12 @@ class BatchLabels:
     retired_buckets: Tensor
     n_kept: int
     n_open: int
+    made_from: BatchLabels | None = None
+
+    @property
+    def on_host(self) -> BatchLabels:
+        """The same in host memory, where it was made."""
+        return self.made_from or self
 
     def to(self, device: torch.device) -> BatchLabels:
         tensors: dict[str, Any] = {
@@ -55,7 +62,7 @@ class BatchLabels:
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **tensors)
+        return dataclasses.replace(self, **tensors, made_from=self.on_host)
 
 
 def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:

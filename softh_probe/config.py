@@ -47,6 +47,9 @@ class RunConfig:
     labels: str | Sequence[str] = ("input_unigram", "output_unigram")
     """Label sets: input_ or output_ with unigram, bigram, trigram or quadgram, and column:NAME for a column of the
     data set; empty counts every token and measures entropy alone."""
+    per_label: str | Sequence[str] = ()
+    """Label sets of which results show the entropy of every single label (input_unigram, say); columns of up to
+    1,000 values always do."""
     n_anchors: int = 100
     """Anchors a set: points on the unit sphere onto which hidden states are softly assigned."""
     anchor_sets: int = 1
@@ -59,6 +62,12 @@ class RunConfig:
     """Rows to measure: embeddings, layer.1, …, final_norm, or their indices (-1 the last); null measures all."""
     tokens_per_batch: int = 4096
     """Tokens a forward pass takes at most, padding included."""
+    sums_memory_gb: float | None = None
+    """Memory that sums may take on each device, in GiB; what exceeds it on an accelerator goes to host memory. null
+    is four fifths of what is free."""
+    cache: str = "auto"
+    """Folder that keeps tokenised corpora and plans of rows for the next run on them; auto is softh_probe in your
+    cache folder, none keeps nothing."""
     out: str
     """Folder for the results; it appears when they are whole."""
     overwrite: bool = False
@@ -67,13 +76,19 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _names(self.labels))
         object.__setattr__(self, "layers", None if self.layers is None else _rows(self.layers))
+        object.__setattr__(self, "per_label", _names(self.per_label))
         parse_label_sets(self.labels)
+        for name in self.per_label:
+            if name not in self.labels:
+                raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
         for name, least in (("n_anchors", 2), ("anchor_sets", 1), ("max_length", 2), ("tokens_per_batch", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.sums_memory_gb is not None and not self.sums_memory_gb > 0:
+            raise InputError(f"sums_memory_gb: expected more than 0, or null, got {self.sums_memory_gb}")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"max_documents: expected at least 1, or null for all, got {self.max_documents}")
         for name, valid in (("overflow", ("truncate", "split")), ("sample_by", ("line", "paragraph", "document"))):

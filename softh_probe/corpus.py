@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,8 @@ class Corpus:
     """Documents without text or without tokens; they are not in the corpus."""
     n_truncated: int
     """Documents longer than max_length, which were cut or split."""
+    token_name: Callable[[int], Any] = str
+    """A token id in words, as the tokenizer writes it."""
 
     @property
     def n_documents(self) -> int:
@@ -70,6 +72,26 @@ class Corpus:
     def lengths(self) -> np.ndarray:
         """int64 [n_documents], tokens of each document."""
         return np.diff(self.offsets)
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All of it but the token names, as arrays and JSON values, to store."""
+        columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
+        return {"tokens": self.tokens, "offsets": self.offsets, **columns}, {
+            "columns": [[name, column.names] for name, column in self.columns.items()],
+            "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], head: Mapping[str, Any], token_name: Callable[[int], Any]
+    ) -> "Corpus":
+        """What `arrays` gave."""
+        columns = {
+            name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
+        }
+        return cls(
+            tokens=arrays["tokens"], offsets=arrays["offsets"], columns=columns, token_name=token_name, **head["counts"]
+        )
 
     def document(self, index: int) -> np.ndarray:
         """int32 [length], the tokens of one document; a view."""
@@ -135,7 +157,7 @@ def tokenize(
             bar.set_postfix(tokens=f"{corpus.n_tokens:,}")
     if not corpus.lengths:
         raise InputError(f"data: none of {corpus.n_read} documents has any text; check data and text_column")
-    return corpus.finish()
+    return corpus.finish(token_name=tokenizer.convert_ids_to_tokens)
 
 
 def length_batches(
@@ -215,7 +237,7 @@ class _GrowingCorpus:
         self.n_tokens += len(self.chunks[-1])
         self.n_truncated += n_long
 
-    def finish(self) -> Corpus:
+    def finish(self, token_name: Callable[[int], Any]) -> Corpus:
         return Corpus(
             tokens=np.concatenate(self.chunks),
             offsets=np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]),
@@ -223,6 +245,7 @@ class _GrowingCorpus:
             n_read=self.n_read,
             n_empty=self.n_empty,
             n_truncated=self.n_truncated,
+            token_name=token_name,
         )
 
 

@@ -29,6 +29,7 @@ class GrowingRows:
 
     n_buckets = 0
     bucket_sets = bucket_counts = bucket_labels = np.zeros(0, dtype=np.int64)
+    bucket_names: list[str | None] = []  # noqa: RUF012
 
     def __init__(self, label_sets: Sequence[LabelSet]) -> None:
         self.label_sets = tuple(label_sets)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softh_probe.estimator import entropy
 from softh_probe.sums import LayerSums
+from softh_probe.tables import mass, position_entropy, weighted_entropy
 
 
 class Rows(Protocol):
@@ -35,6 +36,18 @@ class Rows(Protocol):
     def bucket_counts(self) -> np.ndarray: ...
     @property
     def bucket_labels(self) -> np.ndarray: ...
+    @property
+    def bucket_names(self) -> list[str | None]: ...
+
+
+_ROWS_AT_ONCE = 8192  # of a table of labels, while their entropies are taken in float64
+
+
+def named_labels(rows: Rows) -> list[tuple[str, str]]:
+    """Label set and name of each label that results show one by one, in the order of their statistics."""
+    sets = [*rows.kept_sets.tolist(), *rows.bucket_sets.tolist()]
+    names = [*rows.kept_names, *rows.bucket_names]
+    return [(rows.set_names[i], name) for i, name in zip(sets, names, strict=True) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +63,7 @@ class LayerStatistics:
         labelled_entropy: [X, S], H(Z) of the positions that have a label.
         labelled_position_entropy: [X, S], mean entropy of their own assignments.
         conditional_entropy: [X, S], H(Z|X).
-        kept_mass: [L, S, M] and kept_positions: [L], of each label whose row was kept.
+        label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
     """
 
     mass: Tensor
@@ -61,15 +74,15 @@ class LayerStatistics:
     labelled_entropy: Tensor
     labelled_position_entropy: Tensor
     conditional_entropy: Tensor
-    kept_mass: Tensor
-    kept_positions: Tensor
+    label_positions: Tensor
+    label_entropy: Tensor
 
 
 def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     """Close the books of one layer: every row that is still there is folded into its set's totals."""
-    total = sums.total.cpu()
-    kept, opened = sums.kept[: len(rows.kept_names)].cpu(), sums.open[: len(rows.open_sets)].cpu().double()
-    folded = sums.folded.cpu()
+    total, tables, (n_sets, n_anchors) = sums.total.cpu(), sums.tables, sums.points_SMD.shape[:2]
+    kept, opened = tables.kept[: len(rows.kept_names)].cpu(), tables.open[: len(rows.open_sets)].cpu()
+    folded = tables.folded.cpu()
     kept_sets, open_sets = torch.from_numpy(rows.kept_sets), torch.from_numpy(rows.open_sets)
     bucket_sets = torch.from_numpy(rows.bucket_sets)
     keeps_labels = torch.tensor(rows.keeps_labels, dtype=torch.bool)
@@ -81,26 +94,34 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     sign = torch.where(keeps_labels[kept_sets], has_label.double(), -(~has_label).double())
     labelled.index_add_(0, kept_sets, sign.unsqueeze(1) * kept)
 
-    weighted = torch.zeros(len(keeps_labels), sums.n_sets, dtype=torch.float64)
+    weighted = torch.zeros(len(keeps_labels), n_sets, dtype=torch.float64)
     covered = torch.zeros(len(keeps_labels), dtype=torch.float64)
-    for sets, labels in ((kept_sets[has_label], kept[has_label]), (open_sets, opened)):
-        weighted.index_add_(0, sets, sums.weighted_entropy(labels))
-        covered.index_add_(0, sets, torch.where(labels[:, -1] >= 2, labels[:, -1], 0.0))
-    weighted.index_add_(0, bucket_sets, folded[:, : sums.n_sets])
+    weighted_kept = weighted_entropy(mass(kept[has_label], n_sets, n_anchors))
+    weighted_open = [weighted_entropy(mass(part.double(), n_sets, n_anchors)) for part in opened.split(_ROWS_AT_ONCE)]
+    for sets, entropies, counts in (
+        (kept_sets[has_label], weighted_kept, kept[has_label][:, -1]),
+        (open_sets, torch.cat(weighted_open), opened[:, -1].double()),
+    ):
+        weighted.index_add_(0, sets, entropies)
+        covered.index_add_(0, sets, torch.where(counts >= 2, counts, 0.0))
+    weighted.index_add_(0, bucket_sets, folded[:, :n_sets])
     repeated = rows.bucket_counts >= 2
     in_buckets = torch.from_numpy(rows.bucket_counts * rows.bucket_labels * repeated).double()
     covered.index_add_(0, bucket_sets, in_buckets)
 
     count = labelled[:, -1]
+    one_by_one = torch.tensor([name is not None for name in rows.bucket_names], dtype=torch.bool)
+    label_positions = torch.cat([kept[has_label][:, -1], torch.from_numpy(rows.bucket_counts)[one_by_one].double()])
+    label_weighted = torch.cat([weighted_kept, folded[one_by_one, :n_sets]])
     return LayerStatistics(
-        mass=sums.mass(total),
+        mass=mass(total, n_sets, n_anchors),
         positions=total[-1],
-        position_entropy=sums.position_entropy(total) / total[-1],
+        position_entropy=position_entropy(total, n_sets) / total[-1],
         labelled_positions=count,
         covered_positions=covered,
-        labelled_entropy=entropy(sums.mass(labelled)),
-        labelled_position_entropy=sums.position_entropy(labelled) / count.unsqueeze(1),
+        labelled_entropy=entropy(mass(labelled, n_sets, n_anchors)),
+        labelled_position_entropy=position_entropy(labelled, n_sets) / count.unsqueeze(1),
         conditional_entropy=weighted / count.unsqueeze(1),
-        kept_mass=sums.mass(kept[has_label]),
-        kept_positions=kept[has_label][:, -1],
+        label_positions=label_positions,
+        label_entropy=label_weighted / label_positions.unsqueeze(1),
     )

@@ -21,6 +21,7 @@ from softh_probe import ProbeResult, sample_anchors, temperature
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.result import FORMAT
 from softh_probe.run import run
 from tests import references
 from tests.conftest import tiny_llama
@@ -123,9 +124,9 @@ def test_a_result_reads_back_and_a_damaged_one_is_refused(config, tmp_path):
     (out / "sums.safetensors").write_bytes(sums[:100])
     with pytest.raises(InputError, match="damaged"):
         ProbeResult.load(out)
-    (out / "result.json").write_text((out / "result.json").read_text().replace('"format": 1', '"format": 9'))
+    (out / "result.json").write_text((out / "result.json").read_text().replace(f'"format": {FORMAT}', '"format": 9'))
     (out / "sums.safetensors").write_bytes(sums)
-    with pytest.raises(InputError, match="expected a result of format 1, got 9"):
+    with pytest.raises(InputError, match=f"expected a result of format {FORMAT}, got 9"):
         ProbeResult.load(out)
 
 
@@ -358,6 +359,7 @@ def test_shipped_configurations_are_valid(path):
 MEASURE_PEAK = """
 import resource, sys
 from softh_probe.config import RunConfig
+from softh_probe.result import FORMAT
 from softh_probe.run import run
 model, data, out = sys.argv[1:]
 result = run(RunConfig(model=model, data=data, out=out, max_length=128, n_anchors=20), progress=False)
