@@ -83,10 +83,14 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     return tokenizer
 
 
-def check_placement(dtype: str, device_map: str | None) -> None:
-    """Raise InputError for a dtype or a device that there is not; costs nothing, so that it can be asked first."""
+def check_placement(dtype: str, device_map: str | None) -> str:
+    """The device or placement a model will have; costs nothing, so that it can be asked first.
+
+    Raises:
+        InputError: a dtype or a device that there is not.
+    """
     _check_dtype(dtype)
-    _check_device(device_map)
+    return _check_device(device_map)
 
 
 def load_checkpoint(

@@ -60,8 +60,8 @@ class RunConfig:
     """Temperature of the soft assignment: exact, leading_order, or the temperature itself as a number."""
     layers: str | Sequence[str | int] | None = None
     """Rows to measure: embeddings, layer.1, …, final_norm, or their indices (-1 the last); null measures all."""
-    tokens_per_batch: int = 4096
-    """Tokens a forward pass takes at most, padding included."""
+    tokens_per_batch: int | None = None
+    """Tokens a forward pass takes at most, padding included; null is 1,024 on a CPU and 8,192 elsewhere."""
     sums_memory_gb: float | None = None
     """Memory that sums may take on each device, in GiB; what exceeds it on an accelerator goes to host memory. null
     is four fifths of what is free."""
@@ -85,7 +85,7 @@ class RunConfig:
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
         for name, least in (("n_anchors", 2), ("anchor_sets", 1), ("max_length", 2), ("tokens_per_batch", 1)):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.sums_memory_gb is not None and not self.sums_memory_gb > 0:
             raise InputError(f"sums_memory_gb: expected more than 0, or null, got {self.sums_memory_gb}")
@@ -95,6 +95,11 @@ class RunConfig:
             if getattr(self, name) not in valid:
                 raise InputError(f"{name}: expected {' or '.join(valid)}, got {getattr(self, name)!r}")
         resolve_temperature(self.calibration, self.n_anchors, dim=2)
+
+
+def tokens_per_batch_on(device: str) -> int:
+    """Tokens a forward pass takes by default: few enough for a CPU's caches, enough to fill an accelerator."""
+    return 1024 if device == "cpu" else 8192
 
 
 def _rows(value: str | Sequence[str | int]) -> tuple[str | int, ...]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from softh_probe.cache import Cache, cache_folder, digest, key_of, tokenizer_fingerprint
 from softh_probe.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer
-from softh_probe.config import RunConfig
+from softh_probe.config import RunConfig, tokens_per_batch_on
 from softh_probe.corpus import Corpus, length_batches, pad_batch, tokenize
 from softh_probe.documents import read_documents
 from softh_probe.errors import InputError
@@ -56,14 +56,18 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
     seconds = _Stopwatch()
     with output_folder(config.out, overwrite=config.overwrite) as folder:
         with seconds("tokenise"):
-            check_placement(config.dtype, config.device_map)
+            device = check_placement(config.dtype, config.device_map)
+            if config.tokens_per_batch is None:
+                config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             source = resolve_model(config.model, revision=config.revision)
             tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
             corpus = read_corpus(config, tokenizer, progress=progress)
         say(f"corpus: {corpus.n_documents:,} documents, {corpus.n_tokens:,} tokens")
         with seconds("plan"):
             plan = plan_run(config, corpus)
-        say(f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches")
+        say(
+            f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
+        )
         with seconds("load"):
             checkpoint = load_checkpoint(
                 source,
@@ -131,7 +135,8 @@ def plan_run(config: RunConfig, corpus: Corpus) -> Plan:
     """Batches of documents of like length, and where their labels live; or as the cache has it."""
     label_sets = parse_label_sets(config.labels)
     long_enough = corpus.lengths >= shortest_document(label_sets)
-    batches = length_batches(corpus.lengths, config.tokens_per_batch, keep=long_enough)
+    tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
+    batches = length_batches(corpus.lengths, tokens_per_batch, keep=long_enough)
     cache = Cache(cache_folder(config.cache))
     key = key_of(
         corpus=corpus.sha256,
