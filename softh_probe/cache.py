@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Counted up whenever documents, tokens or numberings come out differently for the same input.
-FORMAT = 1
+FORMAT = 2
 
 Arrays = dict[str, np.ndarray]
 

@@ -48,6 +48,8 @@ class Corpus:
     """int32 [n_tokens]."""
     offsets: np.ndarray
     """int64 [n_documents + 1], where each document starts in `tokens`."""
+    source: np.ndarray
+    """int32 [n_documents], ascending: equal for the windows of one document that was split."""
     columns: dict[str, LabelColumn]
     """Label columns by name."""
     n_read: int
@@ -76,7 +78,7 @@ class Corpus:
     def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All of it but the token names, as arrays and JSON values, to store."""
         columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
-        return {"tokens": self.tokens, "offsets": self.offsets, **columns}, {
+        return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
             "columns": [[name, column.names] for name, column in self.columns.items()],
             "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
         }
@@ -89,9 +91,9 @@ class Corpus:
         columns = {
             name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
         }
-        return cls(
-            tokens=arrays["tokens"], offsets=arrays["offsets"], columns=columns, token_name=token_name, **head["counts"]
-        )
+        tokens, offsets, source = (arrays[name] for name in ("tokens", "offsets", "source"))
+        counts = head["counts"]
+        return cls(tokens=tokens, offsets=offsets, source=source, columns=columns, token_name=token_name, **counts)
 
     def document(self, index: int) -> np.ndarray:
         """int32 [length], the tokens of one document; a view."""
@@ -196,8 +198,8 @@ def pad_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Documents as `input_ids` and `attention_mask`, int64 [B, T], padded on the right with `pad_id`.
 
-    >>> corpus = Corpus(tokens=np.array([7, 8, 9], dtype=np.int32), offsets=np.array([0, 2, 3]), columns={},
-    ...                 n_read=2, n_empty=0, n_truncated=0)
+    >>> corpus = Corpus(tokens=np.array([7, 8, 9], dtype=np.int32), offsets=np.array([0, 2, 3]),
+    ...                 source=np.array([0, 1]), columns={}, n_read=2, n_empty=0, n_truncated=0)
     >>> pad_batch(corpus, [1, 0])
     (tensor([[9, 0],
             [7, 8]]), tensor([[1, 0],
@@ -217,6 +219,7 @@ class _GrowingCorpus:
     def __init__(self) -> None:
         self.chunks: list[np.ndarray] = []
         self.lengths: list[int] = []
+        self.source: list[int] = []
         self.labels: dict[str, _GrowingLabels] = {}
         self.n_read = self.n_empty = self.n_truncated = self.n_tokens = 0
 
@@ -228,6 +231,7 @@ class _GrowingCorpus:
             self.n_empty += not of_document
             if document.columns.keys() != self.labels.keys():
                 raise InputError(f"documents: number {self.n_read} has other label columns than the first")
+            self.source += [self.n_read - 1] * len(of_document)
             for name, value in document.columns.items():
                 self.labels[name].add(value, times=len(of_document))
         flat = [ids for of_document in windows for ids in of_document]
@@ -241,6 +245,7 @@ class _GrowingCorpus:
         return Corpus(
             tokens=np.concatenate(self.chunks),
             offsets=np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]),
+            source=np.array(self.source, dtype=np.int32),
             columns={name: labels.finish() for name, labels in self.labels.items()},
             n_read=self.n_read,
             n_empty=self.n_empty,

@@ -12,12 +12,16 @@ import torch
 
 from softh_probe.errors import InputError
 from softh_probe.plan import Plan
+from softh_probe.sampling import N_REPLICATES
 from softh_probe.tables import columns
 
 GIB = 2**30
 
 #: Of the memory that is free, what sums may take; the rest is for the model's own tensors.
 SHARE_OF_FREE = 0.8
+
+#: What every row takes whatever the labels: its totals, bootstrap replicates and sample.
+ALL_POSITIONS = "all positions"
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -27,7 +31,7 @@ class SumsMemory:
     """Where the sums of each row go.
 
     Attributes:
-        bytes_by_set: bytes that one row's label tables take for each label set.
+        bytes_by_set: bytes that one row's sums take for each label set, and for all positions.
         labels_by_set, rows_by_set: distinct labels of each set, and table rows they have when most are in use.
         devices: the device of each row.
         on_host: rows whose tables are in host memory although their layer is on an accelerator.
@@ -106,8 +110,8 @@ def place_sums(
             on_host |= set(rows[budgets[place] // max(size, 1) :])
     memory = SumsMemory(
         bytes_by_set=bytes_by_set,
-        labels_by_set=dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True)),
-        rows_by_set=dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True)),
+        labels_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
+        rows_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True))},
         devices=dict(devices),
         on_host=frozenset(on_host),
         budgets=budgets,
@@ -136,10 +140,12 @@ def free_bytes(place: str) -> int:
 def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int]:
     n = plan.numbering
     n_columns = columns(anchor_sets, n_anchors)
-    kept = np.bincount(n.kept_sets, minlength=len(n.peak_rows))
-    buckets = np.bincount(n.bucket_sets, minlength=len(n.peak_rows))
-    sizes = n_columns * (8 * kept + 4 * n.peak_rows) + 16 * anchor_sets * buckets
-    return {name: int(size) for name, size in zip(plan.set_names, sizes, strict=True)}
+    kept, buckets, single = (
+        np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.single_sets)
+    )
+    sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 16 * anchor_sets * buckets
+    of_positions = anchor_sets * n_anchors * (4 * plan.n_sample + 8 * N_REPLICATES) + 8 * n_columns
+    return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
 
 
 def _too_much(memory: SumsMemory) -> str:
@@ -149,6 +155,8 @@ def _too_much(memory: SumsMemory) -> str:
     for name, size in sorted(memory.bytes_by_set.items(), key=lambda item: -item[1]):
         if excess <= 0:
             break
+        if name == ALL_POSITIONS:
+            continue
         dropped.append(f"{name} ({n * size / GIB:.2f} GiB)")
         excess -= n * size
     places = ", ".join(f"{size / GIB:.2f} on {place}" for place, size in memory.budgets.items())

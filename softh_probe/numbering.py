@@ -28,8 +28,8 @@ KEPT_LABELS = 1000
 class Numbering:
     """Plain arrays: everything about the labels that takes time to find out, and that is worth storing.
 
-    X label sets; buckets are the pools in which labels that are over end: one of each set for labels that occur
-    once, then one of each set and count, or, in sets whose labels are wanted one by one, one of each label.
+    X label sets; buckets are the pools in which labels that are over end: one of each set and count, or, in sets
+    whose labels are wanted one by one, one of each label.
 
     Attributes:
         ngrams: of each order up to the highest wanted, the dense id of the n-gram that ends at each token.
@@ -37,8 +37,9 @@ class Numbering:
         n_positions: positions that count.
         keeps_labels: [X], whether all the set's labels keep their rows to the end.
         kept_sets, kept_ids: of each kept row its set and its label's id, −1 for positions without a label.
-        single_sets: sets whose labels that occur once are pooled; their pools are the first buckets.
-        n_bagged: number of kept, open and closed labels.
+        single_sets: sets whose labels come and go; single_labels: how many of each occur once and have no bucket.
+        occurs_once: of each number, whether its labels occur once; those that have no number of their own share
+            the last one.
         open_rows: of each open label its row; n_open: how many rows that takes.
         peak_rows: [X], open rows of each set when most are in use.
         retired: open labels ordered by their last batch; those of batch b are retired_starts[b:b+2].
@@ -54,7 +55,8 @@ class Numbering:
     kept_sets: np.ndarray
     kept_ids: np.ndarray
     single_sets: np.ndarray
-    n_bagged: int
+    single_labels: np.ndarray
+    occurs_once: np.ndarray
     open_rows: np.ndarray
     n_open: int
     peak_rows: np.ndarray
@@ -69,6 +71,11 @@ class Numbering:
     @property
     def n_kept(self) -> int:
         return len(self.kept_sets)
+
+    @property
+    def n_bagged(self) -> int:
+        """Kept, open and closed labels: all that have a number of their own."""
+        return len(self.occurs_once) - 1
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it under flat names, to store."""
@@ -140,7 +147,6 @@ def number_labels(
     ]
     one_by_one = [i for i in range(n_sets) if label_sets[i].name in per_label and not kept[i]]
     moving = [i for i in range(n_sets) if not kept[i]]
-    single_sets = [i for i in moving if i not in one_by_one]
     kept_sets: list[int] = []
     kept_ids: list[int] = []
     first_kept = []
@@ -181,7 +187,6 @@ def number_labels(
     key = set_of * (int(count_of.max(initial=0)) + 1) + count_of
     key[alone] = key.max(initial=0) + 1 + np.arange(alone.sum())
     _, example, bucket_of, n_labels = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-    n_single = len(single_sets)
     return Numbering(
         ngrams=ngrams,
         numbers=numbers,
@@ -189,20 +194,19 @@ def number_labels(
         keeps_labels=np.array(kept, dtype=bool),
         kept_sets=np.array(kept_sets, dtype=np.int64),
         kept_ids=np.array(kept_ids, dtype=np.int64),
-        single_sets=np.array(single_sets, dtype=np.int64),
-        n_bagged=n_bagged,
+        single_sets=np.array(moving, dtype=np.int64),
+        single_labels=np.array([(i not in one_by_one) * (lives[i].count == 1).sum() for i in moving], dtype=np.int64),
+        occurs_once=np.concatenate([np.zeros(n_kept, dtype=bool), count_of == 1, [True]]),
         open_rows=open_rows,
         n_open=n_open,
         peak_rows=_rows_at_peak(first, last, set_of[:n_opened], len(batches), n_sets),
         retired=retired,
         retired_starts=np.searchsorted(last[retired], np.arange(len(batches) + 1)),
-        bucket_of=n_single + bucket_of.reshape(-1),
-        bucket_sets=np.concatenate([np.array(single_sets, dtype=np.int64), set_of[example]]),
-        bucket_counts=np.concatenate([np.ones(n_single, dtype=np.int64), count_of[example]]),
-        bucket_labels=np.concatenate(
-            [np.array([(lives[i].count == 1).sum() for i in single_sets], dtype=np.int64), n_labels]
-        ),
-        bucket_ids=np.concatenate([np.full(n_single, -1), id_of[example]]),
+        bucket_of=bucket_of.reshape(-1),
+        bucket_sets=set_of[example],
+        bucket_counts=count_of[example],
+        bucket_labels=n_labels,
+        bucket_ids=id_of[example],
     )
 
 

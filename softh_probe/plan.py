@@ -17,6 +17,7 @@ from softh_probe.batch_labels import BatchLabels, sort_into_bags
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelSet, context, shortest_document
 from softh_probe.numbering import Numbering, label_ids, n_counted, number_labels, ranges
+from softh_probe.sampling import SAMPLE_SIZE, poisson_weights, position_keys, sequence_key, smallest
 
 if TYPE_CHECKING:
     from softh_probe.corpus import Corpus
@@ -58,6 +59,7 @@ class Plan:
                 f"has {corpus.lengths.max()}; ask for lower n-gram orders or longer documents"
             )
         self.numbering = numbering or number_labels(corpus, label_sets, batches, per_label)
+        self._draw()
 
     def batch(self, index: int) -> BatchLabels:
         """What the hooks need to know of one batch, its documents right-padded to the longest."""
@@ -73,7 +75,8 @@ class Plan:
         counted_N = torch.zeros(len(documents) * longest, dtype=torch.float32)
         counted_N[positions_N] = 1.0
         single_PN = torch.zeros(len(n.single_sets), len(counted_N), dtype=torch.float32)
-        single_PN[:, positions_N] = torch.from_numpy(groups_SN[n.single_sets] >= n.n_bagged).float()
+        single_PN[:, positions_N] = torch.from_numpy(n.occurs_once[groups_SN[n.single_sets]]).float()
+        first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         retired = n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
         return BatchLabels(
             shape=(len(documents), longest),
@@ -88,9 +91,29 @@ class Plan:
             single_PN=single_PN,
             retired_rows=torch.from_numpy(n.open_rows[retired]),
             retired_buckets=torch.from_numpy(n.bucket_of[retired]),
+            sample_positions=torch.from_numpy(positions_N[self._sampled[first:last] - self._batch_starts[index]]),
+            sample_slots=torch.from_numpy(self._slots[first:last]),
+            weights_WB=torch.from_numpy(poisson_weights(self._source_keys[documents])),
             n_kept=n.n_kept,
             n_open=n.n_open,
         )
+
+    def _draw(self) -> None:
+        """Choose the positions whose assignments are kept, and the documents' keys."""
+        corpus, documents = self.corpus, np.concatenate(self.batches)
+        keys = np.zeros(corpus.n_documents, dtype=np.uint64)
+        for d in range(corpus.n_documents):
+            keys[d] = sequence_key(corpus.document(d))
+        _, first_window, source = np.unique(corpus.source, return_index=True, return_inverse=True)
+        self._source_keys = keys[first_window][source]
+        counts = n_counted(corpus, self.label_sets, documents)
+        before, _ = context(self.label_sets)
+        places = ranges(np.full(len(documents), before), counts)
+        chosen = smallest(position_keys(np.repeat(keys[documents], counts), places), SAMPLE_SIZE)
+        in_order = np.argsort(chosen)
+        self._sampled, self._slots = chosen[in_order], in_order
+        ends = np.cumsum([len(batch) for batch in self.batches])
+        self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
 
     def _groups(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
         """[n_label_sets, N], the number of the label of each counted position."""
@@ -114,6 +137,19 @@ class Plan:
     @property
     def n_open(self) -> int:
         return self.numbering.n_open
+
+    @property
+    def n_sample(self) -> int:
+        """Positions whose assignments are kept."""
+        return len(self._sampled)
+
+    @property
+    def single_sets(self) -> np.ndarray:
+        return self.numbering.single_sets
+
+    @property
+    def single_labels(self) -> np.ndarray:
+        return self.numbering.single_labels
 
     @property
     def n_buckets(self) -> int:
@@ -162,8 +198,10 @@ class Plan:
     def labels_by_set(self) -> np.ndarray:
         """[X], distinct labels of each set."""
         n, n_sets = self.numbering, len(self.label_sets)
-        pooled = np.bincount(n.bucket_sets, weights=n.bucket_labels, minlength=n_sets).astype(np.int64)
-        return np.bincount(n.kept_sets[n.kept_ids >= 0], minlength=n_sets) + pooled
+        found = np.bincount(n.kept_sets[n.kept_ids >= 0], minlength=n_sets)
+        np.add.at(found, n.bucket_sets, n.bucket_labels)
+        np.add.at(found, n.single_sets, n.single_labels)
+        return found
 
     @property
     def rows_by_set(self) -> np.ndarray:

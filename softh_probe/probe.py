@@ -40,7 +40,7 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
 MAX_INVALID_SHARE = 0.5
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class SoftEntropyProbe:
@@ -237,11 +237,11 @@ class SoftEntropyProbe:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
         assert isinstance(self._rows, GrowingRows)
         assert isinstance(other._rows, GrowingRows)
-        kept_rows, open_rows = self._rows.merge(other._rows)
+        where = self._rows.merge(other._rows)
         for name, theirs in other._sums.items():
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name, theirs.dim, theirs.total.device)
-            self._sums[name].merge(theirs, kept_rows, open_rows)
+            self._sums[name].merge(theirs, *where)
         self._positions += other._positions
         self._tokens += other._tokens
         self._n_blocks = max(self._n_blocks, other._n_blocks)
@@ -485,6 +485,8 @@ class SoftEntropyProbe:
             self._points[dim, device],
             anchors.temperature,
             host=self._host if row in self._on_host else None,
+            n_single=len(rows.single_sets),
+            n_sample=rows.n_sample,
             n_kept=rows.n_kept,
             n_open=rows.n_open,
             n_buckets=rows.n_buckets,

@@ -33,6 +33,7 @@ RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
 #: The metrics that carry a unit; the others are ratios.
 ENTROPIES = (
     "entropy",
+    "entropy_document_sd",
     "conditional_entropy",
     "mutual_information",
     "mutual_information_max",
@@ -48,8 +49,9 @@ class ProbeResult:
         rows: names of the rows: "embeddings", "layer.1", …, "final_norm".
         label_sets: names of the label sets.
         tensors: everything measured, float64, by name; R leads each. Entropies are in nats:
-            mass [R, S, M], positions [R], position_entropy [R, S], labelled_positions [R, X],
-            covered_positions [R, X], labelled_entropy [R, X, S], labelled_position_entropy [R, X, S],
+            mass [R, S, M], positions [R], position_entropy [R, S], entropy_document_sd [R, S],
+            labelled_positions [R, X], covered_positions [R, X], labelled_entropy [R, X, S],
+            labelled_position_entropy [R, X, S],
             conditional_entropy [R, X, S], label_entropy [R, L, S], label_positions [R, L].
         labels: of each label that is shown one by one, its set and its name.
         info: what was run: settings, anchors, positions, and whatever the caller adds (JSON values).
@@ -89,7 +91,7 @@ class ProbeResult:
     def metrics(self) -> list[tuple[str, str, Tensor]]:
         """(label set, metric, values [R, S]) of everything there is, entropies in nats."""
         t = self.tensors
-        found = [("", "entropy", entropy(t["mass"]))]
+        found = [("", "entropy", entropy(t["mass"])), ("", "entropy_document_sd", t["entropy_document_sd"])]
         information = {}
         for x, name in enumerate(self.label_sets):
             h = t["labelled_entropy"][:, x]

@@ -65,9 +65,8 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
         say(f"corpus: {corpus.n_documents:,} documents, {corpus.n_tokens:,} tokens")
         with seconds("plan"):
             plan = plan_run(config, corpus)
-        say(
-            f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
-        )
+        n_batches = f"{len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
+        say(f"plan: {plan.n_positions:,} positions in {n_batches}")
         with seconds("load"):
             checkpoint = load_checkpoint(
                 source,

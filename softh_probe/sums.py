@@ -1,7 +1,8 @@
 """The running sums of one layer: add a batch, merge, and come out as state.
 
-Shape suffixes: N positions, L bags, P pools of labels that occur once, S anchor sets, M anchors, D width, K columns
-of a row of sums (see `softh_probe.tables`).
+Shape suffixes: B sequences, T tokens, N = B·T positions, L bags, P label sets whose labels come and go, W bootstrap
+replicates, R positions of the sample, S anchor sets, M anchors, D width, K columns of a row of sums (see
+`softh_probe.tables`).
 """
 
 from __future__ import annotations
@@ -11,20 +12,29 @@ from torch import Tensor
 
 from softh_probe.batch_labels import BatchLabels
 from softh_probe.estimator import log_assignments
+from softh_probe.sampling import N_REPLICATES
 from softh_probe.tables import HostWorker, LabelTables, columns
 
 
 class LayerSums:
     """Running sums of one layer, on that layer's device; the label tables may be in host memory instead.
 
-    The state is `total` [K] float64, over all counted positions, and that of the tables.
+    The state is that of the tables, and
+
+        total       [K]       float64  over all counted positions
+        single      [P, K]    float64  over positions whose label of a set occurs once
+        replicates  [W, S·M]  float64  the mass of each bootstrap replicate of the documents
+        sample      [R, S·M]  float32  the assignments of a uniform sample of positions; zero where there is none
 
     Args:
         points_SMD: the anchors, on the layer's device.
         temperature: ε.
         host: who adds to the tables if they are to be in host memory.
+        n_single, n_sample: P and R.
         n_kept, n_open, n_buckets: rows of the tables.
     """
+
+    STATE = ("total", "single", "replicates", "sample")
 
     def __init__(
         self,
@@ -32,18 +42,25 @@ class LayerSums:
         temperature: float,
         *,
         host: HostWorker | None = None,
+        n_single: int = 0,
+        n_sample: int = 0,
         n_kept: int = 0,
         n_open: int = 0,
         n_buckets: int = 0,
     ) -> None:
         self.points_SMD, self.temperature = points_SMD, temperature
         self.n_sets, self.n_anchors, self.dim = points_SMD.shape
+        self._n_mass = self.n_sets * self.n_anchors
         self._host = host
-        device = torch.device("cpu") if host else points_SMD.device
+        here = points_SMD.device
         shape = (self.n_sets, self.n_anchors)
-        self._tables = LabelTables(shape, device, n_kept=n_kept, n_open=n_open, n_buckets=n_buckets)
+        on_host = torch.device("cpu") if host else here
+        self._tables = LabelTables(shape, on_host, n_kept=n_kept, n_open=n_open, n_buckets=n_buckets)
         with torch.inference_mode(False):
-            self.total = torch.zeros(columns(*shape), dtype=torch.float64, device=points_SMD.device)
+            self.total = torch.zeros(columns(*shape), dtype=torch.float64, device=here)
+            self.single = torch.zeros(n_single, columns(*shape), dtype=torch.float64, device=here)
+            self.replicates = torch.zeros(N_REPLICATES, self._n_mass, dtype=torch.float64, device=here)
+            self.sample = torch.zeros(n_sample, self._n_mass, dtype=torch.float32, device=here)
 
     @property
     def tables(self) -> LabelTables:
@@ -57,15 +74,21 @@ class LayerSums:
         """Add one batch of hidden states [..., D] whose leading dimensions are the batch's N positions."""
         with torch.autocast(hidden.device.type, enabled=False):
             rows_NK = self._features(hidden.detach().reshape(-1, self.dim).float())
-            self.total += labels.counted_N @ rows_NK
-            singles_PS = labels.single_PN @ rows_NK[:, -self.n_sets - 1 : -1]
+            # Sequence by sequence first: the bootstrap needs that, and short sums keep float32 exact enough.
+            n_sequences, n_tokens = labels.shape
+            counted_B1T = labels.counted_N.view(n_sequences, 1, n_tokens)
+            sequences_BK = torch.bmm(counted_B1T, rows_NK.view(n_sequences, n_tokens, -1)).squeeze(1)
+            self.total += sequences_BK.sum(dim=0, dtype=torch.float64)
+            self.replicates += labels.weights_WB @ sequences_BK[:, : self._n_mass]
+            self.single += labels.single_PN @ rows_NK
+            self.sample.index_copy_(0, labels.sample_slots, rows_NK[labels.sample_positions, : self._n_mass])
             bags_LK = torch.nn.functional.embedding_bag(
                 labels.bag_positions, rows_NK, labels.bag_offsets, mode="sum", include_last_offset=True
             )
         if self._host:
-            self._host.add(self._tables, bags_LK, singles_PS, labels.on_host)
+            self._host.add(self._tables, bags_LK, labels.on_host)
         else:
-            self._tables.add(bags_LK, singles_PS, labels)
+            self._tables.add(bags_LK, labels)
 
     def _features(self, h_ND: Tensor) -> Tensor:
         """Rows of sums that each position alone would give; all zero where the hidden state has no direction."""
@@ -78,16 +101,24 @@ class LayerSums:
         return rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        tables = self.tables
-        return {"total": self.total.clone()} | {name: getattr(tables, name).clone() for name in tables.STATE}
+        owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
+        return {name: getattr(owner, name).clone() for names, owner in owners for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        tables = self.tables
-        self.total = state["total"].to(self.total)
-        for name in tables.STATE:
-            setattr(tables, name, state[name].to(getattr(tables, name)))
+        for names, owner in ((self.STATE, self), (LabelTables.STATE, self.tables)):
+            for name in names:
+                setattr(owner, name, state[name].to(getattr(owner, name)))
 
-    def merge(self, other: LayerSums, kept_rows: Tensor, open_rows: Tensor) -> None:
-        """Add another part's sums; row i of its tables is row kept_rows[i], open_rows[i] of these."""
+    def merge(self, other: LayerSums, kept_rows: Tensor, open_rows: Tensor, sample: tuple[Tensor, Tensor]) -> None:
+        """Add another part's sums.
+
+        Args:
+            kept_rows, open_rows: where each row of its tables is in these.
+            sample: positions of its sample that are taken over, and the slots they go to.
+        """
         self.total += other.total.to(self.total)
+        self.single += other.single.to(self.single)
+        self.replicates += other.replicates.to(self.replicates)
+        theirs, slots = (index.to(self.sample.device) for index in sample)
+        self.sample.index_copy_(0, slots, other.sample.to(self.sample)[theirs])
         self.tables.merge(other.tables, kept_rows, open_rows)

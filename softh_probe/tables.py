@@ -1,6 +1,6 @@
 """The label tables of one layer: rows of sums, one a label, and what remains of labels that are over.
 
-Shape suffixes: S anchor sets, M anchors, L labels, P pools of labels that occur once, K = S·M + S + 1 columns of a
+Shape suffixes: S anchor sets, M anchors, L labels, K = S·M + S + 1 columns of a
 row of sums:
 
     [ mass of each anchor (S·M) | sum of the positions' own assignment entropies (S) | number of positions (1) ]
@@ -44,14 +44,12 @@ class LabelTables:
             self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, bags_LK: Tensor, singles_PS: Tensor, labels: BatchLabels) -> None:
+    def add(self, bags_LK: Tensor, labels: BatchLabels) -> None:
         """Add one batch.
 
         Args:
             bags_LK: sums of each bag of the batch, in the order of its labels.
-            singles_PS: sums of the assignment entropies of positions whose labels occur once.
         """
-        self.folded[: len(singles_PS)] += singles_PS.repeat(1, 2)
         n_kept, n_open = len(labels.kept_rows), len(labels.open_rows)
         if n_kept:
             self.kept = _with_rows(self.kept, labels.n_kept)
@@ -93,16 +91,16 @@ class HostWorker:
         self._most_bytes = most_bytes
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def add(self, tables: LabelTables, bags_LK: Tensor, singles_PS: Tensor, labels: BatchLabels) -> None:
+    def add(self, tables: LabelTables, bags_LK: Tensor, labels: BatchLabels) -> None:
         """Have a batch added to tables in host memory; its sums are copied there without waiting for them."""
         while sum(size for _, size in self._waiting) + bags_LK.nbytes > self._most_bytes and self._waiting:
             self._waiting.popleft()[0].result()
-        bags, singles, copied = self._copy(bags_LK, singles_PS)
+        bags, copied = self._copy(bags_LK)
 
         def work() -> None:
             if copied is not None:
                 copied.synchronize()
-            tables.add(bags, singles, labels)
+            tables.add(bags, labels)
 
         self._waiting.append((self._thread.submit(work), bags_LK.nbytes))
 
@@ -111,22 +109,20 @@ class HostWorker:
         while self._waiting:
             self._waiting.popleft()[0].result()
 
-    def _copy(self, *tensors: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
-        device = tensors[0].device
-        if device.type != "cuda":
-            bags, singles = (t.cpu() for t in tensors)
-            return bags, singles, None
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
-        stream = self._streams[device]
-        stream.wait_stream(torch.cuda.current_stream(device))
+    def _copy(self, bags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Sums in host memory, and what tells when they have arrived."""
+        if bags.device.type != "cuda":
+            return bags.cpu(), None
+        if bags.device not in self._streams:
+            self._streams[bags.device] = torch.cuda.Stream(bags.device)
+        stream = self._streams[bags.device]
+        stream.wait_stream(torch.cuda.current_stream(bags.device))
         with torch.cuda.stream(stream):
-            bags, singles = (t.to("cpu", non_blocking=True) for t in tensors)
-            for tensor in tensors:
-                tensor.record_stream(stream)  # its memory is not given to others before the copy is done
+            on_host = bags.to("cpu", non_blocking=True)
+            bags.record_stream(stream)  # its memory is not given to others before the copy is done
             copied = torch.cuda.Event()
             copied.record(stream)
-        return bags, singles, copied
+        return on_host, copied
 
 
 def columns(n_sets: int, n_anchors: int) -> int:

@@ -28,6 +28,7 @@ def corpus_of(docs, **columns) -> Corpus:
     return Corpus(
         tokens=np.concatenate(docs).astype(np.int32),
         offsets=np.cumsum([0, *map(len, docs)]),
+        source=np.arange(len(docs)),
         columns=made,
         n_read=len(docs),
         n_empty=0,
