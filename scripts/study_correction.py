@@ -206,13 +206,8 @@ def thinned(q: dict[str, Tensor], labels: dict[str, np.ndarray]) -> Iterator[Wor
     """Frequent n-grams as distributions."""
     rng = np.random.default_rng(1)
     for layer, q_NSM in q.items():
-        for name, at_least in (
-            ("input 1-gram", 200),
-            ("output 1-gram", 200),
-            ("input 2-gram", 60),
-            ("output 2-gram", 60),
-        ):
-            ids, label_N, counts = np.unique(labels[name], return_inverse=True, return_counts=True)
+        for name, at_least in FREQUENT.items():
+            _, label_N, counts = np.unique(labels[name], return_inverse=True, return_counts=True)
             members = [torch.from_numpy(np.flatnonzero(label_N == i)) for i in np.flatnonzero(counts >= at_least)]
 
             def draw(label: int, count: int, members=members, q_NSM=q_NSM) -> Tensor:
