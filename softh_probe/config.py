@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from softh_probe.anchors import KINDS
 from softh_probe.calibration import resolve_temperature
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets
@@ -52,6 +53,9 @@ class RunConfig:
     1,000 values always do."""
     n_anchors: int = 100
     """Anchors a set: points on the unit sphere onto which hidden states are softly assigned."""
+    anchors: str = "iid"
+    """How anchors are drawn: iid, independently, as published; antithetic, in pairs w and -w, with which entropies
+    vary less from one draw to the next."""
     anchor_sets: int = 1
     """Independent sets of anchors, measured in the same pass; the spread over them is the results' sd."""
     seed: int = 0
@@ -91,7 +95,11 @@ class RunConfig:
             raise InputError(f"sums_memory_gb: expected more than 0, or null, got {self.sums_memory_gb}")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"max_documents: expected at least 1, or null for all, got {self.max_documents}")
-        for name, valid in (("overflow", ("truncate", "split")), ("sample_by", ("line", "paragraph", "document"))):
+        for name, valid in (
+            ("anchors", KINDS),
+            ("overflow", ("truncate", "split")),
+            ("sample_by", ("line", "paragraph", "document")),
+        ):
             if getattr(self, name) not in valid:
                 raise InputError(f"{name}: expected {' or '.join(valid)}, got {getattr(self, name)!r}")
         resolve_temperature(self.calibration, self.n_anchors, dim=2)

@@ -44,6 +44,11 @@ class GrowingRows:
         self._n_sequences = 0
 
     @property
+    def sample_order(self) -> np.ndarray:
+        """Slots of the sample in the order of their positions' keys: one order however they came."""
+        return np.argsort(self._sample.keys, kind="stable")
+
+    @property
     def set_names(self) -> list[str]:
         return [s.name for s in self.label_sets] + list(self._kept)
 

@@ -144,6 +144,11 @@ class Plan:
         return len(self._sampled)
 
     @property
+    def sample_order(self) -> np.ndarray:
+        """Slots of the sample in the order of their positions' keys."""
+        return np.arange(self.n_sample)
+
+    @property
     def single_sets(self) -> np.ndarray:
         return self.numbering.single_sets
 

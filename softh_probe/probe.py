@@ -69,6 +69,7 @@ class SoftEntropyProbe:
         calibration: "exact", "leading_order", or the temperature as a float.
         layers: rows to measure, by name or index (0 the embeddings, −1 the last); None measures all.
         count: "forwarded" counts every real position each time it is fed to the model.
+        anchors: "iid", or "antithetic": pairs w and −w, with which entropies vary less between draws.
         modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
             position is a row.
         plan: where the labels of a known corpus live; whoever runs the model announces each `batch`.
@@ -88,6 +89,7 @@ class SoftEntropyProbe:
         layers: Sequence[str | int] | None = None,
         count: str = "forwarded",
         *,
+        anchors: str = "iid",
         modules: Mapping[str, nn.Module] | None = None,
         plan: Plan | None = None,
     ) -> None:
@@ -103,6 +105,7 @@ class SoftEntropyProbe:
             "n_anchors": n_anchors,
             "anchor_sets": anchor_sets,
             "seed": seed,
+            "anchors": anchors,
             "calibration": calibration,
             "labels": [s.name for s in label_sets],
             "layers": None,
@@ -500,6 +503,7 @@ class SoftEntropyProbe:
                 dim=dim,
                 n_sets=s["anchor_sets"],
                 seed=s["seed"],
+                kind=s["anchors"],
                 calibration=s["calibration"],
             )
         return self._anchors[dim]

@@ -37,7 +37,12 @@ ENTROPIES = (
     "conditional_entropy",
     "mutual_information",
     "mutual_information_max",
+    "mutual_information_null",
+    "mutual_information_corrected",
 )
+#: Corrected optimality is missing where the information with the input is below this, in units of log m: the ratio
+#: would be one of errors.
+LEAST_CORRECTED = 0.01
 UNITS = ("efficiency", "nats", "bits")
 
 
@@ -52,7 +57,8 @@ class ProbeResult:
             mass [R, S, M], positions [R], position_entropy [R, S], entropy_document_sd [R, S],
             labelled_positions [R, X], covered_positions [R, X], labelled_entropy [R, X, S],
             labelled_position_entropy [R, X, S],
-            conditional_entropy [R, X, S], label_entropy [R, L, S], label_positions [R, L].
+            conditional_entropy [R, X, S], null_information [R, X, S],
+            corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L].
         labels: of each label that is shown one by one, its set and its name.
         info: what was run: settings, anchors, positions, and whatever the caller adds (JSON values).
     """
@@ -92,23 +98,28 @@ class ProbeResult:
         """(label set, metric, values [R, S]) of everything there is, entropies in nats."""
         t = self.tensors
         found = [("", "entropy", entropy(t["mass"])), ("", "entropy_document_sd", t["entropy_document_sd"])]
-        information = {}
+        information, corrected = {}, {}
         for x, name in enumerate(self.label_sets):
             h = t["labelled_entropy"][:, x]
             conditional = t["conditional_entropy"][:, x]
             information[name] = h - conditional
+            corrected[name] = t["corrected_information"][:, x]
             coverage = (t["covered_positions"][:, x] / t["labelled_positions"][:, x]).unsqueeze(1).expand_as(h)
             found += [
                 (name, "conditional_entropy", conditional),
                 (name, "mutual_information", information[name]),
                 (name, "mutual_information_max", h - t["labelled_position_entropy"][:, x]),
+                (name, "mutual_information_null", t["null_information"][:, x]),
+                (name, "mutual_information_corrected", corrected[name]),
                 (name, "coverage", coverage),
                 (name, "regularity", information[name] / h),
             ]
         for order in ORDERS:
-            i, o = information.get(f"input_{order}"), information.get(f"output_{order}")
-            if i is not None and o is not None:
-                found.append((order, "optimality", o / i))
+            if f"input_{order}" in information and f"output_{order}" in information:
+                found.append((order, "optimality", information[f"output_{order}"] / information[f"input_{order}"]))
+                output, given = corrected[f"output_{order}"], corrected[f"input_{order}"]
+                enough = given > LEAST_CORRECTED * math.log(self.n_anchors)
+                found.append((order, "optimality_corrected", torch.where(enough, output / given, math.nan)))
         return found
 
     def to_pandas(self, unit: str = "efficiency") -> pd.DataFrame:

@@ -160,6 +160,7 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntr
         n_anchors=config.n_anchors,
         anchor_sets=config.anchor_sets,
         seed=config.seed,
+        anchors=config.anchors,
         calibration=config.calibration,
         layers=config.layers,
         plan=plan,

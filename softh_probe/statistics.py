@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softh_probe.correction import bias_curves, corrected_information, null_information
 from softh_probe.estimator import entropy
 from softh_probe.sums import LayerSums
 from softh_probe.tables import mass, position_entropy, weighted_entropy
@@ -31,6 +32,8 @@ class Rows(Protocol):
     def kept_names(self) -> list[str | None]: ...
     @property
     def open_sets(self) -> np.ndarray: ...
+    @property
+    def sample_order(self) -> np.ndarray: ...
     @property
     def single_sets(self) -> np.ndarray: ...
     @property
@@ -69,6 +72,8 @@ class LayerStatistics:
         labelled_entropy: [X, S], H(Z) of the positions that have a label.
         labelled_position_entropy: [X, S], mean entropy of their own assignments.
         conditional_entropy: [X, S], H(Z|X).
+        null_information: [X, S], expected I(X;Z) of labels of the same counts assigned at random.
+        corrected_information: [X, S], I(X;Z) of the covered positions, corrected for small counts; NaN without any.
         label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
     """
 
@@ -81,6 +86,8 @@ class LayerStatistics:
     labelled_entropy: Tensor
     labelled_position_entropy: Tensor
     conditional_entropy: Tensor
+    null_information: Tensor
+    corrected_information: Tensor
     label_positions: Tensor
     label_entropy: Tensor
 
@@ -103,16 +110,32 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     labelled.index_add_(0, kept_sets, sign.unsqueeze(1) * kept)
 
     # Covered positions are those whose label is not the only one of its kind.
-    covered = labelled.clone()
-    weighted = torch.zeros(len(keeps_labels), n_sets, dtype=torch.float64)
+    covered = labelled.clone().index_add_(0, single_sets, -single)
+    tables_of_sets = _CountTables(len(keeps_labels), n_sets)
     for part_sets, part in _parts(kept_sets[has_label], kept[has_label], open_sets, opened):
-        weighted.index_add_(0, part_sets, weighted_entropy(mass(part, n_sets, n_anchors)))
+        entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
+        tables_of_sets.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
         alone = part[:, -1] == 1
         covered.index_add_(0, part_sets[alone], -part[alone])
-    weighted.index_add_(0, bucket_sets, folded[:, :n_sets])
-    covered.index_add_(0, single_sets, -single)
-    pooled = torch.from_numpy(rows.single_labels) > 0
-    weighted.index_add_(0, single_sets[pooled], position_entropy(single[pooled], n_sets))
+    counts, n_labels = torch.from_numpy(rows.bucket_counts), torch.from_numpy(rows.bucket_labels)
+    tables_of_sets.add(bucket_sets, counts, n_labels, folded[:, :n_sets], folded[:, n_sets:])
+    n_single = torch.from_numpy(rows.single_labels)
+    pooled, alone_entropy = n_single > 0, position_entropy(single, n_sets)
+    ones = torch.ones_like(n_single)
+    tables_of_sets.add(*(t[pooled] for t in (single_sets, ones, n_single, alone_entropy, alone_entropy)))
+
+    positions = total[-1]
+    all_mass = mass(total, n_sets, n_anchors)
+    sample = sums.sample.cpu()[torch.from_numpy(rows.sample_order)].unflatten(1, (n_sets, n_anchors))
+    curves = bias_curves(
+        sample[sample.sum(dim=(1, 2)) > 0], all_mass, position_entropy(total, n_sets) / positions, int(positions)
+    )
+    covered_entropy = entropy(mass(covered, n_sets, n_anchors))
+    conditional, null, corrected = (torch.zeros(len(keeps_labels), n_sets, dtype=torch.float64) for _ in range(3))
+    for x, (counts, n_labels, weighted, of_positions) in enumerate(tables_of_sets):
+        conditional[x] = weighted.sum(dim=0) / labelled[x, -1]
+        null[x] = null_information(curves, counts, n_labels)
+        corrected[x] = corrected_information(curves, counts, n_labels, weighted, of_positions, covered_entropy[x])
 
     one_by_one = torch.tensor([name is not None for name in rows.bucket_names], dtype=torch.bool)
     label_positions = torch.cat([kept[has_label][:, -1], torch.from_numpy(rows.bucket_counts)[one_by_one].double()])
@@ -120,18 +143,40 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
         [weighted_entropy(mass(kept[has_label], n_sets, n_anchors)), folded[one_by_one, :n_sets]]
     )
     return LayerStatistics(
-        mass=mass(total, n_sets, n_anchors),
-        positions=total[-1],
-        position_entropy=position_entropy(total, n_sets) / total[-1],
+        mass=all_mass,
+        positions=positions,
+        position_entropy=position_entropy(total, n_sets) / positions,
         entropy_document_sd=entropy(sums.replicates.cpu().unflatten(1, (n_sets, n_anchors))).std(dim=0),
         labelled_positions=labelled[:, -1],
         covered_positions=covered[:, -1],
         labelled_entropy=entropy(mass(labelled, n_sets, n_anchors)),
         labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
-        conditional_entropy=weighted / labelled[:, -1:],
+        conditional_entropy=conditional,
+        null_information=null,
+        corrected_information=corrected,
         label_positions=label_positions,
         label_entropy=label_weighted / label_positions.unsqueeze(1),
     )
+
+
+class _CountTables:
+    """Of each label set: counts n [C], how many labels [C], Σ n·H(p̂_x) and Σ of assignment entropies [C, S]."""
+
+    def __init__(self, n_label_sets: int, n_anchor_sets: int) -> None:
+        none, no_entropies = torch.zeros(0, dtype=torch.int64), torch.zeros(0, n_anchor_sets, dtype=torch.float64)
+        self._parts = [[(none, none, no_entropies, no_entropies)] for _ in range(n_label_sets)]
+
+    def add(self, sets_C: Tensor, *columns_C: Tensor) -> None:
+        """Rows that belong to several sets."""
+        for x in sets_C.unique().tolist():
+            here = sets_C == x
+            counts, n_labels, weighted, of_positions = (column[here] for column in columns_C)
+            self._parts[x].append((counts, n_labels.long(), weighted, of_positions))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """The four columns of each set."""
+        for parts in self._parts:
+            yield tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _parts(kept_sets: Tensor, kept: Tensor, open_sets: Tensor, opened: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
