@@ -87,7 +87,16 @@ def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch)
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
     result = run(config(labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
-    names = {"config.yaml", "entropy.png", "information.png", "layers.csv", "layers.parquet", "result.json"}
+    figures = {"entropy.png", "information.png", "chance.png"}
+    names = {"config.yaml", "layers.csv", "layers.parquet", "result.json"} | figures
+        "config.yaml",
+        "entropy.png",
+        "information.png",
+        "chance.png",
+        "layers.csv",
+        "layers.parquet",
+        "result.json",
+    }
     assert {path.name for path in out.iterdir()} == names | {"sums.safetensors"}
     table = result.to_pandas()
     pd.testing.assert_frame_equal(pd.read_parquet(out / "layers.parquet"), table)
