@@ -198,7 +198,8 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
         step = (known_KCS[k] - known_KCS[k - 1]).clamp_min(1e-300)
         part = ((divergence_CS - known_KCS[k - 1]) / step).clamp(0.0, 1.0)
         ratio_CS = ratio_CS + part * (ratio_KCS[k] - ratio_KCS[k - 1])
-    return ratio_CS * divergence_CS
+    # Where a layer's states are all alike, W and the curves are rounding: their ratio could be anything.
+    return torch.minimum(ratio_CS * divergence_CS, bias_KCS[0].clamp_min(0.0) + divergence_CS)
 
 
 def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator: torch.Generator) -> Tensor:
