@@ -317,7 +317,7 @@ def test_assignments_to_single_anchors_give_finite_numbers():
     np.testing.assert_allclose(found, expected, atol=0.02)
     curves, labels = curves_of(q), np.arange(2000) // 4
     information = [corrected_information(curves, *plug_in(q, rng.permutation(labels))).item() for _ in range(20)]
-    assert abs(np.mean(information)) / math.log(10) < 0.01
+    assert abs(np.mean(information)) / math.log(10) < 0.025, "the curve of chance is of 2,000 draws of one in ten"
     assert np.std(information) / math.log(10) < 0.03
 
 
