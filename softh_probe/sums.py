@@ -82,6 +82,8 @@ class LayerSums:
             self.replicates += labels.weights_WB @ sequences_BK[:, : self._n_mass]
             self.single += labels.single_PN @ rows_NK
             self.sample.index_copy_(0, labels.sample_slots, rows_NK[labels.sample_positions, : self._n_mass])
+            if len(labels.bag_offsets) == 1:  # no bag: nothing for the tables
+                return
             bags_LK = torch.nn.functional.embedding_bag(
                 labels.bag_positions, rows_NK, labels.bag_offsets, mode="sum", include_last_offset=True
             )
