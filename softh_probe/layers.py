@@ -42,13 +42,23 @@ def find_backbone(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
+def stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model that are probed one by one: `encoder` and `decoder`, or "" and the model itself."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        found = {name: getattr(model, f"get_{name}", lambda: None)() for name in ("encoder", "decoder")}
+        parts = {name: part for name, part in found.items() if isinstance(part, nn.Module) and part is not model}
+        if len({id(part) for part in parts.values() if _block_lists(part)}) == 2:
+            return parts
+    return {"": model}
+
+
 def find_layers(model: nn.Module) -> Layers:
     """The backbone and its blocks.
 
     Raises:
         InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
     """
-    if _has_two_stacks(model):
+    if len(stacks(model)) > 1:
         raise InputError(
             f"model: {type(model).__name__} is an encoder-decoder, whose stacks read texts of their own; attach to "
             "model.get_encoder() or to model.get_decoder(), and run the whole model as ever"
@@ -167,14 +177,6 @@ def hidden_state(value: object, row: str) -> Tensor:
 
 def _same_place(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.data_ptr() == other.data_ptr() != 0)
-
-
-def _has_two_stacks(model: nn.Module) -> bool:
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    stacks = [getattr(model, name, lambda: None)() for name in ("get_encoder", "get_decoder")]
-    blocks = [isinstance(stack, nn.Module) and stack is not model and bool(_block_lists(stack)) for stack in stacks]
-    return all(blocks) and stacks[0] is not stacks[1]
 
 
 def _block_lists(backbone: nn.Module) -> dict[str, nn.ModuleList]:

@@ -36,7 +36,7 @@ _KV_HEADS = r"(^|_)(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups
 _FEED_FORWARD = r"(intermediate|ffn|feed_forward|mlp)_?(hidden_)?(size|dim)|^(d_ff|dff|dim_ff|n_inner|d_inner)$"
 _WIDTHS = (
     r"(hidden_size|d_model|n_embd|^dim|embed_dim|embedding_size|bottleneck_size|emb_dim|hidden_dim|d_latents|lru_width|"
-    r"size_global|embedding_dim|word_embed_proj_dim|output_dim|adapter_in_dim|adapter_input_size)$"
+    r"size_global|embedding_dim|word_embed_proj_dim|output_dim)$"
 )
 
 # What a field's name says its value becomes; the first rule that fits counts.
