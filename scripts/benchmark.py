@@ -3,7 +3,9 @@
     python scripts/benchmark.py [--repeats 3] [--out benchmark.json]
 
 Run by scripts/benchmark, which fetches the real model and text and installs soft-entropy. Conditions take turns,
-so that a noisy machine is noisy for all of them; reported are medians and their ratios.
+so that a noisy machine is noisy for all of them; reported are medians and their ratios. On a GPU, if there is one;
+there `--shape olmo-2-7b --max_length 512 --overflow split --tokens_per_batch 8192` measures a model of that shape with
+random bfloat16 weights, made on the device.
 
     plain    model(**batch) with its head, batches of 8 documents in data order, padded; nothing else
     limit    the backbone alone over the probe's own batches; no probe
@@ -14,6 +16,7 @@ so that a noisy machine is noisy for all of them; reported are medians and their
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -21,11 +24,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jsonargparse import auto_cli
 
 from softh_probe.checkpoint import load_tokenizer
@@ -37,6 +41,8 @@ from softh_probe.model_source import resolve_model
 from softh_probe.run import forward, new_probe, plan_run, read_corpus
 from softh_probe.sums import LayerSums
 
+SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", "rival")
 
 
@@ -46,11 +52,17 @@ class Benchmark:
 
     model: str = ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
     """Checkpoint: a .gguf file or a local folder."""
-    data: str = ".cache/topics.jsonl"
+    data: str = ".cache/fortunes.jsonl"
     """Corpus with a `text` column."""
+    documents: int | None = 128
+    """Documents taken from it, at even distances; null takes all."""
+    shape: str | None = None
+    """Instead of the checkpoint's, random weights of this shape (its tokenizer stays)."""
     max_length: int = 128
     """Tokens a document has at most."""
-    tokens_per_batch: int = 2048
+    overflow: str = "truncate"
+    """What happens to longer documents: truncate, or split into successive windows."""
+    tokens_per_batch: int = 1024
     """Tokens a batch of the probe has at most, padding included."""
     repeats: int = 3
     """Times that every condition is measured."""
@@ -63,21 +75,29 @@ class Benchmark:
 class Bench:
     """The model and the documents, loaded once."""
 
-    def __init__(self, options: Benchmark) -> None:
-        from transformers import AutoModelForCausalLM
-
+    def __init__(self, options: Benchmark, folder: Path) -> None:
         self.options = options
+        self.data = _sample(Path(options.data), options.documents, folder / "documents.jsonl")
         source = resolve_model(options.model)
         self.tokenizer = load_tokenizer(source)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-        with quiet_transformers():
-            self.model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, **gguf)
+        if options.shape:
+            with torch.device(self.device):
+                config = SHAPES[options.shape]()
+                self.model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        else:
+            gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+            with quiet_transformers():
+                self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                    source.folder, dtype=torch.float32, **gguf
+                )
         self.model.to(self.device).eval()
         self.config = RunConfig(
             model=options.model,
-            data=options.data,
+            data=str(self.data),
             max_length=options.max_length,
+            overflow=options.overflow,
+            cache="none",
             tokens_per_batch=options.tokens_per_batch,
             labels=NGRAM_SETS,
             out="-",
@@ -113,8 +133,24 @@ class Bench:
         backbone.config.use_cache = False
         plan = plan_run(config, self.corpus)
         probe = new_probe(config, backbone, plan)
+        probe.reserve()
         forward(probe, backbone, plan, progress=False)
         probe.result()
+
+    def kernels_per_hook(self) -> float | None:
+        """Kernels that the probe launches for a layer and batch, on a GPU."""
+        if self.device != "cuda":
+            return None
+        from torch.profiler import ProfilerActivity, profile
+
+        def kernels(condition: str) -> int:
+            with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                self.run(condition)
+            return sum(event.count for event in trace.key_averages() if "Memcpy" not in event.key)
+
+        plan = plan_run(self.config, self.corpus)
+        calls = len(plan.batches) * len(new_probe(self.config, self.model.get_decoder(), plan).layers)
+        return (kernels("probe, 1 set") - kernels("limit")) / calls
 
     def share_inside_hooks(self) -> float:
         """Of the time of a run with one anchor set, how much is spent adding to sums (on a CPU)."""
@@ -137,7 +173,7 @@ class Rival:
     def __init__(self, bench: Bench, folder: Path) -> None:
         self.bench, self.folder = bench, folder
         (folder / "data").mkdir()
-        (folder / "data" / "train.jsonl").write_text(Path(bench.options.data).read_text(encoding="utf-8"))
+        (folder / "data" / "train.jsonl").write_bytes(bench.data.read_bytes())
         config = copy.deepcopy(bench.model.config)
         if hasattr(config, "quantization_config"):  # what came from GGUF is not saved unless it is made anew
             del config.quantization_config
@@ -161,6 +197,15 @@ class Rival:
         return seconds(lambda: inferrer.run(self.bench.corpus.n_documents, batch_size=8))
 
 
+def _sample(data: Path, n: int | None, to: Path) -> Path:
+    """A file of n documents at even distances, so of all kinds there are; or the data itself."""
+    lines = data.read_text(encoding="utf-8").splitlines()
+    if n is None or n >= len(lines):
+        return data
+    to.write_text("\n".join(lines[i * len(lines) // n] for i in range(n)) + "\n", encoding="utf-8")
+    return to
+
+
 def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -169,14 +214,17 @@ def seconds(work: Callable[[], object]) -> float:
 
 def peak_gib(options: Benchmark, condition: str) -> float:
     """Peak memory of one condition, in a process of its own, in GiB."""
-    words = [sys.executable, __file__, f"--memory_of={condition}"]
-    words += [f"--{name}={getattr(options, name)}" for name in ("model", "data", "max_length", "tokens_per_batch")]
+    options = replace(options, memory_of=condition)
+    words = [sys.executable, __file__]
+    values = {name: "null" if value is None else value for name, value in asdict(options).items()}
+    words += [f"--{name}={value}" for name, value in values.items()]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def memory_of(options: Benchmark, condition: str) -> float:
     """Peak memory since the model was loaded, in GiB."""
-    bench = Bench(options)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(options, Path(scratch))
     if bench.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         bench.run(condition)
@@ -191,15 +239,11 @@ def main(options: Benchmark) -> None:
     if options.memory_of:
         print(memory_of(options, options.memory_of))
         return
-    bench = Bench(options)
     times: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            import soft_entropy  # noqa: F401
-
-            rival: Rival | None = Rival(bench, Path(scratch))
-        except ImportError:
-            rival = None
+        bench = Bench(options, Path(scratch))
+        installed = importlib.util.find_spec("soft_entropy") and not options.shape
+        rival = Rival(bench, Path(scratch)) if installed else None
         bench.limit()  # warm up
         for _ in range(options.repeats):
             for name in CONDITIONS[:-1]:
@@ -208,7 +252,7 @@ def main(options: Benchmark) -> None:
                 times["rival"].append(rival.seconds())
             print({name: round(t[-1], 2) for name, t in times.items() if t}, file=sys.stderr, flush=True)
     median = {name: statistics.median(t) for name, t in times.items() if t}
-    report = {
+    report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if bench.device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "documents": bench.corpus.n_documents,
         "tokens": bench.corpus.n_tokens,
@@ -227,6 +271,7 @@ def main(options: Benchmark) -> None:
             )
             if one in median and other in median
         },
+        "kernels_per_hook": bench.kernels_per_hook(),
         "share_inside_hooks": bench.share_inside_hooks(),
         "peak_gib": {name: peak_gib(options, name) for name in CONDITIONS[:-1]},
     }

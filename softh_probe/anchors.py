@@ -12,9 +12,11 @@ from torch import Tensor
 from softh_probe.calibration import resolve_temperature
 from softh_probe.errors import InputError
 
+KINDS = ("iid", "antithetic")
 
-def sample_anchors(n_anchors: int, dim: int, seed: int = 0) -> Tensor:
-    """Anchors drawn independently and uniformly from the unit sphere, the same on every device.
+
+def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -> Tensor:
+    """Anchors drawn uniformly from the unit sphere, the same on every device.
 
     >>> sample_anchors(100, 576).shape
     torch.Size([100, 576])
@@ -23,6 +25,8 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0) -> Tensor:
         n_anchors: number of anchors m, at least 2.
         dim: width d of the hidden states, at least 2.
         seed: of a generator of its own; the global random state is neither read nor moved.
+        kind: "iid", all drawn independently, as published; "antithetic", half of them drawn and the other half
+            their opposites (w and −w), so that entropies vary less from one draw to the next.
 
     Returns:
         Tensor [n_anchors, dim], float32, on the CPU, rows of unit length.
@@ -33,9 +37,15 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0) -> Tensor:
         raise InputError(f"dim: expected hidden states of width 2 or more, got {dim}")
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed: expected an integer of 64 bits, got {seed!r}")
+    if kind not in KINDS:
+        raise InputError(f"anchors: expected {' or '.join(KINDS)}, got {kind!r}")
+    if kind == "antithetic" and n_anchors % 2:
+        raise InputError(f"n_anchors: antithetic anchors come in pairs; expected an even number, got {n_anchors}")
+    n_drawn = n_anchors // 2 if kind == "antithetic" else n_anchors
     generator = torch.Generator("cpu").manual_seed(seed)
-    w_MD = torch.randn(n_anchors, dim, generator=generator, dtype=torch.float32, device="cpu")
-    return torch.nn.functional.normalize(w_MD, dim=-1)
+    w_MD = torch.randn(n_drawn, dim, generator=generator, dtype=torch.float32, device="cpu")
+    w_MD = torch.nn.functional.normalize(w_MD, dim=-1)
+    return torch.cat([w_MD, -w_MD]) if kind == "antithetic" else w_MD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +68,20 @@ class Anchors:
 
     @classmethod
     def sample(
-        cls, *, n_anchors: int, dim: int, n_sets: int = 1, seed: int = 0, calibration: str | float = "exact"
+        cls,
+        *,
+        n_anchors: int,
+        dim: int,
+        n_sets: int = 1,
+        seed: int = 0,
+        kind: str = "iid",
+        calibration: str | float = "exact",
     ) -> Anchors:
         if not isinstance(n_sets, int) or n_sets < 1:
             raise InputError(f"anchor_sets: expected an integer of at least 1, got {n_sets!r}")
         if not isinstance(seed, int):
             raise InputError(f"seed: expected an integer, got {seed!r}")
-        points_SMD = torch.stack([sample_anchors(n_anchors, dim, seed + s) for s in range(n_sets)])
+        points_SMD = torch.stack([sample_anchors(n_anchors, dim, seed + s, kind) for s in range(n_sets)])
         return cls(
             points_SMD=points_SMD,
             temperature=resolve_temperature(calibration, n_anchors, dim),

@@ -29,9 +29,12 @@ class BatchLabels:
         bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
         kept_rows, open_rows: int64, the rows of the first two groups of bags.
         closed_buckets: int64, the bucket that each label of the third group is pooled in.
-        single_PN: float32 [n_pools, N], 1 where the position's label occurs once; its pools are the first buckets.
+        single_PN: float32 [n_pools, N], of sets whose labels come and go, 1 where the position's label occurs once.
         retired_rows, retired_buckets: int64, open rows that end with this batch and the buckets they go to.
+        sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
+        weights_WB: float32 [n_replicates, B], how often each sequence occurs in each bootstrap replicate.
         n_kept, n_open: rows that must exist before the batch is added.
+        made_from: where this is a copy on an accelerator, the original.
     """
 
     shape: tuple[int, int]
@@ -46,8 +49,17 @@ class BatchLabels:
     single_PN: Tensor
     retired_rows: Tensor
     retired_buckets: Tensor
+    sample_positions: Tensor
+    sample_slots: Tensor
+    weights_WB: Tensor
     n_kept: int
     n_open: int
+    made_from: BatchLabels | None = None
+
+    @property
+    def on_host(self) -> BatchLabels:
+        """The same in host memory, where it was made."""
+        return self.made_from or self
 
     def to(self, device: torch.device) -> BatchLabels:
         tensors: dict[str, Any] = {
@@ -55,7 +67,7 @@ class BatchLabels:
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **tensors)
+        return dataclasses.replace(self, **tensors, made_from=self.on_host)
 
 
 def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:

@@ -84,9 +84,10 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
 
 
 def check_placement(dtype: str, device_map: str | None) -> str:
-    """Where a model would be put; costs nothing, so that it can be asked first.
+    """The device or placement a model will have; costs nothing, so that it can be asked first.
 
-    Raises InputError for a dtype or a device that there is not.
+    Raises:
+        InputError: a dtype or a device that there is not.
     """
     _check_dtype(dtype)
     return _check_device(device_map)

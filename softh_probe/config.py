@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from softh_probe.anchors import KINDS
 from softh_probe.calibration import resolve_temperature
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets
@@ -47,8 +48,14 @@ class RunConfig:
     labels: str | Sequence[str] = ("input_unigram", "output_unigram")
     """Label sets: input_ or output_ with unigram, bigram, trigram or quadgram, and column:NAME for a column of the
     data set; empty counts every token and measures entropy alone."""
+    per_label: str | Sequence[str] = ()
+    """Label sets of which results show the entropy of every single label (input_unigram, say); columns of up to
+    1,000 values always do."""
     n_anchors: int = 100
     """Anchors a set: points on the unit sphere onto which hidden states are softly assigned."""
+    anchors: str = "iid"
+    """How anchors are drawn: iid, independently, as published; antithetic, in pairs w and -w, with which entropies
+    vary less from one draw to the next."""
     anchor_sets: int = 1
     """Independent sets of anchors, measured in the same pass; the spread over them is the results' sd."""
     seed: int = 0
@@ -57,8 +64,14 @@ class RunConfig:
     """Temperature of the soft assignment: exact, leading_order, or the temperature itself as a number."""
     layers: str | Sequence[str | int] | None = None
     """Rows to measure: embeddings, layer.1, …, final_norm, or their indices (-1 the last); null measures all."""
-    tokens_per_batch: int = 4096
-    """Tokens a forward pass takes at most, padding included."""
+    tokens_per_batch: int | None = None
+    """Tokens a forward pass takes at most, padding included; null is 1,024 on a CPU and 8,192 elsewhere."""
+    sums_memory_gb: float | None = None
+    """Memory that sums may take on each device, in GiB; what exceeds it on an accelerator goes to host memory. null
+    is four fifths of what is free."""
+    cache: str = "auto"
+    """Folder that keeps tokenised corpora and plans of rows for the next run on them; auto is softh_probe in your
+    cache folder, none keeps nothing."""
     out: str
     """Folder for the results; it appears when they are whole."""
     overwrite: bool = False
@@ -67,19 +80,34 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _names(self.labels))
         object.__setattr__(self, "layers", None if self.layers is None else _rows(self.layers))
+        object.__setattr__(self, "per_label", _names(self.per_label))
         parse_label_sets(self.labels)
+        for name in self.per_label:
+            if name not in self.labels:
+                raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
         for name, least in (("n_anchors", 2), ("anchor_sets", 1), ("max_length", 2), ("tokens_per_batch", 1)):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.sums_memory_gb is not None and not self.sums_memory_gb > 0:
+            raise InputError(f"sums_memory_gb: expected more than 0, or null, got {self.sums_memory_gb}")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"max_documents: expected at least 1, or null for all, got {self.max_documents}")
-        for name, valid in (("overflow", ("truncate", "split")), ("sample_by", ("line", "paragraph", "document"))):
+        for name, valid in (
+            ("anchors", KINDS),
+            ("overflow", ("truncate", "split")),
+            ("sample_by", ("line", "paragraph", "document")),
+        ):
             if getattr(self, name) not in valid:
                 raise InputError(f"{name}: expected {' or '.join(valid)}, got {getattr(self, name)!r}")
         resolve_temperature(self.calibration, self.n_anchors, dim=2)
+
+
+def tokens_per_batch_on(device: str) -> int:
+    """Tokens a forward pass takes by default: few enough for a CPU's caches, enough to fill an accelerator."""
+    return 1024 if device == "cpu" else 8192
 
 
 def _rows(value: str | Sequence[str | int]) -> tuple[str | int, ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Corpus:
     """int32 [n_tokens]."""
     offsets: np.ndarray
     """int64 [n_documents + 1], where each document starts in `tokens`."""
+    source: np.ndarray
+    """int32 [n_documents], ascending: equal for the windows of one document that was split."""
     columns: dict[str, LabelColumn]
     """Label columns by name."""
     n_read: int
@@ -56,6 +58,8 @@ class Corpus:
     """Documents without text or without tokens; they are not in the corpus."""
     n_truncated: int
     """Documents longer than max_length, which were cut or split."""
+    token_name: Callable[[int], Any] = str
+    """A token id in words, as the tokenizer writes it."""
 
     @property
     def n_documents(self) -> int:
@@ -70,6 +74,26 @@ class Corpus:
     def lengths(self) -> np.ndarray:
         """int64 [n_documents], tokens of each document."""
         return np.diff(self.offsets)
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All of it but the token names, as arrays and JSON values, to store."""
+        columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
+        return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
+            "columns": [[name, column.names] for name, column in self.columns.items()],
+            "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], head: Mapping[str, Any], token_name: Callable[[int], Any]
+    ) -> "Corpus":
+        """What `arrays` gave."""
+        columns = {
+            name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
+        }
+        tokens, offsets, source = (arrays[name] for name in ("tokens", "offsets", "source"))
+        counts = head["counts"]
+        return cls(tokens=tokens, offsets=offsets, source=source, columns=columns, token_name=token_name, **counts)
 
     def document(self, index: int) -> np.ndarray:
         """int32 [length], the tokens of one document; a view."""
@@ -135,7 +159,7 @@ def tokenize(
             bar.set_postfix(tokens=f"{corpus.n_tokens:,}")
     if not corpus.lengths:
         raise InputError(f"data: none of {corpus.n_read} documents has any text; check data and text_column")
-    return corpus.finish()
+    return corpus.finish(token_name=tokenizer.convert_ids_to_tokens)
 
 
 def length_batches(
@@ -174,8 +198,8 @@ def pad_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Documents as `input_ids` and `attention_mask`, int64 [B, T], padded on the right with `pad_id`.
 
-    >>> corpus = Corpus(tokens=np.array([7, 8, 9], dtype=np.int32), offsets=np.array([0, 2, 3]), columns={},
-    ...                 n_read=2, n_empty=0, n_truncated=0)
+    >>> corpus = Corpus(tokens=np.array([7, 8, 9], dtype=np.int32), offsets=np.array([0, 2, 3]),
+    ...                 source=np.array([0, 1]), columns={}, n_read=2, n_empty=0, n_truncated=0)
     >>> pad_batch(corpus, [1, 0])
     (tensor([[9, 0],
             [7, 8]]), tensor([[1, 0],
@@ -195,6 +219,7 @@ class _GrowingCorpus:
     def __init__(self) -> None:
         self.chunks: list[np.ndarray] = []
         self.lengths: list[int] = []
+        self.source: list[int] = []
         self.labels: dict[str, _GrowingLabels] = {}
         self.n_read = self.n_empty = self.n_truncated = self.n_tokens = 0
 
@@ -206,6 +231,7 @@ class _GrowingCorpus:
             self.n_empty += not of_document
             if document.columns.keys() != self.labels.keys():
                 raise InputError(f"documents: number {self.n_read} has other label columns than the first")
+            self.source += [self.n_read - 1] * len(of_document)
             for name, value in document.columns.items():
                 self.labels[name].add(value, times=len(of_document))
         flat = [ids for of_document in windows for ids in of_document]
@@ -215,14 +241,16 @@ class _GrowingCorpus:
         self.n_tokens += len(self.chunks[-1])
         self.n_truncated += n_long
 
-    def finish(self) -> Corpus:
+    def finish(self, token_name: Callable[[int], Any]) -> Corpus:
         return Corpus(
             tokens=np.concatenate(self.chunks),
             offsets=np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]),
+            source=np.array(self.source, dtype=np.int32),
             columns={name: labels.finish() for name, labels in self.labels.items()},
             n_read=self.n_read,
             n_empty=self.n_empty,
             n_truncated=self.n_truncated,
+            token_name=token_name,
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from softh_probe.batch_labels import BatchLabels, sort_into_bags
 from softh_probe.labels import LabelSet, context
+from softh_probe.sampling import SAMPLE_SIZE, GrowingSample, poisson_weights, position_keys, sequence_key
 
 
 class GrowingRows:
@@ -28,7 +29,10 @@ class GrowingRows:
     """
 
     n_buckets = 0
+    n_sample = SAMPLE_SIZE
+    single_sets = single_labels = np.zeros(0, dtype=np.int64)
     bucket_sets = bucket_counts = bucket_labels = np.zeros(0, dtype=np.int64)
+    bucket_names: list[str | None] = []  # noqa: RUF012
 
     def __init__(self, label_sets: Sequence[LabelSet]) -> None:
         self.label_sets = tuple(label_sets)
@@ -36,6 +40,13 @@ class GrowingRows:
         self._open = _tables(len(self.label_sets))
         self._kept: dict[str, dict[int, int]] = {}
         self._next_kept = count()
+        self._sample = GrowingSample()
+        self._n_sequences = 0
+
+    @property
+    def sample_order(self) -> np.ndarray:
+        """Slots of the sample in the order of their positions' keys: one order however they came."""
+        return np.argsort(self._sample.keys, kind="stable")
 
     @property
     def set_names(self) -> list[str]:
@@ -91,6 +102,9 @@ class GrowingRows:
         labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, flat_N, n_kept + n_open)
         kept_end = np.searchsorted(labels, n_kept)
         none = torch.zeros(0, dtype=torch.int64)
+        sequence_keys_B = self._sequence_keys(real_BT, ids_BT)
+        places_N = (real_BT.cumsum(axis=1) - 1)[counted_BT]
+        taken, slots = self._sample.offer(position_keys(sequence_keys_B[sequence_N], places_N))
         return BatchLabels(
             shape=(counted_BT.shape[0], counted_BT.shape[1]),
             n_tokens=int(real_BT.sum()),
@@ -104,9 +118,21 @@ class GrowingRows:
             single_PN=torch.zeros(0, counted_BT.size, dtype=torch.float32),
             retired_rows=none,
             retired_buckets=none,
+            sample_positions=torch.from_numpy(flat_N[taken]),
+            sample_slots=torch.from_numpy(slots),
+            weights_WB=torch.from_numpy(poisson_weights(sequence_keys_B)),
             n_kept=n_kept,
             n_open=n_open,
         )
+
+    def _sequence_keys(self, real_BT: np.ndarray, ids_BT: np.ndarray | None) -> np.ndarray:
+        """A number for each sequence: from its real tokens, or else from how many came before."""
+        if ids_BT is not None:
+            keys = [sequence_key(ids[real]) for ids, real in zip(ids_BT, real_BT, strict=True)]
+        else:
+            keys = [sequence_key(np.array([self._n_sequences + b])) for b in range(len(real_BT))]
+        self._n_sequences += len(real_BT)
+        return np.array(keys, dtype=np.uint64)
 
     def _counted(self, real_BT: np.ndarray) -> np.ndarray:
         """Real positions whose neighbours, as far as the n-grams reach, are real tokens of the same sequence."""
@@ -130,9 +156,12 @@ class GrowingRows:
             list(table.values()) for table in self._kept.values()
         ]
         rows = [torch.tensor(r, dtype=torch.int64) for r in in_rows]
-        return {"ngrams": ngrams, "own": own, "rows": rows}
+        sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
+        return {"ngrams": ngrams, "own": own, "rows": rows, "sample": sample, "sequences": self._n_sequences}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sample, self._n_sequences = GrowingSample(), state["sequences"]
+        self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         rows = [r.tolist() for r in state["rows"]]
         self._open = _tables(len(self.label_sets), start=sum(len(tokens) for tokens in state["ngrams"]))
         for table, tokens, table_rows in zip(self._open, state["ngrams"], rows, strict=False):
@@ -143,8 +172,12 @@ class GrowingRows:
             self._kept[name] = defaultdict(self._next_kept.__next__)
             self._kept[name].update(zip(labels.tolist(), table_rows, strict=True))
 
-    def merge(self, other: GrowingRows) -> tuple[Tensor, Tensor]:
-        """Take in another's labels; returns where its kept rows and its open rows are among these."""
+    def merge(self, other: GrowingRows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Take in another's labels and sample.
+
+        Returns:
+            Where its kept rows and its open rows are among these; which slots of its sample go to which of these.
+        """
         kept_rows = np.zeros(other.n_kept, dtype=np.int64)
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
@@ -152,7 +185,10 @@ class GrowingRows:
         open_rows = np.zeros(other.n_open, dtype=np.int64)
         for ours_n, theirs_n in zip(self._open, other._open, strict=True):
             open_rows[list(theirs_n.values())] = [ours_n[tokens] for tokens in theirs_n]
-        return torch.from_numpy(kept_rows), torch.from_numpy(open_rows)
+        taken, slots = self._sample.offer(other._sample.keys)
+        self._n_sequences += other._n_sequences
+        sample = torch.from_numpy(taken), torch.from_numpy(slots)
+        return torch.from_numpy(kept_rows), torch.from_numpy(open_rows), sample
 
 
 def _tables(n: int, start: int = 0) -> list[dict[bytes, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from softh_probe.layers import (
 from softh_probe.result import ProbeResult
 from softh_probe.statistics import layer_statistics
 from softh_probe.sums import LayerSums
+from softh_probe.tables import HostWorker, mass
 
 if TYPE_CHECKING:
     from softh_probe.plan import Plan  # whose corpus an attached probe does without
@@ -41,7 +42,7 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
 MAX_INVALID_SHARE = 0.5
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class SoftEntropyProbe:
@@ -70,6 +71,7 @@ class SoftEntropyProbe:
         calibration: "exact", "leading_order", or the temperature as a float.
         layers: rows to measure, by name or index (0 the embeddings, −1 the last); None measures all.
         count: "forwarded" counts every real position each time it is fed to the model.
+        anchors: "iid", or "antithetic": pairs w and −w, with which entropies vary less between draws.
         modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
             position is a row.
         plan: where the labels of a known corpus live; whoever runs the model announces each `batch`.
@@ -89,6 +91,7 @@ class SoftEntropyProbe:
         layers: Sequence[str | int] | None = None,
         count: str = "forwarded",
         *,
+        anchors: str = "iid",
         modules: Mapping[str, nn.Module] | None = None,
         plan: Plan | None = None,
     ) -> None:
@@ -104,6 +107,7 @@ class SoftEntropyProbe:
             "n_anchors": n_anchors,
             "anchor_sets": anchor_sets,
             "seed": seed,
+            "anchors": anchors,
             "calibration": calibration,
             "labels": [s.name for s in label_sets],
             "layers": None,
@@ -122,6 +126,8 @@ class SoftEntropyProbe:
         self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
         self._anchors.clear()
         self._sums: dict[str, LayerSums] = {}
+        self._on_host: frozenset[str] = frozenset()
+        self._host = HostWorker()
         self._measured: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._problems: list[str] = []
@@ -150,7 +156,8 @@ class SoftEntropyProbe:
         """Running sums of soft assignments [n_rows, anchor_sets, n_anchors], float64, on the CPU."""
         if not self._measured:
             return torch.zeros(0, self._settings["anchor_sets"], self._settings["n_anchors"], dtype=torch.float64)
-        return torch.stack([self._sums[name].mass(self._sums[name].total).cpu() for name in self.layers])
+        shape = (self._settings["anchor_sets"], self._settings["n_anchors"])
+        return torch.stack([mass(self._sums[name].total, *shape).cpu() for name in self.layers])
 
     def result(self) -> ProbeResult:
         """Entropies and information of every row.
@@ -216,7 +223,7 @@ class SoftEntropyProbe:
         self._n_blocks = state["n_blocks"]
         if isinstance(self._rows, GrowingRows):
             self._rows.load_state_dict(state["rows"])
-        self._sums = {name: self._new_sums(s["dim"], torch.device("cpu")) for name, s in state["layers"].items()}
+        self._sums = {name: self._new_sums(name, s["dim"], torch.device("cpu")) for name, s in state["layers"].items()}
         self._measured = set(self._sums)
         for name, sums in self._sums.items():
             sums.load_state_dict(state["layers"][name])
@@ -236,11 +243,11 @@ class SoftEntropyProbe:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
         assert isinstance(self._rows, GrowingRows)
         assert isinstance(other._rows, GrowingRows)
-        kept_rows, open_rows = self._rows.merge(other._rows)
+        where = self._rows.merge(other._rows)
         for name, theirs in other._sums.items():
             if name not in self._sums:
-                self._sums[name] = self._new_sums(theirs.dim, theirs.total.device)
-            self._sums[name].merge(theirs, kept_rows, open_rows)
+                self._sums[name] = self._new_sums(name, theirs.dim, theirs.total.device)
+            self._sums[name].merge(theirs, *where)
         self._positions += other._positions
         self._tokens += other._tokens
         self._n_blocks = max(self._n_blocks, other._n_blocks)
@@ -295,22 +302,35 @@ class SoftEntropyProbe:
             self._announced = None
         self._raise_problems()
 
-    def reserve(self) -> None:
+    def row_devices(self) -> dict[str, torch.device]:
+        """Where the sums of each row will be: on the device of its block's weights, which must be loaded."""
+        if self._found is None:
+            return {}
+        cpu = torch.device("cpu")
+        devices = [next((p.device for p in block.parameters()), cpu) for block in self._found.blocks]
+        # Apple's GPUs have no float64; offloaded weights come and go, wherever their layer runs.
+        devices = [cpu if device.type in ("mps", "meta") else device for device in devices]
+        rows = [EMBEDDINGS, *(block_row(i + 1) for i in range(len(devices))), FINAL_NORM]
+        known = set(self._row_names())
+        placed = zip(rows, [devices[0], *devices, devices[-1]], strict=True)
+        return {row: device for row, device in placed if row in known and self._wants(row)}
+
+    def reserve(self, on_host: Collection[str] = ()) -> None:
         """Take the memory of a planned run's sums now: what does not fit fails before the model runs.
 
         Tables that were made between a model's short-lived tensors would also keep those tensors' memory from
         being used again.
+
+        Args:
+            on_host: rows whose label tables go to host memory although their layer is on an accelerator.
         """
+        self._on_host = frozenset(on_host)
         width = getattr(getattr(self._entry, "config", None), "hidden_size", None)
-        if self._plan is None or self._found is None or not isinstance(width, int):
+        if self._plan is None or not isinstance(width, int):
             return
-        cpu = torch.device("cpu")
-        devices = [next((p.device for p in block.parameters()), cpu) for block in self._found.blocks]
-        devices = [cpu if device.type == "mps" else device for device in devices]
-        rows = [EMBEDDINGS, *(block_row(i + 1) for i in range(len(devices))), FINAL_NORM]
-        for row, device in zip(rows, [devices[0], *devices, devices[-1]], strict=True):
-            if row in self._row_names() and self._wants(row) and row not in self._sums and device.type != "meta":
-                self._sums[row] = self._new_sums(width, device)
+        for row, device in self.row_devices().items():
+            if row not in self._sums:
+                self._sums[row] = self._new_sums(row, width, device)
 
     def _attach(self) -> None:
         add = self._handles.append
@@ -479,17 +499,17 @@ class SoftEntropyProbe:
     def _sums_of(self, row: str, hidden: Tensor) -> LayerSums:
         sums = self._sums.get(row)
         if sums is None or (sums.dim != hidden.shape[-1] and row not in self._measured):
-            sums = self._sums[row] = self._new_sums(hidden.shape[-1], hidden.device)
+            sums = self._sums[row] = self._new_sums(row, hidden.shape[-1], hidden.device)
         self._measured.add(row)
         if sums.dim != hidden.shape[-1]:
             raise ProbeError(f"{row}: expected hidden states of width {sums.dim}, got {list(hidden.shape)}")
         if sums.total.device != hidden.device:
-            moved = self._new_sums(sums.dim, hidden.device)
+            moved = self._new_sums(row, sums.dim, hidden.device)
             moved.load_state_dict(sums.state_dict())
             sums = self._sums[row] = moved
         return sums
 
-    def _new_sums(self, dim: int, device: torch.device) -> LayerSums:
+    def _new_sums(self, row: str, dim: int, device: torch.device) -> LayerSums:
         anchors = self._anchors_of(dim)
         if (dim, device) not in self._points:
             with torch.inference_mode(False):
@@ -498,6 +518,9 @@ class SoftEntropyProbe:
         return LayerSums(
             self._points[dim, device],
             anchors.temperature,
+            host=self._host if row in self._on_host else None,
+            n_single=len(rows.single_sets),
+            n_sample=rows.n_sample,
             n_kept=rows.n_kept,
             n_open=rows.n_open,
             n_buckets=rows.n_buckets,
@@ -511,6 +534,7 @@ class SoftEntropyProbe:
                 dim=dim,
                 n_sets=s["anchor_sets"],
                 seed=s["seed"],
+                kind=s["anchors"],
                 calibration=s["calibration"],
             )
         return self._anchors[dim]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimator import entropy
-from softh_probe.labels import ORDERS
-from softh_probe.statistics import LayerStatistics, Rows
+from softh_probe.labels import COLUMN_PREFIX, ORDERS
+from softh_probe.statistics import LayerStatistics, Rows, named_labels
 
-FORMAT = 1
+FORMAT = 2
 RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
     "result.json",
     "sums.safetensors",
@@ -32,32 +33,40 @@ RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
 #: The metrics that carry a unit; the others are ratios.
 ENTROPIES = (
     "entropy",
+    "entropy_document_sd",
     "conditional_entropy",
     "mutual_information",
     "mutual_information_max",
+    "mutual_information_null",
+    "mutual_information_corrected",
 )
+#: Corrected optimality is missing where the information with the input is below this, in units of log m: the ratio
+#: would be one of errors.
+LEAST_CORRECTED = 0.01
 UNITS = ("efficiency", "nats", "bits")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Entropies and information of every layer; R rows, X label sets, S anchor sets, M anchors, L kept labels.
+    """Entropies and information of every layer; R rows, X label sets, S anchor sets, M anchors, L labels one by one.
 
     Attributes:
         rows: names of the rows: "embeddings", "layer.1", …, "final_norm".
         label_sets: names of the label sets.
         tensors: everything measured, float64, by name; R leads each. Entropies are in nats:
-            mass [R, S, M], positions [R], position_entropy [R, S], labelled_positions [R, X],
-            covered_positions [R, X], labelled_entropy [R, X, S], labelled_position_entropy [R, X, S],
-            conditional_entropy [R, X, S], kept_mass [R, L, S, M], kept_positions [R, L].
-        kept: of each label whose own sums were kept, its set and its name.
+            mass [R, S, M], positions [R], position_entropy [R, S], entropy_document_sd [R, S],
+            labelled_positions [R, X], covered_positions [R, X], labelled_entropy [R, X, S],
+            labelled_position_entropy [R, X, S],
+            conditional_entropy [R, X, S], null_information [R, X, S],
+            corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L].
+        labels: of each label that is shown one by one, its set and its name.
         info: what was run: settings, anchors, positions, and whatever the caller adds (JSON values).
     """
 
     rows: list[str]
     label_sets: list[str]
     tensors: dict[str, Tensor]
-    kept: list[tuple[str, str]] = field(default_factory=list)
+    labels: list[tuple[str, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -71,11 +80,7 @@ class ProbeResult:
             rows=list(layers),
             label_sets=sets,
             tensors={name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields},
-            kept=[
-                (sets[i], name)
-                for i, name in zip(labels.kept_sets.tolist(), labels.kept_names, strict=True)
-                if name is not None
-            ],
+            labels=named_labels(labels),
             info={"settings": dict(settings), **info},
         )
 
@@ -92,24 +97,29 @@ class ProbeResult:
     def metrics(self) -> list[tuple[str, str, Tensor]]:
         """(label set, metric, values [R, S]) of everything there is, entropies in nats."""
         t = self.tensors
-        found = [("", "entropy", entropy(t["mass"]))]
-        information = {}
+        found = [("", "entropy", entropy(t["mass"])), ("", "entropy_document_sd", t["entropy_document_sd"])]
+        information, corrected = {}, {}
         for x, name in enumerate(self.label_sets):
             h = t["labelled_entropy"][:, x]
             conditional = t["conditional_entropy"][:, x]
             information[name] = h - conditional
+            corrected[name] = t["corrected_information"][:, x]
             coverage = (t["covered_positions"][:, x] / t["labelled_positions"][:, x]).unsqueeze(1).expand_as(h)
             found += [
                 (name, "conditional_entropy", conditional),
                 (name, "mutual_information", information[name]),
                 (name, "mutual_information_max", h - t["labelled_position_entropy"][:, x]),
+                (name, "mutual_information_null", t["null_information"][:, x]),
+                (name, "mutual_information_corrected", corrected[name]),
                 (name, "coverage", coverage),
                 (name, "regularity", information[name] / h),
             ]
         for order in ORDERS:
-            i, o = information.get(f"input_{order}"), information.get(f"output_{order}")
-            if i is not None and o is not None:
-                found.append((order, "optimality", o / i))
+            if f"input_{order}" in information and f"output_{order}" in information:
+                found.append((order, "optimality", information[f"output_{order}"] / information[f"input_{order}"]))
+                output, given = corrected[f"output_{order}"], corrected[f"input_{order}"]
+                enough = given > LEAST_CORRECTED * math.log(self.n_anchors)
+                found.append((order, "optimality_corrected", torch.where(enough, output / given, math.nan)))
         return found
 
     def to_pandas(self, unit: str = "efficiency") -> pd.DataFrame:
@@ -134,23 +144,39 @@ class ProbeResult:
         )
 
     def conditional_entropy(self, label_set: str, unit: str = "efficiency") -> pd.DataFrame:
-        """H(Z|X=x) of each label whose own sums were kept (columns of a data set, labels of one's own).
+        """H(Z|X=x) of each label of a set that shows them one by one.
+
+        These are columns of few values, labels of one's own, and the label sets that a run lists in `per_label`.
+
+        Args:
+            label_set: its name; the `column:` of a column may be left out.
+            unit: as in `to_pandas`.
 
         Returns:
-            Columns layer, name, label, count (positions), value, sd.
+            Columns layer, name, label, count (positions), value (mean over anchor sets), sd.
+
+        Raises:
+            InputError: the set does not show its labels one by one.
         """
-        names = [name for in_set, name in self.kept if in_set == label_set]
-        if not names:
-            kept = ", ".join(dict.fromkeys(s for s, _ in self.kept)) or "none"
-            raise InputError(f"label_set: no labels were kept one by one for {label_set!r}; kept were: {kept}")
-        parts = []
-        for i, (in_set, name) in enumerate(self.kept):
-            if in_set == label_set:
-                values_RS = entropy(self.tensors["kept_mass"][:, i]) * self._scale(unit)
-                counts = self.tensors["kept_positions"][:, i].long().numpy()
-                parts.append(self._table(values_RS, label=name).assign(count=counts))
-        table = pd.concat(parts, ignore_index=True).sort_values("layer", kind="stable", ignore_index=True)
-        return table[["layer", "name", "label", "count", "value", "sd"]]
+        sets = {label_set, COLUMN_PREFIX + label_set}
+        chosen = [i for i, (in_set, _) in enumerate(self.labels) if in_set in sets]
+        if not chosen:
+            shown = ", ".join(dict.fromkeys(s for s, _ in self.labels)) or "none"
+            raise InputError(f"label_set: {label_set!r} does not show its labels one by one; those that do: {shown}")
+        values_RLS = self.tensors["label_entropy"][:, chosen] * self._scale(unit)
+        counts_RL = self.tensors["label_positions"][:, chosen].long()
+        n_rows, n_labels = counts_RL.shape
+        table = pd.DataFrame(
+            {
+                "layer": np.repeat(np.arange(n_rows), n_labels),
+                "name": np.repeat(self.rows, n_labels),
+                "label": [self.labels[i][1] for i in chosen] * n_rows,
+                "count": counts_RL.flatten().numpy(),
+                "value": values_RLS.mean(dim=2).flatten().numpy(),
+            }
+        )
+        sd_RL = values_RLS.std(dim=2) if values_RLS.shape[2] > 1 else torch.full_like(values_RLS[..., 0], math.nan)
+        return table.assign(sd=sd_RL.flatten().numpy())
 
     def _scale(self, unit: str) -> float:
         scales = {"efficiency": 1.0 / math.log(self.n_anchors), "nats": 1.0, "bits": 1.0 / math.log(2.0)}
@@ -183,7 +209,7 @@ class ProbeResult:
         _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False))
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         _write(folder / SUMS, lambda path: path.write_bytes(save(tensors)))  # save_file keeps others from reading it
-        head = {"format": FORMAT, "rows": self.rows, "label_sets": self.label_sets, "kept": self.kept}
+        head = {"format": FORMAT, "rows": self.rows, "label_sets": self.label_sets, "labels": self.labels}
         text = json.dumps({**head, **self.info}, indent=2, ensure_ascii=False)
         _write(folder / RESULT_JSON, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -199,14 +225,14 @@ class ProbeResult:
             info = json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))
             tensors = load_file(folder / SUMS)
             written = info.pop("format")
-            head = {name: info.pop(name) for name in ("rows", "label_sets", "kept")}
+            head = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
         except FileNotFoundError as error:
             raise InputError(f"{folder}: holds no result: {Path(str(error.filename)).name} is missing") from error
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise InputError(f"{folder}: the result is damaged and cannot be read: {error}") from error
         if written != FORMAT:
             raise InputError(f"{folder}: expected a result of format {FORMAT}, got {written!r}")
-        head["kept"] = [(label_set, name) for label_set, name in head["kept"]]
+        head["labels"] = [(label_set, name) for label_set, name in head["labels"]]
         return cls(tensors=tensors, info=info, **head)
 
 

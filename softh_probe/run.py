@@ -17,18 +17,22 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from softh_probe.cache import Cache, cache_folder, digest, key_of, tokenizer_fingerprint
 from softh_probe.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer
-from softh_probe.config import RunConfig
+from softh_probe.config import RunConfig, tokens_per_batch_on
 from softh_probe.corpus import Corpus, length_batches, pad_batch, tokenize
 from softh_probe.documents import read_documents
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets, shortest_document
+from softh_probe.memory import place_sums
 from softh_probe.model_source import resolve_model
+from softh_probe.numbering import Numbering
 from softh_probe.output import output_folder
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.report.figures import entropy_by_layer, information_by_layer
 from softh_probe.result import ProbeResult
+from softh_probe.sources import data_identity
 
 CONFIG_YAML = "config.yaml"
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
@@ -52,13 +56,17 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
     seconds = _Stopwatch()
     with output_folder(config.out, overwrite=config.overwrite) as folder:
         with seconds("tokenise"):
-            check_placement(config.dtype, config.device_map)
+            device = check_placement(config.dtype, config.device_map)
+            if config.tokens_per_batch is None:
+                config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             source = resolve_model(config.model, revision=config.revision)
             tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
             corpus = read_corpus(config, tokenizer, progress=progress)
         say(f"corpus: {corpus.n_documents:,} documents, {corpus.n_tokens:,} tokens")
         with seconds("plan"):
             plan = plan_run(config, corpus)
+        n_batches = f"{len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
+        say(f"plan: {plan.n_positions:,} positions in {n_batches}")
         with seconds("load"):
             checkpoint = load_checkpoint(
                 source,
@@ -72,16 +80,20 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             probe = new_probe(config, checkpoint.model, plan)
             info = checkpoint.info
             say(f"model: {info['class']}, {info['dtype']} on {', '.join(info['devices'])}; {_measuring(config, probe)}")
-            gib = len(probe.layers) * plan.bytes_per_layer(config.n_anchors, config.anchor_sets) / 2**30
-            say(
-                f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches; of {plan.n_labels:,} labels "
-                f"at most {plan.n_kept + plan.n_open:,} have rows at a time; sums take {gib:.2f} GiB in all"
+            memory = place_sums(
+                plan,
+                probe.row_devices(),
+                n_anchors=config.n_anchors,
+                anchor_sets=config.anchor_sets,
+                sums_memory_gb=config.sums_memory_gb,
             )
+            say(f"sums:\n{memory.describe()}")
+            probe.reserve(memory.on_host)
             with seconds("forward"):
                 forward(probe, checkpoint.model, plan, progress=progress)
         with seconds("finish"):
             result = probe.result()
-            result.info.update(_provenance(config, checkpoint, corpus, plan))
+            result.info.update(_provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
             result.info["warnings"] = _warnings(result, plan)
             for text in result.info["warnings"]:
                 say(f"warning: {text}")
@@ -95,25 +107,49 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
 
 
 def read_corpus(config: RunConfig, tokenizer: Any, *, progress: bool = True) -> Corpus:
-    """The corpus a configuration asks for, tokenised."""
+    """The corpus a configuration asks for, tokenised, or as an earlier run left it in the cache."""
     label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
-    documents = read_documents(
-        config.data,
-        split=config.split,
-        subset=config.subset,
-        text_column=config.text_column,
-        sample_by=config.sample_by,
-        max_documents=config.max_documents,
-        label_columns=label_columns,
-    )
-    return tokenize(documents, tokenizer, max_length=config.max_length, overflow=config.overflow, progress=progress)
+    source: dict[str, Any] = {
+        "split": config.split,
+        "subset": config.subset,
+        "text_column": config.text_column,
+        "sample_by": config.sample_by,
+        "max_documents": config.max_documents,
+        "label_columns": label_columns,
+    }
+    cutting: dict[str, Any] = {"max_length": config.max_length, "overflow": config.overflow}
+    cache = Cache(cache_folder(config.cache))
+    identity, fingerprint = data_identity(config.data, None), tokenizer_fingerprint(tokenizer)
+    versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
+    known = identity is not None and fingerprint is not None
+    key = key_of(data=identity, tokenizer=fingerprint, versions=versions, **source, **cutting) if known else None
+    if stored := cache.load("corpus", key):
+        return Corpus.from_arrays(*stored, token_name=tokenizer.convert_ids_to_tokens)
+    corpus = tokenize(read_documents(config.data, **source), tokenizer, progress=progress, **cutting)
+    cache.store("corpus", key, *corpus.arrays())
+    return corpus
 
 
 def plan_run(config: RunConfig, corpus: Corpus) -> Plan:
-    """Batches of documents of like length, and where their labels live."""
+    """Batches of documents of like length, and where their labels live; or as the cache has it."""
     label_sets = parse_label_sets(config.labels)
     long_enough = corpus.lengths >= shortest_document(label_sets)
-    return Plan(corpus, label_sets, length_batches(corpus.lengths, config.tokens_per_batch, keep=long_enough))
+    tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
+    batches = length_batches(corpus.lengths, tokens_per_batch, keep=long_enough)
+    cache = Cache(cache_folder(config.cache))
+    key = key_of(
+        corpus=corpus.sha256,
+        columns=digest(*(column.ids for column in corpus.columns.values())),
+        labels=config.labels,
+        per_label=config.per_label,
+        batches=digest(*batches) if batches else "",
+    )
+    stored = cache.load("plan", key)
+    numbering = Numbering.from_arrays(stored[0]) if stored else None
+    plan = Plan(corpus, label_sets, batches, config.per_label, numbering)
+    if not stored:
+        cache.store("plan", key, plan.numbering.arrays(), {})
+    return plan
 
 
 def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntropyProbe:
@@ -124,6 +160,7 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntr
         n_anchors=config.n_anchors,
         anchor_sets=config.anchor_sets,
         seed=config.seed,
+        anchors=config.anchors,
         calibration=config.calibration,
         layers=config.layers,
         plan=plan,
@@ -134,7 +171,6 @@ def forward(probe: SoftEntropyProbe, model: Any, plan: Plan, *, progress: bool =
     """Run the backbone over the planned batches. The model's head is not run, no hidden state is kept."""
     device = model.get_input_embeddings().weight.device
     n_tokens = int(plan.corpus.lengths[np.concatenate(plan.batches)].sum())
-    probe.reserve()
     with (
         probe,
         torch.inference_mode(),

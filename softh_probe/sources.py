@@ -61,6 +61,23 @@ def open_splits(
         return _open_hub(data, subset, revision)
 
 
+def data_identity(data: str, revision: str | None) -> Any:
+    """What tells this version of a data set from any other (JSON values); None where it cannot be told.
+
+    For local files that is their paths, sizes and times of change, for a hub id the commit.
+    """
+    local = Path(os.path.expanduser(data))
+    if data and local.exists():
+        files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
+        return [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+    if datasets.config.HF_HUB_OFFLINE:
+        return None
+    try:
+        return HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(data, revision=revision, timeout=10).sha
+    except Exception:  # whichever way the hub says no: opening the data set says it in words
+        return None
+
+
 def _open_local(
     path: Path, data: str, subset: str | None, sample_by: str, names: Sequence[str]
 ) -> dict[str, list[Part]]:

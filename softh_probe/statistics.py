@@ -5,6 +5,7 @@ Shape suffixes: X label sets, S anchor sets, M anchors, L labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softh_probe.correction import bias_curves, corrected_information, null_information
 from softh_probe.estimator import entropy
 from softh_probe.sums import LayerSums
+from softh_probe.tables import mass, position_entropy, weighted_entropy
 
 
 class Rows(Protocol):
@@ -30,11 +33,29 @@ class Rows(Protocol):
     @property
     def open_sets(self) -> np.ndarray: ...
     @property
+    def sample_order(self) -> np.ndarray: ...
+    @property
+    def single_sets(self) -> np.ndarray: ...
+    @property
+    def single_labels(self) -> np.ndarray: ...
+    @property
     def bucket_sets(self) -> np.ndarray: ...
     @property
     def bucket_counts(self) -> np.ndarray: ...
     @property
     def bucket_labels(self) -> np.ndarray: ...
+    @property
+    def bucket_names(self) -> list[str | None]: ...
+
+
+_ROWS_AT_ONCE = 8192  # of a table of labels, while their entropies are taken in float64
+
+
+def named_labels(rows: Rows) -> list[tuple[str, str]]:
+    """Label set and name of each label that results show one by one, in the order of their statistics."""
+    sets = [*rows.kept_sets.tolist(), *rows.bucket_sets.tolist()]
+    names = [*rows.kept_names, *rows.bucket_names]
+    return [(rows.set_names[i], name) for i, name in zip(sets, names, strict=True) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,34 +65,41 @@ class LayerStatistics:
     Attributes:
         mass: [S, M], the running sums of soft assignments over all counted positions.
         positions: [], the positions they were summed over.
+        entropy_document_sd: [S], standard deviation of H(Z) over bootstrap replicates of the documents.
         position_entropy: [S], mean entropy of the positions' own assignments.
         labelled_positions: [X], positions that have a label of the set.
         covered_positions: [X], those whose label occurs at least twice.
         labelled_entropy: [X, S], H(Z) of the positions that have a label.
         labelled_position_entropy: [X, S], mean entropy of their own assignments.
         conditional_entropy: [X, S], H(Z|X).
-        kept_mass: [L, S, M] and kept_positions: [L], of each label whose row was kept.
+        null_information: [X, S], expected I(X;Z) of labels of the same counts assigned at random.
+        corrected_information: [X, S], I(X;Z) of the covered positions, corrected for small counts; NaN without any.
+        label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
     """
 
     mass: Tensor
     positions: Tensor
+    entropy_document_sd: Tensor
     position_entropy: Tensor
     labelled_positions: Tensor
     covered_positions: Tensor
     labelled_entropy: Tensor
     labelled_position_entropy: Tensor
     conditional_entropy: Tensor
-    kept_mass: Tensor
-    kept_positions: Tensor
+    null_information: Tensor
+    corrected_information: Tensor
+    label_positions: Tensor
+    label_entropy: Tensor
 
 
 def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     """Close the books of one layer: every row that is still there is folded into its set's totals."""
-    total = sums.total.cpu()
-    kept, opened = sums.kept[: len(rows.kept_names)].cpu(), sums.open[: len(rows.open_sets)].cpu().double()
-    folded = sums.folded.cpu()
+    total, tables, (n_sets, n_anchors) = sums.total.cpu(), sums.tables, sums.points_SMD.shape[:2]
+    single = sums.single.cpu()
+    kept, opened = tables.kept[: len(rows.kept_names)].cpu(), tables.open[: len(rows.open_sets)].cpu()
+    folded = tables.folded.cpu()
     kept_sets, open_sets = torch.from_numpy(rows.kept_sets), torch.from_numpy(rows.open_sets)
-    bucket_sets = torch.from_numpy(rows.bucket_sets)
+    bucket_sets, single_sets = torch.from_numpy(rows.bucket_sets), torch.from_numpy(rows.single_sets)
     keeps_labels = torch.tensor(rows.keeps_labels, dtype=torch.bool)
     has_label = torch.tensor([name is not None for name in rows.kept_names], dtype=torch.bool)
 
@@ -81,26 +109,78 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     sign = torch.where(keeps_labels[kept_sets], has_label.double(), -(~has_label).double())
     labelled.index_add_(0, kept_sets, sign.unsqueeze(1) * kept)
 
-    weighted = torch.zeros(len(keeps_labels), sums.n_sets, dtype=torch.float64)
-    covered = torch.zeros(len(keeps_labels), dtype=torch.float64)
-    for sets, labels in ((kept_sets[has_label], kept[has_label]), (open_sets, opened)):
-        weighted.index_add_(0, sets, sums.weighted_entropy(labels))
-        covered.index_add_(0, sets, torch.where(labels[:, -1] >= 2, labels[:, -1], 0.0))
-    weighted.index_add_(0, bucket_sets, folded[:, : sums.n_sets])
-    repeated = rows.bucket_counts >= 2
-    in_buckets = torch.from_numpy(rows.bucket_counts * rows.bucket_labels * repeated).double()
-    covered.index_add_(0, bucket_sets, in_buckets)
+    # Covered positions are those whose label is not the only one of its kind.
+    covered = labelled.clone().index_add_(0, single_sets, -single)
+    tables_of_sets = _CountTables(len(keeps_labels), n_sets)
+    for part_sets, part in _parts(kept_sets[has_label], kept[has_label], open_sets, opened):
+        entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
+        tables_of_sets.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
+        alone = part[:, -1] == 1
+        covered.index_add_(0, part_sets[alone], -part[alone])
+    counts, n_labels = torch.from_numpy(rows.bucket_counts), torch.from_numpy(rows.bucket_labels)
+    tables_of_sets.add(bucket_sets, counts, n_labels, folded[:, :n_sets], folded[:, n_sets:])
+    n_single = torch.from_numpy(rows.single_labels)
+    pooled, alone_entropy = n_single > 0, position_entropy(single, n_sets)
+    ones = torch.ones_like(n_single)
+    tables_of_sets.add(*(t[pooled] for t in (single_sets, ones, n_single, alone_entropy, alone_entropy)))
 
-    count = labelled[:, -1]
-    return LayerStatistics(
-        mass=sums.mass(total),
-        positions=total[-1],
-        position_entropy=sums.position_entropy(total) / total[-1],
-        labelled_positions=count,
-        covered_positions=covered,
-        labelled_entropy=entropy(sums.mass(labelled)),
-        labelled_position_entropy=sums.position_entropy(labelled) / count.unsqueeze(1),
-        conditional_entropy=weighted / count.unsqueeze(1),
-        kept_mass=sums.mass(kept[has_label]),
-        kept_positions=kept[has_label][:, -1],
+    positions = total[-1]
+    all_mass = mass(total, n_sets, n_anchors)
+    sample = sums.sample.cpu()[torch.from_numpy(rows.sample_order)].unflatten(1, (n_sets, n_anchors))
+    curves = bias_curves(
+        sample[sample.sum(dim=(1, 2)) > 0], all_mass, position_entropy(total, n_sets) / positions, int(positions)
     )
+    covered_entropy = entropy(mass(covered, n_sets, n_anchors))
+    conditional, null, corrected = (torch.zeros(len(keeps_labels), n_sets, dtype=torch.float64) for _ in range(3))
+    for x, (counts, n_labels, weighted, of_positions) in enumerate(tables_of_sets):
+        conditional[x] = weighted.sum(dim=0) / labelled[x, -1]
+        null[x] = null_information(curves, counts, n_labels)
+        corrected[x] = corrected_information(curves, counts, n_labels, weighted, of_positions, covered_entropy[x])
+
+    one_by_one = torch.tensor([name is not None for name in rows.bucket_names], dtype=torch.bool)
+    label_positions = torch.cat([kept[has_label][:, -1], torch.from_numpy(rows.bucket_counts)[one_by_one].double()])
+    label_weighted = torch.cat(
+        [weighted_entropy(mass(kept[has_label], n_sets, n_anchors)), folded[one_by_one, :n_sets]]
+    )
+    return LayerStatistics(
+        mass=all_mass,
+        positions=positions,
+        position_entropy=position_entropy(total, n_sets) / positions,
+        entropy_document_sd=entropy(sums.replicates.cpu().unflatten(1, (n_sets, n_anchors))).std(dim=0),
+        labelled_positions=labelled[:, -1],
+        covered_positions=covered[:, -1],
+        labelled_entropy=entropy(mass(labelled, n_sets, n_anchors)),
+        labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
+        conditional_entropy=conditional,
+        null_information=null,
+        corrected_information=corrected,
+        label_positions=label_positions,
+        label_entropy=label_weighted / label_positions.unsqueeze(1),
+    )
+
+
+class _CountTables:
+    """Of each label set: counts n [C], how many labels [C], Σ n·H(p̂_x) and Σ of assignment entropies [C, S]."""
+
+    def __init__(self, n_label_sets: int, n_anchor_sets: int) -> None:
+        none, no_entropies = torch.zeros(0, dtype=torch.int64), torch.zeros(0, n_anchor_sets, dtype=torch.float64)
+        self._parts = [[(none, none, no_entropies, no_entropies)] for _ in range(n_label_sets)]
+
+    def add(self, sets_C: Tensor, *columns_C: Tensor) -> None:
+        """Rows that belong to several sets."""
+        for x in sets_C.unique().tolist():
+            here = sets_C == x
+            counts, n_labels, weighted, of_positions = (column[here] for column in columns_C)
+            self._parts[x].append((counts, n_labels.long(), weighted, of_positions))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """The four columns of each set."""
+        for parts in self._parts:
+            yield tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _parts(kept_sets: Tensor, kept: Tensor, open_sets: Tensor, opened: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of labels and their sets, some thousands at a time, in float64."""
+    yield kept_sets, kept
+    for sets, rows in zip(open_sets.split(_ROWS_AT_ONCE), opened.split(_ROWS_AT_ONCE), strict=True):
+        yield sets, rows.double()

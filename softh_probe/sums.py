@@ -1,8 +1,8 @@
-"""The running sums of one layer: add a batch, retire labels, merge, and come out as entropies.
+"""The running sums of one layer: add a batch, merge, and come out as state.
 
-Shape suffixes: N positions, S anchor sets, M anchors, D width, K = S·M + S + 1 columns of a row of sums:
-
-    [ mass of each anchor (S·M) | sum of the positions' own assignment entropies (S) | number of positions (1) ]
+Shape suffixes: B sequences, T tokens, N = B·T positions, L bags, P label sets whose labels come and go, W bootstrap
+replicates, R positions of the sample, S anchor sets, M anchors, D width, K columns of a row of sums (see
+`softh_probe.tables`).
 """
 
 from __future__ import annotations
@@ -11,53 +11,84 @@ import torch
 from torch import Tensor
 
 from softh_probe.batch_labels import BatchLabels
-from softh_probe.estimator import entropy, log_assignments
+from softh_probe.estimator import log_assignments
+from softh_probe.sampling import N_REPLICATES
+from softh_probe.tables import HostWorker, LabelTables, columns
 
 
 class LayerSums:
-    """Running sums of one layer, on that layer's device.
+    """Running sums of one layer, on that layer's device; the label tables may be in host memory instead.
 
-    The state is four tensors: everything that copies, saves or merges sums goes by this list.
+    The state is that of the tables, and
 
-        total   [K]             float64  over all counted positions
-        kept    [n_kept, K]     float64  labels whose rows are wanted at the end
-        open    [n_open, K]     float32  labels that occurred and will, or may, occur again
-        folded  [n_buckets, 2S] float64  of labels that are over, pooled: Σ n·H(p̂_x), Σ of assignment entropies
+        total       [K]       float64  over all counted positions
+        single      [P, K]    float64  over positions whose label of a set occurs once
+        replicates  [W, S·M]  float64  the mass of each bootstrap replicate of the documents
+        sample      [R, S·M]  float32  the assignments of a uniform sample of positions; zero where there is none
+
+    Args:
+        points_SMD: the anchors, on the layer's device.
+        temperature: ε.
+        host: who adds to the tables if they are to be in host memory.
+        n_single, n_sample: P and R.
+        n_kept, n_open, n_buckets: rows of the tables.
     """
 
-    STATE = ("total", "kept", "open", "folded")
+    STATE = ("total", "single", "replicates", "sample")
 
     def __init__(
-        self, points_SMD: Tensor, temperature: float, *, n_kept: int = 0, n_open: int = 0, n_buckets: int = 0
+        self,
+        points_SMD: Tensor,
+        temperature: float,
+        *,
+        host: HostWorker | None = None,
+        n_single: int = 0,
+        n_sample: int = 0,
+        n_kept: int = 0,
+        n_open: int = 0,
+        n_buckets: int = 0,
     ) -> None:
-        """Empty sums beside the anchors, on the device where those are."""
         self.points_SMD, self.temperature = points_SMD, temperature
         self.n_sets, self.n_anchors, self.dim = points_SMD.shape
-        device, n_columns = points_SMD.device, self.n_sets * self.n_anchors + self.n_sets + 1
-        # Tensors made in inference mode could not be updated outside of it later.
+        self._n_mass = self.n_sets * self.n_anchors
+        self._host = host
+        here = points_SMD.device
+        shape = (self.n_sets, self.n_anchors)
+        on_host = torch.device("cpu") if host else here
+        self._tables = LabelTables(shape, on_host, n_kept=n_kept, n_open=n_open, n_buckets=n_buckets)
         with torch.inference_mode(False):
-            self.total = torch.zeros(n_columns, dtype=torch.float64, device=device)
-            self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
-            self.open = torch.zeros(n_open, n_columns, dtype=torch.float32, device=device)
-            self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
+            self.total = torch.zeros(columns(*shape), dtype=torch.float64, device=here)
+            self.single = torch.zeros(n_single, columns(*shape), dtype=torch.float64, device=here)
+            self.replicates = torch.zeros(N_REPLICATES, self._n_mass, dtype=torch.float64, device=here)
+            self.sample = torch.zeros(n_sample, self._n_mass, dtype=torch.float32, device=here)
+
+    @property
+    def tables(self) -> LabelTables:
+        """The label tables, once everything is added."""
+        if self._host:
+            self._host.finish()
+        return self._tables
 
     @torch.no_grad()
     def add(self, hidden: Tensor, labels: BatchLabels) -> None:
         """Add one batch of hidden states [..., D] whose leading dimensions are the batch's N positions."""
         with torch.autocast(hidden.device.type, enabled=False):
-            self._add(hidden.detach().reshape(-1, self.dim).float(), labels)
-
-    def _add(self, h_ND: Tensor, labels: BatchLabels) -> None:
-        rows_NK = self._features(h_ND)
-        self.total += labels.counted_N @ rows_NK
-        if len(labels.single_PN):
-            entropy_PS = labels.single_PN @ rows_NK[:, -self.n_sets - 1 : -1]
-            self.folded[: len(entropy_PS)] += entropy_PS.repeat(1, 2)
-        if len(labels.bag_offsets) > 1:
-            self._add_bags(rows_NK, labels)
-        if len(labels.retired_rows):
-            self.folded.index_add_(0, labels.retired_buckets, self._fold(self.open[labels.retired_rows]))
-            self.open.index_fill_(0, labels.retired_rows, 0.0)
+            rows_NK = self._features(hidden.detach().reshape(-1, self.dim).float())
+            # Sequence by sequence first: the bootstrap needs that, and short sums keep float32 exact enough.
+            n_sequences, n_tokens = labels.shape
+            counted_B1T = labels.counted_N.view(n_sequences, 1, n_tokens)
+            sequences_BK = torch.bmm(counted_B1T, rows_NK.view(n_sequences, n_tokens, -1)).squeeze(1)
+            self.total += sequences_BK.sum(dim=0, dtype=torch.float64)
+            self.replicates += labels.weights_WB @ sequences_BK[:, : self._n_mass]
+            self.single += labels.single_PN @ rows_NK
+            self.sample.index_copy_(0, labels.sample_slots, rows_NK[labels.sample_positions, : self._n_mass])
+            bags_LK = torch.nn.functional.embedding_bag(
+                labels.bag_positions, rows_NK, labels.bag_offsets, mode="sum", include_last_offset=True
+            )
+        if self._host:
+            self._host.add(self._tables, bags_LK, labels.on_host)
+        else:
+            self._tables.add(bags_LK, labels)
 
     def _features(self, h_ND: Tensor) -> Tensor:
         """Rows of sums that each position alone would give; all zero where the hidden state has no direction."""
@@ -69,62 +100,25 @@ class LayerSums:
         rows_NK[:, -1] = 1.0
         return rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
 
-    def _add_bags(self, rows_NK: Tensor, labels: BatchLabels) -> None:
-        bags = torch.nn.functional.embedding_bag(
-            labels.bag_positions, rows_NK, labels.bag_offsets, mode="sum", include_last_offset=True
-        )
-        n_kept, n_open = len(labels.kept_rows), len(labels.open_rows)
-        if n_kept:
-            self.kept = _with_rows(self.kept, labels.n_kept)
-            self.kept.index_add_(0, labels.kept_rows, bags[:n_kept].double())
-        if n_open:
-            self.open = _with_rows(self.open, labels.n_open)
-            self.open.index_add_(0, labels.open_rows, bags[n_kept : n_kept + n_open])
-        if len(labels.closed_buckets):
-            self.folded.index_add_(0, labels.closed_buckets, self._fold(bags[n_kept + n_open :]))
-
-    def _fold(self, rows_LK: Tensor) -> Tensor:
-        """What remains of labels that are over: n·H(p̂_x) and the sum of assignment entropies, [L, 2S] float64."""
-        rows_LK = rows_LK.double()
-        return torch.cat([self.weighted_entropy(rows_LK), self.position_entropy(rows_LK)], dim=1)
-
-    def mass(self, rows: Tensor) -> Tensor:
-        """[..., K] -> [..., S, M]."""
-        return rows[..., : self.n_sets * self.n_anchors].unflatten(-1, (self.n_sets, self.n_anchors))
-
-    def position_entropy(self, rows: Tensor) -> Tensor:
-        """Sum over positions of the entropy of their own assignment, in nats: [..., K] -> [..., S]."""
-        return rows[..., -self.n_sets - 1 : -1]
-
-    def weighted_entropy(self, rows: Tensor) -> Tensor:
-        """Number of positions times the entropy of their mean assignment, in nats: [..., K] -> [..., S]."""
-        count = rows[..., -1:]
-        # A label all of whose positions were invalid has no distribution, and no weight either.
-        return torch.where(count > 0, count * entropy(self.mass(rows)), 0.0)
-
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in self.STATE}
+        owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
+        return {name: getattr(owner, name).clone() for names, owner in owners for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in self.STATE:
-            setattr(self, name, state[name].to(getattr(self, name)))
+        for names, owner in ((self.STATE, self), (LabelTables.STATE, self.tables)):
+            for name in names:
+                setattr(owner, name, state[name].to(getattr(owner, name)))
 
-    def merge(self, other: LayerSums, kept_rows: Tensor, open_rows: Tensor) -> None:
-        """Add another part's sums; row i of its tables is row kept_rows[i], open_rows[i] of these."""
+    def merge(self, other: LayerSums, kept_rows: Tensor, open_rows: Tensor, sample: tuple[Tensor, Tensor]) -> None:
+        """Add another part's sums.
+
+        Args:
+            kept_rows, open_rows: where each row of its tables is in these.
+            sample: positions of its sample that are taken over, and the slots they go to.
+        """
         self.total += other.total.to(self.total)
-        self.folded += other.folded.to(self.folded)
-        for name, rows in (("kept", kept_rows), ("open", open_rows)):
-            table = _with_rows(getattr(self, name), int(rows.max()) + 1 if len(rows) else 0)
-            theirs = getattr(other, name)[: len(rows)]
-            table.index_add_(0, rows[: len(theirs)].to(table.device), theirs.to(table))
-            setattr(self, name, table)
-
-
-def _with_rows(table: Tensor, n_rows: int) -> Tensor:
-    """The table itself, or, where it is too short, a copy at least twice as long."""
-    if n_rows <= len(table):
-        return table
-    with torch.inference_mode(False):
-        longer = torch.zeros(max(n_rows, 2 * len(table)), table.shape[1], dtype=table.dtype, device=table.device)
-    longer[: len(table)] = table
-    return longer
+        self.single += other.single.to(self.single)
+        self.replicates += other.replicates.to(self.replicates)
+        theirs, slots = (index.to(self.sample.device) for index in sample)
+        self.sample.index_copy_(0, slots, other.sample.to(self.sample)[theirs])
+        self.tables.merge(other.tables, kept_rows, open_rows)

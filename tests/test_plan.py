@@ -1,16 +1,19 @@
 """Planned runs: rows taken and given back, against the dictionary of every label and every position."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from softh_probe import SoftEntropyProbe, sample_anchors, temperature
-from softh_probe import plan as plan_module
+from softh_probe import SoftEntropyProbe, numbering, sample_anchors, temperature
 from softh_probe.corpus import NO_LABEL, Corpus, LabelColumn, length_batches, pad_batch
 from softh_probe.errors import InputError
 from softh_probe.labels import ngram_ids, parse_label_sets, shortest_document
+from softh_probe.numbering import Numbering
 from softh_probe.plan import Plan
 from tests import references
+from tests.conftest import assert_same_values
 from tests.test_probe import NAMES, NGRAMS, documents, value
 
 COLUMNS = ("column:language", "column:topic")
@@ -26,6 +29,7 @@ def corpus_of(docs, **columns) -> Corpus:
     return Corpus(
         tokens=np.concatenate(docs).astype(np.int32),
         offsets=np.cumsum([0, *map(len, docs)]),
+        source=np.arange(len(docs)),
         columns=made,
         n_read=len(docs),
         n_empty=0,
@@ -33,14 +37,14 @@ def corpus_of(docs, **columns) -> Corpus:
     )
 
 
-def planned(corpus, names, tokens_per_batch):
+def planned(corpus, names, tokens_per_batch, per_label=()):
     sets = parse_label_sets(names)
     keep = corpus.lengths >= shortest_document(sets)
-    return Plan(corpus, sets, length_batches(corpus.lengths, tokens_per_batch, keep=keep))
+    return Plan(corpus, sets, length_batches(corpus.lengths, tokens_per_batch, keep=keep), per_label)
 
 
-def run_planned(model, corpus, names, tokens_per_batch, **settings):
-    plan = planned(corpus, names, tokens_per_batch)
+def run_planned(model, corpus, names, tokens_per_batch, plan=None, **settings):
+    plan = plan or planned(corpus, names, tokens_per_batch)
     probe = SoftEntropyProbe(model, labels=names, n_anchors=20, plan=plan, **settings)
     with probe, torch.inference_mode():
         for i, docs in enumerate(plan.batches):
@@ -60,7 +64,7 @@ def values_of(n):
 @pytest.mark.parametrize("tokens_per_batch", [1, 70, 10_000])
 def test_every_label_set_equals_the_dictionary(model, tokens_per_batch, kept_labels, monkeypatch):
     """One document a batch, several, all in one: what is open, closed or single changes, the results do not."""
-    monkeypatch.setattr(plan_module, "KEPT_LABELS", kept_labels)
+    monkeypatch.setattr(numbering, "KEPT_LABELS", kept_labels)
     docs = documents(24)
     language, topic = values_of(24)
     corpus = corpus_of(docs, language=language, topic=topic)
@@ -98,18 +102,59 @@ def test_kept_columns_come_label_by_label(model):
         rows = np.array([label == name for label in expected.labels["column:topic"]])
         assert table.loc[name, "count"] == rows.sum()
         assert table.loc[name, "value"] == pytest.approx(references.entropy(expected.q["layer.2"][rows].mean(0)))
-    with pytest.raises(InputError, match="kept were: column:language, column:topic"):
+    assert result.conditional_entropy("topic").equals(result.conditional_entropy("column:topic"))
+    with pytest.raises(InputError, match="those that do: column:language, column:topic"):
         result.conditional_entropy("input_unigram")
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 70, 10_000])
+def test_label_sets_come_label_by_label_where_that_is_wanted(model, tokens_per_batch):
+    """Those that occur once too; and all other results stay what they were."""
+    corpus = corpus_of(documents(24))
+    wanted = ["input_unigram", "output_bigram"]
+    plan = planned(corpus, NAMES, tokens_per_batch, per_label=wanted)
+    probe = run_planned(model, corpus, NAMES, tokens_per_batch, plan=plan, anchor_sets=2)
+    result = probe.result()
+    expected = references.measure(
+        model, documents(24), NGRAMS, sample_anchors(20, 24, seed=1).numpy(), temperature(20, 24)
+    )
+    for name in wanted:
+        table = result.conditional_entropy(name, unit="nats").query("name == 'layer.1'").set_index("label")
+        labels = [" ".join(map(str, label)) for label in expected.labels[name]]
+        assert sorted(table.index) == sorted(set(labels))
+        assert table["count"].to_dict() == {x: labels.count(x) for x in labels}
+        index = [result.labels.index((name, x)) for x in table.index]
+        entropies = result.tensors["label_entropy"][result.rows.index("layer.1"), index, 1]
+        for x, h in zip(table.index, entropies, strict=True):
+            of_x = expected.q["layer.1"][[label == x for label in labels]]
+            assert h == pytest.approx(references.entropy(of_x.mean(axis=0)), abs=1e-6)
+    plain = run_planned(model, corpus, NAMES, tokens_per_batch, anchor_sets=2).result().to_pandas()
+    np.testing.assert_allclose(result.to_pandas().value, plain.value, atol=1e-7)
+
+
+def test_a_numbering_reads_back_from_plain_arrays():
+    language, topic = values_of(24)
+    corpus = corpus_of(documents(24), language=language, topic=topic)
+    plan = planned(corpus, [*NAMES, *COLUMNS], 70, per_label=["input_unigram"])
+    arrays = {name: array.copy() for name, array in plan.numbering.arrays().items()}
+    again = Plan(corpus, plan.label_sets, plan.batches, numbering=Numbering.from_arrays(arrays))
+    assert again.kept_names == plan.kept_names
+    assert again.bucket_names == plan.bucket_names
+    for i in range(len(plan.batches)):
+        ours, theirs = plan.batch(i), again.batch(i)
+        for field in dataclasses.fields(ours):
+            a, b = getattr(ours, field.name), getattr(theirs, field.name)
+            assert torch.equal(a, b) if torch.is_tensor(a) else a == b, field.name
 
 
 def test_rows_are_given_back_and_all_end_empty(model):
     corpus = corpus_of(documents(60, seed=3))
     plan = planned(corpus, NAMES, 60)
     distinct = sum(len(np.unique(_labels(corpus, name))) for name in NAMES)
-    assert plan.n_labels == distinct
+    assert plan.labels_by_set.sum() == distinct
     assert 0 < plan.n_open < distinct / 2
     probe = run_planned(model, corpus, NAMES, 60)
-    assert all(not sums.open.any() for sums in probe._sums.values())
+    assert all(not sums.tables.open.any() for sums in probe._sums.values())
 
 
 def _labels(corpus, name):
@@ -182,7 +227,7 @@ def test_order_of_documents_does_not_matter(model):
     results = []
     for order in (range(20), np.random.default_rng(1).permutation(20)):
         results.append(run_planned(model, corpus_of([docs[i] for i in order]), NAMES, 80).result().to_pandas("nats"))
-    np.testing.assert_allclose(results[0].value, results[1].value, atol=1e-6)
+    assert_same_values(*results)
 
 
 def test_planned_and_attached_agree(model):
@@ -196,7 +241,7 @@ def test_planned_and_attached_agree(model):
             model(input_ids=ids, attention_mask=mask)
     assert torch.equal(run.sums, attached.sums)
     a, b = run.result().to_pandas("nats"), attached.result().to_pandas("nats")
-    np.testing.assert_allclose(a.value, b.value, atol=1e-6)
+    assert_same_values(a, b)
 
 
 def test_state_of_a_planned_run_goes_on_where_it_stopped(model):

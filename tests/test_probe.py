@@ -10,7 +10,7 @@ from transformers import RwkvConfig, RwkvForCausalLM
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.errors import InputError, ProbeError
 from tests import references
-from tests.conftest import tiny_llama
+from tests.conftest import assert_same_values, tiny_llama
 
 NGRAMS = [
     (f"{direction}_{name}", direction, n)
@@ -227,7 +227,7 @@ def test_merged_shards_equal_one_run(model):
     assert left.positions == whole.positions
     torch.testing.assert_close(left.sums, whole.sums, rtol=1e-6, atol=0)
     a, b = left.result().to_pandas("nats"), whole.result().to_pandas("nats")
-    np.testing.assert_allclose(a.value, b.value, atol=1e-6)
+    assert_same_values(a, b)
 
 
 def test_merge_matches_labels_of_ones_own_by_value(model):

@@ -21,9 +21,10 @@ from softh_probe import ProbeResult, sample_anchors, temperature
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.result import FORMAT
 from softh_probe.run import run
 from tests import references
-from tests.conftest import tiny_llama
+from tests.conftest import assert_same_values, tiny_llama
 from tests.test_probe import NAMES, NGRAMS, value
 
 TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
@@ -123,9 +124,9 @@ def test_a_result_reads_back_and_a_damaged_one_is_refused(config, tmp_path):
     (out / "sums.safetensors").write_bytes(sums[:100])
     with pytest.raises(InputError, match="damaged"):
         ProbeResult.load(out)
-    (out / "result.json").write_text((out / "result.json").read_text().replace('"format": 1', '"format": 9'))
+    (out / "result.json").write_text((out / "result.json").read_text().replace(f'"format": {FORMAT}', '"format": 9'))
     (out / "sums.safetensors").write_bytes(sums)
-    with pytest.raises(InputError, match="expected a result of format 1, got 9"):
+    with pytest.raises(InputError, match=f"expected a result of format {FORMAT}, got 9"):
         ProbeResult.load(out)
 
 
@@ -145,7 +146,7 @@ def test_the_order_of_documents_does_not_matter(config, data, tmp_path):
     data.write_text("\n".join(reversed(lines)))
     second = run(config(labels=NAMES, tokens_per_batch=80, out=str(tmp_path / "again")), progress=False)
     np.testing.assert_allclose(second.tensors["mass"], first.tensors["mass"], rtol=1e-5)
-    np.testing.assert_allclose(second.to_pandas("nats").value, first.to_pandas("nats").value, atol=1e-6)
+    assert_same_values(second.to_pandas("nats"), first.to_pandas("nats"))
     assert second.info["corpus"]["sha256"] != first.info["corpus"]["sha256"]
 
 
@@ -358,6 +359,7 @@ def test_shipped_configurations_are_valid(path):
 MEASURE_PEAK = """
 import resource, sys
 from softh_probe.config import RunConfig
+from softh_probe.result import FORMAT
 from softh_probe.run import run
 model, data, out = sys.argv[1:]
 result = run(RunConfig(model=model, data=data, out=out, max_length=128, n_anchors=20), progress=False)

@@ -1,0 +1,128 @@
+"""What is kept on disk between runs: tokenised corpora and plans of rows, so that the next checkpoint starts at once.
+
+An entry is a safetensors file named after everything it depends on, with a checksum; a damaged one counts as none.
+Entries are only ever written whole, so any number of runs can share a folder. It is safe to delete at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Counted up whenever documents, tokens or numberings come out differently for the same input.
+FORMAT = 2
+
+Arrays = dict[str, np.ndarray]
+
+
+class Cache:
+    """Arrays by kind and key.
+
+    >>> import tempfile
+    >>> cache = Cache(Path(tempfile.mkdtemp()))
+    >>> cache.store("plan", "1f", {"rows": np.arange(3)}, head={"sets": 2})
+    >>> cache.load("plan", "1f")
+    ({'rows': array([0, 1, 2])}, {'sets': 2})
+
+    Args:
+        folder: where entries are; None keeps and finds nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def load(self, kind: str, key: str | None) -> tuple[Arrays, dict[str, Any]] | None:
+        """Arrays and head of an entry; None where there is no whole one, or no key."""
+        if self.folder is None or key is None:
+            return None
+        try:
+            with safe_open(self._path(kind, key), framework="np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                stored = file.metadata() or {}
+        except (OSError, SafetensorError):
+            return None
+        head = stored.get("head", "")
+        return (arrays, json.loads(head)) if stored.get("checksum") == _checksum(arrays, head) else None
+
+    def store(self, kind: str, key: str | None, arrays: Mapping[str, np.ndarray], head: Mapping[str, Any]) -> None:
+        """Keep arrays and what JSON can say beside them. What cannot be written is no reason to stop a run."""
+        if self.folder is None or key is None:
+            return
+        whole = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
+        text = json.dumps(head)
+        path = self._path(kind, key)
+        part = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # save_file would keep others from reading it
+            part.write_bytes(save(whole, metadata={"head": text, "checksum": _checksum(whole, text)}))
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:
+            print(f"warning: {path} could not be written and is not kept: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _path(self, kind: str, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{kind}-{key}.safetensors"
+
+
+def cache_folder(setting: str) -> Path | None:
+    """The folder that a configuration's `cache` names: "auto", "none" or a path."""
+    if setting == "none":
+        return None
+    if setting == "auto":
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "softh_probe"
+    return Path(setting).expanduser()
+
+
+def key_of(**parts: Any) -> str:
+    """A name for everything in parts (JSON values), and nothing else."""
+    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays: their types, shapes and bytes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype.str} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What a tokenizer makes of text, in a word; None where that cannot be told from its state.
+
+    That is so of tokenizers written in Python, and of those that bring code of their own.
+    """
+    if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return key_of(
+        name=type(tokenizer).__name__,
+        # Its last call's truncation and padding are part of its state, but not of what the next call does.
+        backend={name: value for name, value in backend.items() if name not in ("truncation", "padding")},
+        chat_template=tokenizer.chat_template,
+        special_tokens=tokenizer.special_tokens_map,
+        truncation_side=tokenizer.truncation_side,
+    )
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], head: str) -> str:
+    return hashlib.sha256((head + digest(*(arrays[name] for name in sorted(arrays)))).encode()).hexdigest()

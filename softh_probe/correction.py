@@ -1,0 +1,250 @@
+"""What chance adds to the information of rare labels: the null, and an estimate corrected for it.
+
+The mean p̂_x of a label's n soft assignments q has, on average, less entropy than the label's true mean p_x:
+
+    b_x(n) = H(p_x) − E H(p̂_x) = E KL(p̂_x ‖ p_x),       b_x(1) = H(p_x) − E H(q)
+
+and plug-in information is too high by Σ_x P(x) b_x(n_x). What is measured of labels that occur n times is their
+mean divergence W = E H(p̂_x) − E H(q) = b(1) − b(n); what is sought is b(n). `bias_curves` draws the curves
+n -> b(n) of reference labels from a uniform sample of the layer's soft assignments:
+
+- Chance: the reference label is any position. Its curve is measured, not modelled, and gives the null: the
+  plug-in information that labels of the same counts have in random order.
+- Labels that share a part ρ of the positions' variance: the logits log q of a random position, shrunk by √ρ
+  towards the layer's mean, are the label's centre; those of other positions, shrunk by √(1−ρ), scatter about it.
+
+A measured W lies between those of two reference labels, and b(n) / W is interpolated between theirs. At the one end
+(ρ = 1, W = 0) that is 1/(n − 1), for small deviations have b(n) = b(1)/n; at the other it is that of chance.
+
+Assumed is that labels that occur n times are alike, so that their mean W stands for each, and that a label's states
+scatter about one centre, in the shape in which the layer's states scatter about their mean.
+
+Shape suffixes: R rows of the sample, S anchor sets, M anchors, K curves, G counts of the grid, C rows of labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softh_probe.errors import InputError
+from softh_probe.estimator import entropy
+
+#: How often the sample is shuffled for the curve of chance.
+SHUFFLES = 4
+#: Parts ρ of the variance that reference labels share; how many labels for each, and how many positions of each.
+SHARED = (0.15, 0.35, 0.6, 0.85)
+CENTRES, SCATTER = 16, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasCurves:
+    """b(n) of reference labels in nats, as g(n) = b(n) / v(n) with v(n) = (1/n − 1/N) / (1 − 1/N).
+
+    v is how the variance of a mean of n falls when n of N positions are drawn, none twice; g varies slowly with n.
+
+    Attributes:
+        inverse_G: [G], 1/n in increasing order, from 0 to 1.
+        g_KGS: [K, G, S]; the first curve is that of chance, then come labels that share more and more.
+        n_positions: N.
+    """
+
+    inverse_G: Tensor
+    g_KGS: Tensor
+    n_positions: int
+
+    def __call__(self, counts_C: Tensor) -> Tensor:
+        """b(n) of every curve: [K, C, S]; 0 from n = N on."""
+        inverse_C = 1.0 / counts_C.double()
+        return _interpolate(inverse_C, self.inverse_G, self.g_KGS) * _v(inverse_C, self.n_positions).unsqueeze(1)
+
+
+def bias_curves(
+    sample_RSM: Tensor, mass_SM: Tensor, position_entropy_S: Tensor, n_positions: int, *, seed: int = 0
+) -> BiasCurves:
+    """The curves of one layer.
+
+    >>> q = torch.rand(600, 1, 20, generator=torch.Generator().manual_seed(0)).pow(8)
+    >>> q = q / q.sum(dim=-1, keepdim=True)
+    >>> curves = bias_curves(q, q.sum(dim=0), entropy(q).mean(dim=0), 600)
+    >>> for n, (bias,) in zip((1, 10, 600), chance_information(curves, torch.tensor([1, 10, 600])).tolist()):
+    ...     print(n, round(bias, 2))
+    1 1.28
+    10 0.19
+    600 0.0
+
+    Args:
+        sample_RSM: soft assignments of a uniform sample of the positions, none twice. With 2,048 rows the null
+            is right within 0.001 log m.
+        mass_SM: sums of the soft assignments of all positions.
+        position_entropy_S: mean entropy of the soft assignments of all positions, in nats.
+        n_positions: N.
+        seed: of the generator that shuffles the sample; equal arguments give equal curves.
+
+    Raises:
+        InputError: the sample is empty, or not of the sums' anchors.
+    """
+    if sample_RSM.ndim != 3 or len(sample_RSM) == 0 or sample_RSM.shape[1:] != mass_SM.shape:
+        sets, anchors = mass_SM.shape
+        raise InputError(
+            f"sample_RSM: expected soft assignments [R, {sets}, {anchors}] of one position or more, "
+            f"got {list(sample_RSM.shape)}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    q_RSM = sample_RSM.float()
+    mean_SM = mass_SM.double() / mass_SM.double().sum(dim=-1, keepdim=True)
+    shuffles = [_mean_entropies(q_RSM[_shuffle(q_RSM, generator)], len(q_RSM) // 16) for _ in range(SHUFFLES)]
+    sizes = list(shuffles[0])
+    entropy_GS = torch.stack([torch.stack(list(run.values())) for run in shuffles]).mean(dim=0)
+
+    # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
+    cross_S = -(q_RSM.double().mean(dim=0) * mean_SM.clamp_min(1e-300).log()).sum(dim=-1)
+    inverse_G = 1.0 / torch.tensor(sizes, dtype=torch.float64)
+    small_GS = (cross_S - entropy_GS) / _v(inverse_G, n_positions).unsqueeze(1)
+    # As n grows, KL tends to half of χ².
+    variance_SM = q_RSM.double().var(dim=0, correction=min(len(q_RSM) - 1, 1))
+    limit_S = (variance_SM / mean_SM.clamp_min(1e-300)).sum(dim=-1) / 2
+    inverse_G = torch.cat([inverse_G.new_zeros(1), inverse_G])
+    chance_GS = torch.cat([limit_S.unsqueeze(0), small_GS])
+    # n = 1 is known of all positions, not of the sample only.
+    exact_S = entropy(mean_SM) - position_entropy_S.double()
+    chance_GS = chance_GS * torch.where(chance_GS[-1] > 0, exact_S / chance_GS[-1], 1.0)
+
+    curves = [chance_GS]
+    if len(q_RSM) >= SCATTER:
+        curves += [_reference_curve(q_RSM, shared, inverse_G, generator) for shared in SHARED]
+    return BiasCurves(inverse_G=inverse_G, g_KGS=torch.stack(curves), n_positions=n_positions)
+
+
+def chance_information(curves: BiasCurves, counts_C: Tensor) -> Tensor:
+    """c0(n) = H(p̄) − E H(mean of n of the N positions, none drawn twice), in nats.
+
+    Args:
+        curves: of the layer.
+        counts_C: counts n, 1 or more.
+
+    Returns:
+        [C, S], float64; falls from H(Z) − mean H(q) at n = 1 to 0 at n = N.
+    """
+    return curves(counts_C)[0]
+
+
+def null_information(curves: BiasCurves, counts_C: Tensor, labels_C: Tensor) -> Tensor:
+    """Expected plug-in I(X;Z), in nats, of labels of the same counts that are assigned at random.
+
+    Args:
+        curves: of the layer.
+        counts_C: counts n of labels; an n may stand in several rows.
+        labels_C: how many labels each row pools.
+
+    Returns:
+        [S], float64; NaN without labels.
+    """
+    positions_C = (counts_C * labels_C).double()
+    n_labelled = positions_C.sum()
+    # Where some positions have no label, H(Z) is of a random part of all positions as well.
+    of_part_S = chance_information(curves, n_labelled.clamp_min(1).reshape(1))[0]
+    return positions_C @ chance_information(curves, counts_C) / n_labelled - of_part_S
+
+
+def corrected_information(
+    curves: BiasCurves,
+    counts_C: Tensor,
+    labels_C: Tensor,
+    weighted_entropy_CS: Tensor,
+    position_entropy_CS: Tensor,
+    covered_entropy_S: Tensor,
+) -> Tensor:
+    """I(X;Z), in nats, over the positions whose label occurs at least twice, corrected for small counts.
+
+    Args:
+        curves: of the layer.
+        counts_C: counts n of labels; rows of n = 1 are left out, and rows of the same n taken together.
+        labels_C: how many labels each row pools.
+        weighted_entropy_CS: Σ_x n·H(p̂_x) over the row's labels, in nats.
+        position_entropy_CS: sum over their positions of the entropy of the soft assignment, in nats.
+        covered_entropy_S: H(Z) of the positions whose label occurs at least twice, in nats.
+
+    Returns:
+        [S], float64; at most H(Z) − mean H(q) of these positions. It is not cut off at 0, so that its mean is 0
+        where labels say nothing. NaN where no label occurs twice.
+    """
+    repeated = (counts_C >= 2) & (labels_C > 0)
+    counts, row_C = counts_C[repeated].unique(return_inverse=True)
+    n_sets = weighted_entropy_CS.shape[1]
+    table = torch.cat(
+        [(counts_C * labels_C).double().unsqueeze(1), weighted_entropy_CS.double(), position_entropy_CS.double()], dim=1
+    )
+    sums = table.new_zeros(len(counts), table.shape[1]).index_add(0, row_C, table[repeated])
+    positions = sums[:, 0]
+    label_entropy = sums[:, 1 : n_sets + 1] / positions.unsqueeze(1)
+    divergence = (label_entropy - sums[:, n_sets + 1 :] / positions.unsqueeze(1)).clamp_min(0.0)
+    conditional = label_entropy + _bias(curves, counts, divergence)
+    return covered_entropy_S.double() - positions @ conditional / positions.sum()
+
+
+def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor:
+    """b(n) of labels of count n ≥ 2 whose mean divergence is W: [C, S]."""
+    first_KCS, bias_KCS = curves(torch.ones_like(counts_C)), curves(counts_C)
+    v_C1 = _v(1.0 / counts_C.double(), curves.n_positions).unsqueeze(1)
+    # From the label that is one point (W = 0, b(n) = v·b(1)) to chance.
+    left_KCS = torch.where(first_KCS > 0, bias_KCS / first_KCS, v_C1)
+    left_KCS = torch.cat([left_KCS, v_C1.expand_as(left_KCS[:1])]).flip(0).clamp_max(1 - 1e-9)
+    known_KCS = torch.cat([first_KCS, torch.zeros_like(first_KCS[:1])]).flip(0) * (1 - left_KCS)
+    ratio_KCS = (left_KCS / (1 - left_KCS)).cummax(dim=0).values
+    known_KCS = known_KCS.cummax(dim=0).values
+    ratio_CS = ratio_KCS[0]
+    for k in range(1, len(ratio_KCS)):
+        step = (known_KCS[k] - known_KCS[k - 1]).clamp_min(1e-300)
+        part = ((divergence_CS - known_KCS[k - 1]) / step).clamp(0.0, 1.0)
+        ratio_CS = ratio_CS + part * (ratio_KCS[k] - ratio_KCS[k - 1])
+    return ratio_CS * divergence_CS
+
+
+def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator: torch.Generator) -> Tensor:
+    """g [G, S] of labels that share a part of the positions' variance, drawn from infinitely many positions."""
+    logits_RSM = q_RSM.clamp_min(torch.finfo(torch.float32).tiny).log()
+    mean_SM = logits_RSM.mean(dim=0)
+    logits_RSM = logits_RSM - mean_SM
+    runs = []
+    for centre in _shuffle(q_RSM, generator)[:CENTRES]:
+        scatter = logits_RSM[_shuffle(q_RSM, generator)[:SCATTER]]
+        logits = mean_SM + shared**0.5 * logits_RSM[centre] + (1 - shared) ** 0.5 * scatter
+        runs.append(_mean_entropies(torch.softmax(logits, dim=-1), SCATTER))
+    found = {n: torch.stack([run[n] for run in runs]).mean(dim=0) for n in runs[0]}
+    # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
+    last_S, half_S = found[SCATTER], found[SCATTER // 2]
+    sizes = [n for n in found if n <= SCATTER // 4]
+    small_GS = torch.stack([n * (2 * last_S - half_S - found[n]) for n in sizes])
+    own = torch.tensor([0.0] + [1.0 / n for n in sizes], dtype=torch.float64)
+    return _interpolate(inverse_G, own, torch.cat([(SCATTER * (last_S - half_S)).unsqueeze(0), small_GS]))
+
+
+def _mean_entropies(q_RSM: Tensor, largest: int) -> dict[int, Tensor]:
+    """Mean entropy [S] of the means of n rows, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1."""
+    found = {1: entropy(q_RSM).double().mean(dim=0)}
+    for first in (2, 3):
+        sums, size = q_RSM, 1
+        while size * (group := first if size == 1 else 2) <= largest:
+            size *= group
+            sums = sums[: len(sums) // group * group].unflatten(0, (-1, group)).sum(dim=1)
+            found[size] = entropy(sums).double().mean(dim=0)
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _shuffle(q_RSM: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randperm(len(q_RSM), generator=generator)
+
+
+def _v(inverse_C: Tensor, n_positions: int) -> Tensor:
+    last = 1.0 / max(n_positions, 2)
+    return ((inverse_C - last) / (1.0 - last)).clamp_min(0.0)
+
+
+def _interpolate(x_C: Tensor, x_G: Tensor, values_GS: Tensor) -> Tensor:
+    """Linear in x, along the last dimension but one: [..., G, S] -> [..., C, S]."""
+    upper_C = torch.searchsorted(x_G, x_C).clamp(1, len(x_G) - 1)
+    weight_C1 = ((x_C - x_G[upper_C - 1]) / (x_G[upper_C] - x_G[upper_C - 1])).unsqueeze(1)
+    return torch.lerp(values_GS[..., upper_C - 1, :], values_GS[..., upper_C, :], weight_C1)

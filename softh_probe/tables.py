@@ -1,0 +1,161 @@
+"""The label tables of one layer: rows of sums, one a label, and what remains of labels that are over.
+
+Shape suffixes: S anchor sets, M anchors, L labels, K = S·M + S + 1 columns of a
+row of sums:
+
+    [ mass of each anchor (S·M) | sum of the positions' own assignment entropies (S) | number of positions (1) ]
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from softh_probe.batch_labels import BatchLabels
+
+
+class LabelTables:
+    """Rows of sums of one layer's labels, on one device.
+
+        kept    [n_kept, K]     float64  labels whose rows are wanted at the end
+        open    [n_open, K]     float32  labels that occurred and will, or may, occur again
+        folded  [n_buckets, 2S] float64  of labels that are over, pooled: Σ n·H(p̂_x), Σ of assignment entropies
+
+    Args:
+        shape: (S, M).
+        n_kept, n_open, n_buckets: rows to begin with; kept and open ones grow as batches ask for more.
+    """
+
+    STATE = ("kept", "open", "folded")
+
+    def __init__(
+        self, shape: tuple[int, int], device: torch.device, *, n_kept: int = 0, n_open: int = 0, n_buckets: int = 0
+    ) -> None:
+        self.n_sets, self.n_anchors = shape
+        self.device = device
+        n_columns = columns(*shape)
+        # Tensors made in inference mode could not be updated outside of it later.
+        with torch.inference_mode(False):
+            self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
+            self.open = torch.zeros(n_open, n_columns, dtype=torch.float32, device=device)
+            self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, bags_LK: Tensor, labels: BatchLabels) -> None:
+        """Add one batch.
+
+        Args:
+            bags_LK: sums of each bag of the batch, in the order of its labels.
+        """
+        n_kept, n_open = len(labels.kept_rows), len(labels.open_rows)
+        if n_kept:
+            self.kept = _with_rows(self.kept, labels.n_kept)
+            self.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
+        if n_open:
+            self.open = _with_rows(self.open, labels.n_open)
+            self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
+        if len(labels.closed_buckets):
+            self.folded.index_add_(0, labels.closed_buckets, self._fold(bags_LK[n_kept + n_open :]))
+        if len(labels.retired_rows):
+            self.folded.index_add_(0, labels.retired_buckets, self._fold(self.open[labels.retired_rows]))
+            self.open.index_fill_(0, labels.retired_rows, 0.0)
+
+    def _fold(self, rows_LK: Tensor) -> Tensor:
+        """What remains of labels that are over: n·H(p̂_x) and the sum of assignment entropies, [L, 2S] float64."""
+        weighted_LS = weighted_entropy(mass(rows_LK, self.n_sets, self.n_anchors))
+        return torch.cat([weighted_LS, position_entropy(rows_LK, self.n_sets).double()], dim=1)
+
+    def merge(self, other: LabelTables, kept_rows: Tensor, open_rows: Tensor) -> None:
+        """Add another part's tables; row i of them is row kept_rows[i], open_rows[i] of these."""
+        self.folded += other.folded.to(self.folded)
+        for name, rows in (("kept", kept_rows), ("open", open_rows)):
+            table = _with_rows(getattr(self, name), int(rows.max()) + 1 if len(rows) else 0)
+            theirs = getattr(other, name)[: len(rows)]
+            table.index_add_(0, rows[: len(theirs)].to(table.device), theirs.to(table))
+            setattr(self, name, table)
+
+
+class HostWorker:
+    """Adds batches to tables in host memory while the accelerator goes on: one thread, first in, first out.
+
+    Args:
+        most_bytes: of sums that may wait to be added; when there are more, the caller waits too.
+    """
+
+    def __init__(self, most_bytes: int = 2**30) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="softh_probe-host")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._most_bytes = most_bytes
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def add(self, tables: LabelTables, bags_LK: Tensor, labels: BatchLabels) -> None:
+        """Have a batch added to tables in host memory; its sums are copied there without waiting for them."""
+        while sum(size for _, size in self._waiting) + bags_LK.nbytes > self._most_bytes and self._waiting:
+            self._waiting.popleft()[0].result()
+        bags, copied = self._copy(bags_LK)
+
+        def work() -> None:
+            if copied is not None:
+                copied.synchronize()
+            tables.add(bags, labels)
+
+        self._waiting.append((self._thread.submit(work), bags_LK.nbytes))
+
+    def finish(self) -> None:
+        """Wait until everything is added; raises what went wrong."""
+        while self._waiting:
+            self._waiting.popleft()[0].result()
+
+    def _copy(self, bags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Sums in host memory, and what tells when they have arrived."""
+        if bags.device.type != "cuda":
+            return bags.cpu(), None
+        if bags.device not in self._streams:
+            self._streams[bags.device] = torch.cuda.Stream(bags.device)
+        stream = self._streams[bags.device]
+        stream.wait_stream(torch.cuda.current_stream(bags.device))
+        with torch.cuda.stream(stream):
+            on_host = bags.to("cpu", non_blocking=True)
+            bags.record_stream(stream)  # its memory is not given to others before the copy is done
+            copied = torch.cuda.Event()
+            copied.record(stream)
+        return on_host, copied
+
+
+def columns(n_sets: int, n_anchors: int) -> int:
+    """K, the columns of a row of sums."""
+    return n_sets * n_anchors + n_sets + 1
+
+
+def mass(rows: Tensor, n_sets: int, n_anchors: int) -> Tensor:
+    """The running sums of soft assignments: [..., K] -> [..., S, M]."""
+    return rows[..., : n_sets * n_anchors].unflatten(-1, (n_sets, n_anchors))
+
+
+def position_entropy(rows: Tensor, n_sets: int) -> Tensor:
+    """Sum over positions of the entropy of their own assignment, in nats: [..., K] -> [..., S]."""
+    return rows[..., -n_sets - 1 : -1]
+
+
+def weighted_entropy(mass_LSM: Tensor) -> Tensor:
+    """Positions times the entropy of their mean assignment, n·H(p̂), in nats: mass [..., M] -> [...], float64.
+
+    With s the mass and n its total, n·H = n·log n − Σ_j s_j·log s_j. No mass gives 0: a label all of whose
+    positions were invalid has no distribution, and no weight either.
+    """
+    n = mass_LSM.sum(dim=-1).double()
+    tiny = torch.finfo(mass_LSM.dtype).tiny
+    return torch.xlogy(n, n) - (mass_LSM * mass_LSM.clamp_min(tiny).log_()).sum(dim=-1)
+
+
+def _with_rows(table: Tensor, n_rows: int) -> Tensor:
+    """The table itself, or, where it is too short, a copy at least twice as long."""
+    if n_rows <= len(table):
+        return table
+    with torch.inference_mode(False):
+        longer = torch.zeros(max(n_rows, 2 * len(table)), table.shape[1], dtype=table.dtype, device=table.device)
+    longer[: len(table)] = table
+    return longer

@@ -1,0 +1,60 @@
+"""On a GPU: the same numbers as on the CPU, and a hook that never waits for the device. Skipped where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from softh_probe import SoftEntropyProbe
+from softh_probe.corpus import pad_batch
+from softh_probe.sums import LayerSums
+from tests.conftest import tiny_llama
+from tests.test_plan import COLUMNS, corpus_of, planned, values_of
+from tests.test_probe import NAMES, documents
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture
+def never_waiting(monkeypatch):
+    """Anything in a hook that waits for the device is an error; the model may."""
+    add = LayerSums.add
+
+    def watched(*arguments):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            add(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(LayerSums, "add", watched)
+
+
+@pytest.mark.usefixtures("never_waiting")
+@pytest.mark.parametrize("on_host", [(), ("embeddings", "layer.2", "final_norm")])
+@pytest.mark.parametrize("anchor_sets", [1, 8])
+def test_a_planned_run_gives_the_cpus_numbers_and_never_waits(on_host, anchor_sets):
+    language, topic = values_of(60)
+    plan = planned(corpus_of(documents(60), language=language, topic=topic), [*NAMES, *COLUMNS], 200)
+    tables = []
+    for device in ("cpu", "cuda"):
+        model = tiny_llama().to(device)
+        probe = SoftEntropyProbe(model, plan=plan, anchor_sets=anchor_sets)
+        probe.reserve(on_host if device == "cuda" else ())
+        with probe, torch.inference_mode():
+            for i, batch in enumerate(plan.batches):
+                ids, mask = pad_batch(plan.corpus, batch)
+                with probe.batch(plan.batch(i)):
+                    model(input_ids=ids.to(device), attention_mask=mask.to(device))
+        tables.append(probe.result().to_pandas("nats"))
+    np.testing.assert_allclose(tables[0].value, tables[1].value, atol=1e-4)
+
+
+@pytest.mark.usefixtures("never_waiting")
+def test_an_attached_probe_never_waits_either():
+    model = tiny_llama().to("cuda")
+    probe = SoftEntropyProbe(model, labels=NAMES)
+    with probe, torch.inference_mode():
+        for _ in range(3):
+            model(input_ids=torch.randint(40, (4, 30), device="cuda"))
+    assert probe.positions == 3 * 4 * (30 - 7)
+    assert probe.sums.sum(dim=-1).numpy() == pytest.approx(probe.positions, rel=1e-5)
