@@ -37,8 +37,8 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def require_tokens(given: dict[str, Any], outer: dict[str, Any]) -> None:
     """Refuse a backbone that is not fed the tokens that the model around it takes, but what that made of them.
 
-    Its positions (latents, a shorter sequence) are then other ones, and as many only by chance. Arguments are those
-    of `read_inputs`.
+    Its positions (latents, a shorter sequence, tokens put before the text) are then other ones, and as many only by
+    chance. Arguments are those of `read_inputs`.
     """
     fed = any(isinstance(given.get(name), Tensor) for name in ("input_ids", "inputs_embeds"))
     masks = (given.get("attention_mask"), outer.get("attention_mask"), outer.get("input_ids"))
@@ -46,6 +46,12 @@ def require_tokens(given: dict[str, Any], outer: dict[str, Any]) -> None:
         raise ProbeError(
             "input_ids: the part of the model that holds the blocks is fed neither these nor inputs_embeds, so it is "
             "unknown which of its positions are which tokens; name the modules to probe with modules={name: module}"
+        )
+    ids, embeds = outer.get("input_ids"), given.get("inputs_embeds")
+    if isinstance(ids, Tensor) and isinstance(embeds, Tensor) and ids.shape[:2] != embeds.shape[:2]:
+        raise ProbeError(
+            f"input_ids: the model takes {list(ids.shape[:2])} tokens but feeds {list(embeds.shape[:2])} positions to "
+            "its blocks (prompts that were trained, images), so it is unknown which of them are which tokens"
         )
 
 

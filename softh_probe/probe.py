@@ -60,7 +60,8 @@ class SoftEntropyProbe:
     True
 
     Counted are the real tokens of every forward pass in evaluation mode: where the attention mask is 1 (all, if
-    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count.
+    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count. Code
+    compiled by torch.compile runs uncompiled inside the block: slower, but its layers are seen.
 
     Args:
         model: a transformers model, or any module if `modules` are named.
@@ -137,6 +138,7 @@ class SoftEntropyProbe:
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
         self._layout_known = False
+        self._eager: Any = None
 
     # --- what was measured ---------------------------------------------------------------------------------
 
@@ -254,6 +256,12 @@ class SoftEntropyProbe:
         self._measured |= other._measured
         self._problems += other._problems
 
+    def blank(self) -> SoftEntropyProbe:
+        """A probe of the same model and with the same settings that has measured nothing."""
+        if self._plan:
+            raise InputError("blank: the probe of a planned run cannot be made anew; measure without a plan")
+        return SoftEntropyProbe(self._model, modules=self._modules or None, **self._settings)
+
     # --- being attached ------------------------------------------------------------------------------------
 
     def __enter__(self) -> SoftEntropyProbe:
@@ -261,6 +269,10 @@ class SoftEntropyProbe:
             raise ProbeError("the probe is already attached; leave its block before entering it again")
         try:
             self._attach()
+            # Compiled code skips hooks that are added to it, or traces them as its own; inside the block it runs as
+            # it was written.
+            self._eager = torch.compiler.set_stance("force_eager")
+            self._eager.__enter__()
         except BaseException:
             self._detach()
             raise
@@ -350,6 +362,9 @@ class SoftEntropyProbe:
         add(self._entry.register_forward_hook(self._after_forward, always_call=True))
 
     def _detach(self) -> None:
+        eager, self._eager = self._eager, None
+        if eager is not None:
+            eager.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
