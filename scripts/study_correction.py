@@ -1,10 +1,11 @@
 """How far the null and the corrected information are from the truth, beside other estimators from the same sums.
 
     python scripts/study_correction.py                                # simulations: a minute
-    python scripts/study_correction.py --model MODEL --texts TEXTS    # and real hidden states: minutes more
+    python scripts/study_correction.py --model MODEL --texts TEXTS    # and real hidden states: some minutes more
 
 Simulated labels are distributions whose information is known; in real text frequent n-grams serve as such: their
-occurrences are the distribution, and n of them are drawn with repetition. Errors are in units of log m.
+occurrences are the distribution, and n of them are drawn, with repetition, or as they follow each other in the
+text: there they are not independent, as every estimator takes them to be. Errors are in units of log m.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ DRAWN = 2000  # positions drawn for each count, or a few more
 
 @dataclass
 class World:
-    """Labels of known distribution: draw(label, count) -> q [count, S, M], and each label's mean assignment."""
+    """Labels of known distribution: draw(label, groups, n) -> q [groups · n, S, M], groups of n positions."""
 
     name: str
-    draw: Callable[[int, int], Tensor]
+    draw: Callable[[int, int, int], Tensor]
     n_labels: int
     entropy_LS: Tensor
     sample_RSM: Tensor
@@ -125,7 +126,8 @@ def simulated(
     chosen = torch.randint(pool, (n_labels, modes), generator=generator) if pool else None
     of_label = chosen if chosen is not None else torch.arange(n_labels * modes).view(n_labels, modes)
 
-    def draw(label: int, count: int) -> Tensor:
+    def draw(label: int, groups: int, n: int) -> Tensor:
+        count = groups * n
         part = 0.0 if unlike and label % 2 else shared
         noise = normal(count)
         if kind == "heavy":
@@ -137,10 +139,10 @@ def simulated(
     return _world(name, draw, n_labels)
 
 
-def _world(name: str, draw: Callable[[int, int], Tensor], n_labels: int, n_truth: int = 2000) -> World:
+def _world(name: str, draw: Callable[[int, int, int], Tensor], n_labels: int, n_truth: int = 2000) -> World:
     entropies, means, own, rows = [], [], [], []
     for label in range(n_labels):
-        q = draw(label, n_truth).double()
+        q = draw(label, 1, n_truth).double()
         half = (entropy(q[: n_truth // 2].mean(dim=0)) + entropy(q[n_truth // 2 :].mean(dim=0))) / 2
         entropies.append(2 * entropy(q.mean(dim=0)) - half)  # the bias is ∝ 1/n here
         means.append(q.mean(dim=0))
@@ -202,21 +204,24 @@ def real_text(model: str, texts: str, n_tokens: int) -> tuple[dict[str, Tensor],
     return {k: torch.cat(v) for k, v in q.items()}, {k: np.concatenate(v) for k, v in labels.items()}
 
 
-def thinned(q: dict[str, Tensor], labels: dict[str, np.ndarray]) -> Iterator[World]:
-    """Frequent n-grams as distributions."""
+def thinned(q: dict[str, Tensor], labels: dict[str, np.ndarray], *, neighbours: bool) -> Iterator[World]:
+    """Frequent n-grams as distributions; n occurrences drawn one by one, or n that follow each other in the text."""
     rng = np.random.default_rng(1)
     for layer, q_NSM in q.items():
         for name, at_least in FREQUENT.items():
             _, label_N, counts = np.unique(labels[name], return_inverse=True, return_counts=True)
-            members = [torch.from_numpy(np.flatnonzero(label_N == i)) for i in np.flatnonzero(counts >= at_least)]
+            members = [np.flatnonzero(label_N == i) for i in np.flatnonzero(counts >= at_least)]
 
-            def draw(label: int, count: int, members=members, q_NSM=q_NSM) -> Tensor:
-                return q_NSM[members[label][torch.from_numpy(rng.integers(len(members[label]), size=count))]]
+            def draw(label: int, groups: int, n: int, members=members, q_NSM=q_NSM) -> Tensor:
+                rows = members[label]
+                at = rng.integers(len(rows), size=(groups, 1 if neighbours else n))
+                at = (at + np.arange(n)) % len(rows) if neighbours else at
+                return q_NSM[torch.from_numpy(rows[at].reshape(-1))]
 
             means = torch.stack([q_NSM[rows].double().mean(dim=0) for rows in members])
             yield World(
-                name=f"{layer}, {name}, {len(members)} labels", draw=draw, n_labels=len(members),
-                entropy_LS=entropy(means), mean_SM=q_NSM.double().mean(dim=0),
+                name=f"{layer}, {name}, {len(members)} labels{', neighbours' * neighbours}", draw=draw,
+                n_labels=len(members), entropy_LS=entropy(means), mean_SM=q_NSM.double().mean(dim=0),
                 sample_RSM=q_NSM[torch.from_numpy(rng.choice(len(q_NSM), min(SAMPLE, len(q_NSM)), replace=False))],
                 position_entropy_S=entropy(q_NSM).double().mean(dim=0),
             )  # fmt: skip
@@ -257,7 +262,7 @@ def errors(world: World, counts: tuple[int, ...]) -> dict[str, Tensor]:
     rows: list[list[Tensor]] = []
     for n in counts:
         groups = max(1, DRAWN // (world.n_labels * n))
-        q = torch.stack([world.draw(label, groups * n) for label in range(world.n_labels)])  # [L, groups·n, S, M]
+        q = torch.stack([world.draw(label, groups, n) for label in range(world.n_labels)])  # [L, groups·n, S, M]
         means = q.double().unflatten(1, (groups, n)).mean(dim=2)
         n_drawn = world.n_labels * groups
         rows.append([torch.tensor(n), torch.tensor(n_drawn), n * entropy(means).sum(dim=(0, 1)),
@@ -297,5 +302,6 @@ if __name__ == "__main__":
     study(simulations())
     if arguments.model:
         assignments, ids = real_text(arguments.model, arguments.texts, arguments.tokens)
-        study(thinned(assignments, ids))
+        study(thinned(assignments, ids, neighbours=False))
+        study(thinned(assignments, ids, neighbours=True))
         permutations(assignments, ids)

@@ -87,7 +87,8 @@ def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch)
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
     result = run(config(labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
-    names = {"config.yaml", "entropy.png", "information.png", "layers.csv", "layers.parquet", "result.json"}
+    figures = {"entropy.png", "information.png", "chance.png"}
+    names = {"config.yaml", "layers.csv", "layers.parquet", "result.json"} | figures
     assert {path.name for path in out.iterdir()} == names | {"sums.safetensors"}
     table = result.to_pandas()
     pd.testing.assert_frame_equal(pd.read_parquet(out / "layers.parquet"), table)
@@ -242,7 +243,7 @@ def as_options(config: RunConfig, **changes) -> list[str]:
         ({"labels": "input_pentagram"}, "expected any of input_unigram"),
         ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
         ({"n_anchors": "many"}, "n_anchors: expected int, got 'many'"),
-        ({"anchors": 3}, "anchors: no such field"),
+        ({"anchor": 3}, "anchor: no such field"),
         ({"dtype": "int3"}, "int3"),
         ({"overflow": "wrap"}, "overflow: expected truncate or split, got 'wrap'"),
         ({"max_length": 4, "labels": "input_quadgram,output_quadgram"}, "every document is too short"),
