@@ -42,12 +42,15 @@ from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimator import entropy
+from softh_probe.tables import weighted_entropy
 
 #: How often the sample is shuffled for the curve of chance.
 SHUFFLES = 4
 #: Parts ρ of the variance that reference labels share; how many labels for each, and how many positions of each.
 SHARED = (0.15, 0.35, 0.6, 0.85)
 CENTRES, SCATTER = 16, 128
+#: Curves that start below this, in nats, are of labels whose positions are alike; their shape is float32 rounding.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +106,13 @@ def bias_curves(
     generator = torch.Generator().manual_seed(seed)
     q_RSM = sample_RSM.float()
     mean_SM = mass_SM.double() / mass_SM.double().sum(dim=-1, keepdim=True)
-    shuffles = [_mean_entropies(q_RSM[_shuffle(q_RSM, generator)], len(q_RSM) // 16) for _ in range(SHUFFLES)]
-    entropy_GS = torch.stack([torch.stack(list(run.values())) for run in shuffles]).mean(dim=0)
+    shuffled = torch.stack([_shuffle(q_RSM, generator) for _ in range(SHUFFLES)])
+    entropies = _mean_entropies(q_RSM[shuffled], len(q_RSM) // 16)
+    entropy_GS = torch.stack(list(entropies.values()))
 
     # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
     cross_S = -(q_RSM.double().mean(dim=0) * mean_SM.clamp_min(1e-300).log()).sum(dim=-1)
-    inverse_G = 1.0 / torch.tensor(list(shuffles[0]), dtype=torch.float64)
+    inverse_G = 1.0 / torch.tensor(list(entropies), dtype=torch.float64)
     small_GS = (cross_S - entropy_GS) / _v(inverse_G, n_positions).unsqueeze(1)
     # As n grows, KL tends to half of χ².
     variance_SM = q_RSM.double().var(dim=0, correction=min(len(q_RSM) - 1, 1))
@@ -189,7 +193,7 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
     nothing_1CS = torch.zeros_like(bias_KCS[:1])
     v_C1 = _v(1.0 / counts_C.double(), curves.n_positions).unsqueeze(1)
     # From the label that is one point (W = 0, b(n) = v·b(1)) to chance.
-    left_KCS = torch.where(first_KCS > 0, bias_KCS / first_KCS, v_C1)
+    left_KCS = torch.where(first_KCS > ROUNDING, bias_KCS / first_KCS, v_C1)
     left_KCS = torch.cat([left_KCS, nothing_1CS + v_C1]).flip(0).clamp_max(1 - 1e-9)
     ratio_KCS = (left_KCS / (1 - left_KCS)).cummax(dim=0).values
     known_KCS = (torch.cat([first_KCS, nothing_1CS]).flip(0) * (1 - left_KCS)).cummax(dim=0).values
@@ -198,8 +202,7 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
         step = (known_KCS[k] - known_KCS[k - 1]).clamp_min(1e-300)
         part = ((divergence_CS - known_KCS[k - 1]) / step).clamp(0.0, 1.0)
         ratio_CS = ratio_CS + part * (ratio_KCS[k] - ratio_KCS[k - 1])
-    # Where a layer's states are all alike, W and the curves are rounding: their ratio could be anything.
-    return torch.minimum(ratio_CS * divergence_CS, bias_KCS[0].clamp_min(0.0) + divergence_CS)
+    return ratio_CS * divergence_CS
 
 
 def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator: torch.Generator) -> Tensor:
@@ -207,12 +210,10 @@ def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator:
     logits_RSM = q_RSM.clamp_min(torch.finfo(torch.float32).tiny).log()
     mean_SM = logits_RSM.mean(dim=0)
     logits_RSM = logits_RSM - mean_SM
-    runs = []
-    for centre in _shuffle(q_RSM, generator)[:CENTRES]:
-        scatter = logits_RSM[_shuffle(q_RSM, generator)[:SCATTER]]
-        logits = mean_SM + shared**0.5 * logits_RSM[centre] + (1 - shared) ** 0.5 * scatter
-        runs.append(_mean_entropies(torch.softmax(logits, dim=-1), SCATTER))
-    found = {n: torch.stack([run[n] for run in runs]).mean(dim=0) for n in runs[0]}
+    centres = logits_RSM[_shuffle(q_RSM, generator)[:CENTRES]].unsqueeze(1)
+    scatter = logits_RSM[torch.stack([_shuffle(q_RSM, generator)[:SCATTER] for _ in range(len(centres))])]
+    logits = mean_SM + shared**0.5 * centres + (1 - shared) ** 0.5 * scatter
+    found = _mean_entropies(torch.softmax(logits, dim=-1), SCATTER)
     # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
     last_S, half_S = found[SCATTER], found[SCATTER // 2]
     sizes = [n for n in found if n <= SCATTER // 4]
@@ -221,15 +222,20 @@ def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator:
     return _interpolate(inverse_G, own, torch.cat([(SCATTER * (last_S - half_S)).unsqueeze(0), small_GS]))
 
 
-def _mean_entropies(q_RSM: Tensor, largest: int) -> dict[int, Tensor]:
-    """Mean entropy [S] of the means of n rows, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1."""
-    found = {1: entropy(q_RSM).double().mean(dim=0)}
+def _mean_entropies(q_GRSM: Tensor, largest: int) -> dict[int, Tensor]:
+    """Mean entropy [S] of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1."""
+
+    def mean_entropy(sums_GRSM: Tensor, n: int) -> Tensor:
+        return weighted_entropy(sums_GRSM).mean(dim=(0, 1)) / n
+
+    found = {1: mean_entropy(q_GRSM, 1)}
     for first in (2, 3):
-        sums, size = q_RSM, 1
+        sums, size = q_GRSM, 1
         while size * (group := first if size == 1 else 2) <= largest:
             size *= group
-            sums = sums[: len(sums) // group * group].unflatten(0, (-1, group)).sum(dim=1)
-            found[size] = entropy(sums).double().mean(dim=0)
+            whole = sums.shape[1] // group * group
+            sums = sums[:, :whole].unflatten(1, (-1, group)).sum(dim=2)
+            found[size] = mean_entropy(sums, size)
     return dict(sorted(found.items(), reverse=True))
 
 

@@ -243,7 +243,7 @@ def as_options(config: RunConfig, **changes) -> list[str]:
         ({"labels": "input_pentagram"}, "expected any of input_unigram"),
         ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
         ({"n_anchors": "many"}, "n_anchors: expected int, got 'many'"),
-        ({"anchor": 3}, "anchor: no such field"),
+        ({"anchor_kind": 3}, "anchor_kind: no such field"),
         ({"dtype": "int3"}, "int3"),
         ({"overflow": "wrap"}, "overflow: expected truncate or split, got 'wrap'"),
         ({"max_length": 4, "labels": "input_quadgram,output_quadgram"}, "every document is too short"),
