@@ -25,7 +25,7 @@ from softh_probe.loading_errors import AGAIN, explained, quiet_transformers, ref
 from softh_probe.model_source import ModelSource, check_weights, fetch, fetch_weights, small_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's words for several devices
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's words for several devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def load_checkpoint(
     folder = source.folder or fetch_weights(source, **trust)
     with quiet_transformers():
         loaded, report = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
-    model = _without_head(loaded)
+    model = without_head(loaded)
     _check_complete(source.name, loaded, model, report)
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
@@ -156,7 +156,7 @@ def _load(
         files = check_weights(source.name, folder, allow_pickle)
     with explained(f"model {source.name!r}: {config_file}", AGAIN):
         config = AutoConfig.from_pretrained(folder, **options)
-    auto_class = _auto_class(source.name, config)
+    model_class = auto_class(source.name, config)
     if not source.gguf_file:
         options["use_safetensors"] = files[0].endswith(".safetensors")
     elif hasattr(transformers, "GgufConfig"):  # left packed, they would be multiplied by kernels from the hub
@@ -164,10 +164,10 @@ def _load(
     # Misfits are let pass here for their names: _check_complete refuses them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(f"model {source.name!r}: {some(files)} in {folder}", AGAIN):
-        return auto_class.from_pretrained(folder, config=config, **placement, **options)
+        return model_class.from_pretrained(folder, config=config, **placement, **options)
 
 
-def _auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
+def auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
     """AutoModel where it or the repository's code has the type, else AutoModelForCausalLM. Runs no code."""
     code = getattr(config, "auto_map", None) or {}
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -177,7 +177,7 @@ def _auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
     raise refuse(name, f"transformers has no language model of type {config.model_type!r}; give another model")
 
 
-def _without_head(model: PreTrainedModel) -> PreTrainedModel:
+def without_head(model: PreTrainedModel) -> PreTrainedModel:
     """The transformer inside a model that came with an output layer; an encoder-decoder stays whole."""
     if model.get_output_embeddings() is None or model.config.is_encoder_decoder:
         return model
@@ -212,7 +212,7 @@ def _check_dtype(dtype: str) -> Any:
 
 def _check_device(device_map: str | None) -> str:
     kind = _accelerator()
-    here = ["cpu", *_PLACEMENTS]
+    here = ["cpu", *SPREAD]
     if kind:
         here += [kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
     if device_map is not None and device_map not in here:

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args([w for w in words if w != "--debug"])
         return COMMANDS[parsed.command](parsed[parsed.command])
     except ArgumentError as error:
-        return _tell(_usage_line(str(error)), EXIT_BAD_INPUT, debug)
+        command = next((word for word in words if word in COMMANDS), "run")
+        return _tell(_usage_line(str(error), command), EXIT_BAD_INPUT, debug)
     except SofthProbeError as error:
         return _tell(str(error), EXIT_BAD_INPUT, debug)
     except KeyboardInterrupt:
@@ -54,7 +55,20 @@ def _run(options: Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": _run}
+def _layers(options: Namespace) -> int:
+    from softh_probe.describe import describe_layers, load_skeleton
+    from softh_probe.model_source import resolve_model
+
+    source = resolve_model(options.model, revision=options.revision, need_weights=False)
+    skeleton = load_skeleton(source, trust_remote_code=options.trust_remote_code)
+    table = describe_layers(skeleton, options.device_map)
+    print(table.to_string(index=False))
+    return 0
+
+
+#: Fields of a run that say which model, and where.
+LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
+COMMANDS = {"run": _run, "layers": _layers}
 
 
 def _parser() -> ArgumentParser:
@@ -66,6 +80,24 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="Show Python tracebacks.")
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
+    commands.add_subcommand("layers", _layers_parser(), help="Show what would be probed, from the config alone.")
+    return parser
+
+
+def _layers_parser() -> ArgumentParser:
+    """The flags of `run` that say which model, explained as there; the model itself needs no flag."""
+    help_of = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(RunConfig).params}
+    parser = ArgumentParser(
+        exit_on_error=False,
+        description="Show each row that would be measured: its name, module, class, width and device. Neither weights "
+        "nor data are loaded.",
+    )
+    parser.add_argument("model", type=str, help=help_of["model"])
+    parser.add_argument("--revision", type=str | None, help=help_of["revision"])
+    parser.add_argument("--device-map", type=str | None, help=help_of["device_map"])
+    parser.add_argument(
+        "--trust-remote-code", action=ActionYesNo(no_prefix="no-"), default=False, help=help_of["trust_remote_code"]
+    )
     return parser
 
 
@@ -89,15 +121,15 @@ def _config_parser(config: type) -> ArgumentParser:
     return parser
 
 
-def _usage_line(message: str) -> str:
+def _usage_line(message: str, command: str) -> str:
     """An argument error in one line; unknown names come with the ones there are."""
     line = re.sub(r"\s+", " ", message).strip()
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
-        line = re.sub(r"\brun\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
-        return f"{_typing_error(line) or line}; softh-probe run --help explains every field"
+        line = re.sub(rf"\b{command}\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
+        return f"{_typing_error(line) or line}; softh-probe {command} --help explains every field"
     name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
-    valid = [field.name for field in dataclasses.fields(RunConfig)]
+    valid = [field.name for field in dataclasses.fields(RunConfig)] if command == "run" else list(LAYERS_FIELDS)
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"

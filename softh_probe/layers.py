@@ -1,10 +1,14 @@
-"""Where the hooks go: the blocks of a transformers model, found by structure."""
+"""Where the hooks go: the blocks of a transformers model, found by structure.
+
+What is found is confirmed when the model runs (`Chain`): the output of each block is the input of the next.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
+import torch
 from torch import Tensor, nn
 
 from softh_probe.errors import InputError, ProbeError
@@ -19,7 +23,7 @@ class Layers:
     Attributes:
         entry: the module whose call is one forward pass: the backbone, without a language-model head.
         blocks: the transformer blocks, in order.
-        norms: normalisations beside the blocks; the one that is called after the last block is the final norm.
+        norms: normalisations beside the blocks or further out; the one called after the last block is the final norm.
         path: name of the block list inside the model given.
     """
 
@@ -38,12 +42,27 @@ def find_backbone(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
+def stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model that are probed one by one: `encoder` and `decoder`, or "" and the model itself."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        found = {name: getattr(model, f"get_{name}", lambda: None)() for name in ("encoder", "decoder")}
+        parts = {name: part for name, part in found.items() if isinstance(part, nn.Module) and part is not model}
+        if len({id(part) for part in parts.values() if _block_lists(part)}) == 2:
+            return parts
+    return {"": model}
+
+
 def find_layers(model: nn.Module) -> Layers:
     """The backbone and its blocks.
 
     Raises:
-        InputError: no list of blocks, or several of which none has as many as the config says.
+        InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
     """
+    if len(stacks(model)) > 1:
+        raise InputError(
+            f"model: {type(model).__name__} is an encoder-decoder, whose stacks read texts of their own; attach to "
+            "model.get_encoder() or to model.get_decoder(), and run the whole model as ever"
+        )
     backbone = find_backbone(model)
     prefix = next((name for name, module in model.named_modules() if module is backbone), "")
     candidates = _block_lists(backbone)
@@ -57,11 +76,12 @@ def find_layers(model: nn.Module) -> Layers:
             f"modules found: {listed}; name the modules to probe with modules={{name: module}}"
         )
     path = chosen[0]
-    parent = backbone.get_submodule(path.rpartition(".")[0])
+    parts = path.split(".")[:-1]
+    parents = [backbone.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
     return Layers(
         entry=backbone,
         blocks=tuple(candidates[path]),
-        norms=tuple(child for child in parent.children() if _is_norm(child)),
+        norms=tuple(child for parent in parents for child in parent.children() if _is_norm(child)),
         path=f"{prefix}.{path}".lstrip("."),
     )
 
@@ -97,10 +117,57 @@ def select_rows(names: Iterable[str | int] | None, available: list[str]) -> list
     return [row for row in available if row in chosen]
 
 
+class Chain:
+    """Whether blocks hand their hidden states to one another, call by call: what makes a list of modules a stack.
+
+    Tensors are compared by where they lie, never by value: a device is not waited for. Something in between may
+    change some of them (images that are mixed in, a steering hook), so the links of a stack that is right hold for
+    the most part, and those of another list (attentions of a model that has no blocks) for the least.
+    """
+
+    def __init__(self) -> None:
+        self.links = self.broken = 0
+        self.last: Tensor | None = None
+
+    def add(self, taken: Tensor, given: Tensor) -> None:
+        """One call: the hidden state it took, and the one it gave."""
+        if self.last is not None and taken.device == self.last.device:
+            self.links += 1
+            self.broken += taken.shape != self.last.shape or not _same_place(taken, self.last)
+        self.last = given
+
+    @property
+    def holds(self) -> bool:
+        return 2 * self.broken <= self.links
+
+
+def is_time_first(last: object, output: object) -> bool:
+    """Whether a last layer with as many sequences as tokens gave [T, B, D], told by the model's output [B, T, D].
+
+    Shapes cannot tell, so values are compared, and the device is waited for.
+    """
+    try:
+        inner, outer = hidden_state(last, "last layer"), hidden_state(output, "output")
+    except ProbeError:
+        return False  # an output without hidden states tells nothing
+    if inner.shape != outer.shape or inner.device != outer.device:
+        return False  # the model went on from there
+    if _same_place(inner, outer) and inner.stride() == outer.stride():
+        return False
+    return torch.equal(inner.transpose(0, 1), outer) and not torch.equal(inner, outer)
+
+
 def hidden_state(value: object, row: str) -> Tensor:
-    """The hidden state among what a module took or gave: the first floating point tensor."""
+    """The hidden state among what a module took or gave: what is called so, else the first floating point tensor."""
     if isinstance(value, Tensor):
         return value
+    if is_dataclass(value) and not isinstance(value, Mapping):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):  # a named tuple
+        value = value._asdict()
+    named = value.get("hidden_states") if isinstance(value, Mapping) else None
+    if isinstance(named, Tensor):
+        return named
     values = value.values() if isinstance(value, Mapping) else value
     for item in values if isinstance(values, Iterable) else ():
         if isinstance(item, Tensor) and item.is_floating_point():
@@ -108,15 +175,26 @@ def hidden_state(value: object, row: str) -> Tensor:
     raise ProbeError(f"{row}: expected a tensor of hidden states, got {type(value).__name__}")
 
 
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.data_ptr() == other.data_ptr() != 0)
+
+
 def _block_lists(backbone: nn.Module) -> dict[str, nn.ModuleList]:
-    """ModuleLists that are not inside another one's elements, by their path."""
+    """ModuleLists that are not inside another one's elements, by their path.
+
+    Those of models inside the model (which read its images) count only where there are no others.
+    """
     found: dict[str, nn.ModuleList] = {}
+    models: list[str] = []
     for path, module in backbone.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
             found[path] = module
-    return found
+        elif path and hasattr(module, "get_input_embeddings"):
+            models.append(path)
+    own = {path: blocks for path, blocks in found.items() if not any(path.startswith(f"{m}.") for m in models)}
+    return own or found
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
+    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None

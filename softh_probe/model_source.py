@@ -28,8 +28,10 @@ class ModelSource:
     gguf_file: str | None = None  # its name in `folder`
 
 
-def resolve_model(model: str, *, revision: str | None = None) -> ModelSource:
+def resolve_model(model: str, *, revision: str | None = None, need_weights: bool = True) -> ModelSource:
     """Find a hub id, a local folder or a .gguf file; an existing path wins. Loads and downloads nothing.
+
+    need_weights: whether a folder without weights is an error.
 
     >>> resolve_model("EleutherAI/pythia-160m", revision="step1000").revision
     'step1000'
@@ -40,7 +42,7 @@ def resolve_model(model: str, *, revision: str | None = None) -> ModelSource:
     if os.path.exists(path):
         if revision is not None:
             raise InputError(f"revision {revision!r}: model {model!r} is local and has none; leave it out")
-        return _resolve_local(model, Path(path).absolute())
+        return _resolve_local(model, Path(path).absolute(), need_weights)
     if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
         raise refuse(model, "no such file or folder; check the path, or give a hub id")
     try:
@@ -50,7 +52,7 @@ def resolve_model(model: str, *, revision: str | None = None) -> ModelSource:
     return ModelSource(name=model, revision=revision)
 
 
-def _resolve_local(name: str, path: Path) -> ModelSource:
+def _resolve_local(name: str, path: Path, need_weights: bool) -> ModelSource:
     if path.is_file():
         if path.suffix != ".gguf":
             raise refuse(name, "is a file; give its folder (with config.json), or a .gguf file")
@@ -66,7 +68,7 @@ def _resolve_local(name: str, path: Path) -> ModelSource:
         if (path / "adapter_config.json").is_file():
             expected = "it is an adapter: merge it into its base model and save that"
         raise refuse(name, f"folder {path} has no config.json; {expected}")
-    if not has_weights:
+    if need_weights and not has_weights:
         raise refuse(name, f"folder {path} has no weights; expected {_SAFE} beside config.json")
     return ModelSource(name=name, folder=path)
 

@@ -16,15 +16,17 @@ from softh_probe.anchors import Anchors
 from softh_probe.batch_labels import BatchLabels
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.growing import GrowingRows
-from softh_probe.inputs import Fed, arguments, read_inputs
+from softh_probe.inputs import Fed, arguments, read_inputs, require_tokens
 from softh_probe.labels import parse_label_sets
 from softh_probe.layers import (
     EMBEDDINGS,
     FINAL_NORM,
+    Chain,
     Layers,
     block_row,
     find_layers,
     hidden_state,
+    is_time_first,
     select_rows,
 )
 from softh_probe.result import ProbeResult
@@ -58,7 +60,8 @@ class SoftEntropyProbe:
     True
 
     Counted are the real tokens of every forward pass in evaluation mode: where the attention mask is 1 (all, if
-    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count.
+    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count. Code
+    compiled by torch.compile runs uncompiled inside the block: slower, but its layers are seen.
 
     Args:
         model: a transformers model, or any module if `modules` are named.
@@ -134,6 +137,8 @@ class SoftEntropyProbe:
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
+        self._layout_known = False
+        self._eager: Any = None
 
     # --- what was measured ---------------------------------------------------------------------------------
 
@@ -251,6 +256,12 @@ class SoftEntropyProbe:
         self._measured |= other._measured
         self._problems += other._problems
 
+    def blank(self) -> SoftEntropyProbe:
+        """A probe of the same model and with the same settings that has measured nothing."""
+        if self._plan:
+            raise InputError("blank: the probe of a planned run cannot be made anew; measure without a plan")
+        return SoftEntropyProbe(self._model, modules=self._modules or None, **self._settings)
+
     # --- being attached ------------------------------------------------------------------------------------
 
     def __enter__(self) -> SoftEntropyProbe:
@@ -258,6 +269,10 @@ class SoftEntropyProbe:
             raise ProbeError("the probe is already attached; leave its block before entering it again")
         try:
             self._attach()
+            # Compiled code skips hooks that are added to it, or traces them as its own; inside the block it runs as
+            # it was written.
+            self._eager = torch.compiler.set_stance("force_eager")
+            self._eager.__enter__()
         except BaseException:
             self._detach()
             raise
@@ -340,13 +355,16 @@ class SoftEntropyProbe:
         if self._found:
             add(self._found.blocks[0].register_forward_pre_hook(self._before_first_block, with_kwargs=True))
             for block in dict.fromkeys(self._found.blocks):
-                add(block.register_forward_hook(self._after_block))
+                add(block.register_forward_hook(self._after_block, with_kwargs=True))
             for norm in self._found.norms:
                 add(norm.register_forward_hook(self._after_norm))
         # Last, so that a named module that is the model itself is measured before the pass ends.
         add(self._entry.register_forward_hook(self._after_forward, always_call=True))
 
     def _detach(self) -> None:
+        eager, self._eager = self._eager, None
+        if eager is not None:
+            eager.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -366,10 +384,13 @@ class SoftEntropyProbe:
             self._training_passes += 1
             return
         try:
+            given = arguments(module, args, kwargs)
+            if self._found:
+                require_tokens(given, self._outer_arguments)
             if self._announced is not None:
                 labels: BatchLabels | None = self._announced
             else:
-                fed = read_inputs(arguments(module, args, kwargs), self._outer_arguments)
+                fed = read_inputs(given, self._outer_arguments)
                 labels = self._label(fed) if fed else None
             self._pass = _ForwardPass(labels)
         except Exception as problem:
@@ -377,15 +398,22 @@ class SoftEntropyProbe:
 
     def _before_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._pass is not None and not self._pass.n_block_calls:
-            self._measure(EMBEDDINGS, args or kwargs)
+            self._measure(EMBEDDINGS, _taken(args, kwargs))
 
-    def _after_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._pass is not None:
             self._pass.n_block_calls += 1
-            self._measure(block_row(self._pass.n_block_calls), output)
+            row = block_row(self._pass.n_block_calls)
+            self._measure(row, output)
+            try:
+                self._pass.last = output
+                self._pass.chain.add(hidden_state(_taken(args, kwargs), row), hidden_state(output, row))
+            except Exception as problem:
+                self._note(problem, row)
 
     def _after_norm(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._pass is not None and self._pass.n_block_calls >= self._n_blocks:
+            self._pass.last = output
             self._measure(FINAL_NORM, output)
 
     def _after_module(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -397,16 +425,34 @@ class SoftEntropyProbe:
         if current is None:
             return
         self._n_blocks = max(self._n_blocks, current.n_block_calls)
-        expected = list(self._modules) or [block_row(i + 1) for i in range(self._n_blocks)]
+        expected = list(self._modules) or [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks))]
         missing = [name for name in expected if name not in current.rows]
         if missing and output is None and current.rows:
             self._problems.append(f"a forward pass failed after {current.rows[-1]}: later layers lack its positions")
         elif missing and output is not None:
             names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
-            self._problems.append(f"{names}: never called in a forward pass (a compiled model skips hooks)")
+            self._problems.append(
+                f"{names}: never called in a forward pass (a compiled model skips hooks; some models skip blocks that "
+                "would read images, or run their blocks without calling them as modules)"
+            )
+        elif self._found and output is not None:
+            self._confirm(self._found, current, output)
         if current.labels is not None and current.rows:
             self._positions += current.n_counted
             self._tokens += current.labels.n_tokens
+
+    def _confirm(self, found: Layers, current: _ForwardPass, output: Any) -> None:
+        """Note what shows, now that the model has run, that the modules found are not its blocks."""
+        chain = current.chain
+        if not chain.holds:
+            self._problems.append(
+                f"{found.path}: these are not blocks whose outputs are the next one's inputs ({chain.broken} of "
+                f"{chain.links} are not); name the modules to probe with modules={{name: module}}"
+            )
+        n_sequences, n_tokens, *_ = (*current.shapes[0], 1)
+        if not self._layout_known and n_sequences == n_tokens > 1 and is_time_first(current.last, output):
+            self._problems.append(f"{found.path}: expected hidden states [B, T, D], got [T, B, D]")
+        self._layout_known |= n_sequences != n_tokens
 
     def _measure(self, row: str, value: Any) -> None:
         """Add one layer's hidden states."""
@@ -515,7 +561,9 @@ class SoftEntropyProbe:
 
     def _raise_problems(self) -> None:
         if self._problems:
-            raise ProbeError("; ".join(dict.fromkeys(self._problems)))
+            distinct = list(dict.fromkeys(self._problems))
+            more = f"; and {len(distinct) - 3} more" if len(distinct) > 3 else ""
+            raise ProbeError("; ".join(distinct[:3]) + more)
 
 
 class _ForwardPass:
@@ -525,6 +573,8 @@ class _ForwardPass:
         self.labels = labels
         self.rows: list[str] = []
         self.n_block_calls = 0
+        self.chain = Chain()
+        self.last: Any = None
         self._on_device: dict[torch.device, BatchLabels] = {}
 
     @property
@@ -544,6 +594,10 @@ class _ForwardPass:
         if device not in self._on_device:
             self._on_device[device] = self.labels.to(device)
         return self._on_device[device]
+
+
+def _taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args or kwargs  # the hidden state comes first, or by its name
 
 
 def _describe(value: object) -> str:

@@ -15,6 +15,8 @@ from softh_probe.estimator import log_assignments
 from softh_probe.sampling import N_REPLICATES
 from softh_probe.tables import HostWorker, LabelTables, columns
 
+N_SUMMED = 4096  # tokens of a sequence that are summed at a time in float32
+
 
 class LayerSums:
     """Running sums of one layer, on that layer's device; the label tables may be in host memory instead.
@@ -74,11 +76,15 @@ class LayerSums:
         """Add one batch of hidden states [..., D] whose leading dimensions are the batch's N positions."""
         with torch.autocast(hidden.device.type, enabled=False):
             rows_NK = self._features(hidden.detach().reshape(-1, self.dim).float())
-            # Sequence by sequence first: the bootstrap needs that, and short sums keep float32 exact enough.
+            # Sequence by sequence first: the bootstrap needs that, and short sums keep float32 exact enough; those of
+            # 131,072 tokens would lose 1e-4 of their mass, so longer ones are summed in pieces.
             n_sequences, n_tokens = labels.shape
             counted_B1T = labels.counted_N.view(n_sequences, 1, n_tokens)
-            sequences_BK = torch.bmm(counted_B1T, rows_NK.view(n_sequences, n_tokens, -1)).squeeze(1)
-            self.total += sequences_BK.sum(dim=0, dtype=torch.float64)
+            rows_BTK = rows_NK.view(n_sequences, n_tokens, -1)
+            pieces = zip(counted_B1T.split(N_SUMMED, dim=2), rows_BTK.split(N_SUMMED, dim=1), strict=True)
+            pieces_PBK = torch.stack([torch.bmm(counted, rows).squeeze(1) for counted, rows in pieces])
+            self.total += pieces_PBK.sum(dim=(0, 1), dtype=torch.float64)
+            sequences_BK = pieces_PBK.sum(dim=0)
             self.replicates += labels.weights_WB @ sequences_BK[:, : self._n_mass]
             self.single += labels.single_PN @ rows_NK
             self.sample.index_copy_(0, labels.sample_slots, rows_NK[labels.sample_positions, : self._n_mass])

@@ -52,3 +52,27 @@ def smollm2_gguf() -> Path:
     if not path.is_file():
         pytest.skip("SMOLLM2_GGUF does not name the real checkpoint; run scripts/test, which fetches it")
     return path
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many of the architectures in transformers' lists are right, refused or not built, and why not."""
+    found = [
+        value
+        for outcome in ("passed", "skipped", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in getattr(report, "user_properties", ())
+        if name == "architecture" and report.when == "call"
+    ]
+    if not found:
+        return
+    words = ("right", "refused", "not built")
+    counts = {word: sum(line.split(": ")[1] == word for line in found) for word in words}
+    terminalreporter.section("architectures")
+    terminalreporter.line(
+        f"{len(found)} listed, {counts['right'] + counts['refused']} built, {counts['right']} right, "
+        f"{counts['refused']} refused, {counts['not built']} not built"
+    )
+    for line in sorted(line for line in found if line.split(": ")[1] != "right"):
+        terminalreporter.line(line)
+    others = ", ".join(line.split(": ")[0] for line in found if "by definition" in line)
+    terminalreporter.line(f"right by definition, output_hidden_states being something else: {others or 'none'}")

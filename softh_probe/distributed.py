@@ -1,0 +1,73 @@
+"""Several processes, each of which measures its share of the documents: their sums in one probe.
+
+torchrun --nproc-per-node 8 evaluate.py
+
+with probe:
+    evaluate(model, documents[rank::world_size])
+everything = gather(probe)
+if rank == 0:
+    everything.result().save("out")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from softh_probe.errors import ProbeError
+from softh_probe.probe import SoftEntropyProbe
+
+
+def gather(probe: SoftEntropyProbe, group: dist.ProcessGroup | None = None) -> SoftEntropyProbe:
+    """What the probes of all processes measured, in a new probe, the same in every process.
+
+    Every process of the group has to call this, also one that was given no document. The states are sent one after
+    the other, so that at most one other process's labels are held at a time. Without process groups, the new probe
+    holds what this one measured.
+
+    Args:
+        probe: this process's; it stays as it is, and can go on measuring.
+        group: the processes; None is all of them.
+
+    Raises:
+        ProbeError: in every process, what went wrong in any of them.
+        InputError: probes of different settings, or of planned runs.
+    """
+    everything = probe.blank()
+    world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    problems = []
+    for rank in range(world):
+        sent: list[Any] = [None]
+        if world == 1 or dist.get_rank(group) == rank:
+            sent = [_sendable(probe)]
+        if world > 1:
+            dist.broadcast_object_list(sent, group=group, group_src=rank)
+        problem, state = sent[0]
+        if problem:
+            problems.append(problem if world == 1 else f"process {rank}: {problem}")
+            continue
+        part = probe.blank()
+        part.load_state_dict(state)
+        everything.merge(part)
+    if problems:
+        raise ProbeError("; ".join(problems))
+    return everything
+
+
+def _sendable(probe: SoftEntropyProbe) -> tuple[str | None, Any]:
+    """What went wrong, and the state, in host memory."""
+    try:
+        probe.check()
+    except ProbeError as problem:
+        return str(problem), None
+    return None, _on_host(probe.state_dict())
+
+
+def _on_host(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {name: _on_host(value) for name, value in state.items()}
+    return [_on_host(value) for value in state] if isinstance(state, list) else state
