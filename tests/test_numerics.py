@@ -1,9 +1,12 @@
 """The probe's own error: against float64 on the very hidden states it saw, in every dtype, over long runs."""
 
+from pydoc_data.topics import topics
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel, AutoTokenizer
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from tests import references
@@ -120,3 +123,19 @@ def test_five_million_positions_lose_no_mass(n_sequences, n_tokens):
             model(input_ids=ids, hidden_states=states)
     assert probe.positions >= 5_000_000
     np.testing.assert_allclose(probe.sums.sum(-1), probe.positions, rtol=1e-6)
+
+
+@pytest.mark.checkpoint
+def test_bfloat16_is_within_2e_3_of_float32_on_a_real_model(smollm2_gguf):
+    where = {"pretrained_model_name_or_path": smollm2_gguf.parent, "gguf_file": smollm2_gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    tables = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModel.from_pretrained(**where, dtype=dtype).eval()
+        probe = SoftEntropyProbe(model, labels=["input_unigram", "output_unigram"])
+        with probe, torch.no_grad():
+            for text in list(topics.values())[:20]:
+                model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=128))
+        table = probe.result().to_pandas()
+        tables.append(table[table.metric.isin(["entropy", "mutual_information"])].value.to_numpy())
+    assert np.abs(tables[0] - tables[1]).max() < 2e-3
