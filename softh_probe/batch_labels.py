@@ -34,6 +34,10 @@ class BatchLabels:
         sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
         weights_WB: float32 [n_replicates, B], how often each sequence occurs in each bootstrap replicate.
         n_kept, n_open: rows that must exist before the batch is added.
+        number: of the sequences, whose waiting positions layers have kept; None where nothing waits.
+        carried_sequences: int64 [C], the sequence of each of these; they are positions N … N + C − 1, and tensors of
+            N positions here have N + C.
+        held_positions: int64, positions that wait from now on.
         made_from: where this is a copy on an accelerator, the original.
     """
 
@@ -54,6 +58,9 @@ class BatchLabels:
     weights_WB: Tensor
     n_kept: int
     n_open: int
+    number: int | None = None
+    carried_sequences: Tensor | None = None
+    held_positions: Tensor | None = None
     made_from: BatchLabels | None = None
 
     @property

@@ -6,6 +6,7 @@ their number, so keys are exact and two probes' rows can be matched to merge the
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -17,8 +18,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from softh_probe.batch_labels import BatchLabels, sort_into_bags
+from softh_probe.errors import ProbeError
+from softh_probe.inputs import Fed
 from softh_probe.labels import LabelSet, context
 from softh_probe.sampling import SAMPLE_SIZE, GrowingSample, poisson_weights, position_keys, sequence_key
+from softh_probe.sequences import NOT_LABELS, Sequences, nothing_fed
 
 
 class GrowingRows:
@@ -26,6 +30,10 @@ class GrowingRows:
 
     n-grams take open rows, labels of one's own (`SoftEntropyProbe.labelled`) take kept ones, in sets that appear
     with their first batch. The attributes that results read are those of `Plan`.
+
+    Args:
+        label_sets: the n-gram label sets.
+        once: whether each distinct prefix counts once, rather than each time that it is fed.
     """
 
     n_buckets = 0
@@ -34,8 +42,10 @@ class GrowingRows:
     bucket_sets = bucket_counts = bucket_labels = np.zeros(0, dtype=np.int64)
     bucket_names: list[str | None] = []  # noqa: RUF012
 
-    def __init__(self, label_sets: Sequence[LabelSet]) -> None:
+    def __init__(self, label_sets: Sequence[LabelSet], *, once: bool = False) -> None:
         self.label_sets = tuple(label_sets)
+        self.once = once
+        self._seen: set[bytes] = set()
         self._before, self._after = context(label_sets)
         self._open = _tables(len(self.label_sets))
         self._kept: dict[str, dict[int, int]] = {}
@@ -77,73 +87,168 @@ class GrowingRows:
         by_row = {row: str(label) for table in self._kept.values() for label, row in table.items()}
         return [by_row[row] for row in range(len(by_row))]
 
-    def batch(self, real_BT: np.ndarray, ids_BT: np.ndarray | None, own: Mapping[str, np.ndarray]) -> BatchLabels:
-        """What the hooks need to know of one forward pass.
+    def new_sequences(self, fed: Fed, *, past_known: bool = True) -> Sequences:
+        """Sequences that begin with a forward pass, before its tokens are added."""
+        return nothing_fed(self._sequence_keys(fed), past_known=past_known)
+
+    def batch(
+        self,
+        fed: Fed,
+        own: Mapping[str, np.ndarray],
+        sequences: Sequences,
+        *,
+        waits: bool = False,
+        tentative: bool = False,
+    ) -> BatchLabels:
+        """What the hooks need to know of one forward pass, whose tokens are added to their sequences.
 
         Args:
-            real_BT: bool [B, T], False at padding.
-            ids_BT: token ids; may be None where there are no n-gram label sets.
+            fed: its tokens; their ids may be unknown where there are no n-gram label sets.
             own: labels of one's own, by set, [B, T]; negative where a position has none.
+            sequences: what was fed before.
+            waits: whether positions whose labels are yet to be fed may wait for them.
+            tentative: whether all positions wait, for they may be taken back.
         """
-        counted_BT = self._counted(real_BT)
-        sequence_N, position_N = np.nonzero(counted_BT)
+        past = sequences.extend(fed, own, self.once)
+        defined_BL, may_be_BL = self._defined(sequences)
+        row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
+        n_tokens = fed.real_BT.shape[1]
+        row_N, column_N, place_N = (
+            np.concatenate(parts)
+            for parts in (
+                (row_N, sequences.waiting_rows),
+                (column_N + past, sequences.waiting_columns),
+                (row_N * n_tokens + column_N, fed.real_BT.size + sequences.waiting_places),
+            )
+        )
+        counts_N = defined_BL[row_N, column_N]
+        held_N = ~counts_N & may_be_BL[row_N, column_N]
+        if tentative:
+            n_new = len(row_N) - len(sequences.waiting_rows)
+            held_N[:n_new] |= counts_N[:n_new]
+            counts_N[:n_new] = False
+        return self._instructions(sequences, row_N, column_N, place_N, counts_N, held_N, fed)
+
+    def settle(self, sequences: Sequences) -> BatchLabels:
+        """Count what waits although it is complete, without a forward pass."""
+        none = np.zeros((len(sequences.keys_B), 0), dtype=bool)
+        defined_BL, may_be_BL = self._defined(sequences)
+        rows, columns = sequences.waiting_rows, sequences.waiting_columns
+        counts, held = defined_BL[rows, columns], may_be_BL[rows, columns]
+        return self._instructions(
+            sequences, rows, columns, sequences.waiting_places, counts, held & ~counts, Fed(real_BT=none, ids_BT=None)
+        )
+
+    def _instructions(
+        self,
+        sequences: Sequences,
+        row_N: np.ndarray,
+        column_N: np.ndarray,
+        place_N: np.ndarray,
+        counts_N: np.ndarray,
+        held_N: np.ndarray,
+        fed: Fed,
+    ) -> BatchLabels:
+        """Labels of candidate positions: of those that count; the held ones wait on.
+
+        Args:
+            row_N, column_N: where in the sequences; place_N: where among the layer's rows of assignments.
+        """
+        n_carried, number = sequences.n_held, sequences.number
+        carried_rows = np.zeros(n_carried, dtype=np.int64)
+        carried_rows[sequences.waiting_places] = sequences.waiting_rows
+        if self.once:
+            counts_N[counts_N] = self._first_time(sequences, row_N[counts_N], column_N[counts_N])
+        held_places = place_N[held_N]
+        sequences.hold(row_N[held_N], column_N[held_N])
+        row_N, column_N, place_N = row_N[counts_N], column_N[counts_N], place_N[counts_N]
+
+        own = {name: values for name, values in sequences.columns.items() if name not in NOT_LABELS}
         for name in own:
             self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
-        kept = [_rows(self._kept[name], labels[counted_BT]) for name, labels in own.items()]
+        kept = [
+            _rows(table, own[name][row_N, column_N]) if name in own else np.full(len(row_N), -1)
+            for name, table in self._kept.items()
+        ]
         opened = []
         for label_set, table in zip(self.label_sets, self._open, strict=True):
-            assert ids_BT is not None, "n-gram label sets need token ids"
-            start_N = position_N + (1 if label_set.direction == "output" else 1 - label_set.order)
-            opened.append(_rows(table, _ngrams(ids_BT, label_set.order, sequence_N, start_N)))
+            start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
+            opened.append(_rows(table, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
         n_kept, n_open = self.n_kept, self.n_open
         groups = [np.where(rows < 0, n_kept + n_open, rows) for rows in kept] + [n_kept + rows for rows in opened]
-        groups_SN = np.stack(groups) if groups else np.zeros((0, len(position_N)), dtype=np.int64)
-        flat_N = np.flatnonzero(counted_BT)
-        labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, flat_N, n_kept + n_open)
+        groups_SN = np.stack(groups) if groups else np.zeros((0, len(place_N)), dtype=np.int64)
+        labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, place_N, n_kept + n_open)
         kept_end = np.searchsorted(labels, n_kept)
         none = torch.zeros(0, dtype=torch.int64)
-        sequence_keys_B = self._sequence_keys(real_BT, ids_BT)
-        places_N = (real_BT.cumsum(axis=1) - 1)[counted_BT]
-        taken, slots = self._sample.offer(position_keys(sequence_keys_B[sequence_N], places_N))
-        return BatchLabels(
-            shape=(counted_BT.shape[0], counted_BT.shape[1]),
-            n_tokens=int(real_BT.sum()),
-            n_counted=len(flat_N),
-            counted_N=torch.from_numpy(counted_BT.reshape(-1).astype(np.float32)),
+        places = sequences.places()[row_N, column_N]
+        taken, slots = self._sample.offer(position_keys(sequences.keys_B[row_N], places))
+        counted_N = np.zeros(fed.real_BT.size + n_carried, dtype=np.float32)
+        counted_N[place_N] = 1.0
+        batch = BatchLabels(
+            shape=(fed.real_BT.shape[0], fed.real_BT.shape[1]),
+            n_tokens=int(fed.real_BT.sum()),
+            n_counted=len(place_N),
+            counted_N=torch.from_numpy(counted_N),
             bag_positions=torch.from_numpy(bag_positions),
             bag_offsets=torch.from_numpy(bag_offsets),
             kept_rows=torch.from_numpy(labels[:kept_end]),
             open_rows=torch.from_numpy(labels[kept_end:] - n_kept),
             closed_buckets=none,
-            single_PN=torch.zeros(0, counted_BT.size, dtype=torch.float32),
+            single_PN=torch.zeros(0, len(counted_N), dtype=torch.float32),
             retired_rows=none,
             retired_buckets=none,
-            sample_positions=torch.from_numpy(flat_N[taken]),
+            sample_positions=torch.from_numpy(place_N[taken]),
             sample_slots=torch.from_numpy(slots),
-            weights_WB=torch.from_numpy(poisson_weights(sequence_keys_B)),
+            weights_WB=torch.from_numpy(poisson_weights(sequences.keys_B)),
             n_kept=n_kept,
             n_open=n_open,
+            number=number,
+            carried_sequences=torch.from_numpy(carried_rows),
+            held_positions=torch.from_numpy(held_places),
         )
+        sequences.trim()
+        return batch
 
-    def _sequence_keys(self, real_BT: np.ndarray, ids_BT: np.ndarray | None) -> np.ndarray:
+    def _first_time(self, sequences: Sequences, row_N: np.ndarray, column_N: np.ndarray) -> np.ndarray:
+        """Which positions end a prefix that no counted position has ended before."""
+        if not sequences.past_known:
+            raise ProbeError(
+                "count: with 'unique_prefix' all tokens before a position have to be known, and those in this cache "
+                "were fed outside of the probe's block; feed them inside it, or use count='forwarded'"
+            )
+        assert sequences.prefixes_BL2 is not None
+        keys = np.ascontiguousarray(sequences.prefixes_BL2[row_N, column_N]).view("V16").reshape(-1).tolist()
+        fresh = np.zeros(len(keys), dtype=bool)
+        for i, key in enumerate(keys):
+            if key not in self._seen:
+                self._seen.add(key)
+                fresh[i] = True
+        return fresh
+
+    def _sequence_keys(self, fed: Fed) -> np.ndarray:
         """A number for each sequence: from its real tokens, or else from how many came before."""
-        if ids_BT is not None:
-            keys = [sequence_key(ids[real]) for ids, real in zip(ids_BT, real_BT, strict=True)]
+        if fed.ids_BT is not None:
+            keys = [sequence_key(ids[real]) for ids, real in zip(fed.ids_BT, fed.real_BT, strict=True)]
         else:
-            keys = [sequence_key(np.array([self._n_sequences + b])) for b in range(len(real_BT))]
-        self._n_sequences += len(real_BT)
+            keys = [sequence_key(np.array([self._n_sequences + b])) for b in range(len(fed.real_BT))]
+        self._n_sequences += len(fed.real_BT)
         return np.array(keys, dtype=np.uint64)
 
-    def _counted(self, real_BT: np.ndarray) -> np.ndarray:
-        """Real positions whose neighbours, as far as the n-grams reach, are real tokens of the same sequence."""
-        counted_BT = real_BT.copy()
+    def _defined(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+        """Real positions whose neighbours, as far as the n-grams reach, are real tokens of the same text; and those
+        that may become such when more is fed."""
+        real_BL, segment_BL = sequences.real, sequences.columns["segment"]
+        defined_BL = real_BL.copy()
         for k in range(1, self._before + 1):
-            counted_BT[:, k:] &= real_BT[:, :-k]
-            counted_BT[:, :k] = False
+            defined_BL[:, k:] &= real_BL[:, :-k] & (segment_BL[:, k:] == segment_BL[:, :-k])
+            defined_BL[:, :k] = False
+        may_be_BL = defined_BL.copy()
         for k in range(1, self._after + 1):
-            counted_BT[:, :-k] &= real_BT[:, k:]
-            counted_BT[:, -k:] = False
-        return counted_BT
+            follows = real_BL[:, k:] & (segment_BL[:, k:] == segment_BL[:, :-k])
+            may_be_BL[:, :-k] &= follows
+            defined_BL[:, :-k] &= follows
+            defined_BL[:, -k:] = False
+        return defined_BL, may_be_BL & ~defined_BL
 
     def state_dict(self) -> dict[str, Any]:
         """Keys in the order of their rows: of each n-gram set its tokens [L, n], of each own set its labels [L]."""
@@ -157,11 +262,20 @@ class GrowingRows:
         ]
         rows = [torch.tensor(r, dtype=torch.int64) for r in in_rows]
         sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
-        return {"ngrams": ngrams, "own": own, "rows": rows, "sample": sample, "sequences": self._n_sequences}
+        seen = torch.from_numpy(np.frombuffer(b"".join(self._seen), dtype=np.int64).reshape(-1, 2).copy())
+        return {
+            "ngrams": ngrams,
+            "own": own,
+            "rows": rows,
+            "sample": sample,
+            "sequences": self._n_sequences,
+            "seen": seen,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._sample, self._n_sequences = GrowingSample(), state["sequences"]
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
+        self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
         rows = [r.tolist() for r in state["rows"]]
         self._open = _tables(len(self.label_sets), start=sum(len(tokens) for tokens in state["ngrams"]))
         for table, tokens, table_rows in zip(self._open, state["ngrams"], rows, strict=False):
@@ -178,6 +292,9 @@ class GrowingRows:
         Returns:
             Where its kept rows and its open rows are among these; which slots of its sample go to which of these.
         """
+        if both := len(self._seen & other._seen):
+            warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=3)
+        self._seen |= other._seen
         kept_rows = np.zeros(other.n_kept, dtype=np.int64)
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))

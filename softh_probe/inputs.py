@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,27 @@ class Fed:
     Attributes:
         real_BT: bool, False at padding.
         ids_BT: int64 token ids; None where the model is fed embeddings.
+        starts_BT: bool, True where another text begins in the middle of a row; None where none does.
     """
 
     real_BT: np.ndarray
     ids_BT: np.ndarray | None
+    starts_BT: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What code that runs the model knows of the next forward pass, and the model is not told. None is unknown.
+
+    Attributes:
+        ids_BL: the sequences so far: their last tokens are those that the model is fed.
+        mask_BL: which of them, or of the last ones, are real.
+        ends_B: how many tokens of each sequence count; what comes after is fed for the sake of the others.
+    """
+
+    ids_BL: Tensor | None = None
+    mask_BL: Tensor | None = None
+    ends_B: np.ndarray | None = None
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +52,7 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return {**given.get("kwargs", {}), **given}
 
 
-def require_tokens(given: dict[str, Any], outer: dict[str, Any]) -> None:
+def require_tokens(given: dict[str, Any], outer: dict[str, Any], n_virtual: int = 0) -> None:
     """Refuse a backbone that is not fed the tokens that the model around it takes, but what that made of them.
 
     Its positions (latents, a shorter sequence, tokens put before the text) are then other ones, and as many only by
@@ -48,44 +66,101 @@ def require_tokens(given: dict[str, Any], outer: dict[str, Any]) -> None:
             "unknown which of its positions are which tokens; name the modules to probe with modules={name: module}"
         )
     ids, embeds = outer.get("input_ids"), given.get("inputs_embeds")
-    if isinstance(ids, Tensor) and isinstance(embeds, Tensor) and ids.shape[:2] != embeds.shape[:2]:
+    if not isinstance(ids, Tensor) or not isinstance(embeds, Tensor):
+        return
+    if embeds.shape[:2] not in (ids.shape[:2], (ids.shape[0], ids.shape[1] + n_virtual)):
         raise ProbeError(
             f"input_ids: the model takes {list(ids.shape[:2])} tokens but feeds {list(embeds.shape[:2])} positions to "
-            "its blocks (prompts that were trained, images), so it is unknown which of them are which tokens"
+            "its blocks (images, say), so it is unknown which of them are which tokens"
         )
 
 
-def read_inputs(given: dict[str, Any], outer: dict[str, Any]) -> Fed | None:
-    """What a backbone is about to be fed: `input_ids` or `inputs_embeds`, and `attention_mask`, of its arguments.
+def read_inputs(
+    given: dict[str, Any], outer: dict[str, Any], told: Told | None = None, *, n_past: int = 0, n_virtual: int = 0
+) -> Fed | None:
+    """What a backbone is about to be fed: `input_ids` or `inputs_embeds`, `attention_mask` and `position_ids`.
 
     With a cache, the mask covers past and new tokens: its last T columns are those of the T new ones. Without a
-    mask all positions are real: padding is never guessed from token ids.
+    mask all positions are real: padding is never guessed from token ids. Positions that start again in the middle
+    of a row are another text's, packed into it.
 
     Args:
         given: the backbone's arguments.
         outer: those of the model around it, for a few models do not hand the mask on (rwkv).
+        told: what is known besides.
+        n_past: tokens in the cache.
+        n_virtual: trained prompts that may be put before the first token; they are none.
 
     Returns:
         None if the module takes neither token ids nor embeddings nor a mask (any torch module).
 
     Raises:
-        ProbeError: a mask that is not [B, T], for one is then left to guess which positions are real.
+        ProbeError: a mask that cannot be read, for one is then left to guess which positions are real.
     """
-    ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-    if not isinstance(mask, Tensor) or mask.ndim != 2:  # not handed on, or made into one for each kind of layer
-        mask = mask if outer.get("attention_mask") is None else outer["attention_mask"]
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
     fed = ids if isinstance(ids, Tensor) else embeds
     if not isinstance(fed, Tensor) or fed.ndim < 2:
         return None
     n_sequences, n_tokens = fed.shape[:2]
+    known = outer.get("input_ids") if told is None or told.ids_BL is None else told.ids_BL
     if not isinstance(ids, Tensor):  # the model around it embeds the tokens, and images beside them
-        outer_ids = outer.get("input_ids")
-        ids = outer_ids if isinstance(outer_ids, Tensor) and outer_ids.shape == fed.shape[:2] else None
+        ids = known if isinstance(known, Tensor) and known.shape[0] == n_sequences else None
+        if ids is not None and told is not None:
+            ids = ids[:, -n_tokens:]
+    prompt = 0
+    if ids is not None and ids.shape[1] != n_tokens:
+        prompt = n_virtual if ids.shape[1] + n_virtual == n_tokens else 0
+        ids = np.pad(_numpy(ids), ((0, 0), (n_virtual, 0)), constant_values=-1) if prompt else None
+    real_BT = _real(given, outer, told, (n_sequences, n_tokens), n_past)
+    real_BT[:, :prompt] = False
+    if told is not None and told.ends_B is not None and told.ids_BL is not None:
+        last = told.ids_BL.shape[1]
+        real_BT &= np.arange(last - n_tokens, last) < told.ends_B[:, None]
+    return Fed(real_BT=real_BT, ids_BT=None if ids is None else _numpy(ids), starts_BT=_starts(given, outer, real_BT))
+
+
+def _real(
+    given: dict[str, Any], outer: dict[str, Any], told: Told | None, shape: tuple[int, int], n_past: int
+) -> np.ndarray:
+    """Which positions are real tokens, by the first mask that says so; all, where there is none."""
+    n_sequences, n_tokens = shape
+    mask = given.get("attention_mask")
+    if isinstance(mask, Mapping):  # one for each kind of layer
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    two = [told.mask_BL if told else None, mask, outer.get("attention_mask")]
+    for candidate in two:
+        if isinstance(candidate, Tensor) and candidate.ndim == 2 and candidate.shape[0] == n_sequences:
+            missing = n_tokens - candidate.shape[1]
+            if missing <= 0:
+                return _numpy(candidate[:, -n_tokens:]) != 0
     if mask is None:
-        real_BT = np.ones((n_sequences, n_tokens), dtype=bool)
-    elif isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == n_sequences and mask.shape[1] >= n_tokens:
-        real_BT = mask[:, mask.shape[1] - n_tokens :].cpu().numpy() != 0
-    else:
-        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ProbeError(f"attention_mask: expected [B, T] = {[n_sequences, n_tokens]}, got {shape}")
-    return Fed(real_BT=real_BT, ids_BT=ids.cpu().numpy() if isinstance(ids, Tensor) else None)
+        mask = outer.get("attention_mask")
+    if mask is None:
+        return np.ones(shape, dtype=bool)
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[0] in (1, n_sequences) and mask.shape[2] == n_tokens:
+        # [B, 1, T, S]: a token is real where it may attend to itself.
+        past = n_past if mask.shape[3] >= n_past + n_tokens else mask.shape[3] - n_tokens
+        if past >= 0:
+            own = mask[:, 0].diagonal(offset=past, dim1=1, dim2=2)
+            own_BT = _numpy(own if not own.is_floating_point() else own.float() > -1.0) != 0
+            return np.broadcast_to(own_BT, shape).copy()
+    got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    raise ProbeError(
+        f"attention_mask: expected [B, T] = {[n_sequences, n_tokens]}, got {got}; say which tokens are real with "
+        "probe.masked(mask)"
+    )
+
+
+def _starts(given: dict[str, Any], outer: dict[str, Any], real_BT: np.ndarray) -> np.ndarray | None:
+    positions = given.get("position_ids")
+    positions = positions if isinstance(positions, Tensor) else outer.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != real_BT.shape[1]:
+        return None
+    numbers = _numpy(positions)
+    again = np.zeros(real_BT.shape, dtype=bool)
+    again[:, 1:] = (numbers[:, 1:] <= numbers[:, :-1]) & real_BT[:, 1:] & real_BT[:, :-1]
+    return again if again.any() else None
+
+
+def _numpy(tensor: Tensor | np.ndarray) -> np.ndarray:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.cpu().numpy()

@@ -10,8 +10,12 @@ from dataclasses import dataclass, is_dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softh_probe.errors import InputError, ProbeError
+
+#: Model types that have a causal language model.
+CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
 
@@ -115,6 +119,22 @@ def select_rows(names: Iterable[str | int] | None, available: list[str]) -> list
         else:
             raise InputError(f"layers: no layer {name!r}; expected any of {', '.join(available)}, or their indices")
     return [row for row in available if row in chosen]
+
+
+def require_causal(found: Layers | None) -> None:
+    """Refuse a model in which what follows a token, or another text, bears on its hidden state.
+
+    Raises:
+        InputError: the model is not causal, or cannot be told to be.
+    """
+    attentions = [m.is_causal for b in (found.blocks if found else ()) for m in b.modules() if hasattr(m, "is_causal")]
+    config = getattr(found.entry, "config", None) if found else None
+    listed = getattr(config, "model_type", None) in CAUSAL and not getattr(config, "is_encoder_decoder", False)
+    if not (listed and all(attentions)):
+        raise InputError(
+            "count: 'unique_prefix' needs a causal model, in which a hidden state depends on the tokens up to it and "
+            "on nothing else; use count='forwarded'"
+        )
 
 
 class Chain:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from softh_probe.anchors import Anchors
 from softh_probe.batch_labels import BatchLabels
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.feed import Feed
 from softh_probe.growing import GrowingRows
-from softh_probe.inputs import Fed, arguments, read_inputs, require_tokens
+from softh_probe.inputs import Fed, arguments, require_tokens
+from softh_probe.integrations import ADAPTERS
 from softh_probe.labels import parse_label_sets
 from softh_probe.layers import (
     EMBEDDINGS,
@@ -27,9 +29,12 @@ from softh_probe.layers import (
     find_layers,
     hidden_state,
     is_time_first,
+    require_causal,
     select_rows,
 )
+from softh_probe.replace import replaced
 from softh_probe.result import ProbeResult
+from softh_probe.sequences import NOT_LABELS
 from softh_probe.statistics import layer_statistics
 from softh_probe.sums import LayerSums
 from softh_probe.tables import HostWorker, mass
@@ -37,12 +42,15 @@ from softh_probe.tables import HostWorker, mass
 if TYPE_CHECKING:
     from softh_probe.plan import Plan  # whose corpus an attached probe does without
 
+#: What counts: every real position each time it is fed, or each distinct prefix once.
+COUNTS = ("forwarded", "unique_prefix")
+
 DEFAULT_LABELS = ("input_unigram", "output_unigram")
 
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
 MAX_INVALID_SHARE = 0.5
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class SoftEntropyProbe:
@@ -71,7 +79,8 @@ class SoftEntropyProbe:
         seed: of the first set; set s uses seed + s.
         calibration: "exact", "leading_order", or the temperature as a float.
         layers: rows to measure, by name or index (0 the embeddings, −1 the last); None measures all.
-        count: "forwarded" counts every real position each time it is fed to the model.
+        count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
+            distinct sequence of tokens up to a position once, in causal models.
         anchors: "iid", or "antithetic": pairs w and −w, with which entropies vary less between draws.
         modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
             position is a row.
@@ -96,8 +105,10 @@ class SoftEntropyProbe:
         modules: Mapping[str, nn.Module] | None = None,
         plan: Plan | None = None,
     ) -> None:
-        if count != "forwarded":
-            raise InputError(f"count: expected 'forwarded', got {count!r}; no other way to count is built yet")
+        if count not in COUNTS:
+            raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
+        if count == "unique_prefix" and plan:
+            raise InputError("count: a planned run counts what it feeds, 'forwarded'")
         if modules is not None and labels is DEFAULT_LABELS:
             labels = ()  # any torch module need not have tokens
         label_sets = plan.label_sets if plan else parse_label_sets(labels)
@@ -112,11 +123,15 @@ class SoftEntropyProbe:
             "calibration": calibration,
             "labels": [s.name for s in label_sets],
             "layers": None,
+            "count": count,
         }
         self._plan = plan
-        self._rows: Plan | GrowingRows = plan or GrowingRows(label_sets)
+        once = count == "unique_prefix"
+        self._rows: Plan | GrowingRows = plan or GrowingRows(label_sets, once=once)
         self._modules = dict(modules or {})
         self._found: Layers | None = None if self._modules else find_layers(model)
+        if once:
+            require_causal(self._found)
         self._model = model
         self._entry = self._found.entry if self._found else model
         self._n_blocks = len(self._found.blocks) if self._found else 0
@@ -131,9 +146,12 @@ class SoftEntropyProbe:
         self._host = HostWorker()
         self._measured: set[str] = set()
         self._handles: list[RemovableHandle] = []
+        self._adapters = ExitStack()
         self._problems: list[str] = []
         self._positions = self._tokens = self._training_passes = 0
-        self._own: dict[str, np.ndarray] = {}
+        self._feed: Feed | None = None
+        if isinstance(self._rows, GrowingRows):
+            self._feed = Feed(self._rows, self._settle, has_ngrams=bool(label_sets))
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
@@ -181,7 +199,7 @@ class SoftEntropyProbe:
             settings=self._settings,
             anchors=[self._anchors[dim].describe() for dim in sorted(self._anchors)],
             positions=self._positions,
-            tokens=self._tokens,
+            tokens=self._tokens - (self._feed.rejected if self._feed else 0),
         )
 
     def check(self) -> None:
@@ -201,7 +219,7 @@ class SoftEntropyProbe:
             "version": STATE_VERSION,
             "settings": dict(self._settings),
             "positions": self._positions,
-            "tokens": self._tokens,
+            "tokens": self._tokens - (self._feed.rejected if self._feed else 0),
             "n_blocks": self._n_blocks,
             "rows": self._rows.state_dict() if isinstance(self._rows, GrowingRows) else {},
             "layers": {
@@ -222,6 +240,8 @@ class SoftEntropyProbe:
         if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:
             raise InputError(f"state: expected rows {', '.join(expected)}, got {', '.join(state['layers'])}")
         self._positions, self._tokens = state["positions"], state["tokens"]
+        if self._feed is not None:
+            self._feed.rejected = 0
         self._n_blocks = state["n_blocks"]
         if isinstance(self._rows, GrowingRows):
             self._rows.load_state_dict(state["rows"])
@@ -251,7 +271,7 @@ class SoftEntropyProbe:
                 self._sums[name] = self._new_sums(name, theirs.dim, theirs.total.device)
             self._sums[name].merge(theirs, *where)
         self._positions += other._positions
-        self._tokens += other._tokens
+        self._tokens += other._tokens - (other._feed.rejected if other._feed else 0)
         self._n_blocks = max(self._n_blocks, other._n_blocks)
         self._measured |= other._measured
         self._problems += other._problems
@@ -290,19 +310,33 @@ class SoftEntropyProbe:
         Args:
             labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none.
         """
-        if self._plan:
-            raise InputError("labelled: the labels of a planned run are columns of its data set")
         for name, values in labels.items():
             if not isinstance(values, Tensor) or values.is_floating_point() or values.ndim not in (1, 2):
                 raise InputError(f"{name}: expected an integer tensor [B] or [B, T], got {_describe(values)}")
             if name in self._settings["labels"]:
                 raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
-        previous = self._own
-        self._own = {name: values.cpu().long().numpy() for name, values in labels.items()}
-        try:
+            if name in NOT_LABELS:
+                raise InputError(f"{name}: choose another name, this one is taken")
+        with self._fed("labelled").labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
             yield
-        finally:
-            self._own = previous
+
+    @contextmanager
+    def masked(self, mask: Tensor) -> Iterator[None]:
+        """Say which tokens are real in the forward passes inside the block, where the model is not told.
+
+        Args:
+            mask: [B, T], 0 at padding; of more columns than the model is fed, the last ones count.
+        """
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            raise InputError(f"mask: expected a tensor [B, T], got {_describe(mask)}")
+        with self._fed("masked").masked(mask):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forward passes inside the block do not count."""
+        with self._fed("paused").paused():
+            yield
 
     @contextmanager
     def batch(self, labels: BatchLabels) -> Iterator[None]:
@@ -346,20 +380,23 @@ class SoftEntropyProbe:
 
     def _attach(self) -> None:
         add = self._handles.append
+        if self._feed is not None:
+            for follow in ADAPTERS:
+                self._adapters.enter_context(follow(self._model, self._feed))
+        # Their forward itself is wrapped, for some callers call that, past the module's hooks.
         if self._model is not self._entry:
-            add(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True))
-            add(self._model.register_forward_hook(self._after_model, always_call=True))
-        add(self._entry.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+            for module in self._around():
+                self._adapters.enter_context(replaced(module, "forward", partial(self._outer_forward, module)))
+        self._adapters.enter_context(replaced(self._entry, "forward", self._entry_forward))
         for name, module in self._modules.items():
-            add(module.register_forward_hook(partial(self._after_module, name)))
+            if module is not self._entry:
+                add(module.register_forward_hook(partial(self._after_module, name)))
         if self._found:
             add(self._found.blocks[0].register_forward_pre_hook(self._before_first_block, with_kwargs=True))
             for block in dict.fromkeys(self._found.blocks):
                 add(block.register_forward_hook(self._after_block, with_kwargs=True))
             for norm in self._found.norms:
                 add(norm.register_forward_hook(self._after_norm))
-        # Last, so that a named module that is the model itself is measured before the pass ends.
-        add(self._entry.register_forward_hook(self._after_forward, always_call=True))
 
     def _detach(self) -> None:
         eager, self._eager = self._eager, None
@@ -368,30 +405,56 @@ class SoftEntropyProbe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._adapters.close()
+        if self._feed is not None:
+            self._drop(self._feed.forget())
         self._outer_arguments = {}
         self._pass = None
 
     # --- hooks: they note problems and never raise into the model that is being run -----------------------
 
-    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._outer_arguments = arguments(module, args, kwargs)
+    def _around(self) -> list[nn.Module]:
+        """The model, and what of it holds the backbone."""
+        inside = {id(module) for module in self._entry.modules()}
+        return [
+            module
+            for module in self._model.modules()
+            if id(module) not in inside and any(part is self._entry for part in module.modules())
+        ]
 
-    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._outer_arguments = {}
+    def _outer_forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        before = self._outer_arguments
+        inner = {name: value for name, value in arguments(module, args, kwargs).items() if value is not None}
+        self._outer_arguments = {**before, **inner, **{k: v for k, v in before.items() if k == "input_ids"}}
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._outer_arguments = before
+
+    def _entry_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._before_forward(self._entry, args, kwargs)
+        output = None
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self._after_forward(output)
+        return output
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._feed is not None and self._feed.is_paused:
+            return
         if module.training:
             self._training_passes += 1
             return
         try:
             given = arguments(module, args, kwargs)
             if self._found:
-                require_tokens(given, self._outer_arguments)
-            if self._announced is not None:
-                labels: BatchLabels | None = self._announced
+                n_virtual = self._feed.n_virtual if self._feed else 0
+                require_tokens(given, self._outer_arguments, n_virtual)
+            if self._feed is None or self._announced is not None:
+                labels = self._announced
             else:
-                fed = read_inputs(given, self._outer_arguments)
-                labels = self._label(fed) if fed else None
+                labels = self._feed.begin(given, self._outer_arguments)
             self._pass = _ForwardPass(labels)
         except Exception as problem:
             self._note(problem, "labels")
@@ -420,8 +483,13 @@ class SoftEntropyProbe:
         if self._pass is not None:
             self._measure(name, output)
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_forward(self, output: Any) -> None:
+        for name, module in self._modules.items():
+            if module is self._entry and output is not None:
+                self._after_module(name, module, (), output)
         current, self._pass = self._pass, None
+        if self._feed is not None:
+            self._drop(self._feed.finish(output))
         if current is None:
             return
         self._n_blocks = max(self._n_blocks, current.n_block_calls)
@@ -469,7 +537,7 @@ class SoftEntropyProbe:
                 hidden = hidden.cpu()  # for Apple's GPUs have no float64
             if self._pass.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
-                self._pass.labels = self._label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
+                self._pass.labels = self._fed(row).label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
             expected = self._pass.shapes
             if tuple(hidden.shape[:-1]) not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
@@ -486,20 +554,26 @@ class SoftEntropyProbe:
 
     # --- behind them ---------------------------------------------------------------------------------------
 
-    def _label(self, fed: Fed) -> BatchLabels:
-        """Find the labels of a forward pass that nobody announced."""
-        assert isinstance(self._rows, GrowingRows)
-        if fed.ids_BT is None and self._settings["labels"]:
-            raise ProbeError(
-                f"{self._settings['labels'][0]}: the model was fed no input_ids, so its tokens are unknown; use "
-                "labels=() or labels of your own (probe.labelled)"
-            )
-        own = {}
-        for name, values in self._own.items():
-            if values.shape not in (fed.real_BT.shape, fed.real_BT.shape[:1]):
-                raise ProbeError(f"{name}: expected labels {list(fed.real_BT.shape)}, got {list(values.shape)}")
-            own[name] = np.broadcast_to(values.reshape(len(values), -1), fed.real_BT.shape)
-        return self._rows.batch(fed.real_BT, fed.ids_BT, own)
+    def _fed(self, where: str) -> Feed:
+        if self._feed is None:
+            raise InputError(f"{where}: the batches and labels of a planned run are those of its data set")
+        return self._feed
+
+    def _settle(self, labels: BatchLabels) -> None:
+        """Add positions that waited to every layer, without a forward pass."""
+        try:
+            for name in self._measured:
+                sums = self._sums[name]
+                sums.settle(labels.to(sums.total.device))
+            self._positions += labels.n_counted
+        except Exception as problem:
+            self._note(problem, "labels")
+
+    def _drop(self, numbers: list[int]) -> None:
+        """Give up the waiting positions of sequences that are over."""
+        for number in numbers:
+            for sums in self._sums.values():
+                sums.drop(number)
 
     def _row_names(self) -> list[str]:
         if self._found is None:
@@ -521,6 +595,7 @@ class SoftEntropyProbe:
         if sums.total.device != hidden.device:
             moved = self._new_sums(row, sums.dim, hidden.device)
             moved.load_state_dict(sums.state_dict())
+            moved.waiting = {number: rows.to(hidden.device) for number, rows in sums.waiting.items()}
             sums = self._sums[row] = moved
         return sums
 

@@ -18,6 +18,7 @@ SAMPLE_SIZE = 2048
 N_REPLICATES = 100
 
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64
 _BEYOND_POSITIONS = 1 << 40  # keys of weights are none of a position
 _POISSON_CDF = poisson(1.0).cdf(np.arange(20))
 
@@ -29,11 +30,12 @@ def sequence_key(tokens: np.ndarray) -> int:
 
 
 def position_keys(sequence_keys_N: np.ndarray, index_N: np.ndarray) -> np.ndarray:
-    """Uniform numbers of 64 bits, one a position, from its sequence's key and its place there [N], uint64.
+    """Uniform numbers of 64 bits, one a position, from its sequence's key and its place there [N], uint64."""
+    return mixed(sequence_keys_N.astype(np.uint64) + (index_N.astype(np.uint64) + np.uint64(1)) * GOLDEN)
 
-    The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-    """
-    x = sequence_keys_N.astype(np.uint64) + (index_N.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """Numbers that look random, uint64 to uint64: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

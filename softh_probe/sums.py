@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softh_probe.batch_labels import BatchLabels
+from softh_probe.errors import ProbeError
 from softh_probe.estimator import log_assignments
 from softh_probe.sampling import N_REPLICATES
 from softh_probe.tables import HostWorker, LabelTables, columns
@@ -58,6 +59,7 @@ class LayerSums:
         shape = (self.n_sets, self.n_anchors)
         on_host = torch.device("cpu") if host else here
         self._tables = LabelTables(shape, on_host, n_kept=n_kept, n_open=n_open, n_buckets=n_buckets)
+        self.waiting: dict[int, Tensor] = {}  # by number of their sequences, rows of positions that wait [C, K]
         with torch.inference_mode(False):
             self.total = torch.zeros(columns(*shape), dtype=torch.float64, device=here)
             self.single = torch.zeros(n_single, columns(*shape), dtype=torch.float64, device=here)
@@ -79,12 +81,15 @@ class LayerSums:
             # Sequence by sequence first: the bootstrap needs that, and short sums keep float32 exact enough; those of
             # 131,072 tokens would lose 1e-4 of their mass, so longer ones are summed in pieces.
             n_sequences, n_tokens = labels.shape
-            counted_B1T = labels.counted_N.view(n_sequences, 1, n_tokens)
-            rows_BTK = rows_NK.view(n_sequences, n_tokens, -1)
+            n_fed = n_sequences * n_tokens
+            counted_B1T = labels.counted_N[:n_fed].view(n_sequences, 1, n_tokens)
+            rows_BTK = rows_NK.view(n_sequences, n_tokens, rows_NK.shape[1])
             pieces = zip(counted_B1T.split(N_SUMMED, dim=2), rows_BTK.split(N_SUMMED, dim=1), strict=True)
             pieces_PBK = torch.stack([torch.bmm(counted, rows).squeeze(1) for counted, rows in pieces])
             self.total += pieces_PBK.sum(dim=(0, 1), dtype=torch.float64)
             sequences_BK = pieces_PBK.sum(dim=0)
+            if labels.number is not None:
+                rows_NK = self._with_waiting(rows_NK, sequences_BK, labels)
             self.replicates += labels.weights_WB @ sequences_BK[:, : self._n_mass]
             self.single += labels.single_PN @ rows_NK
             self.sample.index_copy_(0, labels.sample_slots, rows_NK[labels.sample_positions, : self._n_mass])
@@ -97,6 +102,31 @@ class LayerSums:
             self._host.add(self._tables, bags_LK, labels.on_host)
         else:
             self._tables.add(bags_LK, labels)
+
+    def settle(self, labels: BatchLabels) -> None:
+        """Add positions that wait, without a batch."""
+        self.add(self.points_SMD.new_empty(0, self.dim), labels)
+
+    def drop(self, number: int) -> None:
+        """Give up what waits of these sequences."""
+        self.waiting.pop(number, None)
+
+    def _with_waiting(self, rows_NK: Tensor, sequences_BK: Tensor, labels: BatchLabels) -> Tensor:
+        """Rows of the batch, then those that waited, which are added to their sequences' sums; some wait on."""
+        assert labels.number is not None
+        assert labels.carried_sequences is not None
+        assert labels.held_positions is not None
+        waited_CK = self.waiting.pop(labels.number, None)
+        if len(labels.carried_sequences):
+            if waited_CK is None or len(waited_CK) != len(labels.carried_sequences):
+                raise ProbeError("positions that waited for their labels are not there")
+            counted_CK = waited_CK * labels.counted_N[len(rows_NK) :].unsqueeze(1)
+            self.total += counted_CK.sum(dim=0, dtype=torch.float64)
+            sequences_BK.index_add_(0, labels.carried_sequences, counted_CK)
+            rows_NK = torch.cat([rows_NK, waited_CK])
+        if len(labels.held_positions):
+            self.waiting[labels.number] = rows_NK[labels.held_positions]
+        return rows_NK
 
     def _features(self, h_ND: Tensor) -> Tensor:
         """Rows of sums that each position alone would give; all zero where the hidden state has no direction."""

@@ -10,6 +10,7 @@ from torch import multiprocessing
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.distributed import gather
 from softh_probe.errors import ProbeError
+from softh_probe.inputs import require_tokens
 from tests.conftest import tiny_llama
 
 LABELS = ["input_unigram", "output_bigram"]
@@ -158,11 +159,11 @@ def test_peft_adapters(kind):
         assert_same(measured(model.merge_and_unload()), probe, rtol=1e-3)
 
 
-def test_trained_prompts_are_not_counted_as_text():
-    model = adapted("prompt")
+def test_positions_that_are_not_the_model_s_tokens_are_refused():
+    outer = {"input_ids": torch.zeros(4, 15, dtype=torch.long)}
     with pytest.raises(ProbeError, match=r"the model takes \[4, 15\] tokens but feeds \[4, 18\] positions"):
-        with SoftEntropyProbe(model, labels=()), torch.no_grad():
-            model(**batches()[0])
+        require_tokens({"inputs_embeds": torch.zeros(4, 18, 8)}, outer)
+    require_tokens({"inputs_embeds": torch.zeros(4, 18, 8)}, outer, n_virtual=3)
 
 
 # --- several processes --------------------------------------------------------------------------------------

@@ -475,7 +475,7 @@ def test_embeddings_without_ids_have_no_ngrams(model):
         ({"seed": 2**70}, "seed: expected an integer of 64 bits"),
         ({"layers": []}, "layers: expected at least one, got none"),
         ({"calibration": "fast"}, "calibration: expected exact or leading_order"),
-        ({"count": "often"}, "count: expected 'forwarded', got 'often'"),
+        ({"count": "often"}, "count: expected 'forwarded' or 'unique_prefix', got 'often'"),
     ],
 )
 def test_bad_arguments_are_named(model, arguments, message):

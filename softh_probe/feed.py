@@ -1,0 +1,223 @@
+"""Which positions of a forward pass count, and what their labels are, when other code runs the model.
+
+Everything that bears on it comes together here: what the backbone is fed, what adapters (`integrations/`) know
+besides, labels of one's own, and what the sequences of a cache were fed before.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from softh_probe.batch_labels import BatchLabels
+from softh_probe.errors import ProbeError
+from softh_probe.growing import GrowingRows
+from softh_probe.inputs import Fed, Told, read_inputs
+from softh_probe.sequences import Sequences
+
+
+class Feed:
+    """What one attached probe is fed.
+
+    Args:
+        rows: where labels live.
+        settle: adds positions that wait to all layers' sums, without a forward pass.
+        has_ngrams: whether token ids have to be known.
+
+    Attributes:
+        told: what an adapter says of the next forward pass; forgotten after it.
+        tentative: drafts are being fed, which count only once they are accepted.
+        n_virtual: trained prompts that the model puts before its tokens.
+        rejected: positions that were fed as drafts and taken back.
+    """
+
+    def __init__(self, rows: GrowingRows, settle: Callable[[BatchLabels], None], *, has_ngrams: bool) -> None:
+        self.rows = rows
+        self._settle = settle
+        self.told: Told | None = None
+        self.tentative = False
+        self.n_virtual = 0
+        self.rejected = 0
+        self._has_ngrams = has_ngrams
+        self._own: dict[str, np.ndarray] = {}
+        self._mask: Tensor | None = None
+        self._paused = 0
+        self._caches: dict[int, tuple[weakref.ref[Any], Sequences, int]] = {}
+        self._over: list[int] = []
+        self._current: Sequences | None = None
+        self._cache: Any = None
+
+    # --- what a user or an adapter says ----------------------------------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused > 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forward passes inside do not count."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    @contextmanager
+    def masked(self, mask: Tensor) -> Iterator[None]:
+        """Forward passes inside have this mask [B, T]."""
+        previous, self._mask = self._mask, mask
+        try:
+            yield
+        finally:
+            self._mask = previous
+
+    @contextmanager
+    def labelled(self, labels: Mapping[str, np.ndarray]) -> Iterator[None]:
+        """Forward passes inside have these labels [B] or [B, T]."""
+        previous, self._own = self._own, dict(labels)
+        try:
+            yield
+        finally:
+            self._own = previous
+
+    # --- a forward pass --------------------------------------------------------------------------------------
+
+    def begin(self, given: dict[str, Any], outer: dict[str, Any]) -> BatchLabels | None:
+        """The labels of a forward pass, from the arguments of the backbone and of the model around it.
+
+        None if it is fed neither tokens nor embeddings nor a mask.
+        """
+        told, self.told = self.told, None
+        if self._mask is not None:
+            told = Told(ids_BL=told.ids_BL if told else None, mask_BL=self._mask, ends_B=told.ends_B if told else None)
+        self._cache = next((value for value in given.values() if isinstance(value, Cache)), None)
+        known = self._sequences_of(self._cache)
+        n_past = known.n_columns if known else _length(self._cache) or 0
+        fed = read_inputs(given, outer, told, n_past=n_past, n_virtual=self.n_virtual)
+        if fed is None:
+            return None
+        sequences = known or self._new_sequences(fed, told, n_past)
+        return self.label(fed, sequences, waits=self._cache is not None or given.get("use_cache") is not False)
+
+    def label(self, fed: Fed, sequences: Sequences | None = None, *, waits: bool = False) -> BatchLabels:
+        """The labels of tokens that are fed; positions whose labels are yet to be fed wait, if they may."""
+        if fed.ids_BT is None and self._has_ngrams:
+            name = self.rows.set_names[0]
+            raise ProbeError(
+                f"{name}: the model was fed no input_ids, so its tokens are unknown; use labels=() or labels of your "
+                "own (probe.labelled)"
+            )
+        own = {}
+        for name, values in self._own.items():
+            if values.shape not in (fed.real_BT.shape, fed.real_BT.shape[:1]):
+                raise ProbeError(f"{name}: expected labels {list(fed.real_BT.shape)}, got {list(values.shape)}")
+            own[name] = np.broadcast_to(values.reshape(len(values), -1), fed.real_BT.shape)
+        self._current = sequences or self.rows.new_sequences(fed)
+        return self.rows.batch(fed, own, self._current, waits=waits, tentative=self.tentative)
+
+    def finish(self, output: Any) -> list[int]:
+        """End a forward pass; returns the numbers of sequences that are over, whose waiting positions never count."""
+        current, self._current = self._current, None
+        values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+        cache = next((value for value in values if isinstance(value, Cache)), self._cache)
+        self._cache = None
+        known = self._caches.get(id(cache))
+        if current is not None and (cache is None or output is None):
+            self.lose(cache)
+            self._over.append(current.number)
+        elif current is not None and (known is None or known[1] is not current):
+            self._remember(cache, current)
+        over, self._over = self._over, []
+        return over
+
+    def forget(self) -> list[int]:
+        """Forget all sequences; returns their numbers."""
+        numbers = [sequences.number for _, sequences, _ in self._caches.values()] + self._over
+        self._caches, self._over, self.told, self.tentative = {}, [], None, False
+        return numbers
+
+    def accept(self) -> None:
+        """The drafts that were not taken back are accepted: they count, though no forward pass may follow."""
+        kept = [sequences for _, sequences, _ in self._caches.values() if len(sequences.waiting_rows)]
+        for sequences in kept:
+            self._settle(self.rows.settle(sequences))
+
+    # --- caches ----------------------------------------------------------------------------------------------
+
+    def select(self, cache: Any, rows: np.ndarray) -> None:
+        """A cache's sequences were reordered, repeated or chosen from."""
+        if (sequences := self._sequences_of(cache)) is not None:
+            sequences.select(rows)
+
+    def repeat(self, cache: Any, times: int) -> None:
+        """Each of a cache's sequences now stands there so many times, one after the other."""
+        if (sequences := self._sequences_of(cache)) is not None:
+            sequences.select(np.repeat(np.arange(sequences.shape[0]), times))
+
+    def crop(self, cache: Any, n_tokens: int) -> None:
+        """A cache lost its last tokens, or, with a positive number, all but the first."""
+        found = self._caches.get(id(cache))
+        if found is not None:
+            sequences = found[1]
+            n_lost = -n_tokens if n_tokens <= 0 else sequences.n_columns - n_tokens
+            n_fed = sequences.crop(max(0, n_lost))
+            if self.tentative:
+                self.rejected += n_fed
+
+    def lose(self, cache: Any) -> None:
+        """A cache was emptied."""
+        if (found := self._caches.pop(id(cache), None)) is not None:
+            self._over.append(found[1].number)
+
+    def _sequences_of(self, cache: Any) -> Sequences | None:
+        """What a cache's sequences were fed, if all of it was seen."""
+        found = self._caches.get(id(cache)) if cache is not None else None
+        if found is None:
+            return None
+        _, sequences, unseen = found
+        length = _length(cache)
+        if length is not None and sequences is not self._current and length - unseen != sequences.n_columns:
+            self.lose(cache)  # tokens came or went that nobody saw
+            return None
+        return sequences
+
+    def _new_sequences(self, fed: Fed, told: Told | None, n_past: int) -> Sequences:
+        if n_past in (0, self.n_virtual):
+            return self.rows.new_sequences(fed)
+        n_tokens = fed.real_BT.shape[1]
+        if told is None or told.ids_BL is None or told.ids_BL.shape[1] - n_tokens != n_past:
+            return self.rows.new_sequences(fed, past_known=False)
+        ids = told.ids_BL.cpu().numpy()
+        mask = told.mask_BL
+        real = np.ones(ids.shape, dtype=bool) if mask is None or mask.shape != ids.shape else mask.cpu().numpy() != 0
+        past = Fed(real_BT=real[:, :n_past], ids_BT=ids[:, :n_past])
+        sequences = self.rows.new_sequences(past)
+        sequences.extend(past, {}, self.rows.once)
+        return sequences
+
+    def _remember(self, cache: Any, sequences: Sequences) -> None:
+        self.lose(cache)
+        key, number = id(cache), sequences.number
+
+        def gone(_: object) -> None:
+            self._caches.pop(key, None)
+            self._over.append(number)
+
+        length = _length(cache)
+        unseen = 0 if length is None else length - sequences.n_columns
+        self._caches[key] = (weakref.ref(cache, gone), sequences, unseen)
+
+
+def _length(cache: Any) -> int | None:
+    """Tokens in a cache, where it knows without asking a device."""
+    try:
+        length = cache.get_seq_length()
+    except Exception:  # caches without attention layers know no length
+        return None
+    return length if isinstance(length, int) else None

@@ -1,0 +1,100 @@
+"""`generate`: the tokens of its sequences, which of them have ended, and which are only drafts.
+
+It keeps on feeding sequences that have ended, with tokens that its masks call real, until the last one has; what
+ends a sequence and what comes after it does not count. Beams go on, whichever token they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, StoppingCriteriaList
+
+from softh_probe.feed import Feed
+from softh_probe.inputs import Told
+from softh_probe.replace import replaced
+
+
+@contextmanager
+def follow(model: nn.Module, feed: Feed) -> Iterator[None]:
+    """Tell a feed what a model's `generate` knows."""
+    listener = _Listener(feed)
+    wrappers = {
+        "prepare_inputs_for_generation": listener.prepare_inputs,
+        "_get_stopping_criteria": listener.stopping_criteria,
+        "_get_candidate_generator": listener.drafts,
+        "generate": listener.generate,
+    }
+    with ExitStack() as undo:
+        for module in model.modules():
+            generates = isinstance(module, GenerationMixin)
+            # PEFT's models prepare inputs themselves, and have the model inside them do so.
+            if generates or "prepare_inputs_for_generation" in dir(type(module)):
+                for name, wrapper in wrappers.items():
+                    if generates or name == "prepare_inputs_for_generation":
+                        undo.enter_context(replaced(module, name, wrapper))
+        yield
+
+
+class _Listener:
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._ends: _Ends | None = None
+
+    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outer, self._ends = self._ends, None
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._ends = outer
+            self._feed.told = None
+            self._feed.tentative = False
+
+    def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        inputs = original(input_ids, *args, **kwargs)
+        mask = kwargs.get("decoder_attention_mask", kwargs.get("attention_mask"))
+        ends = self._ends.ends_B if self._ends is not None else None
+        if ends is not None and len(ends) != len(input_ids):
+            ends = None
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._feed.told = Told(ids_BL=input_ids, mask_BL=mask, ends_B=ends)
+        return inputs
+
+    def stopping_criteria(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        criteria = original(*args, **kwargs)
+        config = kwargs.get("generation_config", args[0] if args else None)
+        if getattr(config, "num_beams", 1) not in (None, 1):
+            self._ends = None
+            return criteria
+        self._ends = _Ends(criteria, self._feed)
+        return self._ends
+
+    def drafts(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Assisted decoding begins."""
+        self._feed.tentative = True
+        return original(*args, **kwargs)
+
+
+class _Ends(StoppingCriteriaList):
+    """Stopping criteria that remember how many tokens of each sequence count: all but the one that ended it."""
+
+    def __init__(self, criteria: StoppingCriteriaList, feed: Feed) -> None:
+        super().__init__(criteria)
+        self._feed = feed
+        self.ends_B: np.ndarray | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self._feed.tentative:  # drafts that were rejected have been cropped from the cache by now
+            self._feed.accept()
+        done: Tensor = super().__call__(input_ids, scores, **kwargs)
+        never = np.iinfo(np.int64).max
+        if self.ends_B is None or len(self.ends_B) != len(input_ids):
+            self.ends_B = np.full(len(input_ids), never)
+        now = torch.as_tensor(done).cpu().numpy() & (self.ends_B == never)
+        self.ends_B = np.where(now, input_ids.shape[1] - 1, self.ends_B)
+        return done
