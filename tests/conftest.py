@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def tiny_llama(**changes) -> LlamaForCausalLM:
@@ -43,6 +46,42 @@ def own_cache(tmp_path_factory, monkeypatch) -> None:
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     return tiny_llama()
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words are letters."""
+    vocabulary = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=64
+    )
+
+
+@pytest.fixture
+def task(tmp_path) -> Path:
+    """A folder with `letters`, a task of lm-evaluation-harness."""
+    questions = ["a b c", "g h i j k l", "p", "x y"]
+    rows = [{"question": q, "choices": [" d", " e f"], "answer": i % 2} for i, q in enumerate(questions)]
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "letters.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "task": "letters",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{question}}",
+                "doc_to_choice": "{{choices}}",
+                "doc_to_target": "{{answer}}",
+                "target_delimiter": "",
+                "metric_list": [{"metric": "acc"}],
+            }
+        )
+    )
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

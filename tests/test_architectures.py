@@ -49,6 +49,52 @@ def test_layers_are_right_or_refused(kind, model_type, class_name, record_proper
     tell(refused[0] if refused else "right: " + ", ".join(dict.fromkeys(verdicts)))
 
 
+#: Their positions in generate, with a cache, are other ones than without it.
+OTHER_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
+#: Their caches are none of transformers' own, so what was fed before is unknown, and its labels are absent.
+OTHER_CACHES = {"reformer"}
+GENERATING = [(kind, model_type, name) for kind, model_type, name in LISTED if kind == "causal"]
+
+
+@pytest.mark.parametrize(("kind", "model_type", "class_name"), GENERATING, ids=[t for _, t, _ in GENERATING])
+def test_generating_counts_each_fed_token_with_its_labels(kind, model_type, class_name):
+    n_prompt, n_new = 9, 4
+    ids = torch.randint(5, 60, (2, n_prompt), generator=torch.Generator().manual_seed(1))
+    how = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "use_cache": True}
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **how}
+    try:
+        model = architectures.build(kind, model_type, class_name)
+        expected = model.generate(**arguments)
+    except Exception as error:
+        pytest.skip(f"{type(error).__name__}: {error}"[:160])
+    labels = ["input_bigram", "output_unigram"]
+    try:
+        alone, probe = (SoftEntropyProbe(model, labels=labels) for _ in range(2))
+        with probe:
+            output = model.generate(**arguments)
+    except SofthProbeError as error:
+        pytest.skip(f"refused: {error}"[:160])
+    assert torch.equal(output, expected)
+    with alone, torch.no_grad():
+        for row in output:
+            model(input_ids=row[None, :-1], use_cache=False)
+    again = sum(2 * (n_prompt + k - 2) for k in range(n_new))  # without a cache, all is fed again
+    if model_type in OTHER_CACHES:
+        assert probe.positions == 2 * (n_prompt - 2)
+    elif probe.positions != again:
+        assert probe.positions == alone.positions == 2 * (n_prompt + n_new - 3)
+        if model_type not in OTHER_POSITIONS:
+            torch.testing.assert_close(probe.sums, alone.sums, rtol=1e-2, atol=1e-2)
+
+
 def test_nearly_all_are_right():
     if len(VERDICTS) < len(LISTED):
         pytest.skip("not all architectures were tried")

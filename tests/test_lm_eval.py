@@ -1,34 +1,19 @@
 """lm-evaluation-harness: what its requests feed, against each of them alone."""
 
-import json
 import subprocess
 import sys
 
 import lm_eval
 import pytest
 import torch
-import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.replace import replaced
 
-WORDS = list("abcdefghijklmnopqrstuvwxyz")
 LABELS = ["input_unigram", "output_unigram"]
-
-
-@pytest.fixture
-def tokenizer():
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{word: i + 3 for i, word in enumerate(WORDS)}}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=64
-    )
 
 
 @pytest.fixture
@@ -80,7 +65,7 @@ def test_each_prefix_once(lm, tokenizer):
 
 
 def test_rolling_loglikelihoods(lm, tokenizer):
-    text = " ".join(WORDS[:20])
+    text = " ".join(list("abcdefghijklmnopqrst"))
     probe = SoftEntropyProbe(lm.model, labels=LABELS)
     with probe:
         lm.loglikelihood_rolling(requests([(text,), ("a b",)], "loglikelihood_rolling"), disable_tqdm=True)
@@ -113,29 +98,6 @@ def test_generation(lm, tokenizer):
     fed = [row[max(lengths) - n : -1].tolist() for row, n in zip(output, lengths, strict=True)]
     assert probe.positions == 5 + 2 + 2 * 4
     assert_same(probe, alone(lm.model, fed, labels=()))
-
-
-@pytest.fixture
-def task(tmp_path):
-    rows = [{"question": q, "choices": [" d", " e f"], "answer": i % 2} for i, (q, _) in enumerate(PAIRS)]
-    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "letters.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "task": "letters",
-                "dataset_path": "json",
-                "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
-                "test_split": "test",
-                "output_type": "multiple_choice",
-                "doc_to_text": "{{question}}",
-                "doc_to_choice": "{{choices}}",
-                "doc_to_target": "{{answer}}",
-                "target_delimiter": "",
-                "metric_list": [{"metric": "acc"}],
-            }
-        )
-    )
-    return tmp_path
 
 
 def test_simple_evaluate(lm, task, monkeypatch):

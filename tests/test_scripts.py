@@ -3,8 +3,46 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def checkpoint(model, tokenizer, tmp_path):
+    """A tiny checkpoint and a file of texts, of which the script's own folder keeps clear."""
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("a b c d e f\ng h i\nj k l m n o p q\nx y z a b c\n")
+    return tmp_path
+
+
+def output_of(script, *arguments, folder):
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", ["probe_checkpoint.py", "attach_generate.py"])
+def test_texts(script, checkpoint):
+    printed = output_of(script, checkpoint / "model", checkpoint / "texts.txt", folder=checkpoint)
+    assert re.search(r"^[1-9]\d* positions$", printed, re.MULTILINE)
+    assert printed.count("mutual_information_null") == 10
+
+
+def test_training(checkpoint):
+    printed = output_of("attach_trainer.py", checkpoint / "model", checkpoint / "texts.txt", folder=checkpoint)
+    assert re.search(r"eval_entropy/layer\.1: 0\.\d+ before, 0\.\d+ after", printed)
+    assert "eval_mutual_information_output_unigram/final_norm" in printed
+
+
+def test_lm_eval(checkpoint, task):
+    printed = output_of("attach_lm_eval.py", checkpoint / "model", "letters", task, folder=checkpoint)
+    assert "acc,none" in printed
+    assert (checkpoint / "out" / "lm_eval" / "layers.csv").is_file()
 
 
 def test_digits_layers_say_more_about_the_class_after_training():
