@@ -1,7 +1,11 @@
 """HuggingFace Trainer: what is measured during evaluation, against each text alone."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 from softh_probe import SoftEntropyProbe
 from softh_probe.integrations import trainer as integration
 from softh_probe.integrations.trainer import SoftEntropyCallback, real_tokens
+from tests.conftest import tiny_llama
 
 LABELS = ["input_unigram", "output_unigram"]
 
@@ -46,9 +51,10 @@ def trainer(model, tmp_path):
 def make_trainer(model, folder, collator, **arguments):
     rows = [{"input_ids": text} for text in texts(9, 4, 12, 7, 5)]
     settings = {"per_device_eval_batch_size": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True}
+    settings |= arguments
     return Trainer(
         model=model,
-        args=TrainingArguments(str(folder), disable_tqdm=True, remove_unused_columns=False, **settings, **arguments),
+        args=TrainingArguments(str(folder), disable_tqdm=True, remove_unused_columns=False, **settings),
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=collator,
@@ -130,8 +136,33 @@ def test_rows_that_fill_up_the_last_batch_of_several_processes_do_not_count(monk
     assert state is not None
 
 
+def test_two_processes_count_each_text_once(tmp_path, model):
+    """Five texts in batches of one: the second process is given a text twice, to fill up the last batch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    expected = alone(model).result().to_pandas()
+    for row in expected[expected.metric == "conditional_entropy"].itertuples():
+        assert metrics[f"eval_conditional_entropy_{row.label_set}/{row.name}"] == pytest.approx(row.value, abs=1e-5)
+
+
 def test_evaluation_without_token_ids_is_left_alone():
     assert real_tokens({"pixel_values": torch.zeros(2, 3, 4, 4)}) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert integration.real_tokens({"input_ids": torch.zeros(2, 3, dtype=torch.long)}).all()
+
+
+def main(folder: str) -> None:
+    """What each process of the test above runs."""
+    trainer = make_trainer(tiny_llama(), folder, with_a_mask, ddp_backend="gloo", per_device_eval_batch_size=1)
+    trainer.add_callback(SoftEntropyCallback(trainer, labels=LABELS, metrics=["conditional_entropy"]))
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
