@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,16 @@ from softh_probe.growing import GrowingRows
 from softh_probe.inputs import Fed, Told, read_inputs
 from softh_probe.sequences import Sequences
 
+#: Positions that are fed one by one are counted when there are so many; a layer's work on one is mostly overhead.
+POSITIONS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One token more for each sequence of a cache, to be counted together with others: shape is (B, 1)."""
+
+    shape: tuple[int, int]
+
 
 class Feed:
     """What one attached probe is fed.
@@ -28,6 +39,7 @@ class Feed:
     Args:
         rows: where labels live.
         settle: adds positions that wait to all layers' sums, without a forward pass.
+        add_steps: adds the positions of the steps since it was last called.
         has_ngrams: whether token ids have to be known.
 
     Attributes:
@@ -37,9 +49,18 @@ class Feed:
         rejected: positions that were fed as drafts and taken back.
     """
 
-    def __init__(self, rows: GrowingRows, settle: Callable[[BatchLabels], None], *, has_ngrams: bool) -> None:
+    def __init__(
+        self,
+        rows: GrowingRows,
+        settle: Callable[[BatchLabels], None],
+        add_steps: Callable[[BatchLabels], None],
+        *,
+        has_ngrams: bool,
+    ) -> None:
         self.rows = rows
-        self._settle = settle
+        self._settle, self._add_steps = settle, add_steps
+        self._steps: list[tuple[Fed, dict[str, np.ndarray]]] = []
+        self._steps_of: Sequences | None = None
         self.told: Told | None = None
         self.tentative = False
         self.n_virtual = 0
@@ -88,42 +109,79 @@ class Feed:
 
     # --- a forward pass --------------------------------------------------------------------------------------
 
-    def begin(self, given: dict[str, Any], outer: dict[str, Any]) -> BatchLabels | None:
+    def begin(self, given: dict[str, Any], outer: dict[str, Any]) -> BatchLabels | Step | None:
         """The labels of a forward pass, from the arguments of the backbone and of the model around it.
 
-        None if it is fed neither tokens nor embeddings nor a mask.
+        A step, if they are found together with those of later steps; None if it is fed neither tokens nor embeddings
+        nor a mask.
         """
         told, self.told = self.told, None
         if self._mask is not None:
             told = Told(ids_BL=told.ids_BL if told else None, mask_BL=self._mask, ends_B=told.ends_B if told else None)
         self._cache = next((value for value in given.values() if isinstance(value, Cache)), None)
         known = self._sequences_of(self._cache)
-        n_past = known.n_columns if known else _length(self._cache) or 0
+        n_past = self._n_columns(known) if known else _length(self._cache) or 0
         fed = read_inputs(given, outer, told, n_past=n_past, n_virtual=self.n_virtual)
         if fed is None:
             return None
+        self._require_ids(fed)
+        own = self._own_labels(fed)
+        is_step = known is not None and fed.real_BT.shape == (known.shape[0], 1) and not self.tentative
+        if not is_step or known is not self._steps_of:
+            self.flush()
+        if known is not None and is_step:
+            self._current = self._steps_of = known
+            self._steps.append((fed, own))
+            return Step(shape=(known.shape[0], 1))
         sequences = known or self._new_sequences(fed, told, n_past)
         return self.label(fed, sequences, waits=self._cache is not None or given.get("use_cache") is not False)
 
     def label(self, fed: Fed, sequences: Sequences | None = None, *, waits: bool = False) -> BatchLabels:
         """The labels of tokens that are fed; positions whose labels are yet to be fed wait, if they may."""
+        self._require_ids(fed)
+        own = self._own_labels(fed)
+        self._current = sequences or self.rows.new_sequences(fed)
+        return self.rows.batch(fed, own, self._current, waits=waits, tentative=self.tentative)
+
+    def _require_ids(self, fed: Fed) -> None:
         if fed.ids_BT is None and self._has_ngrams:
             name = self.rows.set_names[0]
             raise ProbeError(
                 f"{name}: the model was fed no input_ids, so its tokens are unknown; use labels=() or labels of your "
                 "own (probe.labelled)"
             )
+
+    def _own_labels(self, fed: Fed) -> dict[str, np.ndarray]:
         own = {}
         for name, values in self._own.items():
             if values.shape not in (fed.real_BT.shape, fed.real_BT.shape[:1]):
                 raise ProbeError(f"{name}: expected labels {list(fed.real_BT.shape)}, got {list(values.shape)}")
             own[name] = np.broadcast_to(values.reshape(len(values), -1), fed.real_BT.shape)
-        self._current = sequences or self.rows.new_sequences(fed)
-        return self.rows.batch(fed, own, self._current, waits=waits, tentative=self.tentative)
+        return own
+
+    def flush(self) -> None:
+        """Count the steps so far."""
+        steps, sequences = self._steps, self._steps_of
+        self._steps, self._steps_of = [], None
+        if not steps or sequences is None:
+            return
+        shape = (sequences.shape[0], len(steps))
+        ids = [np.full((shape[0], 1), -1) if fed.ids_BT is None else fed.ids_BT for fed, _ in steps]
+        real_BT = np.concatenate([fed.real_BT for fed, _ in steps], axis=1)
+        names = dict.fromkeys(name for _, own in steps for name in own)
+        absent = np.full((shape[0], 1), -1)
+        own = {name: np.concatenate([labels.get(name, absent) for _, labels in steps], axis=1) for name in names}
+        fed = Fed(real_BT=real_BT, ids_BT=np.concatenate(ids, axis=1))
+        self._add_steps(self.rows.batch(fed, own, sequences, waits=True))
 
     def finish(self, output: Any) -> list[int]:
         """End a forward pass; returns the numbers of sequences that are over, whose waiting positions never count."""
         current, self._current = self._current, None
+        if current is not None and current is self._steps_of:
+            if output is None:
+                self._steps.pop()
+            if len(self._steps) * current.shape[0] >= POSITIONS_AT_ONCE:
+                self.flush()
         values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
         cache = next((value for value in values if isinstance(value, Cache)), self._cache)
         self._cache = None
@@ -133,17 +191,21 @@ class Feed:
             self._over.append(current.number)
         elif current is not None and (known is None or known[1] is not current):
             self._remember(cache, current)
+        if self._steps_of is not None and self._steps_of.number in self._over:
+            self.flush()
         over, self._over = self._over, []
         return over
 
     def forget(self) -> list[int]:
         """Forget all sequences; returns their numbers."""
+        self.flush()
         numbers = [sequences.number for _, sequences, _ in self._caches.values()] + self._over
         self._caches, self._over, self.told, self.tentative = {}, [], None, False
         return numbers
 
     def accept(self) -> None:
         """The drafts that were not taken back are accepted: they count, though no forward pass may follow."""
+        self.flush()
         kept = [sequences for _, sequences, _ in self._caches.values() if len(sequences.waiting_rows)]
         for sequences in kept:
             self._settle(self.rows.settle(sequences))
@@ -152,16 +214,19 @@ class Feed:
 
     def select(self, cache: Any, rows: np.ndarray) -> None:
         """A cache's sequences were reordered, repeated or chosen from."""
+        self.flush()
         if (sequences := self._sequences_of(cache)) is not None:
             sequences.select(rows)
 
     def repeat(self, cache: Any, times: int) -> None:
         """Each of a cache's sequences now stands there so many times, one after the other."""
+        self.flush()
         if (sequences := self._sequences_of(cache)) is not None:
             sequences.select(np.repeat(np.arange(sequences.shape[0]), times))
 
     def crop(self, cache: Any, n_tokens: int) -> None:
         """A cache lost its last tokens, or, with a positive number, all but the first."""
+        self.flush()
         found = self._caches.get(id(cache))
         if found is not None:
             sequences = found[1]
@@ -172,6 +237,7 @@ class Feed:
 
     def lose(self, cache: Any) -> None:
         """A cache was emptied."""
+        self.flush()
         if (found := self._caches.pop(id(cache), None)) is not None:
             self._over.append(found[1].number)
 
@@ -182,10 +248,13 @@ class Feed:
             return None
         _, sequences, unseen = found
         length = _length(cache)
-        if length is not None and sequences is not self._current and length - unseen != sequences.n_columns:
+        if length is not None and sequences is not self._current and length - unseen != self._n_columns(sequences):
             self.lose(cache)  # tokens came or went that nobody saw
             return None
         return sequences
+
+    def _n_columns(self, sequences: Sequences) -> int:
+        return sequences.n_columns + (len(self._steps) if sequences is self._steps_of else 0)
 
     def _new_sequences(self, fed: Fed, told: Told | None, n_past: int) -> Sequences:
         if n_past in (0, self.n_virtual):

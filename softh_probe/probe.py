@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from softh_probe.anchors import Anchors
 from softh_probe.batch_labels import BatchLabels
 from softh_probe.errors import InputError, ProbeError
-from softh_probe.feed import Feed
+from softh_probe.feed import Feed, Step
 from softh_probe.growing import GrowingRows
 from softh_probe.inputs import Fed, arguments, require_tokens
 from softh_probe.integrations import ADAPTERS
@@ -151,7 +151,8 @@ class SoftEntropyProbe:
         self._positions = self._tokens = self._training_passes = 0
         self._feed: Feed | None = None
         if isinstance(self._rows, GrowingRows):
-            self._feed = Feed(self._rows, self._settle, has_ngrams=bool(label_sets))
+            self._feed = Feed(self._rows, self._settle, self._add_steps, has_ngrams=bool(label_sets))
+        self._steps: dict[str, list[Tensor]] = {}
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
@@ -163,17 +164,20 @@ class SoftEntropyProbe:
     @property
     def positions(self) -> int:
         """Positions counted so far."""
+        self._flush()
         return self._positions
 
     @property
     def layers(self) -> list[str]:
         """Names of the rows, in the order of calls."""
+        self._flush()
         measured = self._measured
         return [name for name in self._row_names() if (name in measured if measured else self._wants(name))]
 
     @property
     def sums(self) -> Tensor:
         """Running sums of soft assignments [n_rows, anchor_sets, n_anchors], float64, on the CPU."""
+        self._flush()
         if not self._measured:
             return torch.zeros(0, self._settings["anchor_sets"], self._settings["n_anchors"], dtype=torch.float64)
         shape = (self._settings["anchor_sets"], self._settings["n_anchors"])
@@ -204,6 +208,7 @@ class SoftEntropyProbe:
 
     def check(self) -> None:
         """Raise what went wrong so far, naming the layers. Waits for the layers' devices."""
+        self._flush()
         self._raise_problems()
         for name in self.layers if self._positions else []:
             invalid = self._positions - int(self._sums[name].total[-1])
@@ -215,6 +220,7 @@ class SoftEntropyProbe:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything measured so far: plain values and tensors, for `load_state_dict` or to store."""
+        self._flush()
         return {
             "version": STATE_VERSION,
             "settings": dict(self._settings),
@@ -233,6 +239,7 @@ class SoftEntropyProbe:
         Raises:
             InputError: the state was measured with other settings.
         """
+        self._flush()
         if state.get("version") != STATE_VERSION:
             raise InputError(f"state: expected version {STATE_VERSION}, got {state.get('version')!r}")
         self._require_settings(state["settings"], "state")
@@ -261,6 +268,8 @@ class SoftEntropyProbe:
         if self._plan or other._plan:
             raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
         self._require_settings(other._settings, "merge")
+        self._flush()
+        other._flush()
         if self._measured and other._measured and self.layers != other.layers:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
         assert isinstance(self._rows, GrowingRows)
@@ -452,10 +461,9 @@ class SoftEntropyProbe:
                 n_virtual = self._feed.n_virtual if self._feed else 0
                 require_tokens(given, self._outer_arguments, n_virtual)
             if self._feed is None or self._announced is not None:
-                labels = self._announced
+                self._pass = _ForwardPass(self._announced)
             else:
-                labels = self._feed.begin(given, self._outer_arguments)
-            self._pass = _ForwardPass(labels)
+                self._pass = _ForwardPass(self._feed.begin(given, self._outer_arguments))
         except Exception as problem:
             self._note(problem, "labels")
 
@@ -492,6 +500,10 @@ class SoftEntropyProbe:
             self._drop(self._feed.finish(output))
         if current is None:
             return
+        if isinstance(current.labels, Step) and output is None:
+            for name in current.rows:
+                if self._steps.get(name):
+                    self._steps[name].pop()
         self._n_blocks = max(self._n_blocks, current.n_block_calls)
         expected = list(self._modules) or [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks))]
         missing = [name for name in expected if name not in current.rows]
@@ -505,7 +517,7 @@ class SoftEntropyProbe:
             )
         elif self._found and output is not None:
             self._confirm(self._found, current, output)
-        if current.labels is not None and current.rows:
+        if isinstance(current.labels, BatchLabels) and current.rows:
             self._positions += current.n_counted
             self._tokens += current.labels.n_tokens
 
@@ -541,7 +553,10 @@ class SoftEntropyProbe:
             expected = self._pass.shapes
             if tuple(hidden.shape[:-1]) not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
-            self._sums_of(row, hidden).add(hidden, self._pass.labels_on(hidden.device))
+            if isinstance(self._pass.labels, Step):
+                self._steps.setdefault(row, []).append(hidden.detach().reshape(*self._pass.labels.shape, -1).clone())
+            else:
+                self._sums_of(row, hidden).add(hidden, self._pass.labels_on(hidden.device))
         except Exception as problem:
             self._note(problem, row)
 
@@ -568,6 +583,28 @@ class SoftEntropyProbe:
             self._positions += labels.n_counted
         except Exception as problem:
             self._note(problem, "labels")
+
+    def _add_steps(self, labels: BatchLabels) -> None:
+        """Add the positions of steps that were kept to be added together."""
+        steps, self._steps = self._steps, {}
+        on_device: dict[torch.device, BatchLabels] = {}
+        n_steps = labels.shape[1]
+        for row, parts in steps.items():
+            try:
+                if len(parts) < n_steps:
+                    raise ProbeError(f"{row}: expected {n_steps} steps, got {len(parts)}")
+                hidden = torch.cat(parts[:n_steps], dim=1)
+                if hidden.device not in on_device:
+                    on_device[hidden.device] = labels.to(hidden.device)
+                self._sums_of(row, hidden).add(hidden, on_device[hidden.device])
+            except Exception as problem:
+                self._note(problem, row)
+        self._positions += labels.n_counted
+        self._tokens += labels.n_tokens
+
+    def _flush(self) -> None:
+        if self._feed is not None:
+            self._feed.flush()
 
     def _drop(self, numbers: list[int]) -> None:
         """Give up the waiting positions of sequences that are over."""
@@ -644,7 +681,7 @@ class SoftEntropyProbe:
 class _ForwardPass:
     """One call of the model: the labels of its positions on each device, and the rows measured so far."""
 
-    def __init__(self, labels: BatchLabels | None) -> None:
+    def __init__(self, labels: BatchLabels | Step | None) -> None:
         self.labels = labels
         self.rows: list[str] = []
         self.n_block_calls = 0
@@ -662,10 +699,10 @@ class _ForwardPass:
 
     @property
     def n_counted(self) -> int:
-        return 0 if self.labels is None else self.labels.n_counted
+        return self.labels.n_counted if isinstance(self.labels, BatchLabels) else 0
 
     def labels_on(self, device: torch.device) -> BatchLabels:
-        assert self.labels is not None
+        assert isinstance(self.labels, BatchLabels)
         if device not in self._on_device:
             self._on_device[device] = self.labels.to(device)
         return self._on_device[device]

@@ -481,3 +481,41 @@ def test_what_waits_goes_with_its_cache(model):
         gc.collect()
         model(torch.stack(prompts(9)), use_cache=False)
         assert not any(sums.waiting for sums in probe._sums.values())
+
+
+def test_a_step_that_fails_is_left_out(model):
+    (text,) = prompts(12)
+    probe = SoftEntropyProbe(model)
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(ProbeError, match=r"failed after layer\.1"):
+        with probe, torch.no_grad():
+            cache = model(input_ids=text[None, :6], use_cache=True).past_key_values
+            for t in range(6, 9):
+                model(input_ids=text[None, t : t + 1], past_key_values=cache)
+            broken = model.model.layers[1].register_forward_pre_hook(fail)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                model(input_ids=text[None, 9:10], past_key_values=copy.deepcopy(cache))
+            with pytest.raises(RuntimeError, match="out of memory"):
+                model(input_ids=text[None, 9:10], past_key_values=cache)
+            broken.remove()
+    assert not any(probe._steps.values())
+    assert len({sums.total[-1].item() for sums in probe._sums.values()}) == 2  # what failed reached layer 1
+
+
+def test_steps_are_counted_when_asked_for_and_when_their_cache_is_gone(model):
+    (text,) = prompts(12)
+    expected = [alone(model, [text[:n]], ["input_unigram", "output_unigram"]).positions for n in (8, 12)]
+    probe = SoftEntropyProbe(model)
+    with probe, torch.no_grad():
+        cache = model(input_ids=text[None, :6], use_cache=True).past_key_values
+        for t in range(6, 12):
+            model(input_ids=text[None, t : t + 1], past_key_values=cache)
+            if t == 7:
+                assert probe.positions == expected[0]
+        del cache
+        gc.collect()
+        model(input_ids=torch.ones(1, 1, dtype=torch.long), use_cache=False)
+        assert probe.positions == expected[1]
