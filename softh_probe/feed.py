@@ -6,6 +6,7 @@ besides, labels of one's own, and what the sequences of a cache were fed before.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class Feed:
         told: what an adapter says of the next forward pass; forgotten after it.
         tentative: drafts are being fed, which count only once they are accepted.
         n_virtual: trained prompts that the model puts before its tokens.
+        pad_id: the tokenizer's, as far as the model knows it; to warn of padding that has no mask.
         rejected: positions that were fed as drafts and taken back.
     """
 
@@ -65,6 +67,8 @@ class Feed:
         self.tentative = False
         self.n_virtual = 0
         self.rejected = 0
+        self.pad_id: int | None = None
+        self._warned = False
         self._has_ngrams = has_ngrams
         self._own: dict[str, np.ndarray] = {}
         self._mask: Tensor | None = None
@@ -125,6 +129,7 @@ class Feed:
         if fed is None:
             return None
         self._require_ids(fed)
+        self._warn_of_padding(fed)
         own = self._own_labels(fed)
         is_step = known is not None and fed.real_BT.shape == (known.shape[0], 1) and not self.tentative
         if not is_step or known is not self._steps_of:
@@ -149,6 +154,20 @@ class Feed:
             raise ProbeError(
                 f"{name}: the model was fed no input_ids, so its tokens are unknown; use labels=() or labels of your "
                 "own (probe.labelled)"
+            )
+
+    def _warn_of_padding(self, fed: Fed) -> None:
+        """Padding is never guessed from token ids, but what looks like it is worth a word, once."""
+        if self._warned or fed.mask_known or fed.ids_BT is None or self.pad_id is None or fed.ids_BT.shape[1] < 2:
+            return
+        ends = (fed.ids_BT[:, :2], fed.ids_BT[:, -2:])
+        if any((ids == self.pad_id).all(axis=1).any() for ids in ends):
+            self._warned = True
+            warnings.warn(
+                f"the model is fed sequences that begin or end with several pad tokens ({self.pad_id}) and no "
+                "attention_mask, so they are counted as text; if they are padding, say which tokens are real with "
+                "probe.masked(mask)",
+                stacklevel=2,
             )
 
     def _own_labels(self, fed: Fed) -> dict[str, np.ndarray]:

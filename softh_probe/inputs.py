@@ -20,11 +20,13 @@ class Fed:
     Attributes:
         real_BT: bool, False at padding.
         ids_BT: int64 token ids; None where the model is fed embeddings.
+        mask_known: whether anything told which positions are real.
         starts_BT: bool, True where another text begins in the middle of a row; None where none does.
     """
 
     real_BT: np.ndarray
     ids_BT: np.ndarray | None
+    mask_known: bool = True
     starts_BT: np.ndarray | None = None
 
 
@@ -112,11 +114,17 @@ def read_inputs(
         prompt = n_virtual if ids.shape[1] + n_virtual == n_tokens else 0
         ids = np.pad(_numpy(ids), ((0, 0), (n_virtual, 0)), constant_values=-1) if prompt else None
     real_BT = _real(given, outer, told, (n_sequences, n_tokens), n_past)
+    mask_known = told is not None or any(a.get("attention_mask") is not None for a in (given, outer))
     real_BT[:, :prompt] = False
     if told is not None and told.ends_B is not None and told.ids_BL is not None:
         last = told.ids_BL.shape[1]
         real_BT &= np.arange(last - n_tokens, last) < told.ends_B[:, None]
-    return Fed(real_BT=real_BT, ids_BT=None if ids is None else _numpy(ids), starts_BT=_starts(given, outer, real_BT))
+    return Fed(
+        real_BT=real_BT,
+        ids_BT=None if ids is None else _numpy(ids),
+        mask_known=mask_known,
+        starts_BT=_starts(given, outer, real_BT),
+    )
 
 
 def _real(

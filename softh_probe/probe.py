@@ -152,6 +152,8 @@ class SoftEntropyProbe:
         self._feed: Feed | None = None
         if isinstance(self._rows, GrowingRows):
             self._feed = Feed(self._rows, self._settle, self._add_steps, has_ngrams=bool(label_sets))
+            pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
+            self._feed.pad_id = pad_id if isinstance(pad_id, int) else None
         self._steps: dict[str, list[Tensor]] = {}
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}

@@ -60,7 +60,8 @@ class ProbeResult:
             conditional_entropy [R, X, S], null_information [R, X, S],
             corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L].
         labels: of each label that is shown one by one, its set and its name.
-        info: what was run: settings, anchors, positions, and whatever the caller adds (JSON values).
+        info: what was run: settings, anchors, positions, how many of them each label set labels, and whatever the
+            caller adds (JSON values).
     """
 
     rows: list[str]
@@ -76,12 +77,14 @@ class ProbeResult:
         """Gather the layers' statistics; `labels` says what their label sets and kept labels are called."""
         sets = labels.set_names
         fields = LayerStatistics.__dataclass_fields__
+        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields}
+        labelled = dict(zip(sets, tensors["labelled_positions"].amax(dim=0).long().tolist(), strict=True))
         return cls(
             rows=list(layers),
             label_sets=sets,
-            tensors={name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields},
+            tensors=tensors,
             labels=named_labels(labels),
-            info={"settings": dict(settings), **info},
+            info={"settings": dict(settings), **info, "labelled_positions": labelled},
         )
 
     @property

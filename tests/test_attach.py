@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 
 import pytest
 import torch
@@ -333,6 +334,22 @@ def test_masks_of_one_s_own_and_pauses(model):
     assert_same(probe, alone(model, texts, ["input_unigram", "output_unigram"]))
 
 
+def test_padding_that_nobody_tells_of_is_counted_with_a_warning(model):
+    ids = torch.stack(prompts(7, 7))
+    probe = SoftEntropyProbe(model, labels=())
+    with warnings.catch_warnings(), probe, torch.no_grad():
+        warnings.simplefilter("error")
+        model(input_ids=ids)
+    ids[1, 4:] = PAD
+    with warnings.catch_warnings(), probe, torch.no_grad():
+        warnings.simplefilter("error")
+        model(input_ids=ids, attention_mask=(ids != PAD).long())
+    assert probe.positions == 14 + 11
+    with pytest.warns(UserWarning, match=r"probe\.masked\(mask\)"), probe, torch.no_grad():
+        model(input_ids=ids)
+    assert probe.positions == 14 + 11 + 14
+
+
 def test_a_mask_of_four_dimensions_is_read_on_its_diagonal(model):
     inputs = left_padded(prompts(9, 4))
     real = inputs["attention_mask"].bool()
@@ -502,7 +519,7 @@ def test_a_step_that_fails_is_left_out(model):
                 model(input_ids=text[None, 9:10], past_key_values=cache)
             broken.remove()
     assert not any(probe._steps.values())
-    assert len({sums.total[-1].item() for sums in probe._sums.values()}) == 2  # what failed reached layer 1
+    assert {sums.total[-1].item() for sums in probe._sums.values()} == {8.0}
 
 
 def test_steps_are_counted_when_asked_for_and_when_their_cache_is_gone(model):

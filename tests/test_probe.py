@@ -506,3 +506,10 @@ def test_labels_of_another_shape_are_named(model):
     too_few = probe.labelled(topic=torch.zeros(3, dtype=torch.long))
     with pytest.raises(ProbeError, match=r"topic: expected labels \[4, \d+\], got \[3\]"), probe, too_few:
         model(**next(batches(documents(), 4)))
+
+
+def test_the_result_says_how_many_positions_each_label_set_labels(model):
+    probe = SoftEntropyProbe(model, labels=["input_bigram"])
+    with probe, probe.labelled(topic=torch.tensor([1, -1])), torch.no_grad():
+        model(torch.arange(20).view(2, 10))
+    assert probe.result().info["labelled_positions"] == {"input_bigram": 18, "topic": 9}

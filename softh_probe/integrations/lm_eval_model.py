@@ -19,6 +19,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 
+from softh_probe.distributed import gather
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.replace import replaced
 
@@ -27,7 +28,9 @@ _PREFIX = "softh_"
 
 @register_model("hf-softh")
 class SoftEntropyLM(HFLM):
-    """The harness's `HFLM` with a probe on its model: `lm.probe` holds what all requests so far have fed.
+    """The harness's `HFLM` with a probe on its model.
+
+    `lm.probe` holds what this process's requests have fed so far, and `lm.everything` what all processes' have.
 
     Args:
         arguments: those of `HFLM`; those with `softh_` before their names go to `SoftEntropyProbe`.
@@ -42,20 +45,23 @@ class SoftEntropyLM(HFLM):
         if isinstance(labels := settings.get("labels"), str):
             settings["labels"] = [name for name in labels.split("+") if name]
         super().__init__(*args, **arguments)
-        self.probe = SoftEntropyProbe(self.model, **settings)
+        self.probe = self.everything = SoftEntropyProbe(self.model, **settings)
         SoftEntropyLM.latest = self
 
     def loglikelihood(self, *args: Any, **kwargs: Any) -> Any:
-        with self.probe:
-            return super().loglikelihood(*args, **kwargs)
+        return self._measured(super().loglikelihood, *args, **kwargs)
 
     def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> Any:
-        with self.probe:
-            return super().loglikelihood_rolling(*args, **kwargs)
+        return self._measured(super().loglikelihood_rolling, *args, **kwargs)
 
     def generate_until(self, *args: Any, **kwargs: Any) -> Any:
+        return self._measured(super().generate_until, *args, **kwargs)
+
+    def _measured(self, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self.probe:
-            return super().generate_until(*args, **kwargs)
+            answers = answer(*args, **kwargs)
+        self.everything = gather(self.probe) if self.world_size > 1 else self.probe
+        return answers
 
 
 def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs: Any) -> None:
@@ -68,8 +74,9 @@ def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs
     is_file = path.suffix == ".json"
     folder = path.parent if is_file else path / str(tracker.general_config_tracker.model_name_sanitized)
     to = folder / f"softh_probe_{tracker.date_id}"
-    lm.probe.result().save(to)
-    print(f"softh_probe: {lm.probe.positions:,} positions in {len(lm.probe.layers)} layers, saved to {to}")
+    probe = lm.everything
+    probe.result().save(to)
+    print(f"softh_probe: {probe.positions:,} positions in {len(probe.layers)} layers, saved to {to}")
 
 
 def main() -> None:
