@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
     pipeline,
 )
 
@@ -468,9 +470,39 @@ def test_other_models_generate(config):
     assert_same(probe, alone(model, fed_back(output, inputs), ["input_unigram", "output_unigram"]))
 
 
+def test_both_stacks_of_an_encoder_decoder_generate():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=30, **sizes, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    texts = prompts(9, 4, 7, 6)
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(t), dtype=torch.long) for t in texts], batch_first=True)
+    labels = ["input_unigram", "output_unigram"]
+    probes = [SoftEntropyProbe(stack, labels=labels) for stack in (model.get_encoder(), model.get_decoder())]
+    torch.manual_seed(8)
+    with probes[0], probes[1]:
+        output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=30, do_sample=True, temperature=3.0)
+    rows = [row.tolist() for row in output]
+    written = [row[: row.index(EOS)] if EOS in row else row[:-1] for row in rows]
+    assert len({len(row) for row in written}) > 1
+    expected = [SoftEntropyProbe(stack, labels=labels) for stack in (model.get_encoder(), model.get_decoder())]
+    with expected[0], expected[1], torch.no_grad():
+        for text, row in zip(texts, written, strict=True):
+            model(input_ids=text[None], decoder_input_ids=torch.tensor([row]), use_cache=False)
+    for probe, alone_probe in zip(probes, expected, strict=True):
+        assert_same(probe, alone_probe)
+
+
 def test_the_block_leaves_everything_as_it_was(model):
+    from transformers import GenerationMixin
     from transformers.cache_utils import Cache
 
+    generate = GenerationMixin.generate
     before = [dict(vars(module)) for module in model.modules()]
     cache_before = dict(vars(Cache))
     probe = SoftEntropyProbe(model)
@@ -478,6 +510,7 @@ def test_the_block_leaves_everything_as_it_was(model):
         cache = model(torch.stack(prompts(9)), use_cache=True).past_key_values
         assert any(sums.waiting for sums in probe._sums.values())
     assert dict(vars(Cache)) == cache_before
+    assert GenerationMixin.generate is generate
     for module, was in zip(model.modules(), before, strict=True):
         now = dict(vars(module))
         assert {k: v for k, v in now.items() if not k.startswith("_")} == {

@@ -22,42 +22,38 @@ from softh_probe.replace import replaced
 
 @contextmanager
 def follow(model: nn.Module, feed: Feed) -> Iterator[None]:
-    """Tell a feed what a model's `generate` knows."""
-    listener = _Listener(feed)
-    wrappers = {
-        "prepare_inputs_for_generation": listener.prepare_inputs,
-        "_get_stopping_criteria": listener.stopping_criteria,
-        "_get_candidate_generator": listener.drafts,
-        "generate": listener.generate,
-    }
-    with ExitStack() as undo:
-        for module in model.modules():
-            generates = isinstance(module, GenerationMixin)
-            # PEFT's models prepare inputs themselves, and have the model inside them do so.
-            if generates or "prepare_inputs_for_generation" in dir(type(module)):
-                for name, wrapper in wrappers.items():
-                    if generates or name == "prepare_inputs_for_generation":
-                        undo.enter_context(replaced(module, name, wrapper))
+    """Tell a feed what `generate` knows, be it the model's own or that of a model that it is a part of."""
+
+    def generate(original: Callable[..., Any], generator: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if all(part is not model for part in generator.modules()) and all(p is not generator for p in model.modules()):
+            return original(generator, *args, **kwargs)  # another model's, an assistant's say
+        listener = _Listener(feed, is_encoder_decoder=_is_encoder_decoder(generator))
+        with ExitStack() as undo:
+            for name, wrapper in listener.wrappers.items():
+                undo.enter_context(replaced(generator, name, wrapper))
+            try:
+                return original(generator, *args, **kwargs)
+            finally:
+                feed.told, feed.tentative = None, False
+
+    with replaced(GenerationMixin, "generate", generate):
         yield
 
 
 class _Listener:
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, *, is_encoder_decoder: bool) -> None:
         self._feed = feed
+        self._mask = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
         self._ends: _Ends | None = None
-
-    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        outer, self._ends = self._ends, None
-        try:
-            return original(*args, **kwargs)
-        finally:
-            self._ends = outer
-            self._feed.told = None
-            self._feed.tentative = False
+        self.wrappers = {
+            "prepare_inputs_for_generation": self.prepare_inputs,
+            "_get_stopping_criteria": self.stopping_criteria,
+            "_get_candidate_generator": self.drafts,
+        }
 
     def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         inputs = original(input_ids, *args, **kwargs)
-        mask = kwargs.get("decoder_attention_mask", kwargs.get("attention_mask"))
+        mask = kwargs.get(self._mask)
         ends = self._ends.ends_B if self._ends is not None else None
         if ends is not None and len(ends) != len(input_ids):
             ends = None
@@ -85,16 +81,20 @@ class _Ends(StoppingCriteriaList):
 
     def __init__(self, criteria: StoppingCriteriaList, feed: Feed) -> None:
         super().__init__(criteria)
-        self._feed = feed
+        self._criteria, self._feed = criteria, feed  # which may be another probe's
         self.ends_B: np.ndarray | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if self._feed.tentative:  # drafts that were rejected have been cropped from the cache by now
             self._feed.accept()
-        done: Tensor = super().__call__(input_ids, scores, **kwargs)
+        done: Tensor = self._criteria(input_ids, scores, **kwargs)
         never = np.iinfo(np.int64).max
         if self.ends_B is None or len(self.ends_B) != len(input_ids):
             self.ends_B = np.full(len(input_ids), never)
         now = torch.as_tensor(done).cpu().numpy() & (self.ends_B == never)
         self.ends_B = np.where(now, input_ids.shape[1] - 1, self.ends_B)
         return done
+
+
+def _is_encoder_decoder(generator: nn.Module) -> bool:
+    return bool(getattr(getattr(generator, "config", None), "is_encoder_decoder", False))
