@@ -14,10 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.registry import register_model
-from lm_eval.loggers import EvaluationTracker
-from lm_eval.models.huggingface import HFLM
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise ImportError(
+        f"lm-evaluation-harness is not installed ({error}): pip install 'softh-probe[lm-eval]'"
+    ) from error
 
 from softh_probe.distributed import gather
 from softh_probe.probe import SoftEntropyProbe
