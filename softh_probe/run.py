@@ -30,12 +30,11 @@ from softh_probe.numbering import Numbering
 from softh_probe.output import output_folder
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.report.figures import chance_by_layer, entropy_by_layer, information_by_layer
+from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.sources import data_identity
 
 CONFIG_YAML = "config.yaml"
-FIGURES = {"entropy": entropy_by_layer, "information": information_by_layer, "chance": chance_by_layer}
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
@@ -99,10 +98,9 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             for text in result.info["warnings"]:
                 say(f"warning: {text}")
             (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
-            for name, draw in FIGURES.items():
-                draw(result).savefig(folder / f"{name}.png", dpi=150)
         result.info["seconds"] = seconds.spent
         result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
+        write_run_report(result, folder)
         result.save(folder)
     return result
 
