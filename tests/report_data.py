@@ -20,7 +20,7 @@ def result_of(
     tokens = torch.randint(0, 40, (60, 16), generator=generator)
     probe = SoftEntropyProbe(
         model,
-        labels=[*labels, *(["column:topic"] if labels else [])],
+        labels=labels,
         n_anchors=n_anchors,
         anchor_sets=anchor_sets,
         seed=seed,

@@ -21,7 +21,8 @@ _DIGITS = 6
 def title_of(result: ProbeResult) -> str:
     """What a reader calls the model: the end of its path or hub id, and its revision.
 
-    >>> title_of(ProbeResult([], [], {}, info={"model": {"model": "a/b/tiny.gguf", "revision": "step10"}}))
+    >>> info = {"model": {"model": "a/b/tiny.gguf", "revision": "step10"}}
+    >>> title_of(ProbeResult(rows=[], label_sets=[], tensors={}, info=info))
     'tiny.gguf @ step10'
     """
     model = result.info.get("model") or {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softh_probe.labels import ORDERS
+from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
 from softh_probe.report.data import values_by_key
 from softh_probe.result import ProbeResult
 
@@ -52,8 +52,9 @@ def findings(result: ProbeResult) -> list[Finding]:
         if name in result.label_sets:
             found.append(_information(result, means, name, question, tokens))
     for name in result.label_sets:
-        if name.startswith("column:") and len(found) < 4:
-            found.append(_information(result, means, name, f"What do layers say of {name[7:]}?", name[7:]))
+        if name not in NGRAM_SETS and len(found) < 4:
+            column = name.removeprefix(COLUMN_PREFIX)
+            found.append(_information(result, means, name, f"What do layers say of {column}?", column))
     return found
 
 

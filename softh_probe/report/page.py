@@ -54,6 +54,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
     if sweeps:
         sweep = read_sweep(paths[0])
         html = sweep_page(sweep)
+        page.parent.mkdir(parents=True, exist_ok=True)
         write_sweep_figures(sweep, page.parent)
     elif len(paths) == 1:
         return write_run_report(ProbeResult.load(paths[0]), page)
@@ -62,6 +63,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
         titles = _distinct_titles(results, paths)
         notes = check_comparable(results, titles, allow_different=allow_different)
         html = comparison_page(results, titles, notes)
+        page.parent.mkdir(parents=True, exist_ok=True)
         write_comparison_figures(results, titles, page.parent)
     _write(page, html)
     return page
@@ -70,6 +72,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
 def write_run_report(result: ProbeResult, out: Path) -> Path:
     """The page and the figures of one result, as `write_report`."""
     page = _page_in(out)
+    page.parent.mkdir(parents=True, exist_ok=True)
     write_figures(result, page.parent)
     _write(page, run_page(result))
     return page
@@ -135,9 +138,7 @@ class _Run:
 
 
 def _page_in(out: Path) -> Path:
-    page = out if out.suffix == ".html" else out / REPORT_HTML
-    page.parent.mkdir(parents=True, exist_ok=True)
-    return page
+    return out if out.suffix == ".html" else out / REPORT_HTML
 
 
 def _distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
