@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
         result.info["seconds"] = seconds.spent
         result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
-        write_run_report(result, folder)
+        _draw(result, folder, say)
         result.save(folder)
     return result
 
@@ -189,6 +190,16 @@ def config_yaml(config: RunConfig) -> str:
     """The configuration as a file that `softh-probe run --config` takes."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _draw(result: ProbeResult, folder: Path, say: _Teller) -> None:
+    """Write the page and the figures; what was measured is kept, whatever goes wrong with them."""
+    try:
+        write_run_report(result, folder)
+    except Exception as error:
+        text = f"the report could not be written ({type(error).__name__}: {error}); try `softh-probe report` later"
+        result.info["warnings"].append(text)
+        say(f"warning: {text}")
 
 
 def _check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:

@@ -111,6 +111,17 @@ def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, 
     assert info["model"]["trust_remote_code"] is False
 
 
+def test_a_report_that_fails_costs_no_result(config, tmp_path, monkeypatch, capsys):
+    def fail(result, folder):
+        raise OSError("no font")
+
+    monkeypatch.setattr("softh_probe.run.write_run_report", fail)
+    run(config())
+    assert "the report could not be written (OSError: no font)" in capsys.readouterr().err
+    loaded = ProbeResult.load(tmp_path / "out")
+    assert any("no font" in text for text in loaded.info["warnings"])
+
+
 def test_a_result_reads_back_and_a_damaged_one_is_refused(config, tmp_path):
     result = run(config(labels=["column:language"]), progress=False)
     out = tmp_path / "out"

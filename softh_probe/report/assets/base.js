@@ -24,11 +24,11 @@ const unitOf = (metric) => (RATIOS.has(metric) ? "ratio" : unitName());
 const scaled = (values, factor) => values.map((v) => (v === null || v === undefined ? null : v * factor));
 const plain = (name) => name.replace(/^column:/, "").replaceAll("_", " ");
 
-/** Text for plotly, which takes some tags and entities for markup: shown as it is written, on one line. */
+/** Text for plotly, which takes tags, entities, $TeX$ and %{templates} for markup: shown as it is written, on one line. */
 function text(value, longest = 60) {
   const line = String(value).replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ");
   const cut = line.length > longest ? line.slice(0, longest - 1) + "…" : line;
-  return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
+  return cut.replace(/[&<>"$%]/g, (character) => `&#${character.charCodeAt(0)};`);
 }
 
 const shown = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
