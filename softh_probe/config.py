@@ -77,6 +77,8 @@ class RunConfig:
     cache folder, none keeps nothing."""
     out: str
     """Folder for the results; it appears when they are whole."""
+    report: bool = True
+    """Write report.html and figures too; `softh-probe report` does so later."""
     overwrite: bool = False
     """Replace the results of an earlier run in that folder, or an unfinished run of another configuration."""
     resume: bool = True

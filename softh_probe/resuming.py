@@ -18,6 +18,7 @@ Unfinished = tuple[Progress, dict[str, Any]]
 #: Fields of a configuration that do not change what a run measures.
 _WITHOUT_EFFECT = (
     "out",
+    "report",
     "overwrite",
     "resume",
     "snapshot_minutes",

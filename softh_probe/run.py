@@ -40,13 +40,12 @@ CONFIG_YAML = "config.yaml"
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
-def run(config: RunConfig, *, progress: bool = True, report: bool = True) -> ProbeResult:
+def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
     """Probe one checkpoint on one corpus and write the output folder.
 
     Args:
         config: what to run.
         progress: show progress and a summary of each stage on standard error.
-        report: write the page and the figures too; `softh_probe.report.page.write_report` does so later.
 
     Returns:
         The result, as `ProbeResult.load(config.out)` reads it back.
@@ -122,7 +121,7 @@ def run(config: RunConfig, *, progress: bool = True, report: bool = True) -> Pro
             (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
         result.info["seconds"] = seconds.spent
         result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
-        if report:
+        if config.report:
             _draw(result, folder, say)
         result.save(folder)
     return result

@@ -148,7 +148,7 @@ def data(tmp_path) -> Path:
 @pytest.fixture
 def config(checkpoint, data, tmp_path):
     def make(**changes) -> RunConfig:
-        settings = {"model": str(checkpoint), "data": str(data), "out": str(tmp_path / "out"), "n_anchors": 20}
-        return RunConfig(**{**settings, **changes})
+        paths = {"model": str(checkpoint), "data": str(data), "out": str(tmp_path / "out")}
+        return RunConfig(**{**paths, "n_anchors": 20, "report": False, **changes})
 
     return make

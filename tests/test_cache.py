@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from softh_probe import run as run_module
 from softh_probe.cache import Cache, cache_folder, key_of, tokenizer_fingerprint
+from softh_probe.run import run
 
-run = partial(run_module.run, report=False)
 LABELS = ["input_bigram", "output_unigram", "column:language"]
 
 

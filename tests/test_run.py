@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,10 @@ from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.result import FORMAT
-from softh_probe.run import run as run_and_report
+from softh_probe.run import run
 from tests import references
 from tests.conftest import LANGUAGES, TEXTS, assert_same_values, tiny_llama
 from tests.test_probe import NAMES, NGRAMS, value
-
-run = partial(run_and_report, report=False)
 
 
 def tokens_of(checkpoint, texts=TEXTS):
@@ -55,7 +52,7 @@ def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch)
 
 
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
-    result = run_and_report(config(labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
+    result = run(config(report=True, labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
     drawn = ("overview", "entropy", "information", "chance", "optimality", "plane")
     figures = {f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")}
@@ -86,7 +83,7 @@ def test_a_report_that_fails_costs_no_result(config, tmp_path, monkeypatch, caps
         raise OSError("no font")
 
     monkeypatch.setattr("softh_probe.run.write_run_report", fail)
-    run_and_report(config())
+    run(config(report=True))
     assert "the report could not be written (OSError: no font)" in capsys.readouterr().err
     loaded = ProbeResult.load(tmp_path / "out")
     assert any("no font" in text for text in loaded.info["warnings"])

@@ -7,23 +7,20 @@ import re
 import shutil
 import signal
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 import softh_probe.forward
-import softh_probe.run
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
+from softh_probe.run import run
 from softh_probe.snapshots import Snapshots
 from tests.conftest import tiny_llama, write_texts
-
-run = partial(softh_probe.run.run, report=False)
 
 SETTINGS = {
     "labels": ["input_unigram", "output_unigram", "input_bigram", "output_trigram", "column:language"],
@@ -64,6 +61,7 @@ def whole(checkpoint, tmp_path_factory) -> dict[str, bytes]:
         RunConfig(
             **SETTINGS,
             n_anchors=20,
+            report=False,
             model=str(checkpoint),
             data=str(folder / "texts.jsonl"),
             cache="none",
@@ -307,7 +305,7 @@ def test_handlers_are_put_back_and_other_threads_do_without(config):
 def test_the_command_line_says_how_to_go_on(config, stop_after, capsys):
     config = config(**SETTINGS)
     options = [f"--{name}={value}" for name, value in (("model", config.model), ("data", config.data))]
-    options += ["--tokens-per-batch=60", f"--out={config.out}"]
+    options += ["--tokens-per-batch=60", "--no-report", f"--out={config.out}"]
     stop_after({3: signal.SIGTERM})
     assert main(["run", *options]) == 128 + 15
     assert re.search(
