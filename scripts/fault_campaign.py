@@ -119,16 +119,16 @@ class Campaign:
     def files(self, out: Path) -> dict[str, bytes]:
         return {name: (out / name).read_bytes() for name in FILES}
 
-    def disturb(self, out: Path, *signals: int) -> bool:
-        """Start the command and send signals at random moments of its life; whether it ended by itself before."""
+    def disturb(self, out: Path, *signals: int) -> int:
+        """Start the command and send signals at random moments of its life; how it ended, as `attempt`."""
         process = self.start(out)
         for number in signals:
             time.sleep(self.random.uniform(0, self.seconds) / len(signals))
             done, status = os.waitpid(process, os.WNOHANG)
             if done:
-                return os.waitstatus_to_exitcode(status) == 0
+                return os.waitstatus_to_exitcode(status)
             os.kill(process, number)
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
     def check_partial(self, trial: str, out: Path) -> None:
         """Nothing that is not whole passes for a result."""
@@ -156,9 +156,11 @@ def killed(campaign: Campaign, trials: int) -> str:
     kills = resumed = 0
     while kills < trials:
         out = campaign.new("killed")
-        while not campaign.disturb(out, signal.SIGKILL):
+        while campaign.disturb(out, signal.SIGKILL):
             kills += 1
             campaign.check_partial("killed", out)
+            if is_result(out):  # killed when all was done
+                break
             if kills >= trials or campaign.random.random() < 0.3:
                 campaign.check_done("killed", out, campaign.attempt(out))
                 break
@@ -171,7 +173,7 @@ def terminated_twice(campaign: Campaign, trials: int) -> str:
     """SIGTERM, and once more while the first is being obeyed."""
     for _ in range(trials):
         out = campaign.new("terminated")
-        if not campaign.disturb(out, signal.SIGTERM, signal.SIGTERM):
+        if campaign.disturb(out, signal.SIGTERM, signal.SIGTERM) > 0:  # below it, a signal met it while it was ending
             campaign.check_one_line("terminated", out)
         campaign.check_partial("terminated", out)
         code = 0 if is_result(out) else campaign.attempt(out)
