@@ -188,6 +188,8 @@ class SweepFolder:
         failure.reason = " ".join(reason.split())
         failure.log = str(self.log(point).relative_to(self.path))
         failure.time = datetime.now(UTC).isoformat(timespec="seconds")
+        with self.log(point).open("a", encoding="utf-8") as log:
+            log.write(f"--- {failure.time} {failure.reason}\n")
         write_text(self.failure_path(point), json.dumps(dataclasses.asdict(failure), indent=2))
         return failure
 

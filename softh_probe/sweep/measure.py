@@ -7,10 +7,11 @@ import errno
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
-from datetime import datetime
+from datetime import UTC, datetime
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def measure(config: SweepConfig, point: Point, *, killed: int, reason: Any) -> N
     """
     folder = SweepFolder(config.out)
     _settle(folder.log(point))
-    print(f"--- {datetime.now():%Y-%m-%d %H:%M:%S} {point.checkpoint}, process {os.getpid()}", file=sys.stderr)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    print(f"--- {now} {point.checkpoint} in process {os.getpid()} on {socket.gethostname()}", file=sys.stderr)
     code = EXIT_FAILED
     try:
         Downloads(folder, config).fetch(point)
