@@ -1,136 +1,35 @@
 """Sweeps through the local launcher: real processes, real checkpoints, real kills."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
-import pytest
-import yaml
 
 from softh_probe import ProbeResult
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
-from softh_probe.errors import InputError
 from softh_probe.run import run
-from softh_probe.sweep import SweepConfig, collect, sweep
 from softh_probe.sweep.folder import SweepFolder
-from tests.training_run import train, write_texts
-
-N = 12
-
-
-@pytest.fixture(scope="module")
-def training(tmp_path_factory) -> Path:
-    """Twelve checkpoints of one training run, and texts."""
-    folder = tmp_path_factory.mktemp("training")
-    train(folder / "run", N)
-    write_texts(folder / "texts.jsonl")
-    return folder
-
-
-@pytest.fixture
-def config_file(training, tmp_path):
-    """A sweep's configuration file in a folder of its own."""
-
-    def make(**changes) -> Path:
-        settings = {
-            "model": str(training / "run" / "checkpoint-*"),
-            "data": str(training / "texts.jsonl"),
-            "out": str(tmp_path / "out"),
-            "labels": ["input_unigram", "output_unigram"],
-            "n_anchors": 20,
-            "workers": 2,
-            "gpus_per_worker": 0,
-        }
-        path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({**settings, **changes}))
-        return path
-
-    return make
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "softh_probe.cli", *map(str, words)]
-
-
-def sweep_command(path: Path, *more: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command("sweep", "--config", path, *more), capture_output=True, text=True, timeout=300)
-
-
-@contextlib.contextmanager
-def started(path: Path, *more: object):
-    """A sweep that runs beside the test, in a process group of its own; nothing of it is left after the block."""
-    process = subprocess.Popen(
-        command("sweep", "--config", path, *more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        family = descendants(process.pid)
-        for one in [*family, process]:
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                one.kill()
-        process.wait()
-
-
-def descendants(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def wait_for(what, timeout: float = 90.0):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {timeout} s in vain")
-
-
-def info_of(out: Path) -> dict:
-    return json.loads((out / "sweep.json").read_text())
-
-
-def attempts(log: str) -> int:
-    return log.count(" in process ")
-
-
-def statuses(out: Path) -> dict[str, str]:
-    return {c["checkpoint"]: c["status"] for c in info_of(out)["checkpoints"]}
-
-
-def n_results(out: Path) -> int:
-    return len(list(out.glob("checkpoints/*/result.json")))
-
-
-def running(out: Path) -> list[dict]:
-    """Claims of checkpoints whose measuring process has started."""
-    found = []
-    for path in out.glob("work/claims/*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            claim = json.loads(path.read_text())
-            if len(claim["processes"]) == 2:
-                found.append({**claim, "name": path.stem})
-    return found
-
-
-def written(out: Path) -> dict[str, int]:
-    """When each result was finished: what was done twice has another time."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("checkpoints/*/result.json")}
+from tests.sweeps import (
+    N,
+    attempts,
+    command,
+    descendants,
+    info_of,
+    n_results,
+    running,
+    started,
+    statuses,
+    sweep_command,
+    wait_for,
+    written,
+)
 
 
 def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, training, tmp_path):
@@ -138,7 +37,9 @@ def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, tra
     shutil.copytree(training / "run", run_folder)
     weights = run_folder / "checkpoint-5" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    shutil.copyfile(run_folder / "checkpoint-3" / "model.safetensors", run_folder / "checkpoint-4" / "model.safetensors")
+    shutil.copyfile(
+        run_folder / "checkpoint-3" / "model.safetensors", run_folder / "checkpoint-4" / "model.safetensors"
+    )
     path, out = config_file(model=str(run_folder / "checkpoint-*")), tmp_path / "out"
     done = sweep_command(path)
     assert done.returncode == 1, done.stderr

@@ -65,7 +65,7 @@ def _lines(states: dict[Point, State]) -> list[str]:
     lines = []
     for point, state in states.items():
         if state.status == RUNNING and state.owner:
-            job = f", Slurm job {state.owner['job']}" if state.owner.get("job") else ""
+            job = f", Slurm job {state.owner['task']}" if state.owner.get("task") else ""
             where = f"process {state.owner['processes'][0][0]} on {state.owner['host']}{job}"
             lines.append(f"running  {point.checkpoint}: for {duration(time.time() - state.owner['since'])}, {where}")
     for point, state in states.items():

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from softh_probe.errors import SofthProbeError
-from softh_probe.result import RESULT_JSON
+from softh_probe.result import RESULT_JSON, is_result
 from softh_probe.sweep.claims import BEAT_S, is_running
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
@@ -135,7 +135,8 @@ class Worker:
             for point in [*first, *self.points]:
                 if point.folder in self._finished:
                     continue
-                if owner := self.folder.claims.break_dead(point.folder):
+                owner = self.folder.claims.break_dead(point.folder)
+                if owner and not is_result(self.folder.result(point)):
                     self._lost(point, owner)
                 state = self.folder.state(point)
                 if state.status == DONE and not is_whole(self.folder.result(point)):
@@ -146,7 +147,7 @@ class Worker:
                     continue
                 elif state.status != WAITING:
                     continue
-                if self.folder.claims.take(point.folder, job=os.environ.get("SLURM_JOB_ID")):
+                if self.folder.claims.take(point.folder, task=slurm_task()):
                     self._claimed = point
                     return point
         return None
@@ -207,3 +208,9 @@ class Worker:
     def _lost(self, point: Point, owner: dict[str, Any]) -> None:
         reason = f"its worker was killed or lost (process {owner['processes'][0][0]} on {owner['host']})"
         self.folder.record(point, reason, retries=self.config.retries, lost=True)
+
+
+def slurm_task() -> str | None:
+    """The Slurm job that this process is part of, as scancel takes it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
