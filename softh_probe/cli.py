@@ -1,4 +1,4 @@
-"""The command line: `softh-probe run`, `layers`, `sweep`, `status`, `collect`."""
+"""The command line: `softh-probe run`, `layers`, `report`, `sweep`, `status`, `collect`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse_from_object
@@ -45,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> int:
-    from softh_probe.result import wide_table
+    from softh_probe.report.terminal import print_table
     from softh_probe.run import run  # heavy imports wait until there is something to run
 
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
     config = RunConfig(**values)
     result = run(config)
-    print(wide_table(result).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-    print(f"results in {config.out}", file=sys.stderr)
+    print_table(result)
+    print(f"results in {config.out}; open {Path(config.out) / 'report.html'}", file=sys.stderr)
     return 0
 
 
@@ -109,9 +110,26 @@ def _layers(options: Namespace) -> int:
     return 0
 
 
+def _report(options: Namespace) -> int:
+    from softh_probe.report.page import write_report
+
+    folders = options.folders
+    out = options.out or (folders[0] if len(folders) == 1 else "report")
+    print(write_report(folders, out, allow_different=options.allow_different))
+    return 0
+
+
 #: Fields of a run that say which model, and where.
 LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
-COMMANDS = {"run": _run, "layers": _layers, "sweep": _sweep, "status": _status, "collect": _collect}
+REPORT_FIELDS = ("folders", "out", "allow_different")
+COMMANDS = {
+    "run": _run,
+    "layers": _layers,
+    "report": _report,
+    "sweep": _sweep,
+    "status": _status,
+    "collect": _collect,
+}
 
 
 def _parser() -> ArgumentParser:
@@ -124,6 +142,7 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
     commands.add_subcommand("layers", _layers_parser(), help="Show what would be probed, from the config alone.")
+    commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
     sweep = _config_parser(SweepConfig, leave_out=("overwrite",))
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, what is done, time and disk.")
     commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
@@ -134,6 +153,28 @@ def _parser() -> ArgumentParser:
         of_folder = ArgumentParser(exit_on_error=False, description=text)
         of_folder.add_argument("folder", type=str, help="Output folder of a sweep.")
         commands.add_subcommand(name, of_folder, help=text)
+    return parser
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False,
+        description="Write report.html, a page that opens without a network, and figures as PNG and SVG: of a run, of "
+        "several side by side, or of a sweep. Prints the page's path.",
+    )
+    parser.add_argument("folders", nargs="+", type=str, metavar="FOLDER", help="Folders of results, or one of a sweep.")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        help="Folder to write into; null is the folder itself, or `report` here if there are several.",
+    )
+    parser.add_argument(
+        "--allow-different",
+        action=ActionYesNo(no_prefix="no-"),
+        default=False,
+        help="Show results side by side although they were measured on different text or with different anchors; the "
+        "page then opens with a warning.",
+    )
     return parser
 
 
@@ -184,9 +225,10 @@ def _usage_line(message: str, command: str) -> str:
         line = re.sub(rf"\b{command}\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
         return f"{_typing_error(line) or line}; softh-probe {command} --help explains every field"
     name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
-    fields = {"run": [f.name for f in dataclasses.fields(RunConfig)], "layers": list(LAYERS_FIELDS)}
-    fields["sweep"] = [f.name for f in dataclasses.fields(SweepConfig) if f.name != "overwrite"] + ["dry_run"]
-    valid = fields.get(command, ["folder"])
+    fields: dict[str, Sequence[str]] = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
+    fields |= {"status": ("folder",), "collect": ("folder",)}
+    fields["sweep"] = [*(f.name for f in dataclasses.fields(SweepConfig) if f.name != "overwrite"), "dry_run"]
+    valid = list(fields.get(command, [field.name for field in dataclasses.fields(RunConfig)]))
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"

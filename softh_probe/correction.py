@@ -107,7 +107,7 @@ def bias_curves(
     q_RSM = sample_RSM.float()
     mean_SM = mass_SM.double() / mass_SM.double().sum(dim=-1, keepdim=True)
     shuffled = torch.stack([_shuffle(q_RSM, generator) for _ in range(SHUFFLES)])
-    entropies = _mean_entropies(q_RSM[shuffled], len(q_RSM) // 16)
+    entropies = _mean_entropies(q_RSM[shuffled], len(q_RSM) // 16, distinct=1)
     entropy_GS = torch.stack(list(entropies.values()))
 
     # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
@@ -115,7 +115,7 @@ def bias_curves(
     inverse_G = 1.0 / torch.tensor(list(entropies), dtype=torch.float64)
     small_GS = (cross_S - entropy_GS) / _v(inverse_G, n_positions).unsqueeze(1)
     # As n grows, KL tends to half of χ².
-    variance_SM = q_RSM.double().var(dim=0, correction=min(len(q_RSM) - 1, 1))
+    variance_SM = (q_RSM - q_RSM.mean(dim=0)).square_().sum(dim=0).double() / max(len(q_RSM) - 1, 1)
     limit_S = (variance_SM / mean_SM.clamp_min(1e-300)).sum(dim=-1) / 2
     inverse_G = torch.cat([inverse_G.new_zeros(1), inverse_G])
     chance_GS = torch.cat([limit_S.unsqueeze(0), small_GS])
@@ -125,7 +125,8 @@ def bias_curves(
 
     curves = [chance_GS]
     if len(q_RSM) >= SCATTER:
-        curves += [_reference_curve(q_RSM, shared, inverse_G, generator) for shared in SHARED]
+        logits_RSM = q_RSM.clamp_min(torch.finfo(torch.float32).tiny).log_()
+        curves += [_reference_curve(logits_RSM, shared, inverse_G, generator) for shared in SHARED]
     return BiasCurves(inverse_G=inverse_G, g_KGS=torch.stack(curves), n_positions=n_positions)
 
 
@@ -205,14 +206,14 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
     return ratio_CS * divergence_CS
 
 
-def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator: torch.Generator) -> Tensor:
+def _reference_curve(logits_RSM: Tensor, shared: float, inverse_G: Tensor, generator: torch.Generator) -> Tensor:
     """g [G, S] of labels that share a part of the positions' variance, drawn from infinitely many positions."""
-    logits_RSM = q_RSM.clamp_min(torch.finfo(torch.float32).tiny).log()
     mean_SM = logits_RSM.mean(dim=0)
-    logits_RSM = logits_RSM - mean_SM
-    centres = logits_RSM[_shuffle(q_RSM, generator)[:CENTRES]].unsqueeze(1)
-    scatter = logits_RSM[torch.stack([_shuffle(q_RSM, generator)[:SCATTER] for _ in range(len(centres))])]
-    logits = mean_SM + shared**0.5 * centres + (1 - shared) ** 0.5 * scatter
+    centres = logits_RSM[_shuffle(logits_RSM, generator)[:CENTRES]]
+    scatter = logits_RSM[torch.stack([_shuffle(logits_RSM, generator)[:SCATTER] for _ in range(len(centres))])]
+    # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
+    near, far = shared**0.5, (1 - shared) ** 0.5
+    logits = scatter.mul_(far).add_((mean_SM * (1 - near - far) + near * centres).unsqueeze(1))
     found = _mean_entropies(torch.softmax(logits, dim=-1), SCATTER)
     # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
     last_S, half_S = found[SCATTER], found[SCATTER // 2]
@@ -222,25 +223,29 @@ def _reference_curve(q_RSM: Tensor, shared: float, inverse_G: Tensor, generator:
     return _interpolate(inverse_G, own, torch.cat([(SCATTER * (last_S - half_S)).unsqueeze(0), small_GS]))
 
 
-def _mean_entropies(q_GRSM: Tensor, largest: int) -> dict[int, Tensor]:
-    """Mean entropy [S] of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1."""
+def _mean_entropies(q_GRSM: Tensor, largest: int, distinct: int | None = None) -> dict[int, Tensor]:
+    """Mean entropy [S] of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
+
+    Args:
+        distinct: groups, the first ones, that are of different rows; the others are the same ones in another order.
+    """
 
     def mean_entropy(sums_GRSM: Tensor, n: int) -> Tensor:
         return weighted_entropy(sums_GRSM).mean(dim=(0, 1)) / n
 
-    found = {1: mean_entropy(q_GRSM, 1)}
+    found = {1: mean_entropy(q_GRSM[:distinct], 1)}
     for first in (2, 3):
         sums, size = q_GRSM, 1
         while size * (group := first if size == 1 else 2) <= largest:
             size *= group
-            whole = sums.shape[1] // group * group
-            sums = sums[:, :whole].unflatten(1, (-1, group)).sum(dim=2)
+            n_sums = sums.shape[1] // group
+            sums = sum(sums[:, i : n_sums * group : group] for i in range(1, group)) + sums[:, : n_sums * group : group]
             found[size] = mean_entropy(sums, size)
     return dict(sorted(found.items(), reverse=True))
 
 
-def _shuffle(q_RSM: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randperm(len(q_RSM), generator=generator)
+def _shuffle(rows_RSM: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randperm(len(rows_RSM), generator=generator)
 
 
 def _v(inverse_C: Tensor, n_positions: int) -> Tensor:

@@ -20,6 +20,9 @@ from softh_probe.anchors import sample_anchors
 from softh_probe.calibration import resolve_temperature
 from softh_probe.errors import InputError
 
+#: Norms of which float32 squares are neither lost nor infinite.
+_SAFE = (1e-12, 1e15)
+
 
 def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logarithm of the soft assignments of hidden states to anchors.
@@ -36,12 +39,20 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tu
         uniform there) or not finite (log q may be NaN).
     """
     n_sets, n_anchors, dim = anchors_SMD.shape
-    # In float64, for the squares of large or small float32 numbers over- and underflow.
-    norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
+    norm_N = _norm(z_ND)
     valid_N = torch.isfinite(norm_N) & (norm_N > 0)
     logits_NK = z_ND @ anchors_SMD.reshape(n_sets * n_anchors, dim).T
     logits_NK = logits_NK / torch.where(valid_N, norm_N * temperature, 1.0).unsqueeze(-1)
     return torch.log_softmax(logits_NK.unflatten(-1, (n_sets, n_anchors)), dim=-1), valid_N
+
+
+def _norm(z_ND: Tensor) -> Tensor:
+    """‖z‖ [N], also where the squares of float32 numbers over- or underflow."""
+    if z_ND.device.type == "cpu":  # where float64 costs a copy, and looking at values costs nothing
+        norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
+        if len(norm_N) == 0 or (norm_N.min() > _SAFE[0] and norm_N.max() < _SAFE[1]):
+            return norm_N
+    return torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
 
 
 def entropy(mass: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from softh_probe.errors import InputError
 from softh_probe.estimator import entropy
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.statistics import LayerStatistics, Rows, named_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 2
 RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
@@ -197,6 +200,34 @@ class ProbeResult:
                 "sd": values_RS.std(dim=1).numpy() if values_RS.shape[1] > 1 else math.nan,
             }
         )
+
+    # --- to look at ----------------------------------------------------------------------------------------
+
+    def plot(self, figure: str = "overview", unit: str = "efficiency") -> Figure:
+        """A matplotlib figure, which notebooks show: result.plot("plane").savefig("plane.svg").
+
+        Args:
+            figure: "overview", "entropy", "information", "chance", "optimality", "plane", or a label set that shows
+                its labels one by one ("column:language"), for the entropy of each.
+            unit: as in `to_pandas`.
+
+        Raises:
+            InputError: no such figure, label set or unit.
+        """
+        from softh_probe.report.figures import FIGURES, entropy_by_label  # figures are made of results
+
+        self._scale(unit)
+        if figure in FIGURES:
+            return FIGURES[figure](self, unit)
+        sets = list(dict.fromkeys(name for name, _ in self.labels))
+        if {figure, COLUMN_PREFIX + figure} & set(sets):
+            return entropy_by_label(self, figure, unit)
+        raise InputError(f"figure: expected one of {', '.join([*FIGURES, *sets])}, got {figure!r}")
+
+    def _repr_html_(self) -> str:
+        from softh_probe.report.notebook import to_html
+
+        return to_html(self)
 
     # --- files ---------------------------------------------------------------------------------------------
 

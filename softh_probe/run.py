@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,11 @@ from softh_probe.numbering import Numbering
 from softh_probe.output import output_folder
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.report.figures import chance_by_layer, entropy_by_layer, information_by_layer
+from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.sources import data_identity
 
 CONFIG_YAML = "config.yaml"
-FIGURES = {"entropy": entropy_by_layer, "information": information_by_layer, "chance": chance_by_layer}
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
@@ -99,10 +99,9 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             for text in result.info["warnings"]:
                 say(f"warning: {text}")
             (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
-            for name, draw in FIGURES.items():
-                draw(result).savefig(folder / f"{name}.png", dpi=150)
         result.info["seconds"] = seconds.spent
         result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
+        _draw(result, folder, say)
         result.save(folder)
     return result
 
@@ -191,6 +190,16 @@ def config_yaml(config: RunConfig) -> str:
     """The configuration as a file that `softh-probe run --config` takes."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _draw(result: ProbeResult, folder: Path, say: _Teller) -> None:
+    """Write the page and the figures; what was measured is kept, whatever goes wrong with them."""
+    try:
+        write_run_report(result, folder)
+    except Exception as error:
+        text = f"the report could not be written ({type(error).__name__}: {error}); try `softh-probe report` later"
+        result.info["warnings"].append(text)
+        say(f"warning: {text}")
 
 
 def _check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:

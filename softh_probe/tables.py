@@ -148,7 +148,7 @@ def weighted_entropy(mass_LSM: Tensor) -> Tensor:
     """
     n = mass_LSM.sum(dim=-1).double()
     tiny = torch.finfo(mass_LSM.dtype).tiny
-    return torch.xlogy(n, n) - (mass_LSM * mass_LSM.clamp_min(tiny).log_()).sum(dim=-1)
+    return torch.xlogy(n, n) - mass_LSM.clamp_min(tiny).log_().mul_(mass_LSM).sum(dim=-1)
 
 
 def _with_rows(table: Tensor, n_rows: int) -> Tensor:

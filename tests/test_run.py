@@ -87,8 +87,9 @@ def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch)
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
     result = run(config(labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
-    figures = {"entropy.png", "information.png", "chance.png"}
-    names = {"config.yaml", "layers.csv", "layers.parquet", "result.json"} | figures
+    drawn = ("overview", "entropy", "information", "chance", "optimality", "plane")
+    figures = {f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")}
+    names = {"config.yaml", "layers.csv", "layers.parquet", "report.html", "result.json"} | figures
     assert {path.name for path in out.iterdir()} == names | {"sums.safetensors"}
     table = result.to_pandas()
     pd.testing.assert_frame_equal(pd.read_parquet(out / "layers.parquet"), table)
@@ -108,6 +109,17 @@ def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, 
     assert info["peak_memory_gib"]["host"] > 0
     assert info["versions"]["torch"] == torch.__version__
     assert info["model"]["trust_remote_code"] is False
+
+
+def test_a_report_that_fails_costs_no_result(config, tmp_path, monkeypatch, capsys):
+    def fail(result, folder):
+        raise OSError("no font")
+
+    monkeypatch.setattr("softh_probe.run.write_run_report", fail)
+    run(config())
+    assert "the report could not be written (OSError: no font)" in capsys.readouterr().err
+    loaded = ProbeResult.load(tmp_path / "out")
+    assert any("no font" in text for text in loaded.info["warnings"])
 
 
 def test_a_result_reads_back_and_a_damaged_one_is_refused(config, tmp_path):

@@ -83,8 +83,9 @@ def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, tra
     csv = pd.read_csv(out / "sweep.csv", keep_default_na=False, na_values={"sd": "", "tokens": ""})
     assert len(csv) == len(table)
     assert csv.step.dtype == int
-    assert (out / "layers_by_step.png").stat().st_size > 10_000
-    assert (out / "information_plane.png").stat().st_size > 10_000
+    assert (out / "entropy.png").stat().st_size > 10_000
+    assert (out / "information_input_unigram.png").stat().st_size > 10_000
+    assert "checkpoint-5" in (out / "report.html").read_text()
     for checkpoint in info["checkpoints"]:
         if checkpoint["status"] == "done":
             result = ProbeResult.load(out / checkpoint["folder"])

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from softh_probe.labels import ORDERS
 from softh_probe.result import ProbeResult
 
+#: Labels that a heat map shows at most.
+MOST_LABELS = 40
+
+LAYER_AXIS = "layer (0: embeddings; last: final norm)"
 UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -21,6 +37,17 @@ _CHANCE_LINES = (
 )
 
 
+class Picture(Figure):
+    """A matplotlib figure that a notebook shows, whatever backend it uses."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a label's script: shown as boxes
+            self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """H(Z) of every layer, with the sd over anchor sets where there are several."""
     figure, axes = _axes("Entropy of the hidden states", f"H(Z) ({UNIT_NAMES[unit]})")
@@ -31,12 +58,7 @@ def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
 def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """I(X;Z) of every layer with each label set: inputs solid, outputs dashed, in the same colour for each order."""
     figure, axes = _axes("Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
-    kinds = list(dict.fromkeys(name.removeprefix("input_").removeprefix("output_") for name in result.label_sets))
-    for label_set in result.label_sets:
-        kind = label_set.removeprefix("input_").removeprefix("output_")
-        colour = COLOURS[kinds.index(kind) % len(COLOURS)]
-        style = "--" if label_set.startswith("output_") else "-"
-        _line(axes, result, unit, "mutual_information", label_set, colour, label=_plain(label_set), linestyle=style)
+    _information_lines(axes, result, unit)
     if result.label_sets:
         figure.legend(loc="outside right upper", frameon=False)
     return figure
@@ -47,7 +69,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     names = result.label_sets
     n_columns = max(1, min(4, (len(names) + 1) // 2))
     n_rows = max(1, -(-len(names) // n_columns))
-    figure = Figure(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
+    figure = Picture(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     table = result.to_pandas(unit)
     ordered = sorted(names, key=lambda name: name.startswith("output_"))  # inputs above, outputs below
@@ -63,11 +85,208 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
         axes.grid(axis="y", alpha=0.3)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("layer (0: embeddings; last: final norm)", fontsize="medium")
+    figure.supxlabel(LAYER_AXIS, fontsize="medium")
     figure.supylabel(f"I(X;Z) ({UNIT_NAMES[unit]})", fontsize="medium")
     if names:
         figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
+
+
+def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
+    """I with what follows over I with what came before, of every layer: raw solid, corrected dashed. A ratio."""
+    figure, axes = _axes("Optimality: how much of what layers hold helps to predict", "optimality (ratio)")
+    _optimality_lines(axes, result, unit)
+    if axes.lines:
+        axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
+        axes.set_ylim(bottom=0)
+        figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def information_plane(result: ProbeResult, unit: str = "efficiency", metric: str = "mutual_information") -> Figure:
+    """I with the input (x) against I with the output (y), a point a layer, joined in order; a panel an order.
+
+    On the diagonal all that a layer holds of the past serves the future. `metric` may be
+    "mutual_information_corrected".
+    """
+    orders = _orders(result)
+    figure = Picture(figsize=(1.4 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
+    grid = figure.subplots(1, max(1, len(orders)), squeeze=False)[0]
+    for axes, order in zip(grid, orders, strict=False):
+        _plane(axes, result, unit, order, metric)
+        axes.set_title(order, loc="left", fontsize="medium")
+    if orders:
+        _layer_bar(figure, grid, len(result.rows))
+    else:
+        grid[0].set_visible(False)
+    return figure
+
+
+def entropy_by_label(result: ProbeResult, label_set: str, unit: str = "efficiency") -> Figure:
+    """H(Z|X=x) of each label (row) in every layer, of a set that shows its labels one by one; frequent ones first."""
+    table = result.conditional_entropy(label_set, unit)
+    counts = table.groupby("label", sort=False)["count"].max().sort_values(ascending=False, kind="stable")
+    counts = counts.head(MOST_LABELS)
+    wide = table.pivot_table(index="label", columns="layer", values="value", dropna=False, sort=False)
+    values = wide.reindex(counts.index).to_numpy(float)
+    figure = Picture(figsize=(8, 1.6 + 0.26 * len(counts)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.set_yticks(range(len(counts)), [f"{_short(str(k))} ({n:,})" for k, n in counts.items()])
+    axes.set_title(f"Entropy by {_plain(label_set.removeprefix('column:'))}", loc="left")
+    axes.set_xlabel(LAYER_AXIS)
+    axes.set_ylabel("label (positions)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=axes, label=f"H(Z|x) ({UNIT_NAMES[unit]})", pad=0.01)
+    return figure
+
+
+def overview(result: ProbeResult, unit: str = "efficiency") -> Figure:
+    """Entropy, information, optimality and the information plane of one result, on one sheet."""
+    orders = _orders(result)
+    names = ["entropy"] + ["information"] * bool(result.label_sets) + ["optimality", "plane"] * bool(orders)
+    n_columns = min(2, len(names))
+    n_rows = -(-len(names) // n_columns)
+    figure = Picture(figsize=(1.6 + 4.6 * n_columns, 3.6 * n_rows), layout="constrained")
+    grid = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    _dress(grid[0], "Entropy", f"H(Z) ({UNIT_NAMES[unit]})")
+    _line(grid[0], result, unit, "entropy", "", COLOURS[0], label=None)
+    if result.label_sets:
+        _dress(grid[1], "Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
+        _information_lines(grid[1], result, unit)
+        figure.legend(*grid[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    if orders:
+        _dress(grid[2], "Optimality: raw (solid), corrected (dashed)", "optimality (ratio)")
+        _optimality_lines(grid[2], result, unit)
+        grid[2].set_ylim(bottom=0)
+        _plane(grid[3], result, unit, orders[0], "mutual_information")
+        grid[3].set_title(f"Information plane, {orders[0]}", loc="left")
+        _layer_bar(figure, [grid[3]], len(result.rows))
+    return figure
+
+
+def compared_by_depth(
+    results: Sequence[ProbeResult],
+    titles: Sequence[str],
+    metric: str = "entropy",
+    unit: str = "efficiency",
+) -> Figure:
+    """One metric of several results against relative depth (0: first row, 1: last), a panel a label set."""
+    sets = [""] if metric == "entropy" else list(dict.fromkeys(s for result in results for s in result.label_sets))
+    n_columns = max(1, min(4, (len(sets) + 1) // 2))
+    n_rows = max(1, -(-len(sets) // n_columns))
+    figure = Picture(figsize=(3.6 + 3 * n_columns, 1.4 + 2.4 * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    tables = [result.to_pandas(unit) for result in results]
+    for axes, label_set in zip(grid.flat, sets, strict=False):
+        for i, (table, title) in enumerate(zip(tables, titles, strict=True)):
+            part = table[(table.metric == metric) & (table.label_set == label_set)]
+            if len(part):
+                x = np.linspace(0, 1, len(part))
+                y, sd = part.value.to_numpy(float), part.sd.to_numpy(float)
+                axes.plot(x, y, color=COLOURS[i % len(COLOURS)], label=_wrapped(title), linewidth=1.5)
+                axes.fill_between(x, y - sd, y + sd, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
+        axes.set_title(_plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in grid.flat[len(sets) :]:
+        axes.set_visible(False)
+    figure.supxlabel("relative depth (0: first row, 1: last)", fontsize="medium")
+    figure.supylabel(f"{'H(Z)' if metric == 'entropy' else 'I(X;Z)'} ({UNIT_NAMES[unit]})", fontsize="medium")
+    if sets:
+        handles = {k: h for axes in grid.flat for h, k in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def layers_by_step(table: pd.DataFrame, steps: Sequence[str], metric: str, label_set: str = "") -> Figure:
+    """A metric of every layer (rows) at each checkpoint (columns), from a sweep's table.
+
+    Args:
+        table: columns checkpoint, layer, label_set, metric, value, in units of log m, of one model.
+        steps: what to call each checkpoint, in the order in which they stand in the table.
+        metric: one of the table's.
+        label_set: one of the table's; empty for entropy.
+    """
+    part = table[(table.metric == metric) & (table.label_set == label_set)]
+    wide = part.pivot_table(index="layer", columns="checkpoint", values="value", sort=False, dropna=False)
+    figure = Picture(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        wide.sort_index().to_numpy(float), aspect="auto", origin="lower", cmap="viridis", interpolation="nearest"
+    )
+    every = max(1, -(-len(steps) // 9))
+    axes.set_xticks(range(0, len(steps), every), [_short(step) for step in steps[::every]])
+    axes.set_xlabel("training step (checkpoints evenly spaced)")
+    axes.set_ylabel(LAYER_AXIS)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    name = metric.replace("_", " ") + (f" · {_plain(label_set)}" if label_set else "")
+    axes.set_title(name[:1].upper() + name[1:], loc="left")
+    figure.colorbar(image, ax=axes, label=UNIT_NAMES["efficiency"], pad=0.01)
+    return figure
+
+
+#: Figures by the names that `ProbeResult.plot` takes and that files have.
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "overview": overview,
+    "entropy": entropy_by_layer,
+    "information": information_by_layer,
+    "chance": chance_by_layer,
+    "optimality": optimality_by_layer,
+    "plane": information_plane,
+}
+
+
+def figures_of(result: ProbeResult) -> list[str]:
+    """Names of the figures that a result has something to show in."""
+    orders, sets = bool(_orders(result)), bool(result.label_sets)
+    missing = {"optimality", "plane"} if not orders else set()
+    missing |= {"information", "chance"} if not sets else set()
+    return [name for name in FIGURES if name not in missing]
+
+
+def _orders(result: ProbeResult) -> list[str]:
+    return [o for o in ORDERS if {f"input_{o}", f"output_{o}"} <= set(result.label_sets)]
+
+
+def _optimality_lines(axes: Axes, result: ProbeResult, unit: str) -> None:
+    for i, order in enumerate(_orders(result)):
+        colour = COLOURS[i % len(COLOURS)]
+        _line(axes, result, unit, "optimality", order, colour, label=order)
+        _line(axes, result, unit, "optimality_corrected", order, colour, label=f"{order}, corrected", linestyle="--")
+
+
+def _plane(axes: Axes, result: ProbeResult, unit: str, order: str, metric: str) -> None:
+    table = result.to_pandas(unit)
+    x, y = (
+        table[(table.metric == metric) & (table.label_set == f"{direction}_{order}")].value.to_numpy(float)
+        for direction in ("input", "output")
+    )
+    top = max(np.nanmax(np.append(x, 0)), np.nanmax(np.append(y, 0)), 1e-6) * 1.05
+    axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1)
+    axes.plot(x, y, color="0.6", linewidth=1, zorder=1)
+    axes.scatter(x, y, c=np.arange(len(x)), cmap="viridis", s=26, edgecolor="0.4", linewidth=0.4, zorder=2)
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"I(input; Z) ({UNIT_NAMES[unit]})")
+    axes.set_ylabel(f"I(output; Z) ({UNIT_NAMES[unit]})")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _layer_bar(figure: Figure, axes: Any, n_rows: int) -> None:
+    mappable = ScalarMappable(Normalize(0, max(1, n_rows - 1)), colormaps["viridis"])
+    figure.colorbar(mappable, ax=axes, label="layer", pad=0.02, shrink=0.8)
+
+
+def _short(label: str, longest: int = 24) -> str:
+    """A label as text on one line: no part of it is a formula."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in label).split()).replace("$", r"\$")
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def _wrapped(title: str) -> str:
+    return textwrap.fill(_short(title, 60), 24)
 
 
 def _plain(label_set: str) -> str:
@@ -76,15 +295,31 @@ def _plain(label_set: str) -> str:
 
 
 def _axes(title: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Picture(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes, title, y_label)
+    return figure, axes
+
+
+def _dress(axes: Axes, title: str, y_label: str, x_label: str = LAYER_AXIS) -> None:
     axes.set_title(title, loc="left")
-    axes.set_xlabel("layer (0: embeddings; last: final norm)")
+    axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    return figure, axes
+
+
+def _information_lines(axes: Axes, result: ProbeResult, unit: str) -> None:
+    kinds = list(dict.fromkeys(_kind(name) for name in result.label_sets))
+    for label_set in result.label_sets:
+        colour = COLOURS[kinds.index(_kind(label_set)) % len(COLOURS)]
+        style = "--" if label_set.startswith("output_") else "-"
+        _line(axes, result, unit, "mutual_information", label_set, colour, label=_plain(label_set), linestyle=style)
+
+
+def _kind(label_set: str) -> str:
+    return label_set.removeprefix("input_").removeprefix("output_")
 
 
 def _line(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from softh_probe.errors import InputError
+from softh_probe.loading_errors import essence
 from softh_probe.result import LAYERS_PARQUET, RESULT_JSON
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, is_whole, replacing, write_text
 from softh_probe.sweep.grid import Point
@@ -62,7 +63,7 @@ class Collection:
 
 
 def collect(out: str | Path) -> Collection:
-    """Gather what a sweep has found so far: sweep.parquet, sweep.csv, sweep.json and figures.
+    """Gather what a sweep has found so far: sweep.parquet, sweep.csv, sweep.json, figures and report.html.
 
     Memory does not grow with the number of checkpoints: results are read one by one.
 
@@ -90,8 +91,8 @@ def collect(out: str | Path) -> Collection:
                 "not_monotone": found.not_monotone,
             }
             write_text(folder.path / SWEEP_JSON, json.dumps(summary, indent=1, ensure_ascii=False))
-            if info:
-                _write_figures(folder)
+            if info and (problem := _write_report(folder)):
+                found.warnings.append(problem)
     except OSError as error:
         raise InputError(f"out: cannot write to {folder.path}: {error.strerror or error}") from error
     return found
@@ -205,13 +206,12 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _write_figures(folder: SweepFolder) -> None:
-    """Figures of the whole sweep; the place for its page, too."""
-    from softh_probe.report.sweep_figures import FIGURES
+def _write_report(folder: SweepFolder) -> str | None:
+    """The sweep's page and figures; returns what went wrong. The table is there, whatever becomes of them."""
+    from softh_probe.report.page import write_report
 
-    table = pd.read_parquet(folder.path / SWEEP_PARQUET, filters=[("metric", "in", ["entropy", "mutual_information"])])
-    for name, draw in FIGURES.items():
-        figure = draw(table)
-        if figure is not None:
-            with replacing(folder.path / f"{name}.png") as part:
-                figure.savefig(part, dpi=150, format="png")
+    try:
+        write_report([folder.path], folder.path)
+    except Exception as error:
+        return f"the report could not be written ({essence(error)}); `softh-probe report` tries again"
+    return None

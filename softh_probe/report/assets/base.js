@@ -1,0 +1,161 @@
+"use strict";
+// What all figures share: the data, units, text that is shown as text, panels and keys.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
+const DASHES = ["solid", "dash", "dot", "dashdot"];
+const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#a5db36"];
+const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected"]);
+const METRICS = {
+  mutual_information: "raw information",
+  mutual_information_corrected: "corrected information",
+  mutual_information_null: "information by chance",
+  mutual_information_max: "ceiling, if every label were unique",
+  conditional_entropy: "conditional entropy",
+  regularity: "regularity",
+  coverage: "coverage",
+};
+const ORDERS = ["unigram", "bigram", "trigram", "quadgram"];
+let unit = "efficiency";
+
+const unitName = () => DATA.units.find((u) => u.id === unit).name;
+const scaleOf = (metric, logM) =>
+  RATIOS.has(metric) || unit === "efficiency" ? 1 : unit === "nats" ? logM : logM / Math.LN2;
+const unitOf = (metric) => (RATIOS.has(metric) ? "ratio" : unitName());
+const scaled = (values, factor) => values.map((v) => (v === null || v === undefined ? null : v * factor));
+const plain = (name) => name.replace(/^column:/, "").replaceAll("_", " ");
+
+/** Text for plotly, which takes tags, entities, $TeX$ and %{templates} for markup: shown as it is written, on one line. */
+function text(value, longest = 60) {
+  const line = String(value).replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ");
+  const cut = line.length > longest ? line.slice(0, longest - 1) + "…" : line;
+  return cut.replace(/[&<>"$%]/g, (character) => `&#${character.charCodeAt(0)};`);
+}
+
+const shown = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const withSpread = (value, sd, digits = 4) => shown(value, digits) + (sd === null || sd === undefined ? "" : ` ± ${sd.toFixed(digits)}`);
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// --- figures ---------------------------------------------------------------------------------------------
+
+const figures = []; // {node, draw}: what is drawn anew when the unit or a choice changes
+const place = (name) => document.querySelector(`[data-chart="${name}"]`);
+
+/** How many panels stand side by side on a wide screen. */
+const columns = (name, n) => place(name).classList.add(`c${Math.min(4, Math.max(1, n))}`);
+
+/** A figure in the panel `name`; draw() returns {traces, layout}. */
+function figure(name, title, draw, height = 280) {
+  const plot = element("div", { class: "plot" });
+  plot.style.height = `${height}px`;
+  const caption = title ? [element("figcaption", {}, title)] : [];
+  place(name).append(element("figure", {}, ...caption, plot));
+  const entry = { node: plot, chart: name, draw, height };
+  figures.push(entry);
+  return entry;
+}
+
+function render(entry) {
+  const { traces, layout } = entry.draw();
+  const axis = { automargin: true, zeroline: false, showline: false, title: { standoff: 8 } };
+  const { xaxis = {}, yaxis = {}, ...others } = layout;
+  const whole = {
+    height: entry.height,
+    margin: { l: 56, r: 14, t: 10, b: 44 },
+    font: { family: "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, DejaVu Sans, sans-serif", size: 12 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false,
+    hovermode: "closest",
+    hoverlabel: { align: "left", namelength: 0 },
+    dragmode: false,
+    ...others,
+    xaxis: { ...axis, ...xaxis },
+    yaxis: { ...axis, ...yaxis },
+  };
+  const buttons = ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"];
+  return Plotly.react(entry.node, traces, whole, {
+    responsive: true,
+    displaylogo: false,
+    modeBarButtonsToRemove: buttons,
+    toImageButtonOptions: { format: "svg", filename: entry.chart },
+  });
+}
+
+const redraw = (...charts) => figures.filter((f) => charts.length === 0 || charts.includes(f.chart)).forEach(render);
+
+/** A line, and the band of its spread where there is one. `texts` are what hover shows. */
+function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true }) {
+  const traces = [];
+  if (sd && sd.some((s) => s !== null)) {
+    const known = x.map((_, i) => i).filter((i) => y[i] !== null && sd[i] !== null);
+    traces.push({
+      x: [...known.map((i) => x[i]), ...known.toReversed().map((i) => x[i])],
+      y: [...known.map((i) => y[i] + sd[i]), ...known.toReversed().map((i) => y[i] - sd[i])],
+      fill: "toself", fillcolor: colour + "2b", line: { width: 0 }, mode: "lines", hoverinfo: "skip", visible,
+    });
+  }
+  traces.push({
+    x, y, mode: markers ? "lines+markers" : "lines", line: { color: colour, dash, width }, marker: { size: 5, color: colour },
+    text: texts, hovertemplate: "%{text}<extra></extra>", visible,
+  });
+  return traces;
+}
+
+/** Ticks of an axis of layers: at most `most` of them, by their short names. */
+function layerTicks(rows, most = 9) {
+  const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(/^layer\./, "")));
+  const numbered = rows.every((row) => /^(embeddings|layer\.\d+|final_norm)$/.test(row));
+  const last = rows.length - 1;
+  const step = [1, 2, 5, 10, 20, 50, 100].find((s) => last / s <= most - 1) || Math.ceil(last / most);
+  const chosen = rows.map((_, i) => i).filter((i) => i === 0 || i === last || (i % step === 0 && last - i > 0.6 * step && (i > 0.6 * step)));
+  return {
+    tickvals: chosen, ticktext: chosen.map((i) => text(names[i], 12)), range: [-0.4, last + 0.4],
+    title: { text: numbered ? "layer" : "module", standoff: 8 },
+  };
+}
+
+/** Keys of lines, beside no data; with `toggles`, each hides and shows what it stands for. */
+function keys(id, entries, onToggle) {
+  const place = document.getElementById(id);
+  for (const entry of entries) {
+    const ns = "http://www.w3.org/2000/svg";
+    const svg = document.createElementNS(ns, "svg");
+    svg.setAttribute("width", "28"); svg.setAttribute("height", "10"); svg.setAttribute("aria-hidden", "true");
+    if (entry.area) {
+      const area = document.createElementNS(ns, "rect");
+      Object.entries({ width: 28, height: 10, fill: entry.colour, opacity: 0.35 }).forEach(([k, v]) => area.setAttribute(k, v));
+      svg.append(area);
+    }
+    const line = document.createElementNS(ns, "line");
+    const dashes = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3" }[entry.dash || "solid"];
+    Object.entries({ x1: 0, x2: 28, y1: entry.area ? 1 : 5, y2: entry.area ? 1 : 5, stroke: entry.colour, "stroke-width": 2.5, "stroke-dasharray": dashes })
+      .forEach(([k, v]) => line.setAttribute(k, v));
+    svg.append(line);
+    const key = element(onToggle ? "button" : "span", { class: "key", ...(onToggle && { type: "button", "aria-pressed": "true" }) }, svg, entry.name);
+    if (onToggle) {
+      key.addEventListener("click", () => {
+        entry.hidden = !entry.hidden;
+        key.setAttribute("aria-pressed", String(!entry.hidden));
+        onToggle();
+      });
+    }
+    place.append(key);
+  }
+  return entries;
+}
+
+/** Fill a <select>; its label is hidden where there is nothing to choose. Returns a function that reads it. */
+function choice(id, options, onChange) {
+  const select = document.getElementById(id);
+  if (!select) return () => options[0] && options[0][0];
+  select.append(...options.map(([value, name]) => element("option", { value }, name)));
+  if (options.length < 2) select.closest("label").hidden = true;
+  select.addEventListener("change", onChange);
+  return () => select.value;
+}

@@ -1,0 +1,248 @@
+"use strict";
+// One result, or several side by side, overlaid by relative depth.
+const RUNS = DATA.runs || [];
+const ONE = DATA.kind === "run";
+// Inputs, outputs, columns: where panels stand in as many columns as there are orders, input above output.
+const rank = (name) => (name.startsWith("input_") ? 0 : name.startsWith("output_") ? 1 : 2);
+const SETS = [...new Set(RUNS.flatMap((run) => run.label_sets))].sort((a, b) => rank(a) - rank(b));
+const N_INPUTS = SETS.filter((name) => rank(name) === 0).length;
+const ALL_SERIES = Object.assign({}, ...RUNS.map((run) => run.series));
+const LINES = [
+  { metric: "mutual_information_max", name: "ceiling: if every label were unique", colour: "#7F7F7F", dash: "dot", width: 1.5 },
+  { metric: "mutual_information_null", name: "by chance", colour: "#E69F00", area: true, width: 1.5 },
+  { metric: "mutual_information", name: "raw", colour: "#0072B2", width: 2.2 },
+  { metric: "mutual_information_corrected", name: "corrected", colour: "#009E73", dash: "dash", width: 2.2 },
+];
+
+const runColour = (i) => COLOURS[i % COLOURS.length];
+const runDash = (i) => DASHES[Math.floor(i / COLOURS.length) % DASHES.length];
+
+/** A series in the chosen unit: {v, s} or null where the run has none. */
+function values(run, metric, labelSet) {
+  const series = run.series[`${metric}|${labelSet}`];
+  if (!series) return null;
+  const factor = scaleOf(metric, run.log_m);
+  return { v: scaled(series.v, factor), s: series.s ? scaled(series.s, factor) : null };
+}
+
+const depths = (run) => run.rows.map((_, i) => (ONE ? i : i / Math.max(1, run.rows.length - 1)));
+const layerAxis = (most = 9) => ONE ? layerTicks(RUNS[0].rows, most)
+  : { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : "relative depth (0: first row, 1: last)", standoff: 8 } };
+
+/** Traces of one metric, a line a run. */
+function overlaid(metric, labelSet, options = {}) {
+  return RUNS.flatMap((run, i) => {
+    const found = values(run, metric, labelSet);
+    if (!found || run.hidden) return [];
+    const texts = run.rows.map((row, r) => (ONE ? "" : `${text(run.title)}<br>`) + `<b>${text(row)}</b><br>${withSpread(found.v[r], found.s && found.s[r])} ${unitOf(metric)}`);
+    return lineWithBand(depths(run), found.v, found.s, { colour: runColour(i), dash: runDash(i), texts, ...options });
+  });
+}
+
+function entropyFigure() {
+  figure("entropy", "", () => ({
+    traces: overlaid("entropy", ""),
+    layout: { xaxis: layerAxis(), yaxis: { title: { text: `H(Z) (${unitName()})`, standoff: 8 } } },
+  }), 340);
+}
+
+/** The most that any panel shows, so that panels of one kind share an axis. */
+function most(metrics, sets) {
+  const found = RUNS.filter((run) => !run.hidden).flatMap((run) => metrics.flatMap((m) => sets.flatMap((s) => {
+    const of = values(run, m, s);
+    return of ? of.v.map((v, i) => (v === null ? 0 : v + ((of.s && of.s[i]) || 0))) : [];
+  })));
+  return Math.max(...found, 1e-6) * 1.04;
+}
+
+function informationFigures() {
+  let metric = () => "mutual_information";
+  if (ONE) {
+    keys("information-keys", LINES.filter((line) => SETS.some((s) => `${line.metric}|${s}` in ALL_SERIES)), () => redraw("information"));
+  } else {
+    metric = choice("information-metric", Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES)), () => redraw("information"));
+  }
+  columns("information", N_INPUTS > 1 ? N_INPUTS : Math.min(3, SETS.length));
+  for (const name of SETS) {
+    figure("information", plain(name) + (rank(name) < 2 ? "" : " (own scale)"), () => {
+      const traces = ONE ? informationLines(RUNS[0], name) : overlaid(metric(), name);
+      // N-grams share an axis; a column has one of its own, on which what it holds is not dwarfed by the ceiling.
+      const alike = rank(name) < 2 ? SETS.filter((s) => rank(s) < 2) : [name];
+      const drawn = LINES.filter((l) => !l.hidden && (rank(name) < 2 || l.metric !== "mutual_information_max"));
+      const top = ONE ? most(drawn.map((l) => l.metric), alike) : most([metric()], alike);
+      const title = ONE ? `I(X;Z) (${unitName()})` : `${metric() === "conditional_entropy" ? "H(Z|X)" : RATIOS.has(metric()) ? METRICS[metric()] : "I(X;Z)"} (${unitOf(metric())})`;
+      return { traces, layout: { xaxis: layerAxis(5), yaxis: { range: [0, top], title: { text: title, standoff: 8 } } } };
+    });
+  }
+}
+
+function informationLines(run, name) {
+  const of = Object.fromEntries(LINES.map((line) => [line.metric, values(run, line.metric, name)]));
+  const texts = run.rows.map((row, r) => `<b>${text(row)}</b>` + LINES.toReversed().map((line) => of[line.metric]
+    ? `<br>${line.name.split(":")[0]}: ${withSpread(of[line.metric].v[r], of[line.metric].s && of[line.metric].s[r])}` : "").join(""));
+  return LINES.flatMap((line) => {
+    const found = of[line.metric];
+    if (!found || line.hidden) return [];
+    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: false };
+    const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" ? found.s : null, style);
+    if (line.area) Object.assign(traces[0], { fill: "tozeroy", fillcolor: line.colour + "40" });
+    return traces;
+  });
+}
+
+function optimalityFigures() {
+  const orders = ORDERS.filter((order) => `optimality|${order}` in ALL_SERIES);
+  if (!orders.length) return;
+  const lines = [
+    { metric: "optimality", name: "raw", colour: "#0072B2" },
+    { metric: "optimality_corrected", name: "corrected", colour: "#009E73", dash: "dash" },
+  ];
+  let metric = () => "optimality";
+  if (ONE) keys("optimality-keys", lines, () => redraw("optimality"));
+  else metric = choice("optimality-metric", lines.map((line) => [line.metric, line.name]), () => redraw("optimality"));
+  columns("optimality", orders.length);
+  for (const order of orders) {
+    figure("optimality", plain(order), () => {
+      const traces = ONE
+        ? lines.filter((l) => !l.hidden).flatMap((l) => overlaid(l.metric, order, { colour: l.colour, dash: l.dash || "solid", markers: false }))
+        : overlaid(metric(), order);
+      const top = Math.max(1.05, most(ONE ? lines.filter((l) => !l.hidden).map((l) => l.metric) : [metric()], orders));
+      const bound = { type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: "#7F7F7F", dash: "dot", width: 1 } };
+      return { traces, layout: { shapes: [bound], xaxis: layerAxis(5), yaxis: { range: [0, top], title: { text: "optimality (ratio)", standoff: 8 } } } };
+    });
+  }
+}
+
+function planeFigures() {
+  const orders = ORDERS.filter((order) => `optimality|${order}` in ALL_SERIES);
+  if (!orders.length) return;
+  const metric = choice("plane-metric", ["mutual_information", "mutual_information_corrected"].map((m) => [m, METRICS[m]]), () => redraw("plane"));
+  columns("plane", orders.length);
+  for (const order of orders) {
+    figure("plane", plain(order), () => {
+      const top = most([metric()], [`input_${order}`, `output_${order}`]);
+      const traces = RUNS.flatMap((run, i) => run.hidden ? [] : planePath(
+        run.rows, values(run, metric(), `input_${order}`), values(run, metric(), `output_${order}`), ONE ? "" : run.title, ONE ? "#7F7F7F" : runColour(i)));
+      return planeLayout(traces, top);
+    }, orders.length > 2 ? 290 : 380);
+  }
+}
+
+/** Layers as points in the plane, joined in order; `colour` is that of the line. */
+function planePath(rows, x, y, title, colour) {
+  if (!x || !y) return [];
+  const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${withSpread(x.v[r], x.s && x.s[r])}<br>output: ${withSpread(y.v[r], y.s && y.s[r])} ${unitName()}`);
+  const scale = VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]);
+  return [{
+    x: x.v, y: y.v, mode: "lines+markers", line: { color: colour, width: 1.2 }, text: texts, hovertemplate: "%{text}<extra></extra>",
+    marker: { size: 9, color: rows.map((_, i) => i), colorscale: scale, cmin: 0, cmax: Math.max(1, rows.length - 1), line: { color: title ? colour : "#8888", width: title ? 2 : 0.5 } },
+  }];
+}
+
+function planeLayout(traces, top) {
+  const bound = { type: "line", x0: 0, y0: 0, x1: top, y1: top, line: { color: "#7F7F7F", dash: "dot", width: 1 }, layer: "below" };
+  return {
+    traces,
+    layout: {
+      shapes: [bound],
+      xaxis: { range: [0, top], title: { text: `I(input; Z) (${unitName()})`, standoff: 8 } },
+      yaxis: { range: [0, top], title: { text: `I(output; Z) (${unitName()})`, standoff: 8 } },
+    },
+  };
+}
+
+function labelFigures() {
+  for (const of of RUNS[0].labels) {
+    const title = `${plain(of.label_set)}${of.n_labels > of.labels.length ? `: the ${of.labels.length} most frequent of ${of.n_labels.toLocaleString("en")} labels` : ""}`;
+    figure("labels", title, () => {
+      const factor = scaleOf("entropy", RUNS[0].log_m);
+      const names = of.labels.map((label, i) => `${text(label, 24)} (${of.counts[i].toLocaleString("en")})`);
+      return {
+        traces: [{
+          type: "heatmap", z: of.values.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
+          text: of.values.map((line, l) => line.map((v, r) => `<b>${names[l]}</b><br>${text(RUNS[0].rows[r])}<br>${shown(v === null ? null : v * factor)} ${unitName()}`)),
+          hovertemplate: "%{text}<extra></extra>",
+          colorbar: { title: { text: `H(Z|x)<br>${unitName()}`, side: "top" }, thickness: 12, outlinewidth: 0 },
+        }],
+        layout: {
+          xaxis: { ...layerTicks(RUNS[0].rows, 18), showgrid: false },
+          yaxis: { tickvals: names.map((_, i) => i), ticktext: names, autorange: "reversed", showgrid: false, title: { text: "label (positions)", standoff: 8 } },
+          margin: { l: 60, r: 10, t: 10, b: 44 },
+        },
+      };
+    }, 110 + 22 * of.labels.length);
+  }
+}
+
+function layerTable() {
+  const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
+  const metric = choice("table-metric", present.length ? present : [["", "none"]], () => fill());
+  const fill = () => {
+    const columns = tableColumns(SETS, metric(), ALL_SERIES);
+    const rows = RUNS.flatMap((run) => run.rows.map((row, r) => [
+      { value: r, text: row },
+      ...(ONE ? [] : [{ value: run.title, text: run.title, kind: "name" }]),
+      ...columns.map(([, key]) => {
+        const series = run.series[key];
+        return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m)) : { value: null, text: "–" };
+      }),
+    ]));
+    fillTable(document.getElementById("layer-table"), ["layer", ...(ONE ? [] : ["result"]), ...columns.map(([heading]) => heading)], rows);
+  };
+  return fill;
+}
+
+function differenceTable() {
+  const others = RUNS.slice(1).map((run, i) => [String(i), `${run.title} − ${RUNS[0].title}`]);
+  const which = choice("difference-run", others, () => fill());
+  const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
+  const metric = choice("difference-metric", present.length ? present : [["", "none"]], () => fill());
+  const fill = () => {
+    const { paired, interpolated, series } = DATA.differences[Number(which())];
+    const columns = tableColumns(SETS, metric(), series);
+    const first = RUNS[0];
+    const other = RUNS[Number(which()) + 1];
+    const spreadKnown = Object.values(series).some((of) => of.s.some((s) => s !== null));
+    document.getElementById("differences-read").textContent =
+      `${other.title} minus ${first.title}, at the same relative depth${interpolated ? ", interpolated between layers where their numbers differ" : ""}. ` +
+      (spreadKnown
+        ? "≈ marks what is smaller than the anchor spread (the sd over anchor sets of both results, combined): another draw of anchors for each could undo it. Bold is larger. " +
+          (paired ? "Both were measured with the same anchors, which differ less: ± is the sd over them of the difference, and ≈ is grey where the difference is smaller than that too." : "± is that spread.")
+        : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.");
+    const rows = first.rows.map((row, r) => [
+      { value: r, text: row },
+      ...columns.map(([, key]) => {
+        const of = series[key];
+        const [d, s] = [of.d[r], of.s[r]];
+        if (d === null) return { value: null, text: "–" };
+        const factor = scaleOf(key.split("|")[0], first.log_m);
+        const sign = d < 0 ? "−" : "+";
+        const number = `${sign}${Math.abs(d * factor).toFixed(4)}`;
+        if (s === null) return { value: d * factor, text: number };
+        const own = of.p ? of.p[r] : s;
+        const within = Math.abs(d) <= s;
+        const kind = !within ? "beyond" : Math.abs(d) <= own ? "within" : "shared";
+        return {
+          value: d * factor, text: (within ? "≈ " : "") + number, small: `± ${(own * factor).toFixed(4)}`, kind,
+          title: { beyond: "larger than the anchor spread", within: "smaller than the anchor spread", shared: "smaller than the anchor spread, but alike with each of the shared anchor sets" }[kind],
+        };
+      }),
+    ]);
+    fillTable(document.getElementById("difference-table"), ["layer", ...columns.map(([heading]) => heading)], rows);
+  };
+  return fill;
+}
+
+/** Builds the page's figures; returns what fills its tables. */
+function buildRuns() {
+  if (!ONE) {
+    const entries = RUNS.map((run, i) => ({ name: run.title, colour: runColour(i), dash: runDash(i) }));
+    keys("run-keys", entries, () => { entries.forEach((entry, i) => { RUNS[i].hidden = entry.hidden; }); redraw(); });
+  }
+  entropyFigure();
+  informationFigures();
+  optimalityFigures();
+  planeFigures();
+  if (ONE) labelFigures();
+  return ONE ? [layerTable()] : [differenceTable(), layerTable()];
+}

@@ -1,0 +1,176 @@
+"use strict";
+// A sweep: layers x steps, metrics through training, the information plane's path.
+const CHECKPOINTS = DATA.checkpoints || [];
+const MODELS = [...new Set(CHECKPOINTS.map((c) => c.model))];
+const EVERY_METRIC = { entropy: "entropy", ...METRICS, optimality: "optimality", optimality_corrected: "optimality, corrected", entropy_document_sd: "entropy, sd over documents" };
+
+const keyName = (key) => {
+  const [metric, labelSet] = [key.slice(0, key.indexOf("|")), key.slice(key.indexOf("|") + 1)];
+  return `${EVERY_METRIC[metric] || plain(metric)}${labelSet ? ` · ${plain(labelSet)}` : ""}`;
+};
+const metricOf = (key) => key.slice(0, key.indexOf("|"));
+const stepName = (c) => (c.step === null || c.step === undefined ? c.checkpoint : c.step.toLocaleString("en"));
+const ofModel = (model) => CHECKPOINTS.map((c, i) => [c, i]).filter(([c]) => c.model === model);
+const shortName = (model) => String(model).replace(/\/+$/, "").split("/").pop();
+
+function at(key, checkpoint, layer) {
+  const series = DATA.series[key];
+  const factor = scaleOf(metricOf(key), DATA.log_m);
+  const [v, s] = [series.v[checkpoint][layer], series.s ? series.s[checkpoint][layer] : null];
+  return { v: v === null || v === undefined ? null : v * factor, s: s === null || s === undefined ? null : s * factor };
+}
+
+function mapFigure() {
+  const key = choice("map-key", Object.keys(DATA.series).map((k) => [k, keyName(k)]), () => redraw("map"));
+  const model = choice("map-model", MODELS.map((m) => [m, shortName(m)]), () => redraw("map"));
+  figure("map", "", () => {
+    const chosen = ofModel(model());
+    const ticks = layerTicks(DATA.rows, 12);
+    const steps = spacedTicks(chosen.map(([c]) => c));
+    const cells = DATA.rows.map((_, r) => chosen.map(([, i]) => at(key(), i, r)));
+    return {
+      traces: [{
+        type: "heatmap", z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
+        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(DATA.rows[r])}<br>${withSpread(cell.v, cell.s)} ${unitOf(metricOf(key()))}`)),
+        hovertemplate: "%{text}<extra></extra>",
+        colorbar: { title: { text: unitOf(metricOf(key())), side: "top" }, thickness: 12, outlinewidth: 0 },
+      }],
+      layout: {
+        xaxis: { ...steps, showgrid: false, title: { text: chosen.some(([c]) => c.step !== null) ? "training step (checkpoints evenly spaced)" : "checkpoint", standoff: 8 } },
+        yaxis: { tickvals: ticks.tickvals, ticktext: ticks.ticktext, showgrid: false, title: { text: "layer", standoff: 8 } },
+        margin: { l: 60, r: 10, t: 10, b: 50 },
+      },
+    };
+  }, 460);
+}
+
+/** Some ticks of checkpoints that are spaced evenly. */
+function spacedTicks(checkpoints, mostTicks = 9) {
+  const every = Math.max(1, Math.ceil(checkpoints.length / mostTicks));
+  const chosen = checkpoints.map((_, i) => i).filter((i) => i % every === 0);
+  return { tickvals: chosen, ticktext: chosen.map((i) => text(stepName(checkpoints[i]), 16)), tickangle: 0 };
+}
+
+/** Positions on an axis of log steps; step 0, which has no logarithm, stands half a decade left of the first. */
+function stepAxis() {
+  const steps = CHECKPOINTS.map((c) => c.step);
+  if (steps.some((s) => s === null || s === undefined)) {
+    return { x: CHECKPOINTS.map((_, i) => i), axis: { ...spacedTicks(CHECKPOINTS), title: { text: "checkpoint", standoff: 8 } } };
+  }
+  const least = Math.min(...steps.filter((s) => s > 0), Infinity);
+  const zero = Number.isFinite(least) ? Math.log10(least) - 0.5 : 0;
+  const x = steps.map((s) => (s > 0 ? Math.log10(s) : zero));
+  const top = Math.max(...x);
+  const decades = [];
+  for (let d = Math.ceil(Math.min(...x.filter((v) => v > zero || !steps.includes(0)), top)); d <= Math.floor(top); d += 1) decades.push(d);
+  const few = decades.length < 2;
+  const marks = few ? [...new Set([Math.min(...x.filter((v) => v !== zero || !steps.includes(0))), ...decades, top])] : decades;
+  const tickvals = [...(steps.includes(0) ? [zero] : []), ...marks];
+  const ticktext = [...(steps.includes(0) ? ["0"] : []), ...marks.map((m) => Math.round(10 ** m).toLocaleString("en"))];
+  return { x, axis: { tickvals, ticktext, title: { text: "training step (log scale)", standoff: 8 } } };
+}
+
+function stepsFigure() {
+  const key = choice("steps-key", Object.keys(DATA.series).map((k) => [k, keyName(k)]), () => redraw("steps"));
+  const last = DATA.rows.length - 1;
+  const few = [...new Set([0, 0.25, 0.5, 0.75, 1].map((d) => Math.round(d * last)))];
+  const boxes = document.getElementById("steps-layers");
+  const chosen = new Set(few);
+  const colourOf = (r) => VIRIDIS[Math.round((r / Math.max(1, last)) * (VIRIDIS.length - 2))];
+  const showKeys = () => {
+    document.getElementById("steps-keys").replaceChildren();
+    keys("steps-keys", [
+      ...[...chosen].sort((a, b) => a - b).map((r) => ({ name: DATA.rows[r], colour: colourOf(r) })),
+      ...(MODELS.length > 1 ? MODELS.map((m, i) => ({ name: shortName(m), colour: "#7F7F7F", dash: DASHES[i % DASHES.length] })) : []),
+    ]);
+  };
+  const select = element("select", { multiple: "", size: "5", "aria-label": "Layers" }, ...DATA.rows.map((row, r) => {
+    const option = element("option", { value: String(r) }, row);
+    option.selected = chosen.has(r);
+    return option;
+  }));
+  select.addEventListener("change", () => {
+    chosen.clear();
+    for (const option of select.selectedOptions) chosen.add(Number(option.value));
+    showKeys();
+    redraw("steps");
+  });
+  boxes.append(select);
+  showKeys();
+  figure("steps", "", () => {
+    const { x, axis } = stepAxis();
+    const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((r) => {
+      const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], ...at(key(), i, r) }));
+      const texts = points.map((p) => `<b>${text(DATA.rows[r])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s)} ${unitOf(metricOf(key()))}`);
+      return lineWithBand(points.map((p) => p.x), points.map((p) => p.v), points.map((p) => p.s), {
+        colour: colourOf(r), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60,
+      });
+    }));
+    return { traces, layout: { xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
+  }, 400);
+}
+
+function pathFigure() {
+  const orders = ORDERS.filter((order) => `optimality|${order}` in DATA.series);
+  if (!orders.length) return;
+  const slider = document.getElementById("checkpoint");
+  const order = choice("plane-order", orders.map((o) => [o, o]), () => redraw("path"));
+  const metric = choice("plane-metric", ["mutual_information", "mutual_information_corrected"].map((m) => [m, METRICS[m]]), () => redraw("path"));
+  const model = choice("plane-model", MODELS.map((m) => [m, shortName(m)]), () => { reach(); redraw("path"); });
+  const reach = () => { slider.max = String(ofModel(model()).length - 1); slider.value = slider.max; };
+  reach();
+  const column = (key, i) => ({ v: DATA.rows.map((_, r) => at(key, i, r).v), s: DATA.rows.map((_, r) => at(key, i, r).s) });
+  figure("path", "", () => {
+    const chosen = ofModel(model());
+    const now = Math.min(Number(slider.value), chosen.length - 1);
+    const [input, output] = [`${metric()}|input_${order()}`, `${metric()}|output_${order()}`];
+    const every = chosen.flatMap(([, i]) => [...column(input, i).v, ...column(output, i).v]).filter((v) => v !== null);
+    const trail = { x: [], y: [], mode: "lines", line: { color: "#7F7F7F55", width: 1 }, hoverinfo: "skip" };
+    const step = Math.max(1, Math.ceil(now / 24)); // two dozen earlier paths show the way; hundreds hide it
+    for (let n = 0; n < now; n += step) {
+      trail.x.push(...column(input, chosen[n][1]).v, null);
+      trail.y.push(...column(output, chosen[n][1]).v, null);
+    }
+    const [c, i] = chosen[now];
+    document.getElementById("checkpoint-name").textContent = c.step === null || c.step === undefined ? c.checkpoint : `step ${stepName(c)}`;
+    return planeLayout([trail, ...planePath(DATA.rows, column(input, i), column(output, i), "", "#7F7F7F")], Math.max(...every, 1e-6) * 1.04);
+  }, 560);
+  slider.addEventListener("input", () => redraw("path"));
+  const play = document.getElementById("play");
+  let timer = null;
+  const stop = () => { clearInterval(timer); timer = null; play.textContent = "Play"; };
+  play.addEventListener("click", () => {
+    if (timer) { stop(); return; }
+    if (slider.value === slider.max) slider.value = "0";
+    play.textContent = "Pause";
+    timer = setInterval(() => {
+      if (slider.value === slider.max) { stop(); return; }
+      slider.value = String(Number(slider.value) + 1);
+      redraw("path");
+    }, 180);
+  });
+}
+
+function checkpointTable() {
+  const layer = choice("table-layer", DATA.rows.map((row, r) => [String(r), row]), () => fill());
+  document.getElementById("table-layer").value = String(DATA.rows.length - 1);
+  const present = Object.entries(METRICS).filter(([m]) => DATA.label_sets.some((s) => `${m}|${s}` in DATA.series));
+  const metric = choice("table-metric", present.length ? present : [["", "none"]], () => fill());
+  const fill = () => {
+    const columns = tableColumns(DATA.label_sets, metric(), DATA.series);
+    const rows = CHECKPOINTS.map((c, i) => [
+      { value: c.checkpoint, text: c.checkpoint },
+      { value: c.step, text: c.step === null || c.step === undefined ? "–" : c.step.toLocaleString("en") },
+      ...columns.map(([, key]) => { const { v, s } = at(key, i, Number(layer())); return valueCell(v, s, 1); }),
+    ]);
+    fillTable(document.getElementById("checkpoint-table"), ["checkpoint", "step", ...columns.map(([heading]) => heading)], rows);
+  };
+  return fill;
+}
+
+function buildSweep() {
+  mapFigure();
+  stepsFigure();
+  pathFigure();
+  return [checkpointTable()];
+}

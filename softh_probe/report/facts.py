@@ -1,0 +1,88 @@
+"""What was run, as tables of names and values to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softh_probe.result import ProbeResult
+
+Facts = list[tuple[str, str]]
+
+
+def facts(result: ProbeResult) -> dict[str, Facts]:
+    """By heading, (name, value) of everything a reader may ask of a run; what a result does not know is left out."""
+    info = result.info
+    model, corpus, settings = (info.get(k) or {} for k in ("model", "corpus", "settings"))
+    return {
+        heading: kept
+        for heading, entries in {
+            "Model": [
+                ("model", model.get("model")),
+                ("revision", model.get("revision")),
+                ("commit", model.get("commit")),
+                ("weights SHA-256", model.get("weights_sha256") or model.get("weights_note")),
+                ("class", model.get("class")),
+                ("parameters", _count(model.get("n_parameters"))),
+                ("dtype", model.get("dtype")),
+                ("devices", _list(model.get("devices"))),
+            ],
+            "Corpus": [
+                ("data", corpus.get("data")),
+                ("documents", _count(corpus.get("documents"))),
+                ("documents read", _count(corpus.get("documents_read"))),
+                ("documents empty", _count(corpus.get("documents_empty"))),
+                ("documents too short", _count(corpus.get("documents_too_short"))),
+                ("documents longer than max_length", _count(corpus.get("documents_longer_than_max_length"))),
+                ("tokens", _count(info.get("tokens"))),
+                ("positions counted", _count(info.get("positions"))),
+                ("tokens SHA-256", corpus.get("sha256")),
+            ],
+            "Anchors": [
+                ("anchors a set (m)", _count(result.n_anchors)),
+                ("sets", _count(result.tensors["mass"].shape[1])),
+                ("kind", settings.get("anchors")),
+                ("seed", settings.get("seed")),
+                ("calibration", settings.get("calibration")),
+                *_anchors(info.get("anchors") or []),
+            ],
+            "Time and memory": [
+                *((f"{stage}", f"{s:,.1f} s") for stage, s in (info.get("seconds") or {}).items()),
+                ("tokens per second", _count(info.get("tokens_per_second"))),
+                *((f"peak memory, {k}", f"{v:,.2f} GiB") for k, v in (info.get("peak_memory_gib") or {}).items()),
+            ],
+            "Versions": list((info.get("versions") or {}).items()),
+            "Settings": [(k, _list(v)) for k, v in (info.get("config") or settings).items()],
+        }.items()
+        if (kept := [(name, str(value)) for name, value in entries if value not in (None, "")])
+    }
+
+
+def summary(result: ProbeResult) -> str:
+    """One line: how much of what was measured."""
+    corpus = result.info.get("corpus") or {}
+    of_what = f" of {str(corpus['data']).rstrip('/').rpartition('/')[2]}" if corpus.get("data") else ""
+    sets = result.tensors["mass"].shape[1]
+    return (
+        f"{_count(result.info.get('positions'))} positions{of_what} · {len(result.rows)} rows · "
+        f"{sets} set{'s' * (sets > 1)} of {result.n_anchors} anchors"
+    )
+
+
+def _anchors(anchors: list[dict[str, Any]]) -> Facts:
+    several = len(anchors) > 1
+    found = []
+    for described in anchors:
+        width = f", width {described['dim']}" if several else ""
+        found += [
+            (f"temperature{width}", f"{described['temperature']:.9g}"),
+            (f"anchors SHA-256{width}", described["sha256"]),
+        ]
+    return found if several or not anchors else [("width", str(anchors[0]["dim"])), *found]
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.0f}"
+
+
+def _list(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

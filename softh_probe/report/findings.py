@@ -1,0 +1,77 @@
+"""What a result says, in a few plain sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
+from softh_probe.report.data import values_by_key
+from softh_probe.result import ProbeResult
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing first.
+
+    Attributes:
+        question: that it answers.
+        answer: a few words or a number.
+        text: a sentence. Percentages are of log m, the most there can be, unless it says otherwise.
+    """
+
+    question: str
+    answer: str
+    text: str
+
+
+def findings(result: ProbeResult) -> list[Finding]:
+    """What stands out: entropy, what layers know of the past and of the future, and how much of it is chance."""
+    means = {key: np.asarray(v.mean(dim=1)) for key, v in values_by_key(result).items()}
+    rows, entropy = result.rows, means["entropy|"]
+    low, high = int(np.nanargmin(entropy)), int(np.nanargmax(entropy))
+    found = [
+        Finding(
+            "How spread out are the hidden states?",
+            f"{_percent(entropy[0])} → {_percent(entropy[-1])}",
+            f"Entropy from {rows[0]} to {rows[-1]}: most in {rows[high]} ({_percent(entropy[high])}), least in "
+            f"{rows[low]} ({_percent(entropy[low])}).",
+        )
+    ]
+    order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & set(result.label_sets)), None)
+    for direction, question, tokens in (
+        (
+            "input",
+            "What do layers keep of what was read?",
+            "token just read" if order == "unigram" else f"last {order}",
+        ),
+        ("output", "What do layers say of what comes?", "next token" if order == "unigram" else f"next {order}"),
+    ):
+        name = f"{direction}_{order}"
+        if name in result.label_sets:
+            found.append(_information(result, means, name, question, tokens))
+    for name in result.label_sets:
+        if name not in NGRAM_SETS and len(found) < 4:
+            column = name.removeprefix(COLUMN_PREFIX)
+            found.append(_information(result, means, name, f"What do layers say of {column}?", column))
+    return found
+
+
+def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, question: str, of_what: str) -> Finding:
+    raw, null = means[f"mutual_information|{name}"], means[f"mutual_information_null|{name}"]
+    if not np.isfinite(raw).any():
+        return Finding(question, "nothing", f"No position has a label of {name}.")
+    best = int(np.nanargmax(raw))
+    share = np.nanmedian(null / np.where(raw > 0, raw, np.nan)) if (raw > 0).any() else 1.0
+    chance = f"about {_percent(min(share, 1.0))} of it would come by chance alone"
+    return Finding(
+        question,
+        f"{_percent(raw[0])} → {_percent(raw[-1])}",
+        f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: most in {result.rows[best]} "
+        f"({_percent(raw[best])}); in a typical layer {chance}.",
+    )
+
+
+def _percent(share: float) -> str:
+    return "–" if not np.isfinite(share) else f"{100 * share:.0f}%"

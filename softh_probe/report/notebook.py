@@ -1,0 +1,27 @@
+"""What a notebook shows of a result."""
+
+from __future__ import annotations
+
+import base64
+
+from markupsafe import Markup, escape
+
+from softh_probe.report.data import title_of
+from softh_probe.report.facts import summary
+from softh_probe.report.figures import overview
+from softh_probe.result import ProbeResult, wide_table
+
+
+def to_html(result: ProbeResult) -> str:
+    """The model, what was measured, warnings, the overview figure and a table that unfolds; all text is escaped."""
+    picture = base64.b64encode(overview(result)._repr_png_()).decode()  # type: ignore[attr-defined]
+    table = wide_table(result).to_html(index=False, float_format=lambda x: f"{x:.4f}", border=0, escape=True)
+    warnings = Markup("").join(
+        Markup('<p style="color:#b45f06">⚠ {}</p>').format(text) for text in result.info.get("warnings") or []
+    )
+    return (
+        f"<div><b>{escape(title_of(result))}</b><br>{escape(summary(result))}{warnings}"
+        f'<img alt="entropy, information, optimality and the information plane, layer by layer" '
+        f'style="max-width:100%;background:#fff" src="data:image/png;base64,{picture}">'
+        f"<details><summary>values, in units of log m</summary>{table}</details></div>"
+    )

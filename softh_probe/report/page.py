@@ -1,0 +1,193 @@
+"""report.html: one page that opens from disk, with everything in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from softh_probe.errors import InputError
+from softh_probe.report.compare import check_comparable, differences
+from softh_probe.report.data import embedded_json, run_data, title_of
+from softh_probe.report.facts import facts, summary
+from softh_probe.report.findings import findings
+from softh_probe.report.pictures import write_comparison_figures, write_figures, write_sweep_figures
+from softh_probe.report.sweeps import SWEEP_PARQUET, Sweep, read_sweep
+from softh_probe.result import UNITS, ProbeResult
+
+REPORT_HTML = "report.html"
+UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
+_SCRIPTS = ("base.js", "table.js", "runs.js", "sweep.js", "start.js")
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_different: bool = False) -> Path:
+    """Write report.html and figures (PNG and SVG) of a run, of several side by side, or of a sweep.
+
+    Args:
+        folders: of results; one of a sweep (it holds sweep.parquet) stands alone.
+        out: folder to write into; a name that ends in .html is the page's own.
+        allow_different: show results side by side although their corpora or anchors differ; the page then says so.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: no folder, one without results, or results that cannot be compared.
+    """
+    paths = [Path(folder) for folder in folders]
+    page = _page_in(Path(out))
+    sweeps = [folder for folder in paths if (folder / SWEEP_PARQUET).is_file()]
+    if not paths:
+        raise InputError("folders: expected at least one folder of results, got none")
+    if sweeps and len(paths) > 1:
+        raise InputError(f"folders: {sweeps[0]} is a sweep, which has a page of its own; name it alone")
+    if sweeps:
+        sweep = read_sweep(paths[0])
+        html = sweep_page(sweep)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_sweep_figures(sweep, page.parent)
+    elif len(paths) == 1:
+        return write_run_report(ProbeResult.load(paths[0]), page)
+    else:
+        results = [ProbeResult.load(folder) for folder in paths]
+        titles = _distinct_titles(results, paths)
+        notes = check_comparable(results, titles, allow_different=allow_different)
+        html = comparison_page(results, titles, notes)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_comparison_figures(results, titles, page.parent)
+    _write(page, html)
+    return page
+
+
+def write_run_report(result: ProbeResult, out: Path) -> Path:
+    """The page and the figures of one result, as `write_report`."""
+    page = _page_in(out)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_figures(result, page.parent)
+    _write(page, run_page(result))
+    return page
+
+
+def run_page(result: ProbeResult) -> str:
+    """The page of one result."""
+    title = title_of(result)
+    return _render(
+        "run",
+        title=title,
+        subtitle=summary(result),
+        findings=findings(result),
+        warnings=result.info.get("warnings") or [],
+        runs=[_Run(title, facts(result), [])],
+        result=result,
+        data={"kind": "run", "runs": [run_data(result, title)]},
+    )
+
+
+def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """The page of several results side by side; `notes` say in what they differ."""
+    runs = [
+        _Run(title, facts(result), result.info.get("warnings") or [])
+        for result, title in zip(results, titles, strict=True)
+    ]
+    return _render(
+        "comparison",
+        title=" · ".join(titles),
+        subtitle=f"{len(results)} results side by side",
+        findings=[],
+        warnings=[*notes, *(f"{run.title}: {text}" for run in runs for text in run.warnings)],
+        runs=runs,
+        result=results[0],
+        data={
+            "kind": "comparison",
+            "runs": [run_data(result, title) for result, title in zip(results, titles, strict=True)],
+            "differences": [differences(results[0], other) for other in results[1:]],
+        },
+    )
+
+
+def sweep_page(sweep: Sweep) -> str:
+    """The page of a sweep."""
+    return _render(
+        "sweep",
+        title=sweep.title,
+        subtitle=sweep.summary,
+        findings=[],
+        warnings=sweep.warnings,
+        runs=[],
+        result=None,
+        sweep=sweep,
+        data=sweep.data(),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    title: str
+    facts: dict[str, list[tuple[str, str]]]
+    warnings: list[str]
+
+
+def _page_in(out: Path) -> Path:
+    return out if out.suffix == ".html" else out / REPORT_HTML
+
+
+def _distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
+    """What results are called: by model where that tells them apart, else with the folder they lie in."""
+    titles = [title_of(result) for result in results]
+    if len(set(titles)) == len(titles):
+        return titles
+    named = [f"{title} ({folder.resolve().name})" for title, folder in zip(titles, folders, strict=True)]
+    if len(set(named)) == len(named):
+        return named
+    return [f"{title} ({folder})" for title, folder in zip(titles, folders, strict=True)]
+
+
+def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("softh_probe.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = [get_plotlyjs(), *(_asset(name) for name in _SCRIPTS)]
+    series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
+    data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
+    return environment.get_template(f"{kind}.html").render(
+        kind=kind,
+        units=UNIT_NAMES,
+        style=Markup(_asset("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=" ".join(_csp_hash(script) for script in scripts),
+        data=Markup(embedded_json(data)),
+        has_optimality=any(key.startswith("optimality|") for one in series for key in one),
+        **values,
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("softh_probe.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _csp_hash(script: str) -> str:
+    """What lets a browser run this script and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    # Bytes as they were hashed: no translation of line ends.
+    part.write_bytes(text.encode("utf-8", "replace"))
+    os.replace(part, path)

@@ -1,0 +1,100 @@
+"""The table that a run ends with: bars and colour on a terminal, plain columns when piped."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softh_probe.result import ProbeResult, wide_table
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+#: Widest and narrowest bar, in characters.
+_MOST, _LEAST = 10, 3
+_NUMBER = 6  # characters of 0.1234
+
+
+def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
+    """One line a layer: entropy and each label set's information, in units of log m.
+
+    On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless
+    NO_COLOR is set; columns that do not fit beside the others follow below. Elsewhere plain columns, for scripts.
+    """
+    file = file or sys.stdout
+    table = wide_table(result)
+    if not file.isatty():
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)
+        return
+    console = Console(file=file, highlight=False, width=shutil.get_terminal_size().columns)
+    values = [column for column in table.columns if column not in ("layer", "name")]
+    can_draw = (console.encoding or "").lower().replace("-", "").startswith("utf")
+    names = max(len("layer"), *(len(name) for name in table.name))
+    for columns, bar in _blocks(values, console.width - names - 2):
+        console.print(_block(table, columns, bar if can_draw else 0))
+    console.print(Text("in units of log m (0 to 1); bars: entropy of 1, information of the most in any layer", "dim"))
+
+
+def _blocks(columns: list[str], width: int) -> Iterator[tuple[list[str], int]]:
+    """Columns that fit side by side, and how long bars can be."""
+    needed = [max(len(_heading(c)), _NUMBER + 1 + _LEAST) + 2 for c in columns]
+    start = 0
+    while start < len(columns):
+        stop, used = start, 0
+        while stop < len(columns) and (stop == start or used + needed[stop] <= width):
+            used += needed[stop]
+            stop += 1
+        spare = max(0, width - used) // (stop - start)
+        yield columns[start:stop], min(_MOST, _LEAST + spare)
+        start = stop
+
+
+def _block(table: pd.DataFrame, columns: list[str], bar: int) -> Table:
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    made.add_column("layer", style="dim", no_wrap=True)
+    information = [column for column in table.columns if column not in ("layer", "name", "entropy")]
+    most = table[information].to_numpy(float).max() if information else 1.0
+    for column in columns:
+        made.add_column(Text(_heading(column)), no_wrap=True)
+    for _, row in table.iterrows():
+        cells = [_cell(float(row[c]), 1.0 if c == "entropy" else most, bar, _colour(c)) for c in columns]
+        made.add_row(Text(str(row["name"])), *cells)
+    return made
+
+
+def _cell(value: float, most: float, bar: int, colour: str) -> Text:
+    if math.isnan(value):
+        return Text("–".rjust(_NUMBER))
+    drawn = bar_of(value / most if most > 0 else 0.0, bar)
+    return Text(f"{value:.4f} ") + Text(drawn, colour)
+
+
+def bar_of(share: float, width: int) -> str:
+    """A bar of at most `width` characters.
+
+    >>> bar_of(0.5, 3), bar_of(1.0, 2), bar_of(0.0, 4)
+    ('█▌', '██', '')
+    """
+    eighths = round(8 * width * min(max(share, 0.0), 1.0))
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _heading(column: str) -> str:
+    """The column's name, short and on one line: label sets of data sets are called anything."""
+    name = column.removeprefix("I(").removesuffix(")") if column.startswith("I(") else column
+    name = " ".join("".join(c if c.isprintable() else " " for c in name).split()).removeprefix("column:")
+    for long, short in (("input_", "in "), ("output_", "out ")):
+        name = short + name.removeprefix(long) if name.startswith(long) else name
+    return ("H(Z)" if column == "entropy" else f"I({name})")[:24]
+
+
+def _colour(column: str) -> str:
+    if column == "entropy":
+        return "blue"
+    return "cyan" if column.startswith("I(input_") else "magenta" if column.startswith("I(output_") else "green"

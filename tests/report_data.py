@@ -1,0 +1,84 @@
+"""Small results and synthetic sweeps for the report's tests."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from softh_probe import ProbeResult, SoftEntropyProbe
+
+NGRAMS = [f"{d}_{o}" for o in ("unigram", "bigram", "trigram", "quadgram") for d in ("input", "output")]
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def result_of(
+    model, *, labels, topics=("sea", "sky", "land"), corpus="0" * 64, anchor_sets=3, seed=0, n_anchors=20
+) -> ProbeResult:
+    """A model with random weights on random tokens, of which each document has a topic."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 40, (60, 16), generator=generator)
+    probe = SoftEntropyProbe(
+        model,
+        labels=labels,
+        n_anchors=n_anchors,
+        anchor_sets=anchor_sets,
+        seed=seed,
+    )
+    ids = torch.arange(60) % len(topics)
+    with probe, torch.no_grad():
+        if labels:
+            with probe.labelled(topic=ids):
+                model(input_ids=tokens)
+        else:
+            model(input_ids=tokens)
+    result = probe.result()
+    names = {str(i): topic for i, topic in enumerate(topics)}
+    result.labels[:] = [(s, names.get(n, n)) for s, n in result.labels]
+    result.info["model"] = {"model": "tiny", "revision": None}
+    if corpus:
+        result.info["corpus"] = {"sha256": corpus, "data": "texts.jsonl"}
+    return result
+
+
+def page_data(page: Path) -> dict:
+    """What a page's figures are drawn from."""
+    text = page.read_text(encoding="utf-8")
+    return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+
+
+def save(result: ProbeResult, folder: Path) -> Path:
+    result.save(folder)
+    return folder
+
+
+def sweep_folder(folder: Path, *, n_checkpoints: int, layers: int = 3, labels=NGRAMS[:2], reason=None) -> Path:
+    """What a sweep leaves: a result's table again and again, changing slowly, at steps 0, 1, 2, 4, 8, …"""
+    from tests.conftest import tiny_llama
+
+    result = result_of(tiny_llama(num_hidden_layers=layers - 2 if layers > 3 else 3), labels=labels)
+    table = result.to_pandas()
+    folder.mkdir(parents=True)
+    parts, checkpoints = [], []
+    noise = torch.Generator().manual_seed(0)
+    for i in range(n_checkpoints):
+        step = int(1.08**i) + i if i > 1 else i
+        name = f"step{step}"
+        jitter = torch.rand(len(table), generator=noise).numpy()
+        values = table.value * (0.4 + 0.6 * i / max(1, n_checkpoints - 1)) + 0.01 * jitter
+        head = {"checkpoint": name, "model": "org/tiny", "revision": name, "step": step, "tokens": step * 1000}
+        parts.append(table.assign(value=values, **head))
+        checkpoints.append(
+            {**head, "status": "done", "reason": None, "weights_sha256": str(i), "folder": f"checkpoints/{name}"}
+        )
+        if i == 0:
+            save(result, folder / "checkpoints" / name)
+    failed = {"checkpoint": "step999999", "model": "org/tiny", "revision": "step999999", "step": 999999, "tokens": None}
+    why = {"status": "failed", "reason": reason or "CUDA out of <memory>", "weights_sha256": None}
+    checkpoints.append({**failed, **why, "folder": "checkpoints/step999999"})
+    order = [*list(parts[0].columns[-5:]), *table.columns]
+    pd.concat(parts[::-1], ignore_index=True)[order].to_parquet(folder / "sweep.parquet", index=False)
+    head = {"version": 1, "config": {"model": "org/tiny", "run": {"labels": list(labels)}}}
+    info = {**head, "checkpoints": checkpoints, "duplicates": [["step0", "step1"]], "not_monotone": []}
+    (folder / "sweep.json").write_text(json.dumps(info))
+    return folder
