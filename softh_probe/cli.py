@@ -1,4 +1,4 @@
-"""The command line: `softh-probe run`, `layers`, `report`."""
+"""The command line: `softh-probe run`, `layers`, `report`, `sweep`, `status`, `collect`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from softh_probe.config import RunConfig
 from softh_probe.errors import Interrupted, SofthProbeError
+from softh_probe.sweep.config import DECIDED, SweepConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -59,7 +60,49 @@ def _run(options: Namespace) -> int:
     config = RunConfig(**values)
     result = run(config)
     print_table(result)
-    print(f"results in {config.out}; open {Path(config.out) / 'report.html'}", file=sys.stderr)
+    page = f"; open {Path(config.out) / 'report.html'}" if config.report else ""
+    print(f"results in {config.out}{page}", file=sys.stderr)
+    return 0
+
+
+def _sweep(options: Namespace) -> int:
+    from softh_probe.sweep import sweep
+    from softh_probe.sweep.status import plan
+
+    values = {field.name: options[field.name] for field in dataclasses.fields(SweepConfig) if field.name in options}
+    config = SweepConfig(**values)
+    if options.dry_run:
+        print(plan(config))
+        return 0
+    try:
+        outcome = sweep(config)
+    except KeyboardInterrupt:
+        return _tell("interrupted; the same command goes on from here", EXIT_INTERRUPTED, False)
+    counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.waiting)} waiting"
+    print(f"{counts}; results in {config.out}")
+    for warning in outcome.warnings:
+        print(f"warning: {warning}")
+    for point, failure in outcome.failed:
+        print(f"failed: {point.checkpoint}: {failure.reason} (log: {failure.log})")
+    if outcome.problem:
+        print(f"softh-probe: {outcome.problem}", file=sys.stderr)
+    return EXIT_FAILURE if outcome.failed or outcome.waiting else 0
+
+
+def _status(options: Namespace) -> int:
+    from softh_probe.sweep.status import status
+
+    print(status(options.folder))
+    return 0
+
+
+def _collect(options: Namespace) -> int:
+    from softh_probe.sweep import collect
+
+    found = collect(options.folder)
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    print(f"{found.count('done')} of {len(found.checkpoints)} checkpoints in {found.folder}/sweep.parquet and .csv")
     return 0
 
 
@@ -86,7 +129,14 @@ def _report(options: Namespace) -> int:
 #: Fields of a run that say which model, and where.
 LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
 REPORT_FIELDS = ("folders", "out", "allow_different")
-COMMANDS = {"run": _run, "layers": _layers, "report": _report}
+COMMANDS = {
+    "run": _run,
+    "layers": _layers,
+    "report": _report,
+    "sweep": _sweep,
+    "status": _status,
+    "collect": _collect,
+}
 
 
 def _parser() -> ArgumentParser:
@@ -100,6 +150,16 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
     commands.add_subcommand("layers", _layers_parser(), help="Show what would be probed, from the config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
+    sweep = _config_parser(SweepConfig, leave_out=DECIDED)
+    sweep.add_argument("--dry-run", action="store_true", help="Show what would run, what is done, time and disk.")
+    commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
+    for name, text in (
+        ("status", "Show what of a sweep is done, running, failed (and why) and waiting."),
+        ("collect", "Make one table and figures of all checkpoints that a sweep has done."),
+    ):
+        of_folder = ArgumentParser(exit_on_error=False, description=text)
+        of_folder.add_argument("folder", type=str, help="Output folder of a sweep.")
+        commands.add_subcommand(name, of_folder, help=text)
     return parser
 
 
@@ -142,14 +202,16 @@ def _layers_parser() -> ArgumentParser:
     return parser
 
 
-def _config_parser(config: type) -> ArgumentParser:
+def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParser:
     """A flag for each field of a dataclass, explained by the field's docstring."""
-    described = parse_from_object(config)
-    help_of = {p.arg_name: " ".join((p.description or "").split()) for p in described.params}
-    parser = ArgumentParser(exit_on_error=False, description=described.short_description)
+    described = [parse_from_object(base) for base in reversed(config.__mro__[:-1])]
+    help_of = {p.arg_name: " ".join((p.description or "").split()) for one in described for p in one.params}
+    parser = ArgumentParser(exit_on_error=False, description=described[-1].short_description)
     parser.add_argument("--config", action="config", help="YAML file that gives any of these; flags override it.")
     types = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
+        if field.name in leave_out:
+            continue
         flag = f"--{field.name.replace('_', '-')}"
         required = field.default is dataclasses.MISSING
         default = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -170,7 +232,9 @@ def _usage_line(message: str, command: str) -> str:
         line = re.sub(rf"\b{command}\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
         return f"{_typing_error(line) or line}; softh-probe {command} --help explains every field"
     name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
-    fields = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
+    fields: dict[str, Sequence[str]] = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
+    fields |= {"status": ("folder",), "collect": ("folder",)}
+    fields["sweep"] = [*(f.name for f in dataclasses.fields(SweepConfig) if f.name not in DECIDED), "dry_run"]
     valid = list(fields.get(command, [field.name for field in dataclasses.fields(RunConfig)]))
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""

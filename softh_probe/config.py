@@ -13,6 +13,22 @@ from softh_probe.calibration import resolve_temperature
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets
 
+#: Fields that say where results go and how they are computed, not what is measured.
+NOT_MEASURED = frozenset(
+    (
+        "out",
+        "report",
+        "overwrite",
+        "resume",
+        "snapshot_minutes",
+        "cache",
+        "sums_memory_gb",
+        "device_map",
+        "trust_remote_code",
+        "allow_pickle",
+    )
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

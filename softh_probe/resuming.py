@@ -7,7 +7,7 @@ from typing import Any
 
 from softh_probe.cache import digest
 from softh_probe.checkpoint import Checkpoint
-from softh_probe.config import RunConfig, plain_config
+from softh_probe.config import NOT_MEASURED, RunConfig, plain_config
 from softh_probe.errors import InputError
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
@@ -15,19 +15,6 @@ from softh_probe.snapshots import Progress, Snapshots
 
 Unfinished = tuple[Progress, dict[str, Any]]
 
-#: Fields of a configuration that do not change what a run measures.
-_WITHOUT_EFFECT = (
-    "out",
-    "report",
-    "overwrite",
-    "resume",
-    "snapshot_minutes",
-    "cache",
-    "sums_memory_gb",
-    "device_map",
-    "trust_remote_code",
-    "allow_pickle",
-)
 _START_ANEW = "name another folder, or add --no-resume to start it anew"
 
 
@@ -95,4 +82,4 @@ def take_up(
 
 
 def _config_of(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in plain_config(config).items() if name not in _WITHOUT_EFFECT}
+    return {name: value for name, value in plain_config(config).items() if name not in NOT_MEASURED}

@@ -26,8 +26,8 @@ class StopRequests:
     ...         print("the work at hand is finished first;", stop.requested)
     the work at hand is finished first; 15
 
-    Signals are taken only in the main thread, for Python gives them to no other; what handled them before does so
-    again after the block. A second Ctrl-C always ends at once.
+    Signals are taken only in the main thread, for Python gives them to no other, and not if they were ignored; what
+    handled them before does so again after the block. A second Ctrl-C always ends at once.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,8 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

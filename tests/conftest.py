@@ -96,6 +96,38 @@ def task(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def training(tmp_path_factory) -> Path:
+    """Twelve checkpoints of one training run, and texts."""
+    from tests.sweeps import train, write_texts
+
+    folder = tmp_path_factory.mktemp("training")
+    train(folder / "run")
+    write_texts(folder / "texts.jsonl")
+    return folder
+
+
+@pytest.fixture
+def config_file(training, tmp_path):
+    """A sweep's configuration file in a folder of its own."""
+
+    def make(**changes) -> Path:
+        settings = {
+            "model": str(training / "run" / "checkpoint-*"),
+            "data": str(training / "texts.jsonl"),
+            "out": str(tmp_path / "out"),
+            "labels": ["input_unigram", "output_unigram"],
+            "n_anchors": 20,
+            "workers": 2,
+            "gpus_per_worker": 0,
+        }
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({**settings, **changes}))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The real checkpoint, which scripts/test fetches."""
     path = Path(os.environ.get("SMOLLM2_GGUF", ""))

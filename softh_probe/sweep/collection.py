@@ -1,0 +1,217 @@
+"""One table of all checkpoints, and what only the whole sweep shows: equal weights, steps out of order."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from softh_probe.errors import InputError
+from softh_probe.loading_errors import essence
+from softh_probe.result import LAYERS_PARQUET, RESULT_JSON
+from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, is_whole, replacing, write_text
+from softh_probe.sweep.grid import Point
+
+VERSION = 1
+SWEEP_JSON, SWEEP_PARQUET, SWEEP_CSV = "sweep.json", "sweep.parquet", "sweep.csv"
+SCHEMA = pa.schema(
+    [
+        ("checkpoint", pa.string()),
+        ("model", pa.string()),
+        ("revision", pa.string()),
+        ("step", pa.int64()),
+        ("tokens", pa.int64()),
+        ("layer", pa.int64()),
+        ("name", pa.string()),
+        ("label_set", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("sd", pa.float64()),
+    ]
+)
+
+
+@dataclass(kw_only=True)
+class Collection:
+    """What was collected.
+
+    Attributes:
+        folder: of the sweep.
+        checkpoints: of each, what sweep.json says.
+        duplicates: checkpoints with equal weights, by name.
+        not_monotone: checkpoints whose steps, tokens and own records disagree, by name.
+        warnings: what a reader of the table has to know, in lines.
+    """
+
+    folder: Path
+    checkpoints: list[dict[str, Any]]
+    duplicates: list[list[str]] = field(default_factory=list)
+    not_monotone: list[list[str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def count(self, status: str) -> int:
+        return sum(checkpoint["status"] == status for checkpoint in self.checkpoints)
+
+
+def collect(out: str | Path) -> Collection:
+    """Gather what a sweep has found so far: sweep.parquet, sweep.csv, sweep.json, figures and report.html.
+
+    Memory does not grow with the number of checkpoints: results are read one by one.
+
+    Args:
+        out: the sweep's folder.
+
+    Raises:
+        InputError: it holds no sweep, or cannot be written.
+    """
+    folder = SweepFolder(out)
+    if not folder.is_sweep():
+        raise InputError(f"{folder.path}: holds no sweep; expected the output folder of `softh-probe sweep`")
+    points = folder.known_points()
+    info: dict[str, dict[str, Any]] = {}
+    try:
+        with folder.lock("collect"):
+            _write_tables(folder, points, info)
+            found = _summary(folder, points, info)
+            config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+            summary = {
+                "version": VERSION,
+                "config": config,
+                "checkpoints": found.checkpoints,
+                "duplicates": found.duplicates,
+                "not_monotone": found.not_monotone,
+            }
+            write_text(folder.path / SWEEP_JSON, json.dumps(summary, indent=1, ensure_ascii=False))
+            if info and (problem := _write_report(folder)):
+                found.warnings.append(problem)
+    except OSError as error:
+        raise InputError(f"out: cannot write to {folder.path}: {error.strerror or error}") from error
+    return found
+
+
+def _write_tables(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> None:
+    """The table of all checkpoints; fills `info` with what each result says of itself."""
+    with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
+        with pq.ParquetWriter(parquet, SCHEMA) as writer, csv.open("w", encoding="utf-8", newline="") as text:
+            text.write(",".join(SCHEMA.names) + "\n")
+            for point, said, table in _results(folder, points):
+                info[point.folder] = said
+                values = {name: [getattr(point, name)] * len(table) for name in ("checkpoint", "revision", "step")}
+                columns: dict[str, Any] = {**values, "model": [point.series] * len(table)}
+                columns["tokens"] = [point.tokens] * len(table)
+                columns |= {name: table[name].to_numpy() for name in SCHEMA.names if name in table}
+                arrow = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+                writer.write_table(arrow)
+                # Nullable integers stay integers: a step is 1000, not 1000.0.
+                frame = arrow.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+                frame.to_csv(text, header=False, index=False)
+
+
+def _results(folder: SweepFolder, points: Sequence[Point]) -> Iterator[tuple[Point, dict[str, Any], pd.DataFrame]]:
+    for point in points:
+        path = folder.result(point)
+        if is_whole(path):
+            said = json.loads((path / RESULT_JSON).read_text(encoding="utf-8"))
+            yield point, said, pd.read_parquet(path / LAYERS_PARQUET)
+
+
+def _summary(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> Collection:
+    checkpoints = []
+    for point in points:
+        state = folder.state(point)
+        said = info.get(point.folder, {}).get("model", {})
+        failed = state.status == FAILED and state.failure
+        checkpoints.append(
+            {
+                "checkpoint": point.checkpoint,
+                "model": point.series,
+                "revision": point.revision,
+                "step": point.step,
+                "tokens": point.tokens,
+                "status": state.status,
+                "reason": state.failure.reason if failed and state.failure else None,
+                "weights_sha256": said.get("weights_sha256"),
+                "commit": said.get("commit"),
+                "source": point.source,
+                "folder": f"checkpoints/{point.folder}" if state.status == DONE else None,
+                "log": str(folder.log(point).relative_to(folder.path)) if folder.log(point).is_file() else None,
+            }
+        )
+    found = Collection(folder=folder.path, checkpoints=checkpoints)
+    found.duplicates = equal_weights(checkpoints)
+    found.not_monotone = out_of_order(points)
+    found.warnings = [f"equal weights: {_list(names)}" for names in found.duplicates]
+    found.warnings += [f"steps, tokens or training records disagree: {_list(names)}" for names in found.not_monotone]
+    found.warnings += _unlike(info)
+    return found
+
+
+def equal_weights(checkpoints: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Names of checkpoints that share a fingerprint of the weights, group by group."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for checkpoint in checkpoints:
+        if checkpoint["weights_sha256"]:
+            groups[checkpoint["weights_sha256"]].append(checkpoint["checkpoint"])
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def out_of_order(points: Sequence[Point]) -> list[list[str]]:
+    """Names of checkpoints whose order in training is not what their names say, group by group.
+
+    That is so of checkpoints of one training run with the same step; of neighbours of which the later one has seen no
+    more tokens; and of one whose own record of training (trainer_state.json) has another step than its name.
+    """
+    found = []
+    series: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        if point.step is not None:
+            series[point.series].append(point)
+        if point.recorded_step not in (None, point.step):
+            found.append([point.checkpoint])
+    for run in series.values():
+        run.sort(key=lambda point: (point.step, point.tokens or 0))
+        same: dict[Any, list[str]] = defaultdict(list)
+        for point in run:
+            same[point.step].append(point.checkpoint)
+        found += [names for names in same.values() if len(names) > 1]
+        for one, next_one in pairwise(run):
+            both = one.tokens is not None and next_one.tokens is not None and one.step != next_one.step
+            if both and next_one.tokens <= one.tokens:  # type: ignore[operator]
+                found.append([one.checkpoint, next_one.checkpoint])
+    return found
+
+
+def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
+    """What makes results of one sweep hard to compare: they come from several sets of anchors or corpora."""
+    anchors = {a["sha256"] for said in info.values() for a in said.get("anchors", []) if "sha256" in a}
+    corpora = {said["corpus"]["sha256"] for said in info.values() if "corpus" in said}
+    found = []
+    if len(anchors) > 1:
+        found.append(f"hidden states have several widths, so there are {len(anchors)} sets of anchors")
+    if len(corpora) > 1:
+        found.append(f"tokenizers differ: the same texts are {len(corpora)} different corpora")
+    return found
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _write_report(folder: SweepFolder) -> str | None:
+    """The sweep's page and figures; returns what went wrong. The table is there, whatever becomes of them."""
+    from softh_probe.report.page import write_report
+
+    try:
+        write_report([folder.path], folder.path)
+    except Exception as error:
+        return f"the report could not be written ({essence(error)}); `softh-probe report` tries again"
+    return None

@@ -1,0 +1,144 @@
+"""What a sweep is told: many checkpoints, one corpus, how to measure, where to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softh_probe.config import NOT_MEASURED, RunConfig
+from softh_probe.errors import InputError
+
+#: Fields of a run that may change while a sweep goes on, or differ among its checkpoints.
+NOT_SHARED = NOT_MEASURED | {"model", "revision", "tokens_per_batch"}
+#: Fields of a run that a sweep decides.
+DECIDED = ("overwrite", "report", "resume")
+LAUNCHERS = ("local", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(RunConfig):
+    """Many checkpoints, one corpus, and how to measure. Lists may be written with commas: `a,b`."""
+
+    model: str | Sequence[str]  # type: ignore[assignment]
+    """Checkpoints: hub ids (owner/name), local folders, .gguf files, or patterns of local folders
+    (out/checkpoint-*)."""
+    revision: str | Sequence[str] | None = None  # type: ignore[assignment]
+    """Revisions of each hub checkpoint: branches, tags or commits, or patterns of branches and tags (step*); null is
+    the default branch alone."""
+    step_pattern: str | None = None
+    """Regular expression that finds the training step, and tokens seen, in the name of a revision or folder, as
+    groups (?P<step>…) and (?P<tokens>…); null knows step1000, checkpoint-500, stage1-step1000-tokens5B and the
+    like."""
+    tokens_per_step: float | None = None
+    """Tokens that a step of training saw, where names tell steps alone."""
+    every: int | None = None
+    """Take each n-th checkpoint of a model in the order of steps, from the first on. What every, first and last pick
+    is taken together; with none of them, all are."""
+    first: int | None = None
+    """Take the first n checkpoints of each model."""
+    last: int | None = None
+    """Take the last n checkpoints of each model."""
+    launcher: str = "local"
+    """Where workers run: local (processes on this machine) or slurm (an array job)."""
+    workers: int | None = None
+    """Checkpoints that are measured at once, at most; null is, locally, one for each GPU (or for each cpus_per_worker
+    cores), and with slurm 8."""
+    gpus_per_worker: int | None = None
+    """GPUs that a worker sees; null is, locally, 1 where there are any, and with slurm none."""
+    cpus_per_worker: int | None = None
+    """CPU cores a worker uses; null is, locally, an equal share, and with slurm what the cluster gives."""
+    retries: int = 1
+    """Times that a failed checkpoint is tried again before the sweep gives it up."""
+    keep_checkpoints: bool = True
+    """Keep hub checkpoints that the sweep downloads; off, each is removed once its result is safe."""
+    disk_gb: float | None = None
+    """Disk that hub checkpoints which the sweep downloads may take at a time, in GB; null sets no limit."""
+    timeout_min: int = 240
+    """Slurm: minutes a job may take. One that runs out of time requeues itself and goes on."""
+    mem_gb: float | None = None
+    """Slurm: memory of a job, in GB; null is the cluster's default."""
+    slurm_partition: str | None = None
+    """Slurm: partition, as sbatch takes it."""
+    slurm_account: str | None = None
+    """Slurm: account that is charged."""
+    slurm_qos: str | None = None
+    """Slurm: quality of service."""
+    slurm_constraint: str | None = None
+    """Slurm: features that nodes must have."""
+    slurm_setup: Sequence[str] = ()
+    """Slurm: shell commands that a job runs first (module load …)."""
+    slurm_options: Mapping[str, str] | None = None
+    """Slurm: further options of sbatch, by name ({exclude: node7})."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", _names("model", self.model))
+        if self.revision is not None:
+            object.__setattr__(self, "revision", _names("revision", self.revision))
+        object.__setattr__(self, "slurm_setup", tuple(self.slurm_setup))
+        super().__post_init__()
+        if self.overwrite:
+            raise InputError("overwrite: a sweep keeps what is finished; name a new output folder, or delete this one")
+        if self.launcher not in LAUNCHERS:
+            raise InputError(f"launcher: expected {' or '.join(LAUNCHERS)}, got {self.launcher!r}")
+        least = {"every": 1, "first": 1, "last": 1, "workers": 1, "cpus_per_worker": 1, "timeout_min": 1}
+        for name, limit in {**least, "gpus_per_worker": 0, "retries": 0}.items():
+            if getattr(self, name) is not None and getattr(self, name) < limit:
+                raise InputError(f"{name}: expected at least {limit}, got {getattr(self, name)}")
+        for name in ("disk_gb", "mem_gb", "tokens_per_step"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name}: expected more than 0, or null, got {getattr(self, name)}")
+        if self.step_pattern is not None:
+            _check_pattern(self.step_pattern)
+
+    def run_config(self, *, model: str, revision: str | None, out: str | Path) -> RunConfig:
+        """The run of one of the checkpoints. Local paths are absolute in it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)}
+        data = os.path.abspath(os.path.expanduser(self.data)) if is_local(self.data) else self.data
+        # Whoever runs it has seen that there is no result; what an attempt with other batches left is to go.
+        decided = {"overwrite": True, "report": False, "resume": True}
+        return RunConfig(**{**values, "model": model, "revision": revision, "out": str(out), "data": data, **decided})
+
+    def measured(self) -> dict[str, Any]:
+        """What decides a result's values, the checkpoint aside (JSON values).
+
+        The data is left out where it is local: its contents count, not its place.
+        """
+        return measured_fields(dataclasses.asdict(self.run_config(model="-", revision=None, out="-")))
+
+
+def measured_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's fields, those that decide its values; what a result of an older version lacks is the default."""
+    found = {}
+    for field in dataclasses.fields(RunConfig):
+        if field.name in NOT_SHARED or (field.name == "data" and is_local(str(values.get("data")))):
+            continue
+        value = values.get(field.name, field.default)
+        found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def is_local(path: str) -> bool:
+    """Whether a model or data set is a path here, or written as one."""
+    return path.startswith((".", "/", "~")) or os.path.exists(os.path.expanduser(path))
+
+
+def _names(field: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if not value or not all(isinstance(name, str) and name for name in value):
+        raise InputError(f"{field}: expected one name or more, got {value!r}")
+    return tuple(value)
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"step_pattern: {pattern!r} is no regular expression: {error}") from error
+    if "step" not in compiled.groupindex and compiled.groups != 1:
+        raise InputError(f"step_pattern: {pattern!r} has no group (?P<step>…)")

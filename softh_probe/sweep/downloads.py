@@ -1,0 +1,178 @@
+"""Hub checkpoints on this machine's disk: a few at a time.
+
+What a sweep downloads is written down before it comes, so that whoever goes on knows what may be removed again.
+Checkpoints that were in the hub's cache before are the user's, and stay. Where something is to be removed, downloads
+and removals take turns: revisions with equal weights share a file.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from filelock import Timeout
+from huggingface_hub import HfApi, scan_cache_dir, try_to_load_from_cache
+from huggingface_hub import errors as hub_errors
+
+from softh_probe.errors import InputError
+from softh_probe.model_source import fetch_weights, resolve_model, small_files
+from softh_probe.sweep.config import SweepConfig
+from softh_probe.sweep.folder import DONE, FAILED, SweepFolder
+from softh_probe.sweep.grid import Point
+
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a hub checkpoint is: its commit, and the bytes that a run downloads of it."""
+
+    commit: str
+    n_bytes: int
+
+
+def size_on_hub(model: str, revision: str | None, *, allow_pickle: bool = False) -> Size:
+    """Ask the hub for a checkpoint's commit and size."""
+    info = HfApi().model_info(model, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    weights = _fits(sizes, ["model.safetensors", "model-*.safetensors"])
+    if not weights and allow_pickle:
+        weights = _fits(sizes, ["pytorch_model.bin", "pytorch_model-*.bin"])
+    small = _fits(sizes, small_files(False))
+    return Size(commit=str(info.sha), n_bytes=sum(sizes[name] for name in {*weights, *small}))
+
+
+def _fits(names: Any, patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+class Downloads:
+    """The hub checkpoints of a sweep."""
+
+    def __init__(self, folder: SweepFolder, config: SweepConfig) -> None:
+        self.folder, self.config = folder, config
+        self.records = folder.work / "downloads"
+        #: Whether anything is ever removed.
+        self.managed = not config.keep_checkpoints or config.disk_gb is not None
+
+    def fetch(self, point: Point, *, ahead: bool = False) -> None:
+        """Have a checkpoint here. Ahead of its turn, only if there is room for it now.
+
+        Raises:
+            InputError: there is no such checkpoint, no network, or it is larger than disk_gb.
+        """
+        if point.local:
+            return
+        if not self.managed:
+            self._download(point)
+            return
+        while not self._fetch_if_room(point, ahead=ahead):
+            if ahead:
+                return
+            time.sleep(2)  # others are being measured; their room comes free
+
+    def _fetch_if_room(self, point: Point, *, ahead: bool) -> bool:
+        with self.folder.lock("downloads"):
+            self._tidy()
+            if (self.records / f"{point.folder}.json").exists():
+                self._download(point)
+                return True
+            try:
+                size = size_on_hub(point.model, point.revision, allow_pickle=self.config.allow_pickle)
+            except Exception:  # whatever it is: the download says it in words, or finds it here
+                self._download(point)
+                return True
+            if _has_weights(point.model, size.commit) and not self._recorded(size.commit):
+                self._download(point)
+                return True
+            if not self._make_room(size.n_bytes, point, ahead=ahead):
+                return False
+            self.records.mkdir(parents=True, exist_ok=True)
+            record = {"model": point.model, "commit": size.commit, "bytes": size.n_bytes}
+            self.folder.write_json(f"downloads/{point.folder}.json", record)
+            self._download(point)
+            return True
+
+    def _make_room(self, n_bytes: int, point: Point, *, ahead: bool) -> bool:
+        """Whether so much fits under the cap, after what is finished, or waits unclaimed, was removed."""
+        if self.config.disk_gb is None:
+            return True
+        cap = self.config.disk_gb * GB
+        if n_bytes > cap:
+            raise InputError(
+                f"disk_gb: {point.checkpoint} alone takes {n_bytes / GB:.2f} GB, more than the {self.config.disk_gb:g} "
+                "allowed; allow more"
+            )
+        held = self._held()
+        for removable in (DONE, FAILED, *(() if ahead else ("waiting",))):
+            for name, record in list(held.items()):
+                if sum(r["bytes"] for r in held.values()) + n_bytes <= cap:
+                    return True
+                if name != point.folder and self._status(name) == removable:
+                    self._remove(name, record)
+                    del held[name]
+        return sum(r["bytes"] for r in held.values()) + n_bytes <= cap
+
+    def tidy(self, *, wait: bool = True) -> None:
+        """Remove what is finished, if checkpoints are not kept; without waiting, only if nobody downloads."""
+        if self.config.keep_checkpoints:
+            return
+        try:
+            with self.folder.lock("downloads").acquire(timeout=-1 if wait else 0):
+                self._tidy()
+        except Timeout:
+            return
+
+    def _tidy(self) -> None:
+        if self.config.keep_checkpoints:
+            return
+        for name, record in self._held().items():
+            if self._status(name) in (DONE, FAILED):
+                self._remove(name, record)
+
+    def _remove(self, name: str, record: dict[str, Any]) -> None:
+        shared = [n for n, other in self._held().items() if n != name and other["commit"] == record["commit"]]
+        if not any(self._status(other) not in (DONE, FAILED) for other in shared):
+            remove_from_cache(record["model"], record["commit"])
+        (self.records / f"{name}.json").unlink(missing_ok=True)
+
+    def _held(self) -> dict[str, dict[str, Any]]:
+        """What was downloaded, by the names of its results."""
+        found = {}
+        for path in sorted(self.records.glob("[!.]*.json")) if self.records.is_dir() else ():
+            if record := self.folder.read_json(f"downloads/{path.name}", None):
+                found[path.stem] = record
+        return found
+
+    def _recorded(self, commit: str) -> bool:
+        return any(record["commit"] == commit for record in self._held().values())
+
+    def _status(self, name: str) -> str:
+        blank = Point(checkpoint=name, model=name, series=name, folder=name)
+        return self.folder.state(blank).status
+
+    def _download(self, point: Point) -> None:
+        source = resolve_model(point.model, revision=point.revision)
+        fetch_weights(source, trust_remote_code=self.config.trust_remote_code, allow_pickle=self.config.allow_pickle)
+
+
+def _has_weights(model: str, commit: str) -> bool:
+    """Whether the hub's cache has weights of a commit."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return any(isinstance(try_to_load_from_cache(model, name, revision=commit), str) for name in names)
+
+
+def remove_from_cache(model: str, commit: str) -> None:
+    """Remove a revision's files that no other revision in the hub's cache needs."""
+    try:
+        cache = scan_cache_dir()
+    except hub_errors.CacheNotFound:
+        return
+    commits = {r.commit_hash for repo in cache.repos if repo.repo_id == model for r in repo.revisions}
+    if commit in commits:
+        cache.delete_revisions(commit).execute()
+        print(f"removed {model} at {commit[:12]} from the hub's cache", file=sys.stderr)

@@ -1,0 +1,126 @@
+"""A tiny training run, saved as it goes, and sweeps over it: what is tested on many checkpoints."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tests.conftest import tiny_llama
+
+N = 12
+TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
+
+
+def write_texts(path: Path, n: int = 30) -> Path:
+    path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:n]))
+    return path
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "<pad>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
+
+
+def train(folder: Path, steps: int = N, name: str = "checkpoint-{}") -> list[Path]:
+    """Train and save after each step; returns the checkpoints in order."""
+    tokenizer = small_tokenizer()
+    model = tiny_llama(vocab_size=len(tokenizer)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    ids = tokenizer(TEXTS[:8], return_tensors="pt", padding=True)["input_ids"]
+    saved = []
+    for step in range(1, steps + 1):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        path = folder / name.format(step)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "num_input_tokens_seen": 0}))
+        saved.append(path)
+    return saved
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "softh_probe.cli", *map(str, words)]
+
+
+def sweep_command(path: Path, *more: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command("sweep", "--config", path, *more), capture_output=True, text=True, timeout=300)
+
+
+@contextlib.contextmanager
+def started(path: Path, *more: object):
+    """A sweep that runs beside the test, in a process group of its own; nothing of it is left after the block."""
+    process = subprocess.Popen(
+        command("sweep", "--config", path, *more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        family = descendants(process.pid)
+        for one in [*family, process]:
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                one.kill()
+        process.wait()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def wait_for(what, timeout: float = 90.0):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {timeout} s in vain")
+
+
+def info_of(out: Path) -> dict:
+    return json.loads((out / "sweep.json").read_text())
+
+
+def attempts(log: str) -> int:
+    return log.count(" in process ")
+
+
+def statuses(out: Path) -> dict[str, str]:
+    return {c["checkpoint"]: c["status"] for c in info_of(out)["checkpoints"]}
+
+
+def n_results(out: Path) -> int:
+    return len(list(out.glob("checkpoints/*/result.json")))
+
+
+def running(out: Path) -> list[dict]:
+    """Claims of checkpoints that are being measured, and not done yet."""
+    found = []
+    for path in out.glob("work/claims/*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            claim = json.loads(path.read_text())
+            done = out / "checkpoints" / path.stem / "result.json"
+            if len(claim["processes"]) == 2 and not done.exists():
+                found.append({**claim, "name": path.stem})
+    return found
+
+
+def written(out: Path) -> dict[str, int]:
+    """When each result was finished: what was done twice has another time."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("checkpoints/*/result.json")}
