@@ -33,8 +33,9 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 
-def write_texts(path: Path) -> Path:
-    rows = [{"text": text, "language": language} for text, language in zip(TEXTS, LANGUAGES, strict=True)]
+def write_texts(path: Path, n: int = len(TEXTS)) -> Path:
+    """A data set of n rows: the texts and their languages, again and again."""
+    rows = [{"text": TEXTS[i % len(TEXTS)], "language": LANGUAGES[i % len(TEXTS)]} for i in range(n)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -98,7 +99,7 @@ def task(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def training(tmp_path_factory) -> Path:
     """Twelve checkpoints of one training run, and texts."""
-    from tests.sweeps import train, write_texts
+    from tests.sweeps import train
 
     folder = tmp_path_factory.mktemp("training")
     train(folder / "run")

@@ -12,15 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import tiny_llama
+from tests.conftest import TEXTS, tiny_llama
 
 N = 12
-TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
-
-
-def write_texts(path: Path, n: int = 30) -> Path:
-    path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:n]))
-    return path
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:

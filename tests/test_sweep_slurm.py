@@ -1,14 +1,17 @@
 """Sweeps through a real Slurm of one node, which the test starts and stops."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_texts
 from tests.sweeps import (
     N,
     attempts,
@@ -19,7 +22,6 @@ from tests.sweeps import (
     started,
     statuses,
     wait_for,
-    write_texts,
     written,
 )
 
@@ -55,7 +57,8 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     weights.write_bytes(weights.read_bytes()[:1000])
     path = config_file(
         model=str(run_folder / "checkpoint-*"),
-        data=str(write_texts(tmp_path / "texts.jsonl", 2000)),  # so many that a checkpoint takes a while
+        data=str(write_texts(tmp_path / "texts.jsonl", 1000)),  # so many that a checkpoint takes a while
+        tokens_per_batch=256,
         launcher="slurm",
         slurm_partition="main",
         timeout_min=20,
@@ -65,11 +68,13 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     with started(path) as process:
         # One worker is killed: Slurm's job fails, another takes its place.
         wait_for(lambda: n_results(out) >= 1)
-        killed = wait_for(lambda: running(out))[0]
+        killed = wait_for(lambda: whole(running(out)))[0]
         os.kill(killed["processes"][0][0], signal.SIGKILL)
-        # The other is preempted: it gives up its checkpoint, requeues itself and goes on.
-        preempted = wait_for(lambda: [c for c in running(out) if c["task"] != killed["task"]])[0]
+        # The other is preempted in the middle of its checkpoint: it requeues itself and goes on from there.
+        preempted = wait_for(lambda: stopped_while_measuring(out, killed["task"]))
         subprocess.run(["scancel", "--signal=USR2", preempted["task"]], check=True)
+        time.sleep(2)  # until Slurm has delivered it
+        os.kill(preempted["processes"][1][0], signal.SIGCONT)
         wait_for(lambda: "Restarts=1" in job(preempted["task"]))
         largest = 0
         while process.poll() is None:
@@ -87,6 +92,7 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     counts = {name: attempts(text) for name, text in texts.items() if not name.startswith("checkpoint-2-")}
     assert counts.pop(killed["name"]) == 2
     assert counts.pop(preempted["name"], 2) == 2
+    assert json.loads((out / "checkpoints" / preempted["name"] / "result.json").read_text())["interruptions"] == 1
     assert set(counts.values()) == {1}
     script = next(out.glob("work/jobs/*_submission.sh")).read_text()
     for option in ("--array=0-1%2", "--partition=main", "--mem=1GB", "--time=20", "--requeue"):
@@ -100,6 +106,26 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     assert again.returncode == 0, again.stderr
     assert before.items() <= written(out).items()
     assert {c["status"] for c in info_of(out)["checkpoints"]} == {"done"}
+
+
+def whole(claims: list[dict]) -> list[dict]:
+    """Without the checkpoint that is damaged."""
+    return [claim for claim in claims if not claim["name"].startswith("checkpoint-2-")]
+
+
+def stopped_while_measuring(out: Path, other_task: str) -> dict | None:
+    """The claim of a checkpoint in the middle of its forward pass, held there, of another task than this."""
+    for claim in whole(running(out)):
+        path = out / "work" / "logs" / f"{claim['name']}.log"
+        log = path.read_text() if path.exists() else ""
+        *_, forward = log.rpartition("forward:")
+        if claim["task"] != other_task and forward != log and "100%" not in forward:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(claim["processes"][1][0], signal.SIGSTOP)
+                if claim in whole(running(out)):
+                    return claim
+                os.kill(claim["processes"][1][0], signal.SIGCONT)
+    return None
 
 
 def job(identity: str) -> str:
