@@ -35,10 +35,11 @@ from jsonargparse import auto_cli
 from softh_probe.checkpoint import load_tokenizer
 from softh_probe.config import RunConfig
 from softh_probe.corpus import Corpus, pad_batch
+from softh_probe.forward import forward
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.loading_errors import quiet_transformers
 from softh_probe.model_source import resolve_model
-from softh_probe.run import forward, new_probe, plan_run, read_corpus
+from softh_probe.run import new_probe, plan_run, read_corpus
 from softh_probe.sums import LayerSums
 
 SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}

@@ -15,7 +15,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from softh_probe.config import RunConfig
-from softh_probe.errors import SofthProbeError
+from softh_probe.errors import Interrupted, SofthProbeError
 from softh_probe.sweep.config import SweepConfig
 
 EXIT_BAD_INPUT = 2
@@ -24,7 +24,12 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input (one line says what), 1 for any other failure."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0; 2 for bad input (one line says what); 128 and the signal's number for a run that was asked to
+        stop; 1 for any other failure.
+    """
     words = ["--print_config=comments" if w == "--print_config" else w for w in arguments or sys.argv[1:]]
     debug = "--debug" in words
     parser = _parser()
@@ -36,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell(_usage_line(str(error), command), EXIT_BAD_INPUT, debug)
     except SofthProbeError as error:
         return _tell(str(error), EXIT_BAD_INPUT, debug)
+    except Interrupted as stopped:
+        return _tell(str(stopped), 128 + stopped.signal, debug)
     except KeyboardInterrupt:
         return _tell("interrupted; nothing was written", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
 
 from softh_probe.anchors import KINDS
 from softh_probe.calibration import resolve_temperature
@@ -74,8 +77,16 @@ class RunConfig:
     cache folder, none keeps nothing."""
     out: str
     """Folder for the results; it appears when they are whole."""
+    report: bool = True
+    """Write report.html and figures too; `softh-probe report` does so later."""
     overwrite: bool = False
-    """Replace the results of an earlier run in that folder."""
+    """Replace the results of an earlier run in that folder, or an unfinished run of another configuration."""
+    resume: bool = True
+    """Go on from the last snapshot where the folder holds an unfinished run of the same configuration; false starts
+    it anew."""
+    snapshot_minutes: float = 10.0
+    """Minutes between snapshots of an unfinished run, which never take more than 1% of its time; 0 writes one only
+    when it is stopped (SIGTERM, SIGUSR1, Ctrl-C)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _names(self.labels))
@@ -93,6 +104,8 @@ class RunConfig:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.sums_memory_gb is not None and not self.sums_memory_gb > 0:
             raise InputError(f"sums_memory_gb: expected more than 0, or null, got {self.sums_memory_gb}")
+        if not 0 <= self.snapshot_minutes < float("inf"):
+            raise InputError(f"snapshot_minutes: expected 0 or more, got {self.snapshot_minutes}")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"max_documents: expected at least 1, or null for all, got {self.max_documents}")
         for name, valid in (
@@ -103,6 +116,16 @@ class RunConfig:
             if getattr(self, name) not in valid:
                 raise InputError(f"{name}: expected {' or '.join(valid)}, got {getattr(self, name)!r}")
         resolve_temperature(self.calibration, self.n_anchors, dim=2)
+
+
+def plain_config(config: RunConfig) -> dict[str, Any]:
+    """The configuration as values that JSON and YAML know."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def config_yaml(config: RunConfig) -> str:
+    """The configuration as a file that `softh-probe run --config` takes."""
+    return yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
 
 
 def tokens_per_batch_on(device: str) -> int:

@@ -222,18 +222,22 @@ class SoftEntropyProbe:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything measured so far: plain values and tensors, for `load_state_dict` or to store."""
+        head, layers = self.state_parts()
+        return {**head, "layers": dict(layers)}
+
+    def state_parts(self) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
+        """What `state_dict` holds, in parts: all but the layers, and each of those in turn, copied when it is due."""
         self._flush()
-        return {
+        head = {
             "version": STATE_VERSION,
             "settings": dict(self._settings),
             "positions": self._positions,
             "tokens": self._tokens - (self._feed.rejected if self._feed else 0),
             "n_blocks": self._n_blocks,
             "rows": self._rows.state_dict() if isinstance(self._rows, GrowingRows) else {},
-            "layers": {
-                n: {"dim": self._sums[n].dim, **self._sums[n].state_dict()} for n in self.layers if n in self._measured
-            },
         }
+        measured = {name: self._sums[name] for name in self.layers if name in self._measured}
+        return head, ((name, {"dim": sums.dim, **sums.state_dict()}) for name, sums in measured.items())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from another probe's `state_dict`, in place of what was measured here.
@@ -254,10 +258,14 @@ class SoftEntropyProbe:
         self._n_blocks = state["n_blocks"]
         if isinstance(self._rows, GrowingRows):
             self._rows.load_state_dict(state["rows"])
-        self._sums = {name: self._new_sums(name, s["dim"], torch.device("cpu")) for name, s in state["layers"].items()}
+        reserved, self._sums = self._sums, {}
+        for name, layer in state["layers"].items():
+            sums = reserved.pop(name, None)
+            if self._plan is None or sums is None or sums.dim != layer["dim"]:
+                sums = self._new_sums(name, layer["dim"], torch.device("cpu"))
+            sums.load_state_dict(layer)
+            self._sums[name] = sums
         self._measured = set(self._sums)
-        for name, sums in self._sums.items():
-            sums.load_state_dict(state["layers"][name])
 
     def merge(self, other: SoftEntropyProbe) -> None:
         """Add what another probe measured with the same settings on other text: a shard, a rank, a job.

@@ -1,4 +1,4 @@
-"""One checkpoint x one corpus: the one loop."""
+"""One checkpoint x one corpus: from a configuration to a folder of results."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
-from tqdm import tqdm
 
 from softh_probe.cache import Cache, cache_folder, digest, key_of, tokenizer_fingerprint
 from softh_probe.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer
-from softh_probe.config import RunConfig, tokens_per_batch_on
-from softh_probe.corpus import Corpus, length_batches, pad_batch, tokenize
+from softh_probe.config import RunConfig, config_yaml, plain_config, tokens_per_batch_on
+from softh_probe.corpus import Corpus, length_batches, tokenize
 from softh_probe.documents import read_documents
 from softh_probe.errors import InputError
+from softh_probe.forward import SnapshotTimer, forward
 from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.memory import place_sums
 from softh_probe.model_source import resolve_model
 from softh_probe.numbering import Numbering
-from softh_probe.output import output_folder
+from softh_probe.output import SNAPSHOTS, output_folder
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
+from softh_probe.resuming import find_unfinished, identity, take_up
+from softh_probe.snapshots import Snapshots
 from softh_probe.sources import data_identity
+from softh_probe.stopping import StopRequests
 
 CONFIG_YAML = "config.yaml"
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
@@ -52,14 +53,21 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
     Raises:
         SofthProbeError: the configuration, the checkpoint or the corpus is not what it has to be; nothing is then
             left behind in the output folder.
+        Interrupted: asked to stop by SIGTERM, SIGUSR1 or Ctrl-C; the same call goes on from where it was.
     """
     say = _Teller(progress)
     seconds = _Stopwatch()
-    with output_folder(config.out, overwrite=config.overwrite) as folder:
+    with (
+        StopRequests() as stop,
+        ExitStack() as undisturbed,
+        output_folder(config.out, overwrite=config.overwrite) as folder,
+    ):
+        snapshots = Snapshots(folder / SNAPSHOTS)
         with seconds("tokenise"):
             device = check_placement(config.dtype, config.device_map)
             if config.tokens_per_batch is None:
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
+            unfinished = find_unfinished(config, snapshots, say)
             source = resolve_model(config.model, revision=config.revision)
             tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
             corpus = read_corpus(config, tokenizer, progress=progress)
@@ -90,18 +98,31 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             )
             say(f"sums:\n{memory.describe()}")
             probe.reserve(memory.on_host)
-            with seconds("forward"):
-                forward(probe, checkpoint.model, plan, progress=progress)
+            start = take_up(unfinished, probe, identity(config, checkpoint, plan), say)
+            undisturbed.enter_context(stop.deferred())
+            timer = SnapshotTimer(
+                snapshots,
+                probe,
+                start,
+                stop,
+                n_batches=len(plan.batches),
+                minutes=config.snapshot_minutes,
+                say=say,
+            )
+            forward(probe, checkpoint.model, plan, first=start.batches, after_batch=timer, progress=progress)
+            seconds.spent["forward"] = timer.seconds
         with seconds("finish"):
             result = probe.result()
             result.info.update(_provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
+            result.info["interruptions"] = start.interruptions
             result.info["warnings"] = _warnings(result, plan)
             for text in result.info["warnings"]:
                 say(f"warning: {text}")
             (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
         result.info["seconds"] = seconds.spent
         result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
-        _draw(result, folder, say)
+        if config.report:
+            _draw(result, folder, say)
         result.save(folder)
     return result
 
@@ -167,31 +188,6 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntr
     )
 
 
-def forward(probe: SoftEntropyProbe, model: Any, plan: Plan, *, progress: bool = True) -> None:
-    """Run the backbone over the planned batches. The model's head is not run, no hidden state is kept."""
-    device = model.get_input_embeddings().weight.device
-    n_tokens = int(plan.corpus.lengths[np.concatenate(plan.batches)].sum())
-    with (
-        probe,
-        torch.inference_mode(),
-        tqdm(total=n_tokens, desc="forward", unit="tok", unit_scale=True, disable=not progress, file=sys.stderr) as bar,
-    ):
-        for index, documents in enumerate(plan.batches):
-            input_ids, attention_mask = pad_batch(plan.corpus, documents)
-            labels = plan.batch(index)
-            with probe.batch(labels):
-                model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
-            if index == 0:
-                probe.check()  # unusable hidden states show here, not after hours
-            bar.update(labels.n_tokens)
-
-
-def config_yaml(config: RunConfig) -> str:
-    """The configuration as a file that `softh-probe run --config` takes."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
 def _draw(result: ProbeResult, folder: Path, say: _Teller) -> None:
     """Write the page and the figures; what was measured is kept, whatever goes wrong with them."""
     try:
@@ -233,7 +229,7 @@ def _measuring(config: RunConfig, probe: SoftEntropyProbe) -> str:
 def _provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: Plan) -> dict[str, Any]:
     """What a result says of where it comes from (JSON values)."""
     return {
-        "config": yaml.safe_load(config_yaml(config)),
+        "config": plain_config(config),
         "model": checkpoint.info,
         "corpus": {
             "data": config.data,

@@ -9,8 +9,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from softh_probe.config import RunConfig
+
+TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
+LANGUAGES = [["en", "de", None][i % 3] for i in range(30)]
 
 
 def tiny_llama(**changes) -> LlamaForCausalLM:
@@ -26,6 +31,12 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
         "initializer_range": 0.5,
     }
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+def write_texts(path: Path) -> Path:
+    rows = [{"text": text, "language": language} for text, language in zip(TEXTS, LANGUAGES, strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 def assert_same_values(one, other):
@@ -147,3 +158,29 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.line(line)
     others = ", ".join(line.split(": ")[0] for line in found if "by definition" in line)
     terminalreporter.line(f"right by definition, output_hidden_states being something else: {others or 'none'}")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny model with its tokenizer, as save_pretrained writes them."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "<pad>"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    tiny_llama(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_texts(tmp_path / "texts.jsonl")
+
+
+@pytest.fixture
+def config(checkpoint, data, tmp_path):
+    def make(**changes) -> RunConfig:
+        paths = {"model": str(checkpoint), "data": str(data), "out": str(tmp_path / "out")}
+        return RunConfig(**{**paths, "n_anchors": 20, "report": False, **changes})
+
+    return make

@@ -10,12 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from softh_probe import run as run_module
 from softh_probe.cache import Cache, cache_folder, key_of, tokenizer_fingerprint
 from softh_probe.run import run
-from tests.test_run import checkpoint, config, data, tokens_of  # noqa: F401 - fixtures
 
 LABELS = ["input_bigram", "output_unigram", "column:language"]
 
 
-def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatch):  # noqa: F811
+def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatch):
     first = run(config(labels=LABELS, per_label=["output_unigram"]), progress=False)
 
     def never(*_, **__):
@@ -33,7 +32,7 @@ def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("change", ["max_length", "max_documents", "data", "tokenizer", "label_columns"])
-def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, change):  # noqa: F811
+def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, change):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     before = run_module.read_corpus(config(), tokenizer, progress=False)
     changes = {}
@@ -53,7 +52,7 @@ def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, chang
     assert (after.sha256, list(after.columns)) != (before.sha256, list(before.columns))
 
 
-def test_a_tokenizers_fingerprint_is_of_what_it_does(checkpoint):  # noqa: F811
+def test_a_tokenizers_fingerprint_is_of_what_it_does(checkpoint):
     one, other = (PreTrainedTokenizerFast.from_pretrained(checkpoint) for _ in range(2))
     assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
     one(["the cat"], truncation=True, max_length=1)
@@ -96,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     assert cache.load("plan", "1f") is None
 
 
-def test_none_keeps_nothing(config, tmp_path, monkeypatch):  # noqa: F811
+def test_none_keeps_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     run(config(cache="none"), progress=False)
     assert not (tmp_path / "xdg").exists()

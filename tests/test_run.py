@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from softh_probe import ProbeResult, sample_anchors, temperature
@@ -24,40 +23,8 @@ from softh_probe.errors import InputError, ProbeError
 from softh_probe.result import FORMAT
 from softh_probe.run import run
 from tests import references
-from tests.conftest import assert_same_values, tiny_llama
+from tests.conftest import LANGUAGES, TEXTS, assert_same_values, tiny_llama
 from tests.test_probe import NAMES, NGRAMS, value
-
-TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
-LANGUAGES = [["en", "de", None][i % 3] for i in range(30)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A tiny model with its tokenizer, as save_pretrained writes them."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "<pad>"]))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
-    tiny_llama(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    path = tmp_path / "texts.jsonl"
-    rows = [{"text": text, "language": language} for text, language in zip(TEXTS, LANGUAGES, strict=True)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
-
-
-@pytest.fixture
-def config(checkpoint, data, tmp_path):
-    def make(**changes) -> RunConfig:
-        settings = {"model": str(checkpoint), "data": str(data), "out": str(tmp_path / "out"), "n_anchors": 20}
-        return RunConfig(**{**settings, **changes})
-
-    return make
 
 
 def tokens_of(checkpoint, texts=TEXTS):
@@ -85,7 +52,7 @@ def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch)
 
 
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
-    result = run(config(labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
+    result = run(config(report=True, labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
     drawn = ("overview", "entropy", "information", "chance", "optimality", "plane")
     figures = {f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")}
@@ -116,7 +83,7 @@ def test_a_report_that_fails_costs_no_result(config, tmp_path, monkeypatch, caps
         raise OSError("no font")
 
     monkeypatch.setattr("softh_probe.run.write_run_report", fail)
-    run(config())
+    run(config(report=True))
     assert "the report could not be written (OSError: no font)" in capsys.readouterr().err
     loaded = ProbeResult.load(tmp_path / "out")
     assert any("no font" in text for text in loaded.info["warnings"])

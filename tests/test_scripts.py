@@ -54,3 +54,12 @@ def test_digits_layers_say_more_about_the_class_after_training():
     assert all(trained > untrained for untrained, trained in zip(*values, strict=True))
     assert max(values[1]) < 3.33  # log2(10): no more can be said about the digit
     assert float(re.search(r"accuracy ([\d.]+)", after)[1]) > 0.9
+
+
+def test_faults_cost_no_result():
+    done = subprocess.run(
+        [sys.executable, "scripts/fault_campaign.py", "--kills", "5", "--seed", "1"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert len(re.findall("all exact$|skipped", done.stdout, re.MULTILINE)) == 6, done.stdout
+    assert "5 kills" in done.stdout

@@ -23,9 +23,11 @@ NOT_MEASURED = {
     "device_map",
     "sums_memory_gb",
     "tokens_per_batch",
-} | {
     "trust_remote_code",
     "allow_pickle",
+    "report",
+    "resume",
+    "snapshot_minutes",
 }
 LAUNCHERS = ("local", "slurm")
 
@@ -40,6 +42,8 @@ class SweepConfig(RunConfig):
     revision: str | Sequence[str] | None = None  # type: ignore[assignment]
     """Revisions of each hub checkpoint: branches, tags or commits, or patterns of branches and tags (step*); null is
     the default branch alone."""
+    report: bool = False
+    """Write report.html and figures of each checkpoint too; the sweep's own are always written."""
     step_pattern: str | None = None
     """Regular expression that finds the training step, and tokens seen, in the name of a revision or folder, as
     groups (?P<step>…) and (?P<tokens>…); null knows step1000, checkpoint-500, stage1-step1000-tokens5B and the

@@ -27,6 +27,7 @@ from filelock import FileLock
 from pyarrow import ArrowInvalid
 from safetensors import SafetensorError, safe_open
 
+from softh_probe.config import plain_config
 from softh_probe.errors import InputError
 from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result
 from softh_probe.sweep.claims import Claims
@@ -252,7 +253,7 @@ def data_digest(data: str) -> str | None:
 
 def config_yaml(config: SweepConfig) -> str:
     """The configuration as a file that `softh-probe sweep --config` takes."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    plain = plain_config(config)
     del plain["overwrite"]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 

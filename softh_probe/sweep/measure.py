@@ -16,11 +16,10 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
-from softh_probe import errors
 from softh_probe.cache import key_of, tokenizer_fingerprint
 from softh_probe.checkpoint import check_placement, load_tokenizer
 from softh_probe.config import RunConfig, tokens_per_batch_on
-from softh_probe.errors import InputError, SofthProbeError
+from softh_probe.errors import InputError, Interrupted, SofthProbeError
 from softh_probe.loading_errors import essence
 from softh_probe.model_source import resolve_model
 from softh_probe.run import plan_run, read_corpus, run
@@ -57,12 +56,13 @@ def measure(config: SweepConfig, point: Point, *, killed: int, reason: Any) -> N
         tokens = run_config.tokens_per_batch or tokens_per_batch_on(
             check_placement(run_config.dtype, run_config.device_map)
         )
-        run_config = dataclasses.replace(run_config, tokens_per_batch=max(1, tokens >> killed))
+        # A snapshot of other batches is no use: overwrite lets the run start anew.
+        run_config = dataclasses.replace(run_config, tokens_per_batch=max(1, tokens >> killed), overwrite=True)
         prepare(run_config, folder)
         run_in_memory(run_config)
         make_durable(out)
         code = EXIT_DONE
-    except getattr(errors, "Interrupted", ()):
+    except Interrupted:
         code = EXIT_STOPPED
     except BaseException as error:
         traceback.print_exc()
@@ -153,7 +153,7 @@ def _settle(log: Path) -> None:
         os.dup2(descriptor, stream)
     os.close(descriptor)
     sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the launcher says who stops
+    os.setpgrp()  # Ctrl-C does not reach it: the launcher says who stops
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))  # what submitit takes for it

@@ -1,0 +1,60 @@
+"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C end a run where it can go on from."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from softh_probe.errors import Interrupted
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # Windows has no SIGUSR1
+
+
+class StopRequests:
+    """Turns signals into `Interrupted`: at once, or where the code inside `deferred()` asks.
+
+    >>> import os
+    >>> with StopRequests() as stop:
+    ...     with stop.deferred():
+    ...         os.kill(os.getpid(), signal.SIGTERM)
+    ...         print("the work at hand is finished first;", stop.requested)
+    the work at hand is finished first; 15
+
+    Signals are taken only in the main thread, for Python gives them to no other; what handled them before does so
+    again after the block. A second Ctrl-C always ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the block a request is only noted, in `requested`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested = self.requested is not None, number
+        if not self._deferred or (again and number == signal.SIGINT):
+            raise Interrupted(number)
