@@ -104,13 +104,15 @@ def n_results(out: Path) -> int:
 
 
 def running(out: Path) -> list[dict]:
-    """Claims of checkpoints that are being measured, and not done yet."""
+    """Claims of checkpoints that are being measured, whose logs have begun, and not done yet."""
     found = []
     for path in out.glob("work/claims/*.json"):
         with contextlib.suppress(OSError, ValueError):
             claim = json.loads(path.read_text())
             done = out / "checkpoints" / path.stem / "result.json"
-            if len(claim["processes"]) == 2 and not done.exists():
+            log = (out / "work" / "logs" / f"{path.stem}.log").read_text()
+            begun = len(claim["processes"]) == 2 and f" in process {claim['processes'][1][0]} on" in log
+            if begun and not done.exists():
                 found.append({**claim, "name": path.stem})
     return found
 

@@ -16,7 +16,7 @@ from softh_probe.errors import InputError
 #: Fields of a run that may change while a sweep goes on, or differ among its checkpoints.
 NOT_SHARED = NOT_MEASURED | {"model", "revision", "tokens_per_batch"}
 #: Fields of a run that a sweep decides.
-DECIDED = ("overwrite", "report", "resume")
+DECIDED = ("overwrite", "resume")
 LAUNCHERS = ("local", "slurm")
 
 
@@ -30,6 +30,8 @@ class SweepConfig(RunConfig):
     revision: str | Sequence[str] | None = None  # type: ignore[assignment]
     """Revisions of each hub checkpoint: branches, tags or commits, or patterns of branches and tags (step*); null is
     the default branch alone."""
+    report: bool = False
+    """Write report.html and figures of each checkpoint too; the sweep's own are always written."""
     step_pattern: str | None = None
     """Regular expression that finds the training step, and tokens seen, in the name of a revision or folder, as
     groups (?P<step>…) and (?P<tokens>…); null knows step1000, checkpoint-500, stage1-step1000-tokens5B and the
@@ -99,9 +101,8 @@ class SweepConfig(RunConfig):
         """The run of one of the checkpoints. Local paths are absolute in it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)}
         data = os.path.abspath(os.path.expanduser(self.data)) if is_local(self.data) else self.data
-        # Whoever runs it has seen that there is no result; what an attempt with other batches left is to go.
-        decided = {"overwrite": True, "report": False, "resume": True}
-        return RunConfig(**{**values, "model": model, "revision": revision, "out": str(out), "data": data, **decided})
+        values |= {"model": model, "revision": revision, "out": str(out), "data": data, "resume": True}
+        return RunConfig(**values)
 
     def measured(self) -> dict[str, Any]:
         """What decides a result's values, the checkpoint aside (JSON values).

@@ -56,7 +56,8 @@ def measure(config: SweepConfig, point: Point, *, killed: int, reason: Any) -> N
         tokens = run_config.tokens_per_batch or tokens_per_batch_on(
             check_placement(run_config.dtype, run_config.device_map)
         )
-        run_config = dataclasses.replace(run_config, tokens_per_batch=max(1, tokens >> killed))
+        # A snapshot of other batches is no use: overwrite lets the run start anew.
+        run_config = dataclasses.replace(run_config, tokens_per_batch=max(1, tokens >> killed), overwrite=True)
         prepare(run_config, folder)
         run_in_memory(run_config)
         make_durable(out)
@@ -152,7 +153,7 @@ def _settle(log: Path) -> None:
         os.dup2(descriptor, stream)
     os.close(descriptor)
     sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the launcher says who stops
+    os.setpgrp()  # Ctrl-C does not reach it: the launcher says who stops
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))  # what submitit takes for it

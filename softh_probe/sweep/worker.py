@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -45,12 +46,14 @@ class Worker:
         points: the checkpoints to take from.
         devices: GPUs that it may see, by number; None leaves that to Slurm.
         launcher: id and start of the process that it shall not outlive; None where jobs live on their own.
+        first: a checkpoint to begin with, if it waits: the one that a requeued job was on.
     """
 
     config: SweepConfig
     points: Sequence[Point]
     devices: str | None = None
     launcher: list[Any] | None = None
+    first: Point | None = None
     _child: BaseProcess | None = field(default=None, init=False)
     _claimed: Point | None = field(default=None, init=False)
 
@@ -72,7 +75,7 @@ class Worker:
         tried = 0
         ahead: tuple[Point, BaseProcess] | None = None
         try:
-            while point := self._claim(prefer=ahead[0] if ahead else None):
+            while point := self._claim(prefer=ahead[0] if ahead else self.first):
                 tried += 1
                 print(f"{point.checkpoint}: started", flush=True)
                 failure = self.folder.failure(point)
@@ -121,7 +124,7 @@ class Worker:
                 child.join()
         if self._claimed:
             self.folder.claims.release(self._claimed.folder)
-        return DelayedSubmission(Worker(self.config, self.points, self.devices, self.launcher))
+        return DelayedSubmission(dataclasses.replace(self, first=self._claimed))
 
     def _stop(self, *_: Any) -> None:
         if os.getpid() != self._pid:  # a process that was forked a moment ago, and has no handler of its own yet
