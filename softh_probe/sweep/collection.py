@@ -167,8 +167,8 @@ def equal_weights(checkpoints: Sequence[dict[str, Any]]) -> list[list[str]]:
 def out_of_order(points: Sequence[Point]) -> list[list[str]]:
     """Names of checkpoints whose order in training is not what their names say, group by group.
 
-    That is so of checkpoints of one training run with the same step; of neighbours of which the later one has seen no
-    more tokens; and of one whose own record of training (trainer_state.json) has another step than its name.
+    That is so of checkpoints of one training run with the same step; of neighbours of which the later one has seen
+    fewer tokens; and of one whose own record of training (trainer_state.json) has another step than its name.
     """
     found = []
     series: dict[str, list[Point]] = defaultdict(list)
@@ -185,7 +185,7 @@ def out_of_order(points: Sequence[Point]) -> list[list[str]]:
         found += [names for names in same.values() if len(names) > 1]
         for one, next_one in pairwise(run):
             both = one.tokens is not None and next_one.tokens is not None and one.step != next_one.step
-            if both and next_one.tokens <= one.tokens:  # type: ignore[operator]
+            if both and next_one.tokens < one.tokens:  # type: ignore[operator]
                 found.append([one.checkpoint, next_one.checkpoint])
     return found
 

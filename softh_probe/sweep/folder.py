@@ -122,10 +122,12 @@ class SweepFolder:
             raise InputError(f"out: {self.path} holds the results of a run; name another folder")
         wanted, found = config.measured(), None
         for folder in self.finished_folders():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            try:
                 there = json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))["config"]
                 found = measured_fields(there)
-                self._refuse_other(wanted, found, folder.name)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # a damaged one is measured again
+            self._refuse_other(wanted, found, folder.name)
         busy = any(self.claims.owner(name) for name in self.claims.names())
         if found is None and busy:
             there = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))

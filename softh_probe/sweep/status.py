@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from huggingface_hub.errors import RevisionNotFoundError
 
 from softh_probe.errors import InputError
 from softh_probe.loading_errors import essence
@@ -110,6 +113,14 @@ def _time(folder: SweepFolder, n: int, n_workers: int) -> str:
     return f"{duration(rounds * each)} ({duration(each)} each, from {len(seconds)} done)"
 
 
+def _size(points: Sequence[Point], config: SweepConfig) -> int:
+    """Bytes of a revision: those of one model are of one size. Names that the hub does not know are passed over."""
+    for point in points[:-1]:
+        with contextlib.suppress(RevisionNotFoundError):
+            return size_on_hub(point.model, point.revision, allow_pickle=config.allow_pickle).n_bytes
+    return size_on_hub(points[-1].model, points[-1].revision, allow_pickle=config.allow_pickle).n_bytes
+
+
 def _disk(config: SweepConfig, folder: SweepFolder, todo: Sequence[Point]) -> str:
     """Hub checkpoints, by the hub's file sizes, and results, by those that are there."""
     parts = []
@@ -119,8 +130,8 @@ def _disk(config: SweepConfig, folder: SweepFolder, todo: Sequence[Point]) -> st
             by_model.setdefault(point.model, []).append(point)
     total = largest = 0.0
     for model, points in by_model.items():
-        try:  # revisions of one model are of one size
-            each = size_on_hub(model, points[-1].revision, allow_pickle=config.allow_pickle).n_bytes
+        try:
+            each = _size(points, config)
         except Exception as error:  # an estimate is no reason to stop
             parts.append(f"{model}: unknown ({essence(error)})")
             continue
