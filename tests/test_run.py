@@ -413,3 +413,13 @@ def test_no_path_of_a_secret_reaches_the_results(config, tmp_path, monkeypatch):
     for path in (tmp_path / "out").iterdir():
         assert b"hf_secret_of_the_user" not in path.read_bytes()
     assert os.environ["HF_TOKEN"] == "hf_secret_of_the_user"
+
+
+def test_secrets_of_the_environment_are_written_nowhere(config, tmp_path, monkeypatch, capfd):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "hf_thisisnobodysbusiness")
+    run(config(report=True, cache=str(tmp_path / "cache")))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 15
+    assert not [path for path in written if b"thisisnobodysbusiness" in path.read_bytes()]
+    assert "thisisnobodysbusiness" not in "".join(capfd.readouterr())
