@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +117,17 @@ def running(out: Path) -> list[dict]:
             if begun and not done.exists():
                 found.append({**claim, "name": path.stem})
     return found
+
+
+def held(out: Path, wanted=lambda claim: True) -> dict | None:
+    """The claim of a checkpoint whose measurement was stopped (SIGSTOP) before its end: what is done to it now hits."""
+    for claim in filter(wanted, running(out)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(claim["processes"][1][0], signal.SIGSTOP)
+            if claim in running(out):
+                return claim
+            os.kill(claim["processes"][1][0], signal.SIGCONT)
+    return None
 
 
 def written(out: Path) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """Sweeps through the local launcher: real processes, real checkpoints, real kills."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from tests.sweeps import (
     attempts,
     command,
     descendants,
+    held,
     info_of,
     n_results,
     running,
@@ -111,13 +111,14 @@ def test_killed_workers_and_crashed_interpreters_cost_only_what_they_were_on(con
     path, out = config_file(retries=1), tmp_path / "out"
     with started(path) as process:
         # The worker, which takes one checkpoint after the other.
-        claim = wait_for(lambda: running(out))[0]
+        claim = wait_for(lambda: held(out))
         os.kill(claim["processes"][0][0], signal.SIGKILL)
+        os.kill(claim["processes"][1][0], signal.SIGCONT)
         wait_for(lambda: not psutil.pid_exists(claim["processes"][1][0]))  # what it ran ends with it
         # The interpreter that measures a checkpoint.
-        other = wait_for(lambda: [c for c in running(out) if c["name"] != claim["name"]])[0]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(other["processes"][1][0], signal.SIGSEGV)
+        other = wait_for(lambda: held(out, lambda c: c["name"] != claim["name"]))
+        os.kill(other["processes"][1][0], signal.SIGSEGV)
+        os.kill(other["processes"][1][0], signal.SIGCONT)
         largest = 0
         while process.poll() is None:
             largest = max(largest, len(running(out)))

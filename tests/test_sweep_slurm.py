@@ -16,6 +16,7 @@ from tests.sweeps import (
     N,
     attempts,
     command,
+    held,
     info_of,
     n_results,
     running,
@@ -67,15 +68,18 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     )
     with started(path) as process:
         # One worker is killed: Slurm's job fails, another takes its place.
-        wait_for(lambda: n_results(out) >= 1)
-        killed = wait_for(lambda: whole(running(out)))[0]
+        wait_for(lambda: n_results(out) >= 1, timeout=180)
+        killed = wait_for(lambda: held(out, lambda c: measuring(out, c)), timeout=180)
         os.kill(killed["processes"][0][0], signal.SIGKILL)
+        os.kill(killed["processes"][1][0], signal.SIGCONT)
         # The other is preempted in the middle of its checkpoint: it requeues itself and goes on from there.
-        preempted = wait_for(lambda: stopped_while_measuring(out, killed["task"]))
+        preempted = wait_for(
+            lambda: held(out, lambda c: c["task"] != killed["task"] and measuring(out, c)), timeout=180
+        )
         subprocess.run(["scancel", "--signal=USR2", preempted["task"]], check=True)
         time.sleep(2)  # until Slurm has delivered it
         os.kill(preempted["processes"][1][0], signal.SIGCONT)
-        wait_for(lambda: "Restarts=1" in job(preempted["task"]))
+        wait_for(lambda: "Restarts=1" in job(preempted["task"]), timeout=180)
         largest = 0
         while process.poll() is None:
             largest = max(largest, len(running(out)))
@@ -108,24 +112,12 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     assert {c["status"] for c in info_of(out)["checkpoints"]} == {"done"}
 
 
-def whole(claims: list[dict]) -> list[dict]:
-    """Without the checkpoint that is damaged."""
-    return [claim for claim in claims if not claim["name"].startswith("checkpoint-2-")]
-
-
-def stopped_while_measuring(out: Path, other_task: str) -> dict | None:
-    """The claim of a checkpoint in the middle of its forward pass, held there, of another task than this."""
-    for claim in whole(running(out)):
-        path = out / "work" / "logs" / f"{claim['name']}.log"
-        log = path.read_text() if path.exists() else ""
-        *_, forward = log.rpartition("forward:")
-        if claim["task"] != other_task and forward != log and "100%" not in forward:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(claim["processes"][1][0], signal.SIGSTOP)
-                if claim in whole(running(out)):
-                    return claim
-                os.kill(claim["processes"][1][0], signal.SIGCONT)
-    return None
+def measuring(out: Path, claim: dict) -> bool:
+    """Whether a checkpoint, not the damaged one, is in the middle of its forward pass."""
+    path = out / "work" / "logs" / f"{claim['name']}.log"
+    log = path.read_text() if path.exists() else ""
+    *_, forward = log.rpartition("forward:")
+    return not claim["name"].startswith("checkpoint-2-") and forward != log and "100%" not in forward
 
 
 def job(identity: str) -> str:
