@@ -15,6 +15,7 @@ from softh_probe.result import ENTROPIES, ProbeResult
 
 #: Labels that a heat map shows at most; the most frequent ones are chosen.
 MOST_LABELS = 40
+UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
 _DIGITS = 6
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -18,16 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from softh_probe.labels import ORDERS
+from softh_probe.report.data import MOST_LABELS, UNIT_NAMES
+from softh_probe.report.drawing import (
+    COLOURS,
+    LAYER_AXIS,
+    Picture,
+    dress,
+    one_panel,
+    panel_order,
+    plain,
+    short,
+    wrapped,
+)
 from softh_probe.result import ProbeResult
-
-#: Labels that a heat map shows at most.
-MOST_LABELS = 40
-
-LAYER_AXIS = "layer (0: embeddings; last: final norm)"
-UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
-
-#: Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 _CHANCE_LINES = (
     ("mutual_information_max", "if every label were unique", "0.5", ":"),
@@ -37,27 +36,16 @@ _CHANCE_LINES = (
 )
 
 
-class Picture(Figure):
-    """A matplotlib figure that a notebook shows, whatever backend it uses."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a label's script: shown as boxes
-            self.savefig(buffer, format="png", dpi=100)
-        return buffer.getvalue()
-
-
 def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """H(Z) of every layer, with the sd over anchor sets where there are several."""
-    figure, axes = _axes("Entropy of the hidden states", f"H(Z) ({UNIT_NAMES[unit]})")
+    figure, axes = one_panel("Entropy of the hidden states", f"H(Z) ({UNIT_NAMES[unit]})")
     _line(axes, result, unit, "entropy", "", COLOURS[0], label=None)
     return figure
 
 
 def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """I(X;Z) of every layer with each label set: inputs solid, outputs dashed, in the same colour for each order."""
-    figure, axes = _axes("Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
+    figure, axes = one_panel("Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
     _information_lines(axes, result, unit)
     if result.label_sets:
         figure.legend(loc="outside right upper", frameon=False)
@@ -72,14 +60,13 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     figure = Picture(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     table = result.to_pandas(unit)
-    ordered = sorted(names, key=lambda name: name.startswith("output_"))  # inputs above, outputs below
-    for axes, name in zip(grid.flat, ordered, strict=False):
+    for axes, name in zip(grid.flat, panel_order(names), strict=False):
         of_set = table[table.label_set == name].pivot_table(index="layer", columns="metric", values="value")
         of_set = of_set.reindex(columns=[metric for metric, *_ in _CHANCE_LINES])
         for metric, label, colour, style in _CHANCE_LINES:
             axes.plot(of_set.index, of_set[metric], style, color=colour, label=label, linewidth=1.5)
         axes.fill_between(of_set.index, 0, of_set.mutual_information_null, color=COLOURS[4], alpha=0.3, linewidth=0)
-        axes.set_title(_plain(name), loc="left", fontsize="medium")
+        axes.set_title(plain(name), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", alpha=0.3)
@@ -94,7 +81,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
 
 def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """I with what follows over I with what came before, of every layer: raw solid, corrected dashed. A ratio."""
-    figure, axes = _axes("Optimality: how much of what layers hold helps to predict", "optimality (ratio)")
+    figure, axes = one_panel("Optimality: how much of what layers hold helps to predict", "optimality (ratio)")
     _optimality_lines(axes, result, unit)
     if axes.lines:
         axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
@@ -132,8 +119,8 @@ def entropy_by_label(result: ProbeResult, label_set: str, unit: str = "efficienc
     figure = Picture(figsize=(8, 1.6 + 0.26 * len(counts)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
-    axes.set_yticks(range(len(counts)), [f"{_short(str(k))} ({n:,})" for k, n in counts.items()])
-    axes.set_title(f"Entropy by {_plain(label_set.removeprefix('column:'))}", loc="left")
+    axes.set_yticks(range(len(counts)), [f"{short(str(k))} ({n:,})" for k, n in counts.items()])
+    axes.set_title(f"Entropy by {plain(label_set.removeprefix('column:'))}", loc="left")
     axes.set_xlabel(LAYER_AXIS)
     axes.set_ylabel("label (positions)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -149,14 +136,14 @@ def overview(result: ProbeResult, unit: str = "efficiency") -> Figure:
     n_rows = -(-len(names) // n_columns)
     figure = Picture(figsize=(1.6 + 4.6 * n_columns, 3.6 * n_rows), layout="constrained")
     grid = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
-    _dress(grid[0], "Entropy", f"H(Z) ({UNIT_NAMES[unit]})")
+    dress(grid[0], "Entropy", f"H(Z) ({UNIT_NAMES[unit]})")
     _line(grid[0], result, unit, "entropy", "", COLOURS[0], label=None)
     if result.label_sets:
-        _dress(grid[1], "Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
+        dress(grid[1], "Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
         _information_lines(grid[1], result, unit)
         figure.legend(*grid[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     if orders:
-        _dress(grid[2], "Optimality: raw (solid), corrected (dashed)", "optimality (ratio)")
+        dress(grid[2], "Optimality: raw (solid), corrected (dashed)", "optimality (ratio)")
         _optimality_lines(grid[2], result, unit)
         grid[2].set_ylim(bottom=0)
         _plane(grid[3], result, unit, orders[0], "mutual_information")
@@ -184,9 +171,9 @@ def compared_by_depth(
             if len(part):
                 x = np.linspace(0, 1, len(part))
                 y, sd = part.value.to_numpy(float), part.sd.to_numpy(float)
-                axes.plot(x, y, color=COLOURS[i % len(COLOURS)], label=_wrapped(title), linewidth=1.5)
+                axes.plot(x, y, color=COLOURS[i % len(COLOURS)], label=wrapped(title), linewidth=1.5)
                 axes.fill_between(x, y - sd, y + sd, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
-        axes.set_title(_plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
+        axes.set_title(plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     for axes in grid.flat[len(sets) :]:
@@ -196,33 +183,6 @@ def compared_by_depth(
     if sets:
         handles = {k: h for axes in grid.flat for h, k in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
-    return figure
-
-
-def layers_by_step(table: pd.DataFrame, steps: Sequence[str], metric: str, label_set: str = "") -> Figure:
-    """A metric of every layer (rows) at each checkpoint (columns), from a sweep's table.
-
-    Args:
-        table: columns checkpoint, layer, label_set, metric, value, in units of log m, of one model.
-        steps: what to call each checkpoint, in the order in which they stand in the table.
-        metric: one of the table's.
-        label_set: one of the table's; empty for entropy.
-    """
-    part = table[(table.metric == metric) & (table.label_set == label_set)]
-    wide = part.pivot_table(index="layer", columns="checkpoint", values="value", sort=False, dropna=False)
-    figure = Picture(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(
-        wide.sort_index().to_numpy(float), aspect="auto", origin="lower", cmap="viridis", interpolation="nearest"
-    )
-    every = max(1, -(-len(steps) // 9))
-    axes.set_xticks(range(0, len(steps), every), [_short(step) for step in steps[::every]])
-    axes.set_xlabel("training step (checkpoints evenly spaced)")
-    axes.set_ylabel(LAYER_AXIS)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    name = metric.replace("_", " ") + (f" · {_plain(label_set)}" if label_set else "")
-    axes.set_title(name[:1].upper() + name[1:], loc="left")
-    figure.colorbar(image, ax=axes, label=UNIT_NAMES["efficiency"], pad=0.01)
     return figure
 
 
@@ -279,43 +239,12 @@ def _layer_bar(figure: Figure, axes: Any, n_rows: int) -> None:
     figure.colorbar(mappable, ax=axes, label="layer", pad=0.02, shrink=0.8)
 
 
-def _short(label: str, longest: int = 24) -> str:
-    """A label as text on one line: no part of it is a formula."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in label).split()).replace("$", r"\$")
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
-
-
-def _wrapped(title: str) -> str:
-    return textwrap.fill(_short(title, 60), 24)
-
-
-def _plain(label_set: str) -> str:
-    """A label set's name as text: no part of it is a formula."""
-    return label_set.replace("_", " ").replace("$", r"\$")
-
-
-def _axes(title: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Picture(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, title, y_label)
-    return figure, axes
-
-
-def _dress(axes: Axes, title: str, y_label: str, x_label: str = LAYER_AXIS) -> None:
-    axes.set_title(title, loc="left")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-
-
 def _information_lines(axes: Axes, result: ProbeResult, unit: str) -> None:
     kinds = list(dict.fromkeys(_kind(name) for name in result.label_sets))
     for label_set in result.label_sets:
         colour = COLOURS[kinds.index(_kind(label_set)) % len(COLOURS)]
         style = "--" if label_set.startswith("output_") else "-"
-        _line(axes, result, unit, "mutual_information", label_set, colour, label=_plain(label_set), linestyle=style)
+        _line(axes, result, unit, "mutual_information", label_set, colour, label=plain(label_set), linestyle=style)
 
 
 def _kind(label_set: str) -> str:

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from softh_probe.errors import InputError
 from softh_probe.report.compare import check_comparable, differences
-from softh_probe.report.data import embedded_json, run_data, title_of
+from softh_probe.report.data import UNIT_NAMES, embedded_json, run_data, title_of
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.findings import findings
 from softh_probe.report.pictures import write_comparison_figures, write_figures, write_sweep_figures
@@ -26,7 +26,6 @@ from softh_probe.report.sweeps import SWEEP_PARQUET, Sweep, read_sweep
 from softh_probe.result import UNITS, ProbeResult
 
 REPORT_HTML = "report.html"
-UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
 _SCRIPTS = ("base.js", "table.js", "runs.js", "sweep.js", "start.js")
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of, layers_by_step
+from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
+from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
 from softh_probe.report.sweeps import Sweep
 from softh_probe.result import ProbeResult
 
 _SUFFIXES = ("png", "svg")
+#: Metrics of a sweep that are drawn against the training step, and what their files are called.
+_BY_STEP = {"entropy": "entropy", "mutual_information": "information", "optimality": "optimality"}
 
 
 def write_figures(result: ProbeResult, folder: Path) -> None:
@@ -34,24 +37,23 @@ def write_comparison_figures(results: Sequence[ProbeResult], titles: Sequence[st
 
 
 def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
-    """Heat maps of layers and steps, for each model of a sweep."""
+    """Layers by steps, metrics against steps and the information plane, for each model of a sweep."""
     models = list(dict.fromkeys(str(c["model"]) for c in sweep.done))
+    metrics = set(sweep.table.metric)
     for model in models:
-        done = [c for c in sweep.done if str(c["model"]) == model]
-        names = [c["checkpoint"] for c in done]
-        order = {name: i for i, name in enumerate(names)}
+        order = {c["checkpoint"]: i for i, c in enumerate(c for c in sweep.done if str(c["model"]) == model)}
         table = sweep.table[sweep.table.checkpoint.isin(order)]
         table = table.iloc[table.checkpoint.map(order).to_numpy().argsort(kind="stable")]
-        steps = [c["checkpoint"] if c.get("step") is None else f"{c['step']:,}" for c in done]
         prefix = "" if len(models) == 1 else f"{Path(model).name}_"
-        for name, metric, label_set in _maps(sweep):
-            _write(layers_by_step(table, steps, metric, label_set), folder, f"{prefix}{name}")
-
-
-def _maps(sweep: Sweep) -> Iterator[tuple[str, str, str]]:
-    yield "entropy", "entropy", ""
-    for label_set in sweep.table.label_set[sweep.table.metric == "mutual_information"].unique():
-        yield f"information_{label_set}", "mutual_information", label_set
+        _write(layers_by_step(table, "entropy"), folder, f"{prefix}entropy")
+        for label_set in table.label_set[table.metric == "mutual_information"].unique():
+            _write(layers_by_step(table, "mutual_information", label_set), folder, f"{prefix}information_{label_set}")
+        for metric, name in _BY_STEP.items():
+            if metric in metrics:
+                _write(metric_by_step(table, metric), folder, f"{prefix}{name}_by_step")
+        if "optimality" in metrics:
+            _write(plane_through_training(table), folder, f"{prefix}plane")
+            _write(plane_through_training(table, "mutual_information_corrected"), folder, f"{prefix}plane_corrected")
 
 
 def _write(figure: Figure, folder: Path, name: str) -> None:

@@ -1,0 +1,198 @@
+"""Figures of a sweep: functions that return matplotlib figures, from the rows of one model in sweep.parquet.
+
+>>> import pandas as pd
+>>> row = {"layer": 0, "name": "embeddings", "metric": "entropy", "label_set": "", "value": 0.9, "sd": 0.01}
+>>> table = pd.DataFrame([{"checkpoint": f"step{s}", "step": s, **row} for s in (0, 1, 1000)])
+>>> layers_by_step(table, "entropy").axes[0].get_xlabel()
+'training step (checkpoints evenly spaced)'
+>>> metric_by_step(table, "entropy").get_supxlabel()
+'training step (log scale)'
+
+Tables have a line a checkpoint, layer, label set and metric, in units of log m, the checkpoints in the order of
+training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+
+from softh_probe.labels import ORDERS
+from softh_probe.report.data import UNIT_NAMES
+from softh_probe.report.drawing import LAYER_AXIS, Picture, panel_order, plain, short
+
+_UNIT = UNIT_NAMES["efficiency"]
+_RATIOS = ("coverage", "regularity", "optimality", "optimality_corrected")
+_STEP_AXIS = "training step (log scale)"
+#: Checkpoints whose paths through the information plane are drawn.
+_MOST_PATHS = 12
+
+
+def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "") -> Figure:
+    """A metric of every layer (rows) at each checkpoint (columns).
+
+    Args:
+        table: of one model.
+        metric, label_set: two of the table's; label_set is empty for entropy, an order for optimality.
+    """
+    names, values_RC, _ = _grid(table, metric, label_set)
+    figure = Picture(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values_RC, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
+    steps = _step_names(table, names)
+    every = max(1, -(-len(steps) // 9))
+    axes.set_xticks(range(0, len(steps), every), steps[::every])
+    axes.set_xlabel("training step (checkpoints evenly spaced)")
+    axes.set_ylabel(LAYER_AXIS)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(_title(metric, label_set), loc="left")
+    figure.colorbar(image, ax=axes, label="ratio" if metric in _RATIOS else _UNIT, pad=0.01)
+    return figure
+
+
+def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | None = None) -> Figure:
+    """A metric of some layers against the training step, on a logarithmic axis; a panel a label set.
+
+    Bands are the sd over anchor sets.
+
+    Args:
+        table, metric: as in `layers_by_step`.
+        layers: rows to show, by number; None is five, from the first to the last.
+    """
+    part = table[table.metric == metric]
+    sets = panel_order(part.label_set.unique())
+    n_columns = min(4, -(-len(sets) // 2))
+    n_rows = -(-len(sets) // n_columns)
+    figure = Picture(figsize=(3.4 + 3 * n_columns, 1.4 + 2.6 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    rows = part.drop_duplicates("layer").set_index("layer").name
+    last = int(rows.index.max())
+    chosen = [round(last * i) for i in (0, 0.25, 0.5, 0.75, 1)] if layers is None else layers
+    for axes, label_set in zip(panels.flat, sets, strict=False):
+        names, values_RC, sd_RC = _grid(table, metric, label_set)
+        x = _log_steps(table, names, axes)
+        for layer in dict.fromkeys(chosen):
+            y, sd, colour = values_RC[layer], sd_RC[layer], colormaps["viridis"](0.9 * layer / max(1, last))
+            marker = "o" if len(x) < 60 else None
+            axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(str(rows[layer])))
+            axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
+        axes.set_title(_title(metric, label_set) if len(sets) == 1 else plain(label_set), loc="left", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in panels.flat[len(sets) :]:
+        axes.set_visible(False)
+    unit = "ratio" if metric in _RATIOS else _UNIT
+    figure.supylabel(unit if len(sets) == 1 else f"{_title(metric, '')} ({unit})", fontsize="medium")
+    figure.supxlabel(_STEP_AXIS if _has_steps(part) else "checkpoint", fontsize="medium")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def plane_through_training(table: pd.DataFrame, metric: str = "mutual_information") -> Figure:
+    """The information plane at a dozen checkpoints, each a line that joins the layers; a panel an order.
+
+    Across: I with the input; up: I with the output; on the dotted diagonal all that a layer holds of the past serves
+    the future. Early checkpoints are dark, late ones bright.
+
+    Args:
+        table: of one model.
+        metric: "mutual_information" or "mutual_information_corrected".
+    """
+    sets = set(table.label_set[table.metric == metric])
+    orders = [order for order in ORDERS if {f"input_{order}", f"output_{order}"} <= sets]
+    figure = Picture(figsize=(2.2 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
+    panels = figure.subplots(1, max(1, len(orders)), squeeze=False)[0]
+    for axes, order in zip(panels, orders, strict=False):
+        names, input_RC, _ = _grid(table, metric, f"input_{order}")
+        _, output_RC, _ = _grid(table, metric, f"output_{order}")
+        chosen = _spread(len(names), _MOST_PATHS)
+        for i, checkpoint in enumerate(chosen):
+            colour = colormaps["viridis"](i / max(1, len(chosen) - 1))
+            x, y = input_RC[:, checkpoint], output_RC[:, checkpoint]
+            axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1)
+            axes.plot(x[:1], y[:1], color=colour, marker="s", markersize=5)
+        top = max(np.nanmax(np.append(input_RC, 0)), np.nanmax(np.append(output_RC, 0)), 1e-6) * 1.05
+        axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1)
+        axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+        axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
+        axes.set_title(order, loc="left", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    if orders:
+        _step_bar(figure, panels, [_step_names(table, names)[i] for i in chosen])
+    else:
+        panels[0].set_visible(False)
+    return figure
+
+
+def _grid(table: pd.DataFrame, metric: str, label_set: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the checkpoints [C], and values and sd [R, C] of a metric."""
+    part = table[(table.metric == metric) & (table.label_set == label_set)]
+    names = list(dict.fromkeys(part.checkpoint))
+    values, sd = (
+        part.pivot(index="layer", columns="checkpoint", values=column)[names].to_numpy(float)
+        for column in ("value", "sd")
+    )
+    return names, values, sd
+
+
+def _steps(table: pd.DataFrame, names: Sequence[str]) -> list[Any]:
+    """The step of each checkpoint; missing where its name tells none."""
+    return list(table.drop_duplicates("checkpoint").set_index("checkpoint").step[list(names)])
+
+
+def _has_steps(table: pd.DataFrame) -> bool:
+    return not table.step.isna().any()
+
+
+def _step_names(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    steps = _steps(table, names)
+    return [short(n) if pd.isna(step) else f"{int(step):,}" for n, step in zip(names, steps, strict=True)]
+
+
+def _log_steps(table: pd.DataFrame, names: Sequence[str], axes: Axes) -> list[float]:
+    """Where checkpoints stand on an axis of log steps, on which 0 has a place too; or one by one, without steps."""
+    steps = _steps(table, names)
+    if not _has_steps(table):
+        every = max(1, -(-len(names) // 5))
+        axes.set_xticks(range(0, len(names), every), _step_names(table, names)[::every])
+        return [float(i) for i in range(len(names))]
+    least = min((step for step in steps if step > 0), default=1)
+    axes.set_xscale("symlog", linthresh=least, linscale=0.3)
+    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    return [float(step) for step in steps]
+
+
+def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:
+    """What colours of checkpoints stand for."""
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, max(1, len(steps) - 1)), colormaps["viridis"]),
+        ax=axes,
+        label="training step (■: first layer)",
+        pad=0.02,
+        shrink=0.8,
+    )
+    bar.set_ticks(range(len(steps)), labels=steps)
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most `most` of n indices, evenly, with the first and the last.
+
+    >>> _spread(3, 12), _spread(101, 3)
+    ([0, 1, 2], [0, 50, 100])
+    """
+    return sorted({round(i * (n - 1) / max(1, min(n, most) - 1)) for i in range(min(n, most))})
+
+
+def _title(metric: str, label_set: str) -> str:
+    name = metric.replace("_", " ") + (f" · {plain(label_set)}" if label_set else "")
+    return name[:1].upper() + name[1:]
