@@ -167,7 +167,8 @@ def check_types(config: Any) -> None:
     Raises:
         InputError: a value of another type, or a name with a NUL in it, which no file can have.
     """
-    for name, hint in type_hints(type(config)).items():
+    kind: Any = type(config)
+    for name, hint in type_hints(kind).items():
         value = getattr(config, name)
         if not _is(value, hint):
             raise InputError(f"{name}: expected {in_words(hint)}, got {shown(value)}")
