@@ -64,13 +64,46 @@ from softh_probe.snapshots import Progress, Snapshots
 from softh_probe.sweep.config import SweepConfig
 
 SECONDS = 20.0  # that a case may take
-TEXTS = ["the cat sat", "three dogs — again", "", "سلام, עולם 🦊👩‍👩‍👧", "a\ttab \x07 bell", "far away, «and» \"back\"", "mat"]
+TEXTS = [
+    "the cat sat",
+    "three dogs — again",
+    "",
+    "سلام, עולם 🦊👩‍👩‍👧",
+    "a\ttab \x07 bell",
+    'far away, «and» "back"',
+    "mat",
+]
 LANGUAGES = ["en", "en", None, "fa", "de", "de", "en"]
 
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**53 + 1, 2**63, 10**400, -(10**400), 0.5, 1e308, -0.0),
-    *(float("nan"), float("inf"), "", " ", "x", "1", "1.0", "null", "NaN", "\0", "\ud800", "🦊", "\u202ertl", "a" * 5000),
-    *([], {}, [[]], {"a": {}}, [None], ["x", 1], {"role": "user", "content": "hi"}, "2020-01-01", "2020-01-01T00:00:00Z"),
+    *(
+        float("nan"),
+        float("inf"),
+        "",
+        " ",
+        "x",
+        "1",
+        "1.0",
+        "null",
+        "NaN",
+        "\0",
+        "\ud800",
+        "🦊",
+        "\u202ertl",
+        "a" * 5000,
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        [None],
+        ["x", 1],
+        {"role": "user", "content": "hi"},
+        "2020-01-01",
+        "2020-01-01T00:00:00Z",
+    ),
     [{"role": "user", "content": "hi"}],
 ]
 
@@ -97,7 +130,19 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
         elif how == "cut":
             content = content[:at]
         elif how == "put":
-            odd = (b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\n", b'"', b",", b"\xed\xa0\x80", b"[" * 3000, b"\\ud800", b"\x1b[31m")
+            odd = (
+                b"\0",
+                b"\xff",
+                b"\xef\xbb\xbf",
+                b"\r",
+                b"\n",
+                b'"',
+                b",",
+                b"\xed\xa0\x80",
+                b"[" * 3000,
+                b"\\ud800",
+                b"\x1b[31m",
+            )
             content = content[:at] + chance.choice(odd) + content[at:]
         elif how == "repeat":
             content = content[:end] + content[at:]
@@ -142,7 +187,11 @@ def changed(value: Any, chance: random.Random, odd: list[Any] = ODD) -> Any:
             copy.insert(key, chance.choice([*odd, copy[key]]))
     else:
         item = copy[key]
-        near = [item + 1, -item, item * 2, str(item)] if isinstance(item, int | float) else [[item], {"x": item}, str(item)]
+        near = (
+            [item + 1, -item, item * 2, str(item)]
+            if isinstance(item, int | float)
+            else [[item], {"x": item}, str(item)]
+        )
         copy[key] = chance.choice(odd if chance.random() < 0.7 else near)
     return copy
 
@@ -192,15 +241,65 @@ class Config(Kind):
     command, config_class = "run", RunConfig
     values: dict[str, Any] = {
         **plain_config(RunConfig(model="owner/name", data="texts.jsonl", out="out")),
-        **{"seed": 7, "n_anchors": 20, "labels": ["input_unigram", "column:language"], "max_documents": 5, "layers": [0, "layer.1"]},
+        **{
+            "seed": 7,
+            "n_anchors": 20,
+            "labels": ["input_unigram", "column:language"],
+            "max_documents": 5,
+            "layers": [0, "layer.1"],
+        },
     }
     lines = (
-        *("n_anchors: !!python/object/apply:os.system ['true']", "seed: 010", "seed: 1:30", "seed: 0x10", "seed: 1_000"),
-        *("seed: 3\nseed: 4", "labels: &a [*a]", "labels: [" + "[" * 2000, "? [a]\n: b", "<<: {seed: 5}", "seed: &x 5\nn_anchors: *x"),
-        *("a: &a [x,x,x]\nb: &b [*a,*a,*a]\nlabels: [*b,*b,*b]", "seed: !!int abc", "seed: 2020-13-45", "seed: " + "9" * 5000),
-        *("config: case.yaml", "config: nowhere.yaml", "labels: !!set {a, b}", "out: !!binary aGk=", "---\nseed: 1", "%YAML 9.9\n---"),
-        *("seed: yes", "revision: no", "dtype: 1e3", "\tseed: 1", "seed: -", "~: 3", "5: 3", "=: 1", "print_config: true", "help: true"),
-        *("calibration: 1e-400", "calibration: .nan", "snapshot_minutes: .inf", "layers: '--1'", "labels: ','", "model: ' '", "out: \"\\0\""),
+        *(
+            "n_anchors: !!python/object/apply:os.system ['true']",
+            "seed: 010",
+            "seed: 1:30",
+            "seed: 0x10",
+            "seed: 1_000",
+        ),
+        *(
+            "seed: 3\nseed: 4",
+            "labels: &a [*a]",
+            "labels: [" + "[" * 2000,
+            "? [a]\n: b",
+            "<<: {seed: 5}",
+            "seed: &x 5\nn_anchors: *x",
+        ),
+        *(
+            "a: &a [x,x,x]\nb: &b [*a,*a,*a]\nlabels: [*b,*b,*b]",
+            "seed: !!int abc",
+            "seed: 2020-13-45",
+            "seed: " + "9" * 5000,
+        ),
+        *(
+            "config: case.yaml",
+            "config: nowhere.yaml",
+            "labels: !!set {a, b}",
+            "out: !!binary aGk=",
+            "---\nseed: 1",
+            "%YAML 9.9\n---",
+        ),
+        *(
+            "seed: yes",
+            "revision: no",
+            "dtype: 1e3",
+            "\tseed: 1",
+            "seed: -",
+            "~: 3",
+            "5: 3",
+            "=: 1",
+            "print_config: true",
+            "help: true",
+        ),
+        *(
+            "calibration: 1e-400",
+            "calibration: .nan",
+            "snapshot_minutes: .inf",
+            "layers: '--1'",
+            "labels: ','",
+            "model: ' '",
+            'out: "\\0"',
+        ),
     )
 
     def write(self, case: Path, chance: random.Random) -> None:
@@ -247,10 +346,30 @@ class SweepConfigs(Config):
     command, config_class = "sweep", SweepConfig
     values: dict[str, Any] = {
         **{k: v for k, v in Config.values.items() if k not in ("overwrite", "resume")},
-        **{"revision": ["step1", "step*"], "every": 2, "first": 1, "last": 1, "workers": 2, "disk_gb": 10.5, "retries": 1},
-        **{"step_pattern": r"step(?P<step>\d+)", "tokens_per_step": 2e6, "slurm_setup": ["true"], "slurm_options": {"nice": "1"}},
+        **{
+            "revision": ["step1", "step*"],
+            "every": 2,
+            "first": 1,
+            "last": 1,
+            "workers": 2,
+            "disk_gb": 10.5,
+            "retries": 1,
+        },
+        **{
+            "step_pattern": r"step(?P<step>\d+)",
+            "tokens_per_step": 2e6,
+            "slurm_setup": ["true"],
+            "slurm_options": {"nice": "1"},
+        },
     }
-    lines = (*Config.lines, "slurm_options: {a: 1}", "slurm_options: [a]", "slurm_setup: a", "step_pattern: '('", "first: 1000000000")
+    lines = (
+        *Config.lines,
+        "slurm_options: {a: 1}",
+        "slurm_options: [a]",
+        "slurm_setup: a",
+        "step_pattern: '('",
+        "first: 1000000000",
+    )
 
 
 class Result(Kind):
@@ -317,7 +436,9 @@ class Weights(Kind):
 
     def attempt(self, case: Path, chance: random.Random) -> None:
         with load_checkpoint(resolve_model(str(case)), device_map="cpu") as checkpoint:
-            there = {name.removeprefix("model."): t for name, t in safetensors_by_hand(case / "model.safetensors").items()}
+            there = {
+                name.removeprefix("model."): t for name, t in safetensors_by_hand(case / "model.safetensors").items()
+            }
             for name, ours in checkpoint.model.state_dict().items():
                 if not np.array_equal(ours.float().numpy(), there[name], equal_nan=True):
                     raise Wrong(f"{name} is not what the file holds")
@@ -435,12 +556,20 @@ class Documents(Kind):
     def run(self, case: Path, file: Path, expected: list[tuple[Any, Any]], chance: random.Random) -> None:
         """The whole run of it, and of the same documents written plainly."""
         plain = case / "plain.jsonl"
-        rows = [{"text": t, "language": None if label in (None, "") or label != label else str(label)} for t, label in expected]
+        rows = [
+            {"text": t, "language": None if label in (None, "") or label != label else str(label)}
+            for t, label in expected
+        ]
         plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
         labels = ["input_unigram", *(f"column:{name}" for name in self.options().get("label_columns", ()))]
         sums = []
         for data in (file, plain):
-            options = [f"--model={self.model}", f"--data={data}", f"--out={case / data.stem}", f"--labels={','.join(labels)}"]
+            options = [
+                f"--model={self.model}",
+                f"--data={data}",
+                f"--out={case / data.stem}",
+                f"--labels={','.join(labels)}",
+            ]
             text_column = self.options().get("text_column") or "text"
             options += [f"--text-column={text_column}", "--n-anchors=10", "--no-report", "--cache=none"]
             command_line("run", *options)
@@ -469,7 +598,9 @@ class Jsonl(Documents):
     suffix = ".jsonl"
 
     def content(self, chance: random.Random) -> bytes:
-        rows: list[Any] = [{"text": t, "language": la, "n": i} for i, (t, la) in enumerate(zip(TEXTS, LANGUAGES, strict=True))]
+        rows: list[Any] = [
+            {"text": t, "language": la, "n": i} for i, (t, la) in enumerate(zip(TEXTS, LANGUAGES, strict=True))
+        ]
         if chance.random() < 0.2:  # labels of another type
             other = chance.choice(([1, 2], [1.5, 2], [True, False], [2**53 + 1, 2**53 + 2], ["1", "1.0"]))
             rows = [{**row, "language": chance.choice([*other, None])} for row in rows]
@@ -490,6 +621,7 @@ class Jsonl(Documents):
                 return None
             if not isinstance(row, dict):
                 return None
+            row = {_without_halves(key): _without_halves(value) for key, value in row.items()}
             rows.append((row.get("text"), row.get("language")))
         return rows
 
@@ -502,7 +634,11 @@ class Csv(Documents):
     def content(self, chance: random.Random) -> bytes:
         made = io.StringIO()
         writer = csv.writer(made, lineterminator="\n", quoting=chance.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
-        heads = [["text", "language", "n"]] * 9 + [["text", "text", "language"], ["language", "text", "language"], ["text", "", "language"]]
+        heads = [["text", "language", "n"]] * 9 + [
+            ["text", "text", "language"],
+            ["language", "text", "language"],
+            ["text", "", "language"],
+        ]
         head = chance.choice(heads)
         writer.writerow(head)
         for i, (text, language) in enumerate(zip(TEXTS, LANGUAGES, strict=True)):
@@ -511,7 +647,9 @@ class Csv(Documents):
             if chance.random() < 0.03:
                 row = row[:-1] if chance.random() < 0.5 else [*row, "more"]
             if chance.random() < 0.05:
-                row[chance.randrange(len(row))] = chance.choice(("NA", "1.0", "1", "", " x ", 'a"b', "a\nb", "\0", "null"))
+                row[chance.randrange(len(row))] = chance.choice(
+                    ("NA", "1.0", "1", "", " x ", 'a"b', "a\nb", "\0", "null")
+                )
             writer.writerow(row)
         return encoded(made.getvalue(), chance)
 
@@ -524,7 +662,10 @@ class Csv(Documents):
         head, *rows = rows
         if head.count("text") != 1 or head.count("language") != 1:
             return None
-        cells = [[row[head.index(name)] if head.index(name) < len(row) else None for name in ("text", "language")] for row in rows]
+        cells = [
+            [row[head.index(name)] if head.index(name) < len(row) else None for name in ("text", "language")]
+            for row in rows
+        ]
         return [(text, language or None) for text, language in cells]
 
 
@@ -535,13 +676,39 @@ class Parquet(Documents):
 
     def content(self, chance: random.Random) -> bytes:
         n = len(TEXTS)
-        columns: dict[str, pa.Array] = {"text": pa.array(TEXTS), "language": pa.array(LANGUAGES), "n": pa.array(range(n))}
+        columns: dict[str, pa.Array] = {
+            "text": pa.array(TEXTS),
+            "language": pa.array(LANGUAGES),
+            "n": pa.array(range(n)),
+        }
         odd = [
-            *(pa.array([1.5, None, float("nan")] * 3)[:n], pa.array([True, False, None] * 3)[:n], pa.array([2**53 + i for i in range(n)])),
-            *(pa.array(LANGUAGES).dictionary_encode(), pa.array([b"\xff\x00"] * n), pa.array([["a"]] * n), pa.array([{"a": 1}] * n)),
-            *(pa.array([None] * n), pa.array(TEXTS, pa.large_string()), pa.array([0] * n, pa.date32()), pa.array([0] * n, pa.timestamp("ns"))),
-            *(pa.array([1] * n, pa.decimal128(5, 2)), pa.array([0] * n, pa.time32("s")), pa.array(np.zeros(n, np.float16))),
-            *(pa.array([10**9] * n, pa.duration("s")), pa.array([[{"role": "user", "content": "hi"}]] * n), pa.array([2**64 - 1] * n, pa.uint64())),
+            *(
+                pa.array([1.5, None, float("nan")] * 3)[:n],
+                pa.array([True, False, None] * 3)[:n],
+                pa.array([2**53 + i for i in range(n)]),
+            ),
+            *(
+                pa.array(LANGUAGES).dictionary_encode(),
+                pa.array([b"\xff\x00"] * n),
+                pa.array([["a"]] * n),
+                pa.array([{"a": 1}] * n),
+            ),
+            *(
+                pa.array([None] * n),
+                pa.array(TEXTS, pa.large_string()),
+                pa.array([0] * n, pa.date32()),
+                pa.array([0] * n, pa.timestamp("ns")),
+            ),
+            *(
+                pa.array([1] * n, pa.decimal128(5, 2)),
+                pa.array([0] * n, pa.time32("s")),
+                pa.array(np.zeros(n, np.float16)),
+            ),
+            *(
+                pa.array([10**9] * n, pa.duration("s")),
+                pa.array([[{"role": "user", "content": "hi"}]] * n),
+                pa.array([2**64 - 1] * n, pa.uint64()),
+            ),
         ]
         for _ in range(chance.choice((0, 1, 1, 2))):
             columns[chance.choice(("text", "language", "n"))] = chance.choice(odd)
@@ -549,7 +716,9 @@ class Parquet(Documents):
         if chance.random() < 0.1:
             names[chance.randrange(3)] = chance.choice(("text", "language", "", "a.b", "\x1b[31m", "x\ny"))
         made = io.BytesIO()
-        pq.write_table(pa.table(list(columns.values()), names=names), made, compression=chance.choice(("snappy", "none", "zstd")))
+        pq.write_table(
+            pa.table(list(columns.values()), names=names), made, compression=chance.choice(("snappy", "none", "zstd"))
+        )
         return made.getvalue()
 
     def expected(self, content: bytes) -> list[tuple[Any, Any]] | None:
@@ -670,7 +839,17 @@ def safetensors_by_hand(file: Path) -> dict[str, np.ndarray]:
     """float32 of every tensor, by the format's definition."""
     content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+    types = {
+        "F64": "<f8",
+        "F32": "<f4",
+        "F16": "<f2",
+        "I64": "<i8",
+        "I32": "<i4",
+        "I16": "<i2",
+        "I8": "i1",
+        "U8": "u1",
+        "BOOL": "?",
+    }
     found = {}
     for name, entry in json.loads(content[8 : 8 + length]).items():
         if name == "__metadata__":
@@ -691,7 +870,14 @@ def same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:
     """Equal texts and labels, of which NaN and what JSON has no number for are none, and 1 is 1.0."""
     (text, label), (their_text, their_label) = ours, theirs
     none = isinstance(their_label, float) and not math.isfinite(their_label) and label is None
-    return text == (their_text or "") and (none or label == their_label or str(label) == str(their_label))
+    return (text == their_text or not (text or their_text)) and (
+        none or label == their_label or str(label) == str(their_label)
+    )
+
+
+def _without_halves(value: Any) -> Any:
+    """Text without lone surrogates: half a character is none, where it is not refused."""
+    return value.encode("utf-8", "ignore").decode() if isinstance(value, str) else value
 
 
 def _tensors(state: dict[str, Any]) -> list[tuple[str, str, bytes]]:
@@ -778,7 +964,9 @@ class Campaign:
         self.ended.setdefault(name, Counter())[ended] += 1
 
     def table(self) -> str:
-        rows = [(name, *(counts[e] for e in ("results", "refusals", "problems"))) for name, counts in self.ended.items()]
+        rows = [
+            (name, *(counts[e] for e in ("results", "refusals", "problems"))) for name, counts in self.ended.items()
+        ]
         frame = pd.DataFrame(rows, columns=["kind", "results", "refusals", "problems"]).set_index("kind")
         frame.insert(0, "cases", frame.sum(axis=1))
         frame.loc["all"] = frame.sum()

@@ -221,7 +221,13 @@ def _refuse_double_columns(files: Sequence[Path], names: Sequence[str]) -> None:
     """Of two columns of a name, pandas would call the second by another, and nobody know which was read."""
     for file in files:
         head = pd.read_csv(
-            file, header=None, nrows=1, dtype=str, keep_default_na=False, encoding="utf-8-sig", encoding_errors="replace"
+            file,
+            header=None,
+            nrows=1,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            encoding_errors="replace",
         )
         counts = Counter(head.iloc[0]) if len(head) else Counter()
         if twice := [name for name in dict.fromkeys(names) if counts[name] > 1]:
