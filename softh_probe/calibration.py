@@ -22,9 +22,11 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, shown
 
 METHODS = ("exact", "leading_order")
+#: Temperatures with which float32 still has logits. Far inside, an assignment is one anchor, or uniform.
+_LEAST, _MOST = 1e-12, 1e12
 
 
 @lru_cache(maxsize=1024)
@@ -69,13 +71,11 @@ def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> f
                 f"calibration: expected {' or '.join(METHODS)}, or the temperature as a number, got {calibration!r}"
             )
         return temperature(n_anchors, dim, method=calibration)
-    if not (
-        isinstance(calibration, Real)
-        and not isinstance(calibration, bool)
-        and math.isfinite(calibration)
-        and calibration > 0
-    ):
-        raise InputError(f"calibration: a temperature must be a positive finite number, got {calibration!r}")
+    if not (isinstance(calibration, Real) and not isinstance(calibration, bool) and _LEAST <= calibration <= _MOST):
+        raise InputError(
+            f"calibration: a temperature must be a positive finite number, {_LEAST:g} to {_MOST:g}, got "
+            f"{shown(calibration)}"
+        )
     return float(calibration)
 
 

@@ -10,6 +10,7 @@ error here. So is everything that would run code out of a checkpoint, unless it 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, shown
 from softh_probe.fingerprint import is_pooler, weights_fingerprint
-from softh_probe.loading_errors import AGAIN, explained, quiet_transformers, refuse, some
+from softh_probe.loading_errors import AGAIN, essence, explained, quiet_transformers, refuse, some
 from softh_probe.model_source import ModelSource, check_weights, fetch, fetch_weights, small_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -159,12 +160,42 @@ def _load(
     model_class = auto_class(source.name, config)
     if not source.gguf_file:
         options["use_safetensors"] = files[0].endswith(".safetensors")
-    elif hasattr(transformers, "GgufConfig"):  # left packed, they would be multiplied by kernels from the hub
+    else:
+        with explained(f"model {source.name!r}: {config_file}", AGAIN, TypeError):
+            _check_gguf_sizes(source.name, config_file, model_class, config)
+    if source.gguf_file and hasattr(
+        transformers, "GgufConfig"
+    ):  # left packed, they would be multiplied by kernels from the hub
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     # Misfits are let pass here for their names: _check_complete refuses them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(f"model {source.name!r}: {some(files)} in {folder}", AGAIN):
         return model_class.from_pretrained(folder, config=config, **placement, **options)
+
+
+def _check_gguf_sizes(name: str, file: Path, model_class: Any, config: transformers.PretrainedConfig) -> None:
+    """Refuse a file whose header tells of more than it holds, before memory is taken for it.
+
+    What a header lacks is transformers' default: the sizes of some other model.
+    """
+    from gguf import GGUFReader  # an optional package
+
+    tensors = sorted(GGUFReader(file).tensors, key=lambda tensor: int(tensor.data_offset))
+    for one, following in pairwise(tensors):
+        if int(one.data_offset) + int(one.n_bytes) > int(following.data_offset):
+            raise refuse(name, f"its tensors {one.name!r} and {following.name!r} overlap; {AGAIN}")
+    n_blocks = len({t.name.split(".")[1] for t in tensors if t.name.startswith("blk.")}) or len(tensors)
+    told = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(told, int) or told > n_blocks:
+        raise refuse(name, f"its header tells of {shown(told)} blocks, the file holds {n_blocks}; {AGAIN}")
+    try:
+        with torch.device("meta"):
+            n_told = sum(parameter.numel() for parameter in model_class.from_config(config).parameters())
+    except RuntimeError as error:  # sizes that no tensor can have
+        raise refuse(name, f"its header tells of impossible sizes ({essence(error)}); {AGAIN}") from error
+    n_held = sum(int(t.n_elements) for t in tensors)
+    if n_told > 2 * n_held:
+        raise refuse(name, f"its header tells of {n_told:,} weights, the file holds {n_held:,}; {AGAIN}")
 
 
 def auto_class(name: str, config: transformers.PretrainedConfig) -> Any:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse_from_object
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from softh_probe.config import RunConfig
-from softh_probe.errors import Interrupted, SofthProbeError
+from softh_probe.config import RunConfig, in_words, type_hints
+from softh_probe.config_files import check_config_file
+from softh_probe.errors import Interrupted, SofthProbeError, one_line, shown
 from softh_probe.sweep.config import DECIDED, SweepConfig
 
 EXIT_BAD_INPUT = 2
@@ -207,7 +208,7 @@ def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParse
     described = [parse_from_object(base) for base in reversed(config.__mro__[:-1])]
     help_of = {p.arg_name: " ".join((p.description or "").split()) for one in described for p in one.params}
     parser = ArgumentParser(exit_on_error=False, description=described[-1].short_description)
-    parser.add_argument("--config", action="config", help="YAML file that gives any of these; flags override it.")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file that gives any of these; flags override it.")
     types = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in leave_out:
@@ -224,13 +225,24 @@ def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParse
     return parser
 
 
+class _ConfigFile(ActionConfigFile):
+    """A configuration file that is looked at before it is taken."""
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: Any) -> None:
+        path = Path(str(value)).expanduser()
+        if "\0" not in str(value) and path.is_file():
+            check_config_file(path)
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
+
+
 def _usage_line(message: str, command: str) -> str:
     """An argument error in one line; unknown names come with the ones there are."""
-    line = re.sub(r"\s+", " ", message).strip()
+    line = " ".join(message.split())
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
         line = re.sub(rf"\b{command}\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
-        return f"{_typing_error(line) or line}; softh-probe {command} --help explains every field"
+        return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
     name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
     fields: dict[str, Sequence[str]] = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
     fields |= {"status": ("folder",), "collect": ("folder",)}
@@ -241,20 +253,20 @@ def _usage_line(message: str, command: str) -> str:
     return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
 
 
-def _typing_error(line: str) -> str | None:
+def _typing_error(line: str, command: str) -> str | None:
     """What jsonargparse says of a value of a wrong type, in plain words."""
     key = re.search(r'Parser key "(\w+)"', line)
-    value = re.search(r"(?:Got|Given) value: (.*)$", line)
-    types = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", line))
-    if key is None or value is None or not types:
+    value = re.search(r".*(?:Got|Given) value: (.*)$", line)
+    hint = type_hints(SweepConfig if command == "sweep" else RunConfig).get(key[1]) if key else None
+    if key is None or value is None or hint is None:
         return None
-    return f"{key[1]}: expected {' or '.join(types).replace('NoneType', 'null')}, got {value[1]!r}"
+    return f"{key[1]}: expected {in_words(hint)}, got {shown(value[1])}"
 
 
 def _tell(text: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None and code != EXIT_INTERRUPTED:
         raise
-    print(f"softh-probe: {' '.join(text.split())}", file=sys.stderr)
+    print(f"softh-probe: {one_line(text)}", file=sys.stderr)
     return code
 
 

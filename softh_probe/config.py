@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from types import NoneType, UnionType
 from typing import Any
 
 import yaml
 
 from softh_probe.anchors import KINDS
 from softh_probe.calibration import resolve_temperature
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, shown
 from softh_probe.labels import parse_label_sets
 
 #: Fields that say where results go and how they are computed, not what is measured.
@@ -28,6 +32,16 @@ NOT_MEASURED = frozenset(
         "allow_pickle",
     )
 )
+
+#: Least and most of whole numbers. Beyond them temperatures are not known, or positions no longer fit 32 bits.
+_RANGES = {
+    "n_anchors": (2, 65_536),
+    "anchor_sets": (1, 1024),
+    "max_length": (2, 2**31 - 1),
+    "tokens_per_batch": (1, 2**31 - 1),
+    "max_documents": (1, 2**31 - 1),
+}
+_MOST = 1e15  # of what need not be whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +119,7 @@ class RunConfig:
     when it is stopped (SIGTERM, SIGUSR1, Ctrl-C)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         object.__setattr__(self, "labels", _names(self.labels))
         object.__setattr__(self, "layers", None if self.layers is None else _rows(self.layers))
         object.__setattr__(self, "per_label", _names(self.per_label))
@@ -115,15 +130,12 @@ class RunConfig:
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
-        for name, least in (("n_anchors", 2), ("anchor_sets", 1), ("max_length", 2), ("tokens_per_batch", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if self.sums_memory_gb is not None and not self.sums_memory_gb > 0:
-            raise InputError(f"sums_memory_gb: expected more than 0, or null, got {self.sums_memory_gb}")
-        if not 0 <= self.snapshot_minutes < float("inf"):
-            raise InputError(f"snapshot_minutes: expected 0 or more, got {self.snapshot_minutes}")
-        if self.max_documents is not None and self.max_documents < 1:
-            raise InputError(f"max_documents: expected at least 1, or null for all, got {self.max_documents}")
+        for name, (least, most) in _RANGES.items():
+            check_range(name, getattr(self, name), least, most)
+        check_range("seed", self.seed, -(2**63), 2**63 - self.anchor_sets)
+        check_positive("sums_memory_gb", self.sums_memory_gb)
+        if not 0 <= self.snapshot_minutes <= _MOST:
+            raise InputError(f"snapshot_minutes: expected 0 or more, got {shown(self.snapshot_minutes)}")
         for name, valid in (
             ("anchors", KINDS),
             ("overflow", ("truncate", "split")),
@@ -149,12 +161,79 @@ def tokens_per_batch_on(device: str) -> int:
     return 1024 if device == "cpu" else 8192
 
 
+def check_types(config: Any) -> None:
+    """Refuse what YAML, JSON or Python code put into a field that takes something else.
+
+    Raises:
+        InputError: a value of another type, or a name with a NUL in it, which no file can have.
+    """
+    kind: Any = type(config)
+    for name, hint in type_hints(kind).items():
+        value = getattr(config, name)
+        if not _is(value, hint):
+            raise InputError(f"{name}: expected {in_words(hint)}, got {shown(value)}")
+        for text in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
+            if "\0" in str(text):
+                raise InputError(f"{name}: expected a name, got one that holds a NUL character: {text!r}")
+
+
+def check_range(name: str, value: int | None, least: int, most: int) -> None:
+    """Refuse a whole number that is too small or too large; None is the default."""
+    if value is not None and value < least:
+        raise InputError(f"{name}: expected at least {least}, got {shown(value)}")
+    if value is not None and value > most:
+        raise InputError(f"{name}: expected at most {most}, got {shown(value)}")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a number that is not above 0, or that no memory, time or corpus has; None is the default."""
+    if value is not None and not 0 < value <= _MOST:
+        raise InputError(f"{name}: expected more than 0 and at most {_MOST:g}, or null, got {shown(value)}")
+
+
+@cache
+def type_hints(config: Any) -> dict[str, Any]:
+    """Type of each field of a class of configurations."""
+    return typing.get_type_hints(config)
+
+
+def in_words(hint: Any) -> str:
+    """A field's type, as an error says it.
+
+    >>> in_words(str | Sequence[str | int] | None)
+    'str, a list of str or int, or null'
+    """
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        *most, last = (in_words(part) for part in typing.get_args(hint))
+        lists = any(" " in word for word in most)
+        return f"{', '.join(most)}{',' * lists} or {last}"
+    if typing.get_origin(hint) is Sequence:
+        return f"a list of {in_words(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is Mapping:
+        return f"a mapping of {' to '.join(map(in_words, typing.get_args(hint)))}"
+    return {NoneType: "null", bool: "true or false"}.get(hint, hint.__name__)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that configurations use."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, list | tuple) and all(_is(item, parts[0]) for item in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, Mapping) and all(_is(k, parts[0]) and _is(v, parts[1]) for k, v in value.items())
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
 def _rows(value: str | Sequence[str | int]) -> tuple[str | int, ...]:
     """Names and indices of rows."""
     rows = _names(value) if isinstance(value, str) else tuple(value)
     if not rows:
         raise InputError("layers: expected at least one, got none; null measures all")
-    return tuple(int(row) if str(row).lstrip("-").isdecimal() else row for row in rows)
+    return tuple(int(row) if re.fullmatch(r"-?\d{1,9}", str(row)) else row for row in rows)
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:

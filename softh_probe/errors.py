@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
 import signal
+from typing import Any
+
+_LONGEST = 1200  # characters of a message
 
 
 class SofthProbeError(Exception):
-    """Base of every error that softh_probe raises on purpose; the command line shows it as one line, exit code 2."""
+    """Base of every error that softh_probe raises on purpose; the command line shows it as one line, exit code 2.
+
+    >>> str(SofthProbeError("labels: 'a\\nb\\x1b[31m' is no column"))
+    "labels: 'a b\\\\x1b[31m' is no column"
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class InputError(SofthProbeError, ValueError):
@@ -27,3 +38,26 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, where: str = "before anything was measured") -> None:
         self.signal = number
         super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+
+
+def one_line(text: str) -> str:
+    """Names of files and columns are any text: none of it breaks the line, fills the screen or steers the terminal."""
+    line = " ".join(text.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def shown(value: Any) -> str:
+    """A value as an error says it: short, whatever was given.
+
+    >>> shown([1] * 1000), shown(10**9999)
+    ('[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ...]', 'int, with thousands of digits')
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    short.maxlist = short.maxdict = short.maxtuple = 20
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"{type(value).__name__}, with thousands of digits"

@@ -114,6 +114,7 @@ def soft_mutual_information(
     Raises:
         InputError: as in `soft_entropy`, or labels are not integers, one per position.
     """
+    _require_states(z)
     if not isinstance(labels, Tensor):
         raise InputError(f"labels: expected a tensor of integers, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex():
@@ -129,9 +130,7 @@ def soft_mutual_information(
 
 def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
     """q [N, M] of hidden states [..., D]."""
-    if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
-        got = f"{z.dtype} {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-        raise InputError(f"z: expected floating point hidden states [N, D] in a tensor, got {got}")
+    _require_states(z)
     z_ND = z.reshape(-1, z.shape[-1])
     if len(z_ND) == 0:
         raise InputError("z: no positions; entropy needs at least one hidden state")
@@ -142,3 +141,9 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
     with torch.autocast(z.device.type, enabled=False):  # which would project in half precision
         log_q_N1M, _ = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
     return log_q_N1M.squeeze(1).exp()
+
+
+def _require_states(z: object) -> None:
+    if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
+        got = f"{z.dtype} {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"z: expected floating point hidden states [N, D] in a tensor, got {got}")

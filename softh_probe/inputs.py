@@ -140,7 +140,7 @@ def _real(
         if isinstance(candidate, Tensor) and candidate.ndim == 2 and candidate.shape[0] == n_sequences:
             missing = n_tokens - candidate.shape[1]
             if missing <= 0:
-                return _numpy(candidate[:, -n_tokens:]) != 0
+                return _numpy(candidate[:, -n_tokens:] != 0)  # numpy has no bfloat16
     if mask is None:
         mask = outer.get("attention_mask")
     if mask is None:

@@ -247,7 +247,10 @@ class SoftEntropyProbe:
         """
         self._flush()
         if state.get("version") != STATE_VERSION:
-            raise InputError(f"state: expected version {STATE_VERSION}, got {state.get('version')!r}")
+            raise InputError(
+                f"state: expected version {STATE_VERSION}, got {state.get('version')!r}; states are not converted: go "
+                "on with the version of softh_probe that made it, or measure again"
+            )
         self._require_settings(state["settings"], "state")
         expected = [name for name in self._row_names() if self._wants(name)]
         if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:

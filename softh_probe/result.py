@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,18 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimator import entropy
+from softh_probe.formats import checked, damaged, sealed, unsealed
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.statistics import LayerStatistics, Rows, named_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = 2
 RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
     "result.json",
     "sums.safetensors",
@@ -239,42 +240,83 @@ class ProbeResult:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         table = self.to_pandas()
-        _write(folder / LAYERS_CSV, lambda path: table.to_csv(path, index=False))
-        _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False))
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        _write(folder / SUMS, lambda path: path.write_bytes(save(tensors)))  # save_file keeps others from reading it
-        head = {"format": FORMAT, "rows": self.rows, "label_sets": self.label_sets, "labels": self.labels}
-        text = json.dumps({**head, **self.info}, indent=2, ensure_ascii=False)
-        _write(folder / RESULT_JSON, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        files = {
+            LAYERS_CSV: _write(folder / LAYERS_CSV, lambda path: table.to_csv(path, index=False)),
+            LAYERS_PARQUET: _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False)),
+            # save_file would keep others from reading it
+            SUMS: _write(folder / SUMS, lambda path: path.write_bytes(save(tensors))),
+        }
+        head = {"files": files, "rows": self.rows, "label_sets": self.label_sets, "labels": self.labels}
+        text = json.dumps(sealed({**head, **self.info, **head}), indent=2, ensure_ascii=False)
+        # A path that is no UTF-8 is told in lone surrogates, which only escaped can be written.
+        _write(folder / RESULT_JSON, lambda path: path.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace")))
 
     @classmethod
     def load(cls, folder: str | Path) -> ProbeResult:
-        """Read back what `save` wrote.
+        """Read back what `save` wrote, in this version or an earlier one.
 
         Raises:
-            InputError: the folder holds no result, a damaged one, or one of another format.
+            InputError: the folder holds no result, one that was damaged or changed, or one of a later format.
         """
         folder = Path(folder)
+        info = read_info(folder)
         try:
-            info = json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))
-            tensors = load_file(folder / SUMS)
-            written = info.pop("format")
-            head = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
+            content = (folder / SUMS).read_bytes()
+            _require_same(folder, SUMS, content, info)
+            tensors = checked(info, load(content), str(folder))
         except FileNotFoundError as error:
-            raise InputError(f"{folder}: holds no result: {Path(str(error.filename)).name} is missing") from error
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-            raise InputError(f"{folder}: the result is damaged and cannot be read: {error}") from error
-        if written != FORMAT:
-            raise InputError(f"{folder}: expected a result of format {FORMAT}, got {written!r}")
+            raise _none_here(folder, SUMS) from error
+        except (OSError, SafetensorError) as error:
+            raise damaged(str(folder), f"{SUMS} cannot be read ({error})") from error
+        info.pop("files", None)
+        head = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
         head["labels"] = [(label_set, name) for label_set, name in head["labels"]]
         return cls(tensors=tensors, info=info, **head)
 
 
-def _write(path: Path, write: Any) -> None:
-    """Write under a temporary name, then rename."""
+def read_info(folder: Path, *, whole: Sequence[str] = ()) -> dict[str, Any]:
+    """What a result's result.json holds; today's ones cannot have changed since they were written.
+
+    Args:
+        whole: files beside it that have to be as they were written, too; results of formats 1 and 2 do not tell.
+
+    Raises:
+        InputError: there is none, it was damaged or changed, or is of a later format.
+    """
+    try:
+        text = (folder / RESULT_JSON).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _none_here(folder, RESULT_JSON) from error
+    except (OSError, ValueError) as error:
+        raise damaged(str(folder), f"{RESULT_JSON} cannot be read ({error})") from error
+    info = unsealed(text, str(folder))
+    for name in whole:
+        try:
+            _require_same(folder, name, (folder / name).read_bytes(), info)
+        except OSError as error:
+            raise damaged(str(folder), f"{name} cannot be read ({error})") from error
+    return info
+
+
+def _require_same(folder: Path, name: str, content: bytes, info: Mapping[str, Any]) -> None:
+    files = info.get("files", {})
+    if name in files and hashlib.sha256(content).hexdigest() != files[name]:
+        raise damaged(str(folder), f"{name} was changed after it was written")
+
+
+def _none_here(folder: Path, name: str) -> InputError:
+    return InputError(f"{folder}: holds no result: {name} is missing")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> str:
+    """Write under a temporary name, then rename; returns the file's SHA-256."""
     part = path.with_name(f".{path.name}.part")
     write(part)
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     os.replace(part, path)
+    return digest
 
 
 def is_result(folder: Path) -> bool:

@@ -22,11 +22,17 @@ def find_unfinished(config: RunConfig, snapshots: Snapshots, say: Callable[[str]
     """The last snapshot of an unfinished run of this configuration; what is not to be gone on with is removed.
 
     Raises:
-        InputError: the folder holds an unfinished run of another configuration, and neither `overwrite` is on nor
-            `resume` off.
+        InputError: the folder holds an unfinished run of another configuration or of another version of softh_probe,
+            and neither `overwrite` is on nor `resume` off.
     """
     there = snapshots.folder.is_dir()
-    found = snapshots.newest() if config.resume else None
+    try:
+        found = snapshots.newest() if config.resume else None
+    except InputError:
+        if not config.overwrite:
+            raise
+        snapshots.clear()
+        return None
     if found is None:
         if there and config.resume:
             say("warning: the unfinished run's snapshots are damaged; starting anew")

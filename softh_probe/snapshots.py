@@ -21,11 +21,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from softh_probe.errors import ProbeError
-from softh_probe.probe import SoftEntropyProbe
+from softh_probe.errors import InputError, ProbeError
+from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
 
 SNAPSHOT_JSON = "snapshot.json"
 FORMAT = 1
+_VERSIONS = (FORMAT, STATE_VERSION)
 _KEPT = 2  # the newest, and the one before in case that is damaged
 
 
@@ -86,10 +87,16 @@ class Snapshots:
 
     def newest(self) -> tuple[Progress, dict[str, Any]] | None:
         """The newest whole snapshot: how far it is, and a state for `SoftEntropyProbe.load_state_dict`, whose layers
-        are read one by one."""
+        are read one by one.
+
+        Raises:
+            InputError: it was written by another version of softh_probe, in a form that this one does not read.
+        """
         for folder in self._newest_first():
             try:
                 return _read(folder)
+            except InputError:
+                raise
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
@@ -131,13 +138,17 @@ class _LayersOnDisk(Mapping[str, dict[str, Any]]):
 
 
 def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
-    """A snapshot; ValueError where it is not what was written."""
+    """A snapshot; ValueError where it is not what was written, InputError where another version wrote it."""
     checksum, text = (folder / SNAPSHOT_JSON).read_text(encoding="utf-8").rstrip("\n").split("\n")
     if _checksum(text) != checksum:
         raise ValueError("altered")
     head = json.loads(text)
-    if head["format"] != FORMAT:
-        raise ValueError("of another version")
+    if (versions := (head["format"], head["probe"]["version"])) != _VERSIONS:
+        raise InputError(
+            f"out: {folder} is a snapshot of another version of softh_probe (expected format and version {_VERSIONS}, "
+            f"got {versions}) and is not converted: go on with the softh_probe that wrote it, name another folder, or "
+            "add --no-resume to start anew"
+        )
     for file in head["layers"].values():
         with (folder / file["file"]).open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:

@@ -16,11 +16,13 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import datasets
+import pandas as pd
 from datasets.packaged_modules.json.json import JsonConfig
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from softh_probe.errors import InputError
+from softh_probe.json_guard import guarded_json
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
@@ -93,6 +95,8 @@ def _open_local(
     files, builder = _data_files(path, data)
     if sample_by != "line" and builder != "text":
         raise InputError(f"sample_by: {sample_by!r} is for .txt files, but {data} is {builder}; use 'line'")
+    if builder == "csv":
+        _refuse_double_columns(files, names)
     opened = _open_files(files, builder, _reader_options(builder, sample_by, names))
     splits = {}
     for file, name, rows in zip(files, _split_names(files, path), opened, strict=True):
@@ -213,6 +217,23 @@ def _reader_options(builder: str, sample_by: str, names: Sequence[str]) -> dict[
     return {**options, **missing, "index_col": False, "converters": converters}
 
 
+def _refuse_double_columns(files: Sequence[Path], names: Sequence[str]) -> None:
+    """Of two columns of a name, pandas would call the second by another, and nobody know which was read."""
+    for file in files:
+        head = pd.read_csv(
+            file,
+            header=None,
+            nrows=1,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            encoding_errors="replace",
+        )
+        counts = Counter(head.iloc[0]) if len(head) else Counter()
+        if twice := [name for name in dict.fromkeys(names) if counts[name] > 1]:
+            raise InputError(f"data: {file} has {counts[twice[0]]} columns {twice[0]!r}; rename all but one")
+
+
 def _csv_cell(cell: str) -> str | None:
     return cell or None
 
@@ -235,7 +256,8 @@ def reading(name: str) -> Iterator[None]:
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with guarded_json():
+            yield
     except (InputError, MemoryError):
         raise
     except StopIteration as error:  # how `datasets` meets an empty .jsonl

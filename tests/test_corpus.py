@@ -147,6 +147,16 @@ def test_labels_are_numbered_by_first_appearance():
     assert corpus.columns["w"].ids.tolist() == [0] * 8
 
 
+def test_a_hundred_thousand_labels_of_every_type(tmp_path):
+    values = [None, True, False, 0.5, float("nan"), "1", 1, "True", *(f"label {i}" for i in range(100_000))]
+    corpus = run([Document(content="the dog", columns={"x": value}) for value in values])
+    column = corpus.columns["x"]
+    assert column.ids[:8].tolist() == [NO_LABEL, 0, 1, 2, NO_LABEL, 3, 3, 0]  # a label is what it is called
+    assert column.names[:5] == ["True", "False", "0.5", "1", "label 0"]
+    assert len(column.names) == 100_004
+    assert column.ids[8:].tolist() == list(range(4, 100_004))
+
+
 def test_documents_with_different_label_columns():
     with pytest.raises(InputError, match="number 2 has other label columns"):
         run([Document(content="dog", columns={"a": 1}), Document(content="dog")])

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import datasets
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from softh_probe.documents import TEXT_COLUMNS, Document, read_documents
@@ -133,6 +135,58 @@ def test_csv_cells_stay_as_written(tmp_path):
     found = list(read_documents(str(tmp_path / "d.csv"), label_columns=["label"]))
     assert [d.content for d in found] == ["None", "12", "nan", "NA"]
     assert [d.columns["label"] for d in found] == ["1", None, "007", "NA"]
+
+
+TRYING = {
+    "control characters": "bell \x07, escape \x1b[31m, null \x00, delete \x7f, unit \x1f",
+    "right to left": "שלום \u202eعالم\u202c end",
+    "emoji": "👩‍👩‍👧 🏳️‍🌈 é e\u0301 \U0001f98a",
+    "separators": "line\u2028paragraph\u2029next\x85 no\u00a0break\u200b",
+    "long": "ten megabytes " * 750_000,
+    "blank": " \t ",
+}
+
+
+@pytest.mark.parametrize("kind", TRYING)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.parquet", "d.txt"])
+def test_texts_and_labels_of_any_characters(tmp_path, name, kind):
+    text, path = TRYING[kind], tmp_path / name
+    if kind == "control characters" and name in ("d.csv", "d.txt"):
+        text = text.replace("\x00", "")  # pandas ends a cell there
+    write(path, [{"text": text, "language": text[:40]}, {"text": "after", "language": "x"}])
+    labels = [] if name == "d.txt" else ["language"]
+    found = list(read_documents(str(path), label_columns=labels))
+    assert [d.content for d in found] == [text, "after"]
+    assert [d.columns for d in found] == [{n: v for n in labels} for v in (text[:40], "x")]
+
+
+@pytest.mark.parametrize("rows", [["null", "{}"], ["{}", "null"], ["{}", "[1]"], ["{}", "3"], ["null"], ['"text"']])
+def test_json_rows_that_are_no_objects(tmp_path, rows):
+    """A row of null ends the whole process in pyarrow's reader."""
+    content = "\n".join(row.replace("{}", '{"text": "a"}') for row in rows)
+    (tmp_path / "d.jsonl").write_text(content)
+    assert message(str(tmp_path / "d.jsonl")).startswith("data: ")
+
+
+def test_json_that_nests_without_end(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "b": ' + "[" * 500_000 + "]" * 500_000 + "}\n")
+    assert "nest deeper than 500" in message(str(tmp_path / "d.jsonl"))
+    texts = [":[ " * 400, "[[[[" * 400]  # brackets in texts are none
+    write(tmp_path / "e.jsonl", [{"text": text} for text in texts])
+    assert contents(str(tmp_path / "e.jsonl")) == texts
+
+
+def test_columns_that_stand_twice(tmp_path):
+    """pandas would call the second one `text.1`, and the label of it would be lost in silence."""
+    (tmp_path / "d.csv").write_text("text,language,text\na,en,b\n")
+    assert "has 2 columns 'text'; rename all but one" in message(str(tmp_path / "d.csv"))
+    (tmp_path / "d.csv").write_text("text,language,language\na,en,b\n")
+    assert contents(str(tmp_path / "d.csv")) == ["a"]  # which nobody asked for
+    assert "has 2 columns 'language'" in message(str(tmp_path / "d.csv"), label_columns=["language"])
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "text": "b"}\n')
+    assert "twice" in message(str(tmp_path / "d.jsonl"))
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "d.parquet")
+    assert "text" in message(str(tmp_path / "d.parquet"))
 
 
 def test_csv_rows_longer_than_the_header(tmp_path):

@@ -63,3 +63,37 @@ def test_faults_cost_no_result():
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert len(re.findall("all exact$|skipped", done.stdout, re.MULTILINE)) == 6, done.stdout
     assert "5 kills" in done.stdout
+
+
+def test_bad_inputs_end_in_a_result_or_in_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/fuzz_inputs.py"), "--cases", "250", "--seed", "1", "--keep", "kept"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    cases, results, refusals, problems = map(
+        int, re.search(r"^all((?: +\d+){4})$", done.stdout, re.MULTILINE)[1].split()
+    )
+    assert cases > 240
+    assert problems == 0
+    assert results > 50
+    assert refusals > 100
+
+
+def test_the_fuzzer_notices_a_wrong_number_a_traceback_and_a_hang(tmp_path):
+    """A package that goes wrong on purpose, in three ways."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "import fuzz_inputs, fuzzing.documents as documents\n"
+        "from softh_probe.documents import Document\n"
+        "ways = iter([lambda: [Document(content='else')], lambda: 1 / 0, lambda: time.sleep(9)])\n"
+        "documents.read_documents = lambda *a, **k: next(ways)()\n"
+        "fuzz_inputs.SECONDS = 0.5\n"
+        "sys.argv = ['', '--only', 'txt', '--cases', '3']\n"
+        "sys.exit(fuzz_inputs.main())\n"
+    )
+    done = subprocess.run([sys.executable, str(broken)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr[-2000:]
+    for said in ("WrongError: 1 documents, another reader finds", "ZeroDivisionError", "TooLong: more than"):
+        assert said in done.stdout
+    assert len(list((tmp_path / "out/fuzz").glob("txt-0-*/case.txt"))) == 3

@@ -1,6 +1,7 @@
 """A run that is stopped anywhere goes on to the same sums, bit for bit; damaged snapshots are never believed."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -177,6 +178,21 @@ def test_another_configuration_is_told_apart(config, stop_after, whole, tmp_path
         run(config(**SETTINGS, **change, out=str(tmp_path / "copy")), progress=False)
         assert files_of(tmp_path / "copy") == whole
         shutil.rmtree(tmp_path / "copy")
+
+
+def test_snapshots_of_another_version_are_refused_or_left_behind(config, stop_after, whole):
+    settings = config(**SETTINGS)
+    interrupt(settings, stop_after, 5)
+    file = snapshots_of(settings)[-1] / "snapshot.json"
+    text = file.read_text().splitlines()[1].replace('"format": 1', '"format": 9')
+    file.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+    with pytest.raises(
+        InputError, match=r"snapshot of another version .*\(1, 3\), got \(9, 3\).* --no-resume to start"
+    ):
+        run(settings, progress=False)
+    assert file.is_file()  # what was measured is not thrown away unasked
+    run(config(**SETTINGS, overwrite=True), progress=False)
+    assert files_of(Path(settings.out)) == whole
 
 
 def test_what_does_not_change_the_numbers_may_be_changed(config, stop_after, whole, tmp_path):

@@ -11,12 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softh_probe.errors import InputError, shown
 from softh_probe.result import ENTROPIES, ProbeResult
 
 #: Labels that a heat map shows at most; the most frequent ones are chosen.
 MOST_LABELS = 40
 UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
 _DIGITS = 6
+
+#: What pages read of a result's `info`, where it is there. Callers may have put anything into it.
+_INFO: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("settings", "model", "corpus", "config", "versions", "seconds", "peak_memory_gib"), (dict,)),
+    **dict.fromkeys(("anchors", "warnings"), (list,)),
+    **dict.fromkeys(("positions", "tokens", "tokens_per_second"), (int, float)),
+}
+_ANCHORS: dict[str, tuple[type, ...]] = {"dim": (int,), "temperature": (int, float), "sha256": (str,)}
 
 
 def title_of(result: ProbeResult) -> str:
@@ -29,6 +38,34 @@ def title_of(result: ProbeResult) -> str:
     model = result.info.get("model") or {}
     name = Path(str(model.get("model") or "a model")).name or "a model"
     return f"{name} @ {model['revision']}" if model.get("revision") else name
+
+
+def check_info(result: ProbeResult, where: str) -> None:
+    """Refuse what pages cannot show.
+
+    Raises:
+        InputError: something in `info` is of another type than what softh_probe puts there.
+    """
+    entries = [(name, result.info.get(name), types) for name, types in _INFO.items() if result.info.get(name)]
+    for name, value, types in entries:
+        if not isinstance(value, types):
+            raise _unfit(where, name, types, value)
+    for described in result.info.get("anchors") or []:
+        for name, types in _ANCHORS.items():
+            value = described.get(name) if isinstance(described, dict) else None
+            if not isinstance(value, types):
+                raise _unfit(where, f"anchors: {name}", types, value)
+    for text in result.info.get("warnings") or []:
+        if not isinstance(text, str):
+            raise _unfit(where, "warnings", (str,), text)
+
+
+def _unfit(where: str, name: str, types: tuple[type, ...], value: Any) -> InputError:
+    expected = " or ".join(kind.__name__ for kind in types)
+    return InputError(
+        f"{where}: {name} of the result: expected {expected}, got {shown(value)}; change it in ProbeResult.info and "
+        "save the result again, or measure again"
+    )
 
 
 def run_data(result: ProbeResult, title: str) -> dict[str, Any]:

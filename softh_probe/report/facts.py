@@ -46,9 +46,9 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 *_anchors(info.get("anchors") or []),
             ],
             "Time and memory": [
-                *((f"{stage}", f"{s:,.1f} s") for stage, s in (info.get("seconds") or {}).items()),
+                *((stage, _count(s, 1, " s")) for stage, s in (info.get("seconds") or {}).items()),
                 ("tokens per second", _count(info.get("tokens_per_second"))),
-                *((f"peak memory, {k}", f"{v:,.2f} GiB") for k, v in (info.get("peak_memory_gib") or {}).items()),
+                *((f"peak memory, {k}", _count(v, 2, " GiB")) for k, v in (info.get("peak_memory_gib") or {}).items()),
             ],
             "Versions": list((info.get("versions") or {}).items()),
             "Settings": [(k, _list(v)) for k, v in (info.get("config") or settings).items()],
@@ -80,8 +80,11 @@ def _anchors(anchors: list[dict[str, Any]]) -> Facts:
     return found if several or not anchors else [("width", str(anchors[0]["dim"])), *found]
 
 
-def _count(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.0f}"
+def _count(value: Any, digits: int = 0, unit: str = "") -> str | None:
+    """A number with a unit; what is none, as it is."""
+    if isinstance(value, float):
+        return f"{value:,.{digits}f}{unit}"
+    return f"{value:,}{unit}" if isinstance(value, int) else value
 
 
 def _list(value: Any) -> Any:

@@ -63,13 +63,15 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
     best = int(np.nanargmax(raw))
-    share = np.nanmedian(null / np.where(raw > 0, raw, np.nan)) if (raw > 0).any() else 1.0
-    chance = f"about {_percent(min(share, 1.0))} of it would come by chance alone"
+    shares = (null / np.where(raw > 0, raw, np.nan))[raw > 0]
+    share = np.median(shares) if len(shares) else 1.0
+    chance = f"; in a typical layer about {_percent(min(share, 1.0))} of it would come by chance alone"
+    known = np.isfinite(share)  # results of early versions do not tell
     return Finding(
         question,
         f"{_percent(raw[0])} → {_percent(raw[-1])}",
         f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: most in {result.rows[best]} "
-        f"({_percent(raw[best])}); in a typical layer {chance}.",
+        f"({_percent(raw[best])}){chance if known else ''}.",
     )
 
 

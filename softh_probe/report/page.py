@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from softh_probe.errors import InputError
 from softh_probe.report.compare import check_comparable, differences
-from softh_probe.report.data import UNIT_NAMES, embedded_json, run_data, title_of
+from softh_probe.report.data import UNIT_NAMES, check_info, embedded_json, run_data, title_of
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.findings import findings
 from softh_probe.report.pictures import write_comparison_figures, write_figures, write_sweep_figures
@@ -56,9 +56,9 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
         page.parent.mkdir(parents=True, exist_ok=True)
         write_sweep_figures(sweep, page.parent)
     elif len(paths) == 1:
-        return write_run_report(ProbeResult.load(paths[0]), page)
+        return write_run_report(_load(paths[0]), page)
     else:
-        results = [ProbeResult.load(folder) for folder in paths]
+        results = [_load(folder) for folder in paths]
         titles = _distinct_titles(results, paths)
         notes = check_comparable(results, titles, allow_different=allow_different)
         html = comparison_page(results, titles, notes)
@@ -66,6 +66,12 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
         write_comparison_figures(results, titles, page.parent)
     _write(page, html)
     return page
+
+
+def _load(folder: Path) -> ProbeResult:
+    result = ProbeResult.load(folder)
+    check_info(result, str(folder))
+    return result
 
 
 def write_run_report(result: ProbeResult, out: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 from collections import Counter
@@ -11,13 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, shown
 from softh_probe.report.data import numbers
-from softh_probe.result import RESULT_JSON
+from softh_probe.result import RESULT_JSON, ProbeResult
 
 SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
+#: Of sweep.json; `softh-probe collect` makes a sweep's files anew from its results.
+SWEEP_VERSION = 1
 #: Digits of a sweep's values, in units of log m: the page of 200 checkpoints stays small.
 _DIGITS, _SD_DIGITS = 5, 4
+_NUMBERS = ("layer", "value", "sd")
+_COLUMNS = ("checkpoint", "name", "label_set", "metric", *_NUMBERS)
+_TEXTS = ("checkpoint", "model", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +126,23 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         InputError: its files are missing or damaged, or no checkpoint is done yet.
     """
+    anew = f"`softh-probe collect {folder}` makes them anew"
     try:
-        table = pd.read_parquet(folder / SWEEP_PARQUET)
         info = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
+        if (version := info["version"]) != SWEEP_VERSION:
+            raise InputError(
+                f"{folder}: expected a {SWEEP_JSON} of version {SWEEP_VERSION}, got {shown(version)}; {anew}"
+            )
+        content = (folder / SWEEP_PARQUET).read_bytes()
+        if hashlib.sha256(content).hexdigest() != info.get("parquet_sha256", hashlib.sha256(content).hexdigest()):
+            raise InputError(f"{folder}: {SWEEP_PARQUET} is not the one that {SWEEP_JSON} tells of; {anew}")
+        table = pd.read_parquet(io.BytesIO(content))
         checkpoints = info["checkpoints"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: the sweep's files cannot be read: {error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{folder}: the sweep's files cannot be read: {error}; {anew}") from error
+    _check(info, table, f"{folder}: the sweep's files", anew)
     if table.empty:
         raise InputError(f"{folder}: no checkpoint of this sweep is done yet; there is nothing to show")
     return Sweep(
@@ -138,12 +156,34 @@ def read_sweep(folder: Path) -> Sweep:
     )
 
 
+def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) -> None:
+    """Refuse files that are not those of a sweep."""
+    if absent := [name for name in _COLUMNS if name not in table]:
+        raise InputError(f"{what} lack columns of {SWEEP_PARQUET}: {', '.join(absent)}; {remedy}")
+    if wrong := [name for name in _NUMBERS if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise InputError(f"{what}: expected numbers in {', '.join(wrong)} of {SWEEP_PARQUET}; {remedy}")
+    if not isinstance(info["checkpoints"], list):
+        raise InputError(f"{what}: checkpoints: expected a list, got {shown(info['checkpoints'])}; {remedy}")
+    for checkpoint in info["checkpoints"]:
+        whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(n), str) for n in _TEXTS)
+        if not whole or not isinstance(checkpoint.get("step"), int | None):
+            raise InputError(
+                f"{what}: expected checkpoints with {', '.join(_TEXTS)}, got {shown(checkpoint)}; {remedy}"
+            )
+    for name in ("duplicates", "not_monotone"):
+        groups = info.get(name) or []
+        if not isinstance(groups, list) or not all(isinstance(g, list) and {*map(type, g)} <= {str} for g in groups):
+            raise InputError(f"{what}: {name}: expected lists of names, got {shown(groups)}; {remedy}")
+    if not isinstance(info.get("config") or {}, dict):
+        raise InputError(f"{what}: config: expected a mapping, got {shown(info['config'])}; {remedy}")
+
+
 def _n_anchors(folder: Path, checkpoints: list[dict[str, Any]]) -> int:
     """Anchors a set, as the checkpoints' results have it."""
     for checkpoint in checkpoints:
         path = folder / str(checkpoint.get("folder")) / RESULT_JSON
         if checkpoint["status"] == "done" and path.is_file():
-            return int(json.loads(path.read_text(encoding="utf-8"))["settings"]["n_anchors"])
+            return ProbeResult.load(path.parent).n_anchors
     raise InputError(f"{folder}: no result of a checkpoint lies in this sweep; its units are unknown")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,12 @@ import yaml
 
 from softh_probe.errors import InputError
 from softh_probe.loading_errors import essence
+from softh_probe.report.sweeps import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.result import LAYERS_PARQUET, RESULT_JSON
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, is_whole, replacing, write_text
 from softh_probe.sweep.grid import Point
 
-VERSION = 1
-SWEEP_JSON, SWEEP_PARQUET, SWEEP_CSV = "sweep.json", "sweep.parquet", "sweep.csv"
+SWEEP_CSV = "sweep.csv"
 SCHEMA = pa.schema(
     [
         ("checkpoint", pa.string()),
@@ -84,7 +85,8 @@ def collect(out: str | Path) -> Collection:
             found = _summary(folder, points, info)
             config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
             summary = {
-                "version": VERSION,
+                "version": SWEEP_VERSION,
+                "parquet_sha256": hashlib.sha256((folder.path / SWEEP_PARQUET).read_bytes()).hexdigest(),
                 "config": config,
                 "checkpoints": found.checkpoints,
                 "duplicates": found.duplicates,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softh_probe.config import NOT_MEASURED, RunConfig
+from softh_probe.config import NOT_MEASURED, RunConfig, check_positive, check_range, check_types
 from softh_probe.errors import InputError
 
 #: Fields of a run that may change while a sweep goes on, or differ among its checkpoints.
@@ -78,6 +78,7 @@ class SweepConfig(RunConfig):
     """Slurm: further options of sbatch, by name ({exclude: node7})."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         object.__setattr__(self, "model", _names("model", self.model))
         if self.revision is not None:
             object.__setattr__(self, "revision", _names("revision", self.revision))
@@ -89,11 +90,9 @@ class SweepConfig(RunConfig):
             raise InputError(f"launcher: expected {' or '.join(LAUNCHERS)}, got {self.launcher!r}")
         least = {"every": 1, "first": 1, "last": 1, "workers": 1, "cpus_per_worker": 1, "timeout_min": 1}
         for name, limit in {**least, "gpus_per_worker": 0, "retries": 0}.items():
-            if getattr(self, name) is not None and getattr(self, name) < limit:
-                raise InputError(f"{name}: expected at least {limit}, got {getattr(self, name)}")
+            check_range(name, getattr(self, name), limit, 2**31 - 1)
         for name in ("disk_gb", "mem_gb", "tokens_per_step"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name}: expected more than 0, or null, got {getattr(self, name)}")
+            check_positive(name, getattr(self, name))
         if self.step_pattern is not None:
             _check_pattern(self.step_pattern)
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
-from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result
+from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
 from softh_probe.sweep.claims import Claims
 from softh_probe.sweep.config import DECIDED, SweepConfig, is_local, measured_fields
 from softh_probe.sweep.grid import Point
@@ -219,9 +219,9 @@ class SweepFolder:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a result's files can be opened: a power cut can leave files that are named but not filled."""
+    """Whether a result's files are as they were written: a power cut can leave files that are named but not filled."""
     try:
-        json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))
+        read_info(folder, whole=[SUMS, LAYERS_PARQUET])
         pq.read_metadata(folder / LAYERS_PARQUET)
         safe_open(folder / SUMS, framework="np").__exit__(None, None, None)
     except (OSError, ValueError, SafetensorError, ArrowInvalid):
@@ -262,7 +262,7 @@ def config_yaml(config: SweepConfig) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name of one's own, then rename."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of paths that are no UTF-8
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def select(points: Sequence[Any], *, every: int | None, first: int | None, last:
         return list(points)
     n = len(points)
     taken = {*range(0, n, every or n + 1)} if every else set()
-    taken |= {*range(first or 0)} | {*range(n - (last or 0), n)}
+    taken |= {*range(min(first or 0, n))} | {*range(max(0, n - (last or 0)), n)}
     return [point for index, point in enumerate(points) if index in taken]
 
 
