@@ -23,6 +23,7 @@ from softh_probe.errors import InputError
 from softh_probe.fingerprint import is_pooler, weights_fingerprint
 from softh_probe.loading_errors import AGAIN, explained, quiet_transformers, refuse, some
 from softh_probe.model_source import ModelSource, check_weights, fetch, fetch_weights, small_files
+from softh_probe.processes import Processes
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's words for several devices
@@ -91,6 +92,30 @@ def check_placement(dtype: str, device_map: str | None) -> str:
     """
     _check_dtype(dtype)
     return _check_device(device_map)
+
+
+def own_device(device_map: str | None, processes: Processes) -> str | None:
+    """The device of one of several processes: where nothing else is said, the accelerator of its number.
+
+    Raises:
+        InputError: one model cannot be spread by each of several processes, or there are not as many accelerators.
+    """
+    if processes.count == 1:
+        return device_map
+    if device_map in SPREAD:
+        raise InputError(
+            f"device_map {device_map!r}: each of {processes.count} processes loads the whole model; leave it out, or "
+            "run a single process"
+        )
+    kind = _accelerator()
+    if device_map not in (None, kind) or kind in (None, "mps"):
+        return device_map
+    if processes.local_count > (n := torch.accelerator.device_count()):
+        raise InputError(
+            f"device_map: {processes.local_count} processes on this machine, and {n} accelerators; start as many as "
+            "there are, or add --device-map cpu"
+        )
+    return f"{kind}:{processes.local_rank}"
 
 
 def load_checkpoint(

@@ -22,9 +22,16 @@ def find_unfinished(config: RunConfig, snapshots: Snapshots, say: Callable[[str]
     """The last snapshot of an unfinished run of this configuration; what is not to be gone on with is removed.
 
     Raises:
-        InputError: the folder holds an unfinished run of another configuration, and neither `overwrite` is on nor
-            `resume` off.
+        InputError: the folder holds an unfinished run of another configuration, or of another number of processes,
+            and neither `overwrite` is on nor `resume` off.
     """
+    if count := snapshots.of_another_count():
+        if config.resume and not config.overwrite:
+            raise InputError(
+                f"out: {config.out} holds an unfinished run of {count} process{'es' * (count > 1)}; start as many, "
+                f"{_START_ANEW}"
+            )
+        snapshots.clear_others()
     there = snapshots.folder.is_dir()
     found = snapshots.newest() if config.resume else None
     if found is None:
@@ -44,7 +51,7 @@ def find_unfinished(config: RunConfig, snapshots: Snapshots, say: Callable[[str]
 
 
 def identity(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """What determines a run's numbers (JSON values)."""
+    """What determines a run's numbers, the same in all its processes (JSON values)."""
     return {
         "config": _config_of(config),
         "weights": checkpoint.info["weights_sha256"],

@@ -313,7 +313,7 @@ def test_a_layer_without_usable_states_stops_the_run_at_the_first_batch(config, 
 
 
 def test_an_unforeseen_failure_is_one_line_too_and_debug_shows_it(config, monkeypatch, capsys):
-    monkeypatch.setattr("softh_probe.run.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("softh_probe.run.run", lambda *_, **__: 1 / 0)
     assert main(["run", *as_options(config())]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
