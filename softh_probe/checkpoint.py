@@ -16,7 +16,14 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softh_probe.errors import InputError
@@ -34,8 +41,9 @@ class Checkpoint:
     """A loaded model and what identifies it.
 
     `model`: in eval mode; without head, gradients and cache. `info`: plain JSON with `model` (as given),
-    `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`, `dtype`, `devices`, `n_parameters`,
-    `weights_sha256` (or None, and the reason in `weights_note`), `trust_remote_code`, `allow_pickle`.
+    `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`, `stack` ("encoder" of an encoder-decoder,
+    else None), `dtype`, `devices`, `n_parameters`, `weights_sha256` (or None, and the reason in `weights_note`),
+    `trust_remote_code`, `allow_pickle`.
     """
 
     model: PreTrainedModel
@@ -126,7 +134,7 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Checkpoint:
-    """Load the transformer without its head.
+    """Load the transformer without its head; of an encoder-decoder the encoder, which reads a text by itself.
 
         with load_checkpoint(resolve_model("./checkpoint-500")) as checkpoint:
             checkpoint.info["weights_sha256"]
@@ -142,7 +150,10 @@ def load_checkpoint(
     folder = source.folder or fetch_weights(source, **trust)
     with quiet_transformers():
         loaded, report = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
-    model = without_head(loaded)
+    is_encoder = bool(loaded.config.is_encoder_decoder)
+    model = loaded.get_encoder() if is_encoder else without_head(loaded)
+    if not isinstance(model, PreTrainedModel):
+        raise refuse(source.name, f"the encoder of a {type(loaded).__name__} cannot be run by itself; attach to it")
     _check_complete(source.name, loaded, model, report)
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
@@ -156,6 +167,7 @@ def load_checkpoint(
         "gguf_file": source.gguf_file,
         "model_type": model.config.model_type,
         "class": type(model).__name__,
+        "stack": "encoder" if is_encoder else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "devices": sorted({"offloaded" if p.is_meta else str(p.device) for p in model.parameters()}),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -193,10 +205,14 @@ def _load(
 
 
 def auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
-    """AutoModel where it or the repository's code has the type, else AutoModelForCausalLM. Runs no code."""
+    """AutoModel where it or the repository's code has the type, else one with a head. Runs no code."""
     code = getattr(config, "auto_map", None) or {}
-    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    for auto_class, mapping in ((AutoModel, transformers.MODEL_MAPPING), (AutoModelForCausalLM, causal)):
+    mappings = (
+        (AutoModel, transformers.MODEL_MAPPING),
+        (AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    )
+    for auto_class, mapping in mappings:
         if type(config) in mapping or auto_class.__name__ in code:
             return auto_class
     raise refuse(name, f"transformers has no language model of type {config.model_type!r}; give another model")
@@ -213,9 +229,19 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
 def _check_complete(name: str, loaded: nn.Module, model: nn.Module, report: dict[str, Any]) -> None:
     """Refuse a model (`loaded` or a part of it) with weights that its checkpoint does not hold."""
     prefix = next(path for path, module in loaded.named_modules() if module is model)
+    tensors = {**dict(loaded.named_parameters(remove_duplicate=False)), **dict(loaded.named_buffers())}
+    inside = {
+        id(tensor) for tensor in (*model.parameters(), *model.buffers())
+    }  # under several names where they are tied
+
+    # Made anew by the model, as some declare under the names that they have behind a head.
+    not_stored = getattr(loaded, "_keys_to_ignore_on_load_missing", None) or ()
 
     def counts(key: str) -> bool:
-        return key.startswith(f"{prefix}." if prefix else "") and not is_pooler(key)
+        if is_pooler(key) or any(declared.endswith(f".{key}") for declared in not_stored):
+            return False
+        by_name = key.startswith(f"{prefix}." if prefix else "")
+        return id(tensors[key]) in inside if key in tensors else by_name
 
     missing = sorted(key for key in report["missing_keys"] if counts(key))
     misfits = sorted(

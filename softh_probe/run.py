@@ -106,6 +106,8 @@ def _run(
         _check_model(checkpoint, corpus)
         probe = new_probe(config, checkpoint.model, plan)
         info = checkpoint.info
+        if info["stack"]:
+            say("model: an encoder-decoder, whose encoder reads the documents; to measure its decoder, attach to that")
         say(f"model: {info['class']}, {info['dtype']} on {', '.join(info['devices'])}; {_measuring(config, probe)}")
         memory = place_sums(
             plan,
@@ -227,11 +229,6 @@ def _draw(result: ProbeResult, folder: Path, say: _Teller) -> None:
 def _check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
     """Refuse what the loop cannot feed, before it fails in ways that are hard to read."""
     config = checkpoint.model.config
-    if config.is_encoder_decoder:
-        raise InputError(
-            f"model: {checkpoint.info['model']!r} is an encoder-decoder, which runs cannot feed yet; attach "
-            "SoftEntropyProbe to its encoder or decoder instead"
-        )
     embeddings = checkpoint.model.get_input_embeddings().weight
     n_embeddings = len(embeddings) if isinstance(embeddings, torch.Tensor) else config.vocab_size
     if int(corpus.tokens.max()) >= n_embeddings:
