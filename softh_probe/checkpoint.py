@@ -17,13 +17,21 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softh_probe.errors import InputError, shown
 from softh_probe.fingerprint import is_pooler, weights_fingerprint
 from softh_probe.loading_errors import AGAIN, essence, explained, quiet_transformers, refuse, some
 from softh_probe.model_source import ModelSource, check_weights, fetch, fetch_weights, small_files
+from softh_probe.processes import Processes
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's words for several devices
@@ -34,8 +42,9 @@ class Checkpoint:
     """A loaded model and what identifies it.
 
     `model`: in eval mode; without head, gradients and cache. `info`: plain JSON with `model` (as given),
-    `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`, `dtype`, `devices`, `n_parameters`,
-    `weights_sha256` (or None, and the reason in `weights_note`), `trust_remote_code`, `allow_pickle`.
+    `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`, `stack` ("encoder" of an encoder-decoder,
+    else None), `dtype`, `devices`, `n_parameters`, `weights_sha256` (or None, and the reason in `weights_note`),
+    `trust_remote_code`, `allow_pickle`.
     """
 
     model: PreTrainedModel
@@ -94,6 +103,30 @@ def check_placement(dtype: str, device_map: str | None) -> str:
     return _check_device(device_map)
 
 
+def own_device(device_map: str | None, processes: Processes) -> str | None:
+    """The device of one of several processes: where nothing else is said, the accelerator of its number.
+
+    Raises:
+        InputError: one model cannot be spread by each of several processes, or there are not as many accelerators.
+    """
+    if processes.count == 1:
+        return device_map
+    if device_map in SPREAD:
+        raise InputError(
+            f"device_map {device_map!r}: each of {processes.count} processes loads the whole model; leave it out, or "
+            "run a single process"
+        )
+    kind = _accelerator()
+    if device_map not in (None, kind) or kind in (None, "mps"):
+        return device_map
+    if processes.local_count > (n := torch.accelerator.device_count()):
+        raise InputError(
+            f"device_map: {processes.local_count} processes on this machine, and {n} accelerators; start as many as "
+            "there are, or add --device-map cpu"
+        )
+    return f"{kind}:{processes.local_rank}"
+
+
 def load_checkpoint(
     source: ModelSource,
     *,
@@ -102,7 +135,7 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Checkpoint:
-    """Load the transformer without its head.
+    """Load the transformer without its head; of an encoder-decoder the encoder, which reads a text by itself.
 
         with load_checkpoint(resolve_model("./checkpoint-500")) as checkpoint:
             checkpoint.info["weights_sha256"]
@@ -118,7 +151,10 @@ def load_checkpoint(
     folder = source.folder or fetch_weights(source, **trust)
     with quiet_transformers():
         loaded, report = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
-    model = without_head(loaded)
+    is_encoder = bool(loaded.config.is_encoder_decoder)
+    model = loaded.get_encoder() if is_encoder else without_head(loaded)
+    if not isinstance(model, PreTrainedModel):
+        raise refuse(source.name, f"the encoder of a {type(loaded).__name__} cannot be run by itself; attach to it")
     _check_complete(source.name, loaded, model, report)
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
@@ -132,6 +168,7 @@ def load_checkpoint(
         "gguf_file": source.gguf_file,
         "model_type": model.config.model_type,
         "class": type(model).__name__,
+        "stack": "encoder" if is_encoder else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "devices": sorted({"offloaded" if p.is_meta else str(p.device) for p in model.parameters()}),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -199,10 +236,14 @@ def _check_gguf_sizes(name: str, file: Path, model_class: Any, config: transform
 
 
 def auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
-    """AutoModel where it or the repository's code has the type, else AutoModelForCausalLM. Runs no code."""
+    """AutoModel where it or the repository's code has the type, else one with a head. Runs no code."""
     code = getattr(config, "auto_map", None) or {}
-    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    for auto_class, mapping in ((AutoModel, transformers.MODEL_MAPPING), (AutoModelForCausalLM, causal)):
+    mappings = (
+        (AutoModel, transformers.MODEL_MAPPING),
+        (AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    )
+    for auto_class, mapping in mappings:
         if type(config) in mapping or auto_class.__name__ in code:
             return auto_class
     raise refuse(name, f"transformers has no language model of type {config.model_type!r}; give another model")
@@ -219,9 +260,19 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
 def _check_complete(name: str, loaded: nn.Module, model: nn.Module, report: dict[str, Any]) -> None:
     """Refuse a model (`loaded` or a part of it) with weights that its checkpoint does not hold."""
     prefix = next(path for path, module in loaded.named_modules() if module is model)
+    tensors = {**dict(loaded.named_parameters(remove_duplicate=False)), **dict(loaded.named_buffers())}
+    inside = {
+        id(tensor) for tensor in (*model.parameters(), *model.buffers())
+    }  # under several names where they are tied
+
+    # Made anew by the model, as some declare under the names that they have behind a head.
+    not_stored = getattr(loaded, "_keys_to_ignore_on_load_missing", None) or ()
 
     def counts(key: str) -> bool:
-        return key.startswith(f"{prefix}." if prefix else "") and not is_pooler(key)
+        if is_pooler(key) or any(declared.endswith(f".{key}") for declared in not_stored):
+            return False
+        by_name = key.startswith(f"{prefix}." if prefix else "")
+        return id(tensors[key]) in inside if key in tensors else by_name
 
     missing = sorted(key for key in report["missing_keys"] if counts(key))
     misfits = sorted(

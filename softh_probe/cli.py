@@ -54,12 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> int:
+    from softh_probe.processes import launched
     from softh_probe.report.terminal import print_table
     from softh_probe.run import run  # heavy imports wait until there is something to run
 
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
-    config = RunConfig(**values)
-    result = run(config)
+    with launched() as processes:
+        config = RunConfig(**values)
+        result = run(config, processes=processes)
+    if not processes.is_first:
+        return 0
     print_table(result)
     page = f"; open {Path(config.out) / 'report.html'}" if config.report else ""
     print(f"results in {config.out}{page}", file=sys.stderr)

@@ -49,7 +49,7 @@ class RunConfig:
     """One checkpoint, one corpus, and how to measure. Lists may be written with commas: `a,b`."""
 
     model: str
-    """Checkpoint: a hub id (owner/name), a local folder, or a .gguf file."""
+    """Checkpoint: a hub id (owner/name), a local folder, or a .gguf file. Of an encoder-decoder, its encoder is run."""
     revision: str | None = None
     """Branch, tag or commit of a hub checkpoint; null is its default branch."""
     dtype: str = "auto"

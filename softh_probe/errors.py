@@ -28,6 +28,10 @@ class ProbeError(SofthProbeError, RuntimeError):
     """The forward pass did not give what the probe has to measure."""
 
 
+class LostProcessError(SofthProbeError, ConnectionError):
+    """Another process of a run that several measure has ended before its time."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C; running it again goes on from its last snapshot.
 

@@ -12,9 +12,10 @@ import torch
 from tqdm import tqdm
 
 from softh_probe.corpus import pad_batch
-from softh_probe.errors import Interrupted
+from softh_probe.errors import Interrupted, LostProcessError
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
+from softh_probe.processes import Processes
 from softh_probe.snapshots import Progress, Snapshots
 from softh_probe.stopping import StopRequests
 
@@ -27,6 +28,7 @@ def forward(
     model: Any,
     plan: Plan,
     *,
+    share: range | None = None,
     first: int = 0,
     after_batch: Callable[[int], None] | None = None,
     progress: bool = True,
@@ -34,11 +36,13 @@ def forward(
     """Run the backbone over the planned batches. The model's head is not run, no hidden state is kept.
 
     Args:
-        first: batches that the probe has measured already.
+        share: indices of the batches to run; None is all.
+        first: how many of them the probe has measured already.
         after_batch: called after each batch with the number of those done.
     """
     device = model.get_input_embeddings().weight.device
-    n_tokens = [int(plan.corpus.lengths[documents].sum()) for documents in plan.batches]
+    share = range(len(plan.batches)) if share is None else share
+    n_tokens = [int(plan.corpus.lengths[plan.batches[index]].sum()) for index in share]
     with (
         probe,
         torch.inference_mode(),
@@ -52,16 +56,16 @@ def forward(
             file=sys.stderr,
         ) as bar,
     ):
-        for index in range(first, len(plan.batches)):
+        for done, index in enumerate(share[first:], start=first + 1):
             input_ids, attention_mask = pad_batch(plan.corpus, plan.batches[index])
             labels = plan.batch(index)
             with probe.batch(labels):
                 model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
-            if index == first:
+            if done == first + 1:
                 probe.check()  # unusable hidden states show here, not after hours
             bar.update(labels.n_tokens)
             if after_batch is not None:
-                after_batch(index + 1)
+                after_batch(done)
 
 
 class SnapshotTimer:
@@ -102,7 +106,24 @@ class SnapshotTimer:
     def __call__(self, batches: int) -> None:
         if batches < self._n_batches and (self._stop.requested or time.monotonic() >= self._due):
             self._write(batches)
-        if self._stop.requested and batches < self._n_batches:
+        if batches < self._n_batches:
+            self._end_if_asked()
+
+    def wait(self, processes: Processes) -> None:
+        """After the last batch: wait for the other processes; if one is lost, what was measured here is not.
+
+        Raises:
+            LostProcessError, or Interrupted after a request to stop.
+        """
+        try:
+            processes.wait()
+        except LostProcessError:
+            self._write(self._n_batches)
+            self._end_if_asked()
+            raise
+
+    def _end_if_asked(self) -> None:
+        if self._stop.requested:
             where = f"after {self._written:,} of {self._n_batches:,} batches; the same command goes on from there"
             raise Interrupted(self._stop.requested, where if self._written else "and could not write a snapshot")
 

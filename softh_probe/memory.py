@@ -87,12 +87,14 @@ def place_sums(
     n_anchors: int,
     anchor_sets: int,
     sums_memory_gb: float | None = None,
+    n_processes: int = 1,
 ) -> SumsMemory:
     """Decide for each row whether its tables go beside its layer or to host memory.
 
     Args:
         devices: of each row, the device of its layer.
         sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
+        n_processes: on this machine, which share its free host memory.
 
     Raises:
         InputError: there is not as much memory as they take; the message says which label sets to leave out.
@@ -100,7 +102,10 @@ def place_sums(
     budgets = {}
     for place in dict.fromkeys([*map(str, devices.values()), "cpu"]):
         limited = sums_memory_gb is not None and (place != "cpu" or set(map(str, devices.values())) == {"cpu"})
-        budgets[place] = int(sums_memory_gb * GIB) if limited and sums_memory_gb else free_bytes(place)
+        if limited and sums_memory_gb:
+            budgets[place] = int(sums_memory_gb * GIB)
+        else:
+            budgets[place] = free_bytes(place) // (n_processes if place == "cpu" else 1)
     bytes_by_set = _bytes_by_set(plan, n_anchors, anchor_sets)
     size = sum(bytes_by_set.values())
     on_host = set()

@@ -42,7 +42,8 @@ class Numbering:
             the last one.
         open_rows: of each open label its row; n_open: how many rows that takes.
         peak_rows: [X], open rows of each set when most are in use.
-        retired: open labels ordered by their last batch; those of batch b are retired_starts[b:b+2].
+        retired: open labels ordered by their last batch; those of batch b are retired_starts[b:b+2], those of
+            several shares come last.
         bucket_of: the bucket of each open, then each closed label.
         bucket_sets, bucket_counts, bucket_labels, bucket_ids: of each bucket its set, its labels' count, how many
             labels it pools, and the label's id where it holds a single one by choice, else −1.
@@ -121,12 +122,17 @@ def label_ids(
 
 
 def number_labels(
-    corpus: Corpus, label_sets: Sequence[LabelSet], batches: Sequence[np.ndarray], per_label: Sequence[str] = ()
+    corpus: Corpus,
+    label_sets: Sequence[LabelSet],
+    batches: Sequence[np.ndarray],
+    per_label: Sequence[str] = (),
+    share_starts: Sequence[int] = (0,),
 ) -> Numbering:
     """Number the labels of all sets.
 
     Args:
         per_label: names of the sets whose labels are wanted one by one.
+        share_starts: the first batch of each process's share.
 
     Raises:
         InputError: a column has no label anywhere.
@@ -173,6 +179,8 @@ def number_labels(
     _scatter(numbers, moving, opened, number)
     _scatter(numbers, moving, closed, n_kept + n_opened + np.arange(n_closed, dtype=np.int32))
     first, last = first[by_first], last[by_first]
+    share_of_first, share_of_last = (np.searchsorted(share_starts, batch, side="right") for batch in (first, last))
+    last = np.where(share_of_first == share_of_last, last, len(batches))
     open_rows, n_open = _allocate_rows(first, last, len(batches))
     retired = np.argsort(last, kind="stable")
 
@@ -185,7 +193,8 @@ def number_labels(
     id_of = np.where(np.isin(set_of, one_by_one), of_each([np.arange(len(lives[i].count)) for i in moving]), -1)
     alone = id_of >= 0
     key = set_of * (int(count_of.max(initial=0)) + 1) + count_of
-    key[alone] = key.max(initial=0) + 1 + np.arange(alone.sum())
+    of_one = set_of * (int(id_of.max(initial=0)) + 1) + id_of  # an order that no batching changes
+    key[alone] = key.max(initial=0) + 1 + of_one[alone]
     _, example, bucket_of, n_labels = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
     return Numbering(
         ngrams=ngrams,
@@ -240,7 +249,10 @@ def _lives(ids_N: np.ndarray, batch_N: np.ndarray) -> _Lives:
 
 
 def _allocate_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[np.ndarray, int]:
-    """Rows for labels that live from batch first to batch last, ordered by first; and how many rows it takes."""
+    """Rows for labels that live from batch first to batch last, ordered by first; and how many rows it takes.
+
+    A last batch after the last one is none: the row is not given back.
+    """
     rows = np.empty(len(first), dtype=np.int64)
     starts = np.searchsorted(first, np.arange(n_batches + 1))
     by_last = np.argsort(last, kind="stable")
@@ -262,7 +274,8 @@ def _allocate_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple
 def _rows_at_peak(first: np.ndarray, last: np.ndarray, set_of: np.ndarray, n_batches: int, n_sets: int) -> np.ndarray:
     """Open rows of each set in the batch in which most rows are in use; they add up to all rows there are."""
     started = np.cumsum(np.bincount(first, minlength=n_batches))
-    ended_before = np.cumsum(np.bincount(last, minlength=n_batches)) - np.bincount(last, minlength=n_batches)
+    ended = np.bincount(last, minlength=n_batches)[:n_batches]
+    ended_before = np.cumsum(ended) - ended
     peak = int(np.argmax(started - ended_before))
     return np.bincount(set_of[(first <= peak) & (last >= peak)], minlength=n_sets)
 

@@ -19,7 +19,6 @@ from softh_probe.errors import InputError
 from softh_probe.result import RESULT_JSON, is_result
 
 UNFINISHED = "unfinished"
-SNAPSHOTS = "snapshots"
 _LOCK = ".lock"
 
 
@@ -27,8 +26,8 @@ _LOCK = ".lock"
 def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write results into, whose files move to `path` when the block ends well.
 
-    It is `path`/unfinished; when the block does not end well, `snapshots` in it is all that stays. Files of other
-    names that `path` may hold stay as they are.
+    It is `path`/unfinished; when the block does not end well, folders of snapshots in it are all that stays. Files of
+    other names that `path` may hold stay as they are.
 
     Raises:
         InputError: path holds results already (and overwrite is off), is a file, cannot be written, or another
@@ -57,6 +56,19 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         finally:
             _clear(work)
             _remove_empty(work, existing)
+
+
+@contextmanager
+def shared_folder(path: str | Path) -> Iterator[Path]:
+    """Where a process that is not the first of a run may write snapshots: the folder of the first one's
+    `output_folder`, or, on another machine, one of that name; what was made is removed if it is left empty."""
+    work = Path(path).expanduser().resolve() / UNFINISHED
+    try:
+        yield work
+    finally:
+        with contextlib.suppress(OSError):
+            work.rmdir()
+            work.parent.rmdir()
 
 
 def _hold(held: ExitStack, work: Path) -> None:

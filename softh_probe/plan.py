@@ -30,10 +30,13 @@ class Plan:
         label_sets: the label sets, whose order numbers them.
         batches: the documents of each batch.
         per_label: names of label sets of which results show every label, beside columns of few values.
-        numbering: what `number_labels` found for the same corpus, label sets, batches and per_label; found anew
-            if it is not given.
+        numbering: what `number_labels` found for the same corpus, label sets, batches, per_label and n_shares; found
+            anew if it is not given.
+        n_shares: processes that measure a share of the batches each: every n_shares-th one.
 
     Attributes:
+        batches: share by share.
+        shares: of each process, the indices of its batches.
         n_too_short: documents of which no position counts; they are not run.
 
     Raises:
@@ -47,10 +50,14 @@ class Plan:
         batches: Sequence[np.ndarray],
         per_label: Sequence[str] = (),
         numbering: Numbering | None = None,
+        n_shares: int = 1,
     ) -> None:
         self.corpus = corpus
         self.label_sets = tuple(label_sets)
-        self.batches = list(batches)
+        dealt = [batches[share::n_shares] for share in range(n_shares)]
+        self.batches = [batch for share in dealt for batch in share]
+        ends = np.cumsum([len(share) for share in dealt]).tolist()
+        self.shares = [range(end - len(share), end) for share, end in zip(dealt, ends, strict=True)]
         needed = shortest_document(label_sets)
         self.n_too_short = int((corpus.lengths < needed).sum())
         if self.n_too_short == corpus.n_documents:
@@ -58,7 +65,8 @@ class Plan:
                 f"labels: every document is too short: one position needs {needed} tokens, the longest document "
                 f"has {corpus.lengths.max()}; ask for lower n-gram orders or longer documents"
             )
-        self.numbering = numbering or number_labels(corpus, label_sets, batches, per_label)
+        starts = [share.start for share in self.shares]
+        self.numbering = numbering or number_labels(corpus, label_sets, self.batches, per_label, starts)
         self._draw()
 
     def batch(self, index: int) -> BatchLabels:
@@ -97,6 +105,13 @@ class Plan:
             n_kept=n.n_kept,
             n_open=n.n_open,
         )
+
+    @property
+    def retired_at_the_end(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Open rows of labels that several shares have, and their buckets: for the sums of all shares."""
+        n = self.numbering
+        labels = n.retired[n.retired_starts[-1] :]
+        return torch.from_numpy(n.open_rows[labels]), torch.from_numpy(n.bucket_of[labels])
 
     def _draw(self) -> None:
         """Choose the positions whose assignments are kept, and the documents' keys."""

@@ -298,6 +298,25 @@ class SoftEntropyProbe:
         self._measured |= other._measured
         self._problems += other._problems
 
+    def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
+        """Make what was measured of one share of a plan the whole, layer by layer.
+
+        Args:
+            add_others: adds to a tensor in host memory, in place, what the probes of all other shares hold there.
+        """
+        assert self._plan is not None
+        counts = torch.tensor([self._positions, self._tokens])
+        add_others(counts)
+        self._positions, self._tokens = counts.tolist()
+        for name in self.layers:
+            sums = self._sums[name]
+            state = {key: tensor.cpu() for key, tensor in sums.state_dict().items()}
+            for tensor in state.values():
+                add_others(tensor)
+            sums.load_state_dict(state)
+            device = sums.tables.device
+            sums.tables.retire(*(index.to(device) for index in self._plan.retired_at_the_end))
+
     def blank(self) -> SoftEntropyProbe:
         """A probe of the same model and with the same settings that has measured nothing."""
         if self._plan:

@@ -22,9 +22,17 @@ def find_unfinished(config: RunConfig, snapshots: Snapshots, say: Callable[[str]
     """The last snapshot of an unfinished run of this configuration; what is not to be gone on with is removed.
 
     Raises:
-        InputError: the folder holds an unfinished run of another configuration or of another version of softh_probe,
+        InputError: the folder holds an unfinished run of another configuration, of another number of processes or of
+            another version of softh_probe,
             and neither `overwrite` is on nor `resume` off.
     """
+    if count := snapshots.of_another_count():
+        if config.resume and not config.overwrite:
+            raise InputError(
+                f"out: {config.out} holds an unfinished run of {count} process{'es' * (count > 1)}; start as many, "
+                f"{_START_ANEW}"
+            )
+        snapshots.clear_others()
     there = snapshots.folder.is_dir()
     try:
         found = snapshots.newest() if config.resume else None
@@ -50,7 +58,7 @@ def find_unfinished(config: RunConfig, snapshots: Snapshots, say: Callable[[str]
 
 
 def identity(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """What determines a run's numbers (JSON values)."""
+    """What determines a run's numbers, the same in all its processes (JSON values)."""
     return {
         "config": _config_of(config),
         "weights": checkpoint.info["weights_sha256"],

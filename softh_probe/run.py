@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from softh_probe.cache import Cache, cache_folder, digest, key_of, tokenizer_fingerprint
-from softh_probe.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer
+from softh_probe.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer, own_device
 from softh_probe.config import RunConfig, config_yaml, plain_config, tokens_per_batch_on
 from softh_probe.corpus import Corpus, length_batches, tokenize
 from softh_probe.documents import read_documents
@@ -26,9 +26,10 @@ from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.memory import place_sums
 from softh_probe.model_source import resolve_model
 from softh_probe.numbering import Numbering
-from softh_probe.output import SNAPSHOTS, output_folder
+from softh_probe.output import output_folder, shared_folder
 from softh_probe.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
+from softh_probe.processes import ALONE, Processes
 from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.resuming import find_unfinished, identity, take_up
@@ -40,31 +41,48 @@ CONFIG_YAML = "config.yaml"
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
-def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
+def run(config: RunConfig, *, progress: bool = True, processes: Processes = ALONE) -> ProbeResult:
     """Probe one checkpoint on one corpus and write the output folder.
 
     Args:
         config: what to run.
         progress: show progress and a summary of each stage on standard error.
+        processes: those that measure this run together (see `softh_probe.processes`); all have to call this.
 
     Returns:
-        The result, as `ProbeResult.load(config.out)` reads it back.
+        The result, as `ProbeResult.load(config.out)` reads it back; in every process.
 
     Raises:
         SofthProbeError: the configuration, the checkpoint or the corpus is not what it has to be; nothing is then
             left behind in the output folder.
         Interrupted: asked to stop by SIGTERM, SIGUSR1 or Ctrl-C; the same call goes on from where it was.
     """
+    progress = progress and processes.is_first
+    with StopRequests() as stop:
+        if processes.is_first:
+            with output_folder(config.out, overwrite=config.overwrite) as folder:
+                result = _run(config, folder, stop, processes, progress)
+                assert result is not None
+                result.save(folder)
+            return processes.from_first(result)
+        with shared_folder(config.out) as folder:
+            _run(config, folder, stop, processes, progress)
+            result = processes.from_first(None)
+            Snapshots(folder, processes).clear()
+            return result
+
+
+def _run(
+    config: RunConfig, folder: Path, stop: StopRequests, processes: Processes, progress: bool
+) -> ProbeResult | None:
+    """Measure this process's share; the result of all, with its page drawn, in the first one."""
     say = _Teller(progress)
     seconds = _Stopwatch()
-    with (
-        StopRequests() as stop,
-        ExitStack() as undisturbed,
-        output_folder(config.out, overwrite=config.overwrite) as folder,
-    ):
-        snapshots = Snapshots(folder / SNAPSHOTS)
+    snapshots = Snapshots(folder, processes)
+    device_map = own_device(config.device_map, processes)
+    with processes.first_ahead():  # what it leaves in the cache need not be done again
         with seconds("tokenise"):
-            device = check_placement(config.dtype, config.device_map)
+            device = check_placement(config.dtype, device_map)
             if config.tokens_per_batch is None:
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             unfinished = find_unfinished(config, snapshots, say)
@@ -73,57 +91,61 @@ def run(config: RunConfig, *, progress: bool = True) -> ProbeResult:
             corpus = read_corpus(config, tokenizer, progress=progress)
         say(f"corpus: {corpus.n_documents:,} documents, {corpus.n_tokens:,} tokens")
         with seconds("plan"):
-            plan = plan_run(config, corpus)
+            plan = plan_run(config, corpus, processes.count)
         n_batches = f"{len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
-        say(f"plan: {plan.n_positions:,} positions in {n_batches}")
-        with seconds("load"):
-            checkpoint = load_checkpoint(
-                source,
-                dtype=config.dtype,
-                device_map=config.device_map,
-                trust_remote_code=config.trust_remote_code,
-                allow_pickle=config.allow_pickle,
-            )
-        with checkpoint:
-            _check_model(checkpoint, corpus)
-            probe = new_probe(config, checkpoint.model, plan)
-            info = checkpoint.info
-            say(f"model: {info['class']}, {info['dtype']} on {', '.join(info['devices'])}; {_measuring(config, probe)}")
-            memory = place_sums(
-                plan,
-                probe.row_devices(),
-                n_anchors=config.n_anchors,
-                anchor_sets=config.anchor_sets,
-                sums_memory_gb=config.sums_memory_gb,
-            )
-            say(f"sums:\n{memory.describe()}")
-            probe.reserve(memory.on_host)
-            start = take_up(unfinished, probe, identity(config, checkpoint, plan), say)
-            undisturbed.enter_context(stop.deferred())
-            timer = SnapshotTimer(
-                snapshots,
-                probe,
-                start,
-                stop,
-                n_batches=len(plan.batches),
-                minutes=config.snapshot_minutes,
-                say=say,
-            )
-            forward(probe, checkpoint.model, plan, first=start.batches, after_batch=timer, progress=progress)
-            seconds.spent["forward"] = timer.seconds
-        with seconds("finish"):
-            result = probe.result()
-            result.info.update(_provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
-            result.info["interruptions"] = start.interruptions
-            result.info["warnings"] = _warnings(result, plan)
-            for text in result.info["warnings"]:
-                say(f"warning: {text}")
-            (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
-        result.info["seconds"] = seconds.spent
-        result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
-        if config.report:
-            _draw(result, folder, say)
-        result.save(folder)
+        say(f"plan: {plan.n_positions:,} positions in {n_batches}{processes.sharing()}")
+    with seconds("load"):
+        checkpoint = load_checkpoint(
+            source,
+            dtype=config.dtype,
+            device_map=device_map,
+            trust_remote_code=config.trust_remote_code,
+            allow_pickle=config.allow_pickle,
+        )
+    with checkpoint:
+        _check_model(checkpoint, corpus)
+        probe = new_probe(config, checkpoint.model, plan)
+        info = checkpoint.info
+        if info["stack"]:
+            say("model: an encoder-decoder, whose encoder reads the documents; to measure its decoder, attach to that")
+        say(f"model: {info['class']}, {info['dtype']} on {', '.join(info['devices'])}; {_measuring(config, probe)}")
+        memory = place_sums(
+            plan,
+            probe.row_devices(),
+            n_anchors=config.n_anchors,
+            anchor_sets=config.anchor_sets,
+            sums_memory_gb=config.sums_memory_gb,
+            n_processes=processes.local_count,
+        )
+        say(f"sums:\n{memory.describe()}")
+        measured = identity(config, checkpoint, plan)
+        processes.agree(measured)
+        probe.reserve(memory.on_host)
+        start = take_up(unfinished, probe, measured, say)
+        stop.defer()
+        share = plan.shares[processes.rank]
+        timer = SnapshotTimer(
+            snapshots, probe, start, stop, n_batches=len(share), minutes=config.snapshot_minutes, say=say
+        )
+        forward(probe, checkpoint.model, plan, share=share, first=start.batches, after_batch=timer, progress=progress)
+        timer.wait(processes)
+        seconds.spent["forward"] = timer.seconds
+    with seconds("finish"):
+        if processes.count > 1:
+            probe.merge_shares(processes.add_others)
+        if not processes.is_first:
+            return None
+        result = probe.result()
+        result.info.update(_provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
+        result.info.update(interruptions=start.interruptions, processes=processes.count)
+        result.info["warnings"] = _warnings(result, plan)
+        for text in result.info["warnings"]:
+            say(f"warning: {text}")
+        (folder / CONFIG_YAML).write_text(config_yaml(config), encoding="utf-8")
+    result.info["seconds"] = seconds.spent
+    result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
+    if config.report:
+        _draw(result, folder, say)
     return result
 
 
@@ -151,12 +173,17 @@ def read_corpus(config: RunConfig, tokenizer: Any, *, progress: bool = True) -> 
     return corpus
 
 
-def plan_run(config: RunConfig, corpus: Corpus) -> Plan:
+def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
     """Batches of documents of like length, and where their labels live; or as the cache has it."""
     label_sets = parse_label_sets(config.labels)
     long_enough = corpus.lengths >= shortest_document(label_sets)
     tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
     batches = length_batches(corpus.lengths, tokens_per_batch, keep=long_enough)
+    if 0 < len(batches) < n_processes:
+        raise InputError(
+            f"tokens_per_batch: the corpus makes {len(batches)} batches of up to {tokens_per_batch:,} tokens, for "
+            f"{n_processes} processes; start fewer, or set --tokens-per-batch lower"
+        )
     cache = Cache(cache_folder(config.cache))
     key = key_of(
         corpus=corpus.sha256,
@@ -164,10 +191,11 @@ def plan_run(config: RunConfig, corpus: Corpus) -> Plan:
         labels=config.labels,
         per_label=config.per_label,
         batches=digest(*batches) if batches else "",
+        shares=n_processes,
     )
     stored = cache.load("plan", key)
     numbering = Numbering.from_arrays(stored[0]) if stored else None
-    plan = Plan(corpus, label_sets, batches, config.per_label, numbering)
+    plan = Plan(corpus, label_sets, batches, config.per_label, numbering, n_processes)
     if not stored:
         cache.store("plan", key, plan.numbering.arrays(), {})
     return plan
@@ -201,11 +229,6 @@ def _draw(result: ProbeResult, folder: Path, say: _Teller) -> None:
 def _check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
     """Refuse what the loop cannot feed, before it fails in ways that are hard to read."""
     config = checkpoint.model.config
-    if config.is_encoder_decoder:
-        raise InputError(
-            f"model: {checkpoint.info['model']!r} is an encoder-decoder, which runs cannot feed yet; attach "
-            "SoftEntropyProbe to its encoder or decoder instead"
-        )
     embeddings = checkpoint.model.get_input_embeddings().weight
     n_embeddings = len(embeddings) if isinstance(embeddings, torch.Tensor) else config.vocab_size
     if int(corpus.tokens.max()) >= n_embeddings:

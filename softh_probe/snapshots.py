@@ -4,7 +4,8 @@
         000.safetensors …           the sums of one row of layers each
         snapshot.json               which run, how far, and the SHA-256 of each file; its own checksum tells it whole
 
-A snapshot appears whole, under its name, or not at all; one that was damaged later counts as none.
+A snapshot appears whole, under its name, or not at all; one that was damaged later counts as none. Where several
+processes measure a run, each has a folder of its own: snapshots-0-of-8 and so on.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from safetensors.torch import load_file, save
 
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
+from softh_probe.processes import ALONE, Processes
 
 SNAPSHOT_JSON = "snapshot.json"
 FORMAT = 1
+_FOLDER = "snapshots"
 _VERSIONS = (FORMAT, STATE_VERSION)
 _KEPT = 2  # the newest, and the one before in case that is damaged
 
@@ -48,14 +51,22 @@ class Progress:
 
 
 class Snapshots:
-    """The snapshots of one run.
+    """The snapshots of one run, or of one of the processes that measure it.
 
     Args:
-        folder: for them alone; made when there is something to write.
+        work: folder of the unfinished run; one of its own in it is made when there is something to write.
+        processes: those that measure the run, seen from the one whose snapshots these are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, work: Path, processes: Processes = ALONE) -> None:
+        self._work, self._count = work, processes.count
+        of_process = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
+        self.folder = work / (_FOLDER + of_process)
+
+    def of_another_count(self) -> int | None:
+        """How many processes measured what lies here, where that is another number."""
+        counts = {_count_of(path) for path in self._work.glob(f"{_FOLDER}*")}
+        return next(iter(counts - {self._count}), None)
 
     def write(self, probe: SoftEntropyProbe, progress: Progress) -> None:
         """Add a snapshot, and drop all but the newest two. Takes the memory of one layer's sums.
@@ -105,6 +116,12 @@ class Snapshots:
         """Remove all."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def clear_others(self) -> None:
+        """Remove those of another number of processes."""
+        for path in self._work.glob(f"{_FOLDER}*"):
+            if _count_of(path) != self._count:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _newest_first(self) -> list[Path]:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((path for path in found if path.name.isdecimal()), reverse=True)
@@ -112,6 +129,11 @@ class Snapshots:
     def _remove_parts(self) -> None:
         for part in self.folder.glob(".*.part"):
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _count_of(folder: Path) -> int:
+    """How many processes a run had, from the name of a folder of its snapshots."""
+    return int(folder.name.rpartition("-of-")[2]) if "-of-" in folder.name else 1
 
 
 class _LayersOnDisk(Mapping[str, dict[str, Any]]):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,13 +15,13 @@ SIGNALS = tuple(
 
 
 class StopRequests:
-    """Turns signals into `Interrupted`: at once, or where the code inside `deferred()` asks.
+    """Turns signals into `Interrupted`: at once, or, after `defer()`, where the code in the block asks.
 
     >>> import os
     >>> with StopRequests() as stop:
-    ...     with stop.deferred():
-    ...         os.kill(os.getpid(), signal.SIGTERM)
-    ...         print("the work at hand is finished first;", stop.requested)
+    ...     stop.defer()
+    ...     os.kill(os.getpid(), signal.SIGTERM)
+    ...     print("the work at hand is finished first;", stop.requested)
     the work at hand is finished first; 15
 
     Signals are taken only in the main thread, for Python gives them to no other, and not if they were ignored; what
@@ -46,14 +44,9 @@ class StopRequests:
             signal.signal(number, handler)
         self._before = {}
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside the block a request is only noted, in `requested`."""
+    def defer(self) -> None:
+        """From now on a request is only noted, in `requested`."""
         self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.requested = self.requested is not None, number

@@ -60,8 +60,13 @@ class LabelTables:
         if len(labels.closed_buckets):
             self.folded.index_add_(0, labels.closed_buckets, self._fold(bags_LK[n_kept + n_open :]))
         if len(labels.retired_rows):
-            self.folded.index_add_(0, labels.retired_buckets, self._fold(self.open[labels.retired_rows]))
-            self.open.index_fill_(0, labels.retired_rows, 0.0)
+            self.retire(labels.retired_rows, labels.retired_buckets)
+
+    @torch.no_grad()
+    def retire(self, rows: Tensor, buckets: Tensor) -> None:
+        """Fold the open rows of labels that are over into their buckets, and empty them."""
+        self.folded.index_add_(0, buckets, self._fold(self.open[rows]))
+        self.open.index_fill_(0, rows, 0.0)
 
     def _fold(self, rows_LK: Tensor) -> Tensor:
         """What remains of labels that are over: n·H(p̂_x) and the sum of assignment entropies, [L, 2S] float64."""

@@ -212,9 +212,20 @@ def test_outputs_equal_those_of_the_backbone_of_the_whole_model(
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_an_encoder_decoder_stays_whole(tmp_path: Path) -> None:
-    model = load(save(t5(), tmp_path)).model
-    assert type(model).__name__ == "T5Model"
+def test_of_an_encoder_decoder_the_encoder_is_loaded(tmp_path: Path) -> None:
+    whole = t5().eval()
+    folder, file = save(whole, tmp_path), tmp_path / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: w for name, w in weights.items() if "decoder" not in name}, file, metadata={"format": "pt"})
+    checkpoint = load(folder)
+    assert (checkpoint.info["class"], checkpoint.info["stack"]) == ("T5Stack", "encoder")
+    assert checkpoint.info["weights_sha256"] == weights_fingerprint(whole.encoder)
+    with torch.no_grad():
+        ours, theirs = (m(input_ids=tokens()).last_hidden_state for m in (checkpoint.model, whole.encoder))
+    assert torch.equal(ours, theirs)
+    for missing in ("shared.weight", "encoder.block.1.layer.0.SelfAttention.q.weight"):
+        save_file({name: w for name, w in weights.items() if name != missing}, file, metadata={"format": "pt"})
+        refusal(lambda: load(folder), folder, "weights do not fit config.json, the files lack", missing)
 
 
 def test_info_is_json_and_names_the_checkpoint(tmp_path: Path) -> None:
@@ -233,6 +244,7 @@ def test_info_is_json_and_names_the_checkpoint(tmp_path: Path) -> None:
         "gguf_file": None,
         "model_type": "llama",
         "class": "LlamaModel",
+        "stack": None,
         "weights_note": None,
         "trust_remote_code": False,
         "allow_pickle": False,
@@ -262,7 +274,7 @@ def test_a_freed_checkpoint_holds_no_memory(tmp_path: Path) -> None:
         model = checkpoint.model  # somebody else holds on to it
         assert all(not tensor.is_meta for tensor in model.state_dict().values())
     assert all(tensor.is_meta for tensor in model.state_dict().values())
-    assert checkpoint.info["class"] == "T5Model"
+    assert checkpoint.info["class"] == "T5Stack"
 
 
 @pytest.mark.parametrize("bars", [True, False])

@@ -9,6 +9,7 @@ import torch
 from softh_probe import SoftEntropyProbe, numbering, sample_anchors, temperature
 from softh_probe.corpus import NO_LABEL, Corpus, LabelColumn, length_batches, pad_batch
 from softh_probe.errors import InputError
+from softh_probe.forward import forward
 from softh_probe.labels import ngram_ids, parse_label_sets, shortest_document
 from softh_probe.numbering import Numbering
 from softh_probe.plan import Plan
@@ -130,6 +131,33 @@ def test_label_sets_come_label_by_label_where_that_is_wanted(model, tokens_per_b
             assert h == pytest.approx(references.entropy(of_x.mean(axis=0)), abs=1e-6)
     plain = run_planned(model, corpus, NAMES, tokens_per_batch, anchor_sets=2).result().to_pandas()
     np.testing.assert_allclose(result.to_pandas().value, plain.value, atol=1e-7)
+
+
+@pytest.mark.parametrize("n_shares", [2, 3])
+@pytest.mark.parametrize("kept_labels", [1000, 1])
+def test_shares_put_together_are_the_whole(model, n_shares, kept_labels, monkeypatch):
+    monkeypatch.setattr(numbering, "KEPT_LABELS", kept_labels)
+    language, topic = values_of(24)
+    corpus = corpus_of(documents(24), language=language, topic=topic)
+    names, wanted = [*NAMES, *COLUMNS], ["input_unigram", "output_bigram"]
+    one = planned(corpus, names, 70, per_label=wanted)
+    shared = Plan(corpus, one.label_sets, one.batches, wanted, n_shares=n_shares)
+    assert [len(share) for share in shared.shares] == [len(one.batches[i::n_shares]) for i in range(n_shares)]
+    parts = [SoftEntropyProbe(model, n_anchors=20, plan=shared) for _ in shared.shares]
+    for probe, share in zip(parts, shared.shares, strict=True):
+        forward(probe, model.model, shared, share=share, progress=False)
+    sent = [[] for _ in parts[1:]]
+    for probe, tensors in zip(parts[1:], sent, strict=True):
+        probe.merge_shares(lambda tensor, tensors=tensors: tensors.append(tensor.clone()))
+    parts[0].merge_shares(lambda tensor: tensor.add_(sum(tensors.pop(0) for tensors in sent)))
+    whole = run_planned(model, corpus, names, 70, plan=one)
+    assert parts[0].positions == whole.positions
+    np.testing.assert_allclose(parts[0].sums, whole.sums, rtol=1e-12)
+    ours, theirs = parts[0].result(), whole.result()
+    assert_same_values(ours.to_pandas("nats"), theirs.to_pandas("nats"))
+    assert ours.labels == theirs.labels
+    np.testing.assert_allclose(ours.tensors["label_entropy"], theirs.tensors["label_entropy"], atol=1e-6)
+    assert all(not sums.tables.open.any() for sums in parts[0]._sums.values())
 
 
 def test_a_numbering_reads_back_from_plain_arrays():

@@ -14,7 +14,19 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from softh_probe import ProbeResult, sample_anchors, temperature
 from softh_probe.cli import main
@@ -261,13 +273,49 @@ def test_a_document_longer_than_the_model_takes_is_refused(config, data):
         run(config(), progress=False)
 
 
-def test_an_encoder_decoder_is_refused_by_name(config, checkpoint, tmp_path):
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    T5ForConditionalGeneration(T5Config(vocab_size=150, **sizes)).save_pretrained(tmp_path / "t5")
+def bert2bert():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(*(BertConfig(vocab_size=150, **sizes) for _ in range(2)))
+    return EncoderDecoderModel(config)
+
+
+def t5():
+    return T5ForConditionalGeneration(T5Config(vocab_size=150, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2))
+
+
+BART_SIZES = {"d_model": 16, "encoder_layers": 2, "encoder_ffn_dim": 32, "encoder_attention_heads": 2}
+BART_SIZES |= {"decoder_layers": 1, "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "max_position_embeddings": 64}
+
+
+def bart():
+    return BartForConditionalGeneration(BartConfig(vocab_size=150, **BART_SIZES))
+
+
+def marian():
+    """Its positions are in no checkpoint, but computed."""
+    return MarianMTModel(MarianConfig(vocab_size=150, decoder_vocab_size=150, pad_token_id=149, **BART_SIZES))
+
+
+@pytest.mark.parametrize("make", [t5, bart, marian, bert2bert])
+def test_of_an_encoder_decoder_the_encoder_reads_the_documents(config, checkpoint, tmp_path, capsys, make):
+    torch.manual_seed(0)
+    model, folder = make().eval(), tmp_path / "model"
+    model.save_pretrained(folder)
     for file in checkpoint.glob("tokenizer*"):
-        (tmp_path / "t5" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(InputError, match="is an encoder-decoder"):
-        run(config(model=str(tmp_path / "t5")), progress=False)
+        (folder / file.name).write_bytes(file.read_bytes())
+    result = run(config(model=str(folder), labels=NAMES[:2]))
+    lines = capsys.readouterr().err
+    assert "model: an encoder-decoder, whose encoder reads the documents; to measure its decoder, attach to" in lines
+    assert result.info["model"]["stack"] == "encoder"
+    encoder, anchors = model.get_encoder(), sample_anchors(20, 16).numpy()
+    expected = references.measure(encoder, tokens_of(checkpoint), NGRAMS[:2], anchors, temperature(20, 16))
+    assert result.rows[:3] == ["embeddings", "layer.1", "layer.2"]
+    assert (result.rows[-1] == "final_norm") == (make is t5)
+    for row, mass_SM in zip(result.rows, result.tensors["mass"], strict=True):
+        np.testing.assert_allclose(mass_SM[0], expected.q[row].sum(axis=0), rtol=1e-5)
+        for name in NAMES[:2]:
+            information = references.mutual_information(expected.q[row], expected.labels[name])
+            assert value(result, row, "mutual_information", name) == pytest.approx(information, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +356,7 @@ def test_a_layer_without_usable_states_stops_the_run_at_the_first_batch(config, 
 
 
 def test_an_unforeseen_failure_is_one_line_too_and_debug_shows_it(config, monkeypatch, capsys):
-    monkeypatch.setattr("softh_probe.run.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("softh_probe.run.run", lambda *_, **__: 1 / 0)
     assert main(["run", *as_options(config())]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
