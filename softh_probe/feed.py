@@ -72,6 +72,7 @@ class Feed:
         self._has_ngrams = has_ngrams
         self._own: dict[str, np.ndarray] = {}
         self._mask: Tensor | None = None
+        self._counts_B: np.ndarray | None = None
         self._paused = 0
         self._caches: dict[int, tuple[weakref.ref[Any], Sequences, int]] = {}
         self._over: list[int] = []
@@ -103,6 +104,15 @@ class Feed:
             self._mask = previous
 
     @contextmanager
+    def only(self, counts_B: np.ndarray | None) -> Iterator[None]:
+        """Of the sequences of forward passes inside only these count [B], whatever becomes of each: beams, samples."""
+        previous, self._counts_B = self._counts_B, counts_B
+        try:
+            yield
+        finally:
+            self._counts_B = previous
+
+    @contextmanager
     def labelled(self, labels: Mapping[str, np.ndarray]) -> Iterator[None]:
         """Forward passes inside have these labels [B] or [B, T]."""
         previous, self._own = self._own, dict(labels)
@@ -128,6 +138,7 @@ class Feed:
         fed = read_inputs(given, outer, told, n_past=n_past, n_virtual=self.n_virtual)
         if fed is None:
             return None
+        self._leave_out(fed)
         self._require_ids(fed)
         self._warn_of_padding(fed)
         own = self._own_labels(fed)
@@ -147,6 +158,15 @@ class Feed:
         own = self._own_labels(fed)
         self._current = sequences or self.rows.new_sequences(fed)
         return self.rows.batch(fed, own, self._current, waits=waits, tentative=self.tentative)
+
+    def _leave_out(self, fed: Fed) -> None:
+        """Sequences that do not count have no real token."""
+        if self._counts_B is None:
+            return
+        times, rest = divmod(len(fed.real_BT), max(1, len(self._counts_B)))
+        if rest:
+            raise ProbeError(f"input_ids: expected {len(self._counts_B)} sequences or a multiple, got {len(fed.real_BT)}")
+        fed.real_BT[~np.repeat(self._counts_B, times)] = False
 
     def _require_ids(self, fed: Fed) -> None:
         if fed.ids_BT is None and self._has_ngrams:
