@@ -163,9 +163,10 @@ class Feed:
         """Sequences that do not count have no real token."""
         if self._counts_B is None:
             return
-        times, rest = divmod(len(fed.real_BT), max(1, len(self._counts_B)))
+        n_told, n_fed = len(self._counts_B), len(fed.real_BT)
+        times, rest = divmod(n_fed, max(1, n_told))
         if rest:
-            raise ProbeError(f"input_ids: expected {len(self._counts_B)} sequences or a multiple, got {len(fed.real_BT)}")
+            raise ProbeError(f"input_ids: expected {n_told} sequences, or so many of each, got {n_fed}")
         fed.real_BT[~np.repeat(self._counts_B, times)] = False
 
     def _require_ids(self, fed: Fed) -> None:

@@ -50,7 +50,7 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
 MAX_INVALID_SHARE = 0.5
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 class SoftEntropyProbe:
@@ -284,11 +284,11 @@ class SoftEntropyProbe:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
         assert isinstance(self._rows, GrowingRows)
         assert isinstance(other._rows, GrowingRows)
-        where = self._rows.merge(other._rows)
+        rows = self._rows.merge(other._rows)
         for name, theirs in other._sums.items():
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name, theirs.dim, theirs.total.device)
-            self._sums[name].merge(theirs, *where)
+            self._sums[name].merge(theirs, rows)
         self._positions += other._positions
         self._tokens += other._tokens - (other._feed.rejected if other._feed else 0)
         self._n_blocks = max(self._n_blocks, other._n_blocks)

@@ -106,13 +106,13 @@ class _Repeats:
         self._left: Counter[str] | None = None  # of the texts of a call, how often each still may count
         self._key: Callable[[Any], str] = str
 
-    def loglikelihood(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *args: Any, **k: Any) -> Any:
+    def loglikelihood(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
         self._texts = deque(_are_own(requests))
-        return original(lm, requests, *args, **k)
+        return original(lm, requests, *a, **k)
 
-    def rolling(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *args: Any, **k: Any) -> Any:
+    def rolling(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
         self._requests, self._texts = deque(_are_own(requests)), deque()
-        return original(lm, requests, *args, **k)
+        return original(lm, requests, *a, **k)
 
     def windows(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         windows = list(original(*args, **kwargs))
@@ -120,10 +120,10 @@ class _Repeats:
             self._texts.extend([self._requests.popleft()] * len(windows))
         return windows
 
-    def tokens(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *args: Any, **k: Any) -> Any:
+    def tokens(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
         own = [bool(self._texts) and self._texts.popleft() for _ in requests]
         with self._expecting(lm, requests, own, _fed if lm.backend == "causal" else str):
-            return original(lm, requests, *args, **k)
+            return original(lm, requests, *a, **k)
 
     def generate_until(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
         with self._expecting(lm, [request.args for request in requests], _are_own(requests), str):
@@ -166,6 +166,6 @@ def _are_own(requests: Sequence[Any]) -> list[bool]:
 
 
 def _fed(text: tuple[Any, list[int], list[int]]) -> str:
-    """Of a request for the likelihood of tokens after others, what a causal model is fed; what feeds the same is one."""
+    """What a causal model is fed for the likelihood of tokens after others; requests that feed the same are one."""
     _, context, continuation = text
     return str(context + continuation[:-1])
