@@ -72,6 +72,7 @@ class Feed:
         self._has_ngrams = has_ngrams
         self._own: dict[str, np.ndarray] = {}
         self._mask: Tensor | None = None
+        self._assumed: tuple[Tensor | None, Tensor | None] = None, None
         self._counts_B: np.ndarray | None = None
         self._paused = 0
         self._caches: dict[int, tuple[weakref.ref[Any], Sequences, int]] = {}
@@ -104,6 +105,16 @@ class Feed:
             self._mask = previous
 
     @contextmanager
+    def assuming(self, mask: Tensor | None, decoder_mask: Tensor | None = None) -> Iterator[None]:
+        """Forward passes inside of which nobody else tells have these masks [B, T], a decoder's that reads an encoder's
+        output the second one."""
+        previous, self._assumed = self._assumed, (mask, decoder_mask)
+        try:
+            yield
+        finally:
+            self._assumed = previous
+
+    @contextmanager
     def only(self, counts_B: np.ndarray | None) -> Iterator[None]:
         """Of the sequences of forward passes inside only these count [B], whatever becomes of each: beams, samples."""
         previous, self._counts_B = self._counts_B, counts_B
@@ -132,6 +143,9 @@ class Feed:
         told, self.told = self.told, None
         if self._mask is not None:
             told = Told(ids_BL=told.ids_BL if told else None, mask_BL=self._mask, ends_B=told.ends_B if told else None)
+        elif told is None:
+            assumed = self._assumed[given.get("encoder_hidden_states") is not None]
+            told = None if assumed is None else Told(mask_BL=assumed)
         self._cache = next((value for value in given.values() if isinstance(value, Cache)), None)
         known = self._sequences_of(self._cache)
         n_past = self._n_columns(known) if known else _length(self._cache) or 0
@@ -154,6 +168,7 @@ class Feed:
 
     def label(self, fed: Fed, sequences: Sequences | None = None, *, waits: bool = False) -> BatchLabels:
         """The labels of tokens that are fed; positions whose labels are yet to be fed wait, if they may."""
+        self._leave_out(fed)
         self._require_ids(fed)
         own = self._own_labels(fed)
         self._current = sequences or self.rows.new_sequences(fed)

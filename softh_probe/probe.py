@@ -322,6 +322,17 @@ class SoftEntropyProbe:
         if exc_type is None:
             self._raise_problems()
 
+    @property
+    def feed(self) -> Feed:
+        """What code that runs the model may tell of its forward passes; for adapters (`softh_probe.integrations`).
+
+        Raises:
+            InputError: the run is planned.
+        """
+        if self._feed is None:
+            raise InputError("plan: the batches and labels of a planned run are those of its data set")
+        return self._feed
+
     @contextmanager
     def labelled(self, **labels: Tensor) -> Iterator[None]:
         """Labels of one's own for the forward passes inside the block.
@@ -336,7 +347,7 @@ class SoftEntropyProbe:
                 raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
             if name in NOT_LABELS:
                 raise InputError(f"{name}: choose another name, this one is taken")
-        with self._fed("labelled").labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
+        with self.feed.labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
             yield
 
     @contextmanager
@@ -348,13 +359,13 @@ class SoftEntropyProbe:
         """
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             raise InputError(f"mask: expected a tensor [B, T], got {_describe(mask)}")
-        with self._fed("masked").masked(mask):
+        with self.feed.masked(mask):
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Forward passes inside the block do not count."""
-        with self._fed("paused").paused():
+        with self.feed.paused():
             yield
 
     @contextmanager
@@ -559,7 +570,7 @@ class SoftEntropyProbe:
                 hidden = hidden.cpu()  # for Apple's GPUs have no float64
             if self._pass.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
-                self._pass.labels = self._fed(row).label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
+                self._pass.labels = self.feed.label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
             expected = self._pass.shapes
             if tuple(hidden.shape[:-1]) not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
@@ -578,11 +589,6 @@ class SoftEntropyProbe:
         self._problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
 
     # --- behind them ---------------------------------------------------------------------------------------
-
-    def _fed(self, where: str) -> Feed:
-        if self._feed is None:
-            raise InputError(f"{where}: the batches and labels of a planned run are those of its data set")
-        return self._feed
 
     def _settle(self, labels: BatchLabels) -> None:
         """Add positions that waited to every layer, without a forward pass."""

@@ -41,7 +41,7 @@ def follow(model: nn.Module, feed: Feed) -> Iterator[None]:
             )
         return
     huggingface = importlib.import_module(_MODULE)
-    listener = _Listener(feed, is_decoder=bool(getattr(getattr(model, "config", None), "is_decoder", False)))
+    listener = _Listener(feed)
     repeats = _Repeats(feed)
     with ExitStack() as undo:
         for owner, name, wrapper in (
@@ -62,8 +62,8 @@ def follow(model: nn.Module, feed: Feed) -> Iterator[None]:
 class _Listener:
     """Which tokens of a batch are padding, and which batches are none."""
 
-    def __init__(self, feed: Feed, *, is_decoder: bool) -> None:
-        self._feed, self._is_decoder = feed, is_decoder
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
         self._padded: list[tuple[Tensor, Tensor]] = []  # of the batch at hand: padded tokens and their mask
 
     def pad_and_concat(
@@ -79,12 +79,9 @@ class _Listener:
 
     def model_call(self, original: Callable[..., Any], lm: Any, inps: Tensor, *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.get("labels", args[1] if len(args) > 1 else None)
-        fed = labels if labels is not None and self._is_decoder else inps
-        mask = next((mask for padded, mask in self._padded if padded is fed), None)
+        masks = [next((mask for padded, mask in self._padded if padded is fed), None) for fed in (inps, labels)]
         self._padded = []
-        if mask is None:
-            return original(lm, inps, *args, **kwargs)
-        with self._feed.masked(mask):
+        with self._feed.assuming(*masks):
             return original(lm, inps, *args, **kwargs)
 
     def detect_batch_size(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
