@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class BatchLabels:
         sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
         weights_WB: float32 [n_replicates, B], how often each sequence occurs in each bootstrap replicate.
         n_kept, n_open: rows that must exist before the batch is added.
+        left_rows, taken_rows: int64, open rows that labels shared until now, and those of their own that they take
+            instead: what is in the former is added to the latter, before the batch is.
         number: of the sequences, whose waiting positions layers have kept; None where nothing waits.
         carried_sequences: int64 [C], the sequence of each of these; they are positions N … N + C − 1, and tensors of
             N positions here have N + C.
@@ -58,6 +60,8 @@ class BatchLabels:
     weights_WB: Tensor
     n_kept: int
     n_open: int
+    left_rows: Tensor | None = None
+    taken_rows: Tensor | None = None
     number: int | None = None
     carried_sequences: Tensor | None = None
     held_positions: Tensor | None = None
@@ -75,6 +79,25 @@ class BatchLabels:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **tensors, made_from=self.on_host)
+
+
+class Merged(NamedTuple):
+    """Where another's labels and sample are among these.
+
+    Attributes:
+        kept_rows: of each of its kept rows the one it is added to.
+        from_rows, to_rows: its open rows, some more than once, and those they are added to.
+        left_rows, taken_rows: as in `BatchLabels`, before that.
+        sample, slots: positions of its sample that are taken over, and the slots they go to.
+    """
+
+    kept_rows: Tensor
+    from_rows: Tensor
+    to_rows: Tensor
+    left_rows: Tensor
+    taken_rows: Tensor
+    sample: Tensor
+    slots: Tensor
 
 
 def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:

@@ -72,6 +72,8 @@ class Feed:
         self._has_ngrams = has_ngrams
         self._own: dict[str, np.ndarray] = {}
         self._mask: Tensor | None = None
+        self._assumed: tuple[Tensor | None, Tensor | None] = None, None
+        self._counts_B: np.ndarray | None = None
         self._paused = 0
         self._caches: dict[int, tuple[weakref.ref[Any], Sequences, int]] = {}
         self._over: list[int] = []
@@ -103,6 +105,25 @@ class Feed:
             self._mask = previous
 
     @contextmanager
+    def assuming(self, mask: Tensor | None, decoder_mask: Tensor | None = None) -> Iterator[None]:
+        """Forward passes inside of which nobody else tells have these masks [B, T], a decoder's that reads an encoder's
+        output the second one."""
+        previous, self._assumed = self._assumed, (mask, decoder_mask)
+        try:
+            yield
+        finally:
+            self._assumed = previous
+
+    @contextmanager
+    def only(self, counts_B: np.ndarray | None) -> Iterator[None]:
+        """Of the sequences of forward passes inside only these count [B], whatever becomes of each: beams, samples."""
+        previous, self._counts_B = self._counts_B, counts_B
+        try:
+            yield
+        finally:
+            self._counts_B = previous
+
+    @contextmanager
     def labelled(self, labels: Mapping[str, np.ndarray]) -> Iterator[None]:
         """Forward passes inside have these labels [B] or [B, T]."""
         previous, self._own = self._own, dict(labels)
@@ -122,12 +143,16 @@ class Feed:
         told, self.told = self.told, None
         if self._mask is not None:
             told = Told(ids_BL=told.ids_BL if told else None, mask_BL=self._mask, ends_B=told.ends_B if told else None)
+        elif told is None:
+            assumed = self._assumed[given.get("encoder_hidden_states") is not None]
+            told = None if assumed is None else Told(mask_BL=assumed)
         self._cache = next((value for value in given.values() if isinstance(value, Cache)), None)
         known = self._sequences_of(self._cache)
         n_past = self._n_columns(known) if known else _length(self._cache) or 0
         fed = read_inputs(given, outer, told, n_past=n_past, n_virtual=self.n_virtual)
         if fed is None:
             return None
+        self._leave_out(fed)
         self._require_ids(fed)
         self._warn_of_padding(fed)
         own = self._own_labels(fed)
@@ -143,10 +168,21 @@ class Feed:
 
     def label(self, fed: Fed, sequences: Sequences | None = None, *, waits: bool = False) -> BatchLabels:
         """The labels of tokens that are fed; positions whose labels are yet to be fed wait, if they may."""
+        self._leave_out(fed)
         self._require_ids(fed)
         own = self._own_labels(fed)
         self._current = sequences or self.rows.new_sequences(fed)
         return self.rows.batch(fed, own, self._current, waits=waits, tentative=self.tentative)
+
+    def _leave_out(self, fed: Fed) -> None:
+        """Sequences that do not count have no real token."""
+        if self._counts_B is None:
+            return
+        n_told, n_fed = len(self._counts_B), len(fed.real_BT)
+        times, rest = divmod(n_fed, max(1, n_told))
+        if rest:
+            raise ProbeError(f"input_ids: expected {n_told} sequences, or so many of each, got {n_fed}")
+        fed.real_BT[~np.repeat(self._counts_B, times)] = False
 
     def _require_ids(self, fed: Fed) -> None:
         if fed.ids_BT is None and self._has_ngrams:

@@ -1,7 +1,8 @@
 """Rows that grow: where labels live when the future is unknown, attached to somebody else's evaluation.
 
-Every label that occurs takes a row for good. n-grams are keyed by their tokens' bytes and labels of one's own by
-their number, so keys are exact and two probes' rows can be matched to merge them.
+No label's row is ever given back, but labels that have occurred once may share one (`sharing`). n-grams are keyed by
+their tokens' bytes and labels of one's own by their number, so keys are exact and two probes' rows can be matched to
+merge them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from torch import Tensor
 
-from softh_probe.batch_labels import BatchLabels, sort_into_bags
+from softh_probe.batch_labels import BatchLabels, Merged, sort_into_bags
 from softh_probe.errors import ProbeError
 from softh_probe.inputs import Fed
 from softh_probe.labels import LabelSet, context
 from softh_probe.sampling import SAMPLE_SIZE, GrowingSample, poisson_weights, position_keys, sequence_key
 from softh_probe.sequences import NOT_LABELS, Sequences, nothing_fed
+from softh_probe.sharing import SharedRows
+
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 class GrowingRows:
@@ -47,7 +50,8 @@ class GrowingRows:
         self.once = once
         self._seen: set[bytes] = set()
         self._before, self._after = context(label_sets)
-        self._open = _tables(len(self.label_sets))
+        self._shared = SharedRows()
+        self._open = self._tables()
         self._kept: dict[str, dict[int, int]] = {}
         self._next_kept = count()
         self._sample = GrowingSample()
@@ -68,7 +72,7 @@ class GrowingRows:
 
     @property
     def n_open(self) -> int:
-        return sum(len(table) for table in self._open)
+        return self._shared.n_rows
 
     @property
     def n_kept(self) -> int:
@@ -76,11 +80,23 @@ class GrowingRows:
 
     @property
     def open_sets(self) -> np.ndarray:
-        return _owners(self._open, 0, self.n_open)
+        """Of each open row its set; −1 where labels of several sets may share it."""
+        owners = np.full(self.n_open, -1)
+        for i, (rows, is_shared) in enumerate(map(self._open_rows, self._open)):
+            owners[rows[~is_shared]] = i
+        return owners
+
+    @property
+    def shared_rows(self) -> list[np.ndarray]:
+        """Of each n-gram set the rows of its labels that occurred once."""
+        return [rows[is_shared] for rows, is_shared in map(self._open_rows, self._open)]
 
     @property
     def kept_sets(self) -> np.ndarray:
-        return _owners(list(self._kept.values()), len(self.label_sets), self.n_kept)
+        owners = np.zeros(self.n_kept, dtype=np.int64)
+        for i, table in enumerate(self._kept.values()):
+            owners[list(table.values())] = len(self.label_sets) + i
+        return owners
 
     @property
     def kept_names(self) -> list[str | None]:
@@ -173,12 +189,22 @@ class GrowingRows:
         opened = []
         for label_set, table in zip(self.label_sets, self._open, strict=True):
             start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
-            opened.append(_rows(table, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
-        n_kept, n_open = self.n_kept, self.n_open
-        groups = [np.where(rows < 0, n_kept + n_open, rows) for rows in kept] + [n_kept + rows for rows in opened]
+            opened.append(_numbers(table, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
+        n_kept = self.n_kept
+        n_groups = n_kept + sum(map(len, self._open))
+        groups = [np.where(rows < 0, n_groups, rows) for rows in kept] + [n_kept + labels for labels in opened]
         groups_SN = np.stack(groups) if groups else np.zeros((0, len(place_N)), dtype=np.int64)
-        labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, place_N, n_kept + n_open)
+        labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, place_N, n_groups)
         kept_end = np.searchsorted(labels, n_kept)
+        sizes = np.diff(bag_offsets)
+        placed = self._shared.place(
+            labels[kept_end:] - n_kept, sizes[kept_end:] == 1, bag_positions[bag_offsets[kept_end:-1]]
+        )
+        # Labels that share their position's row have no bag of their own, but the position has.
+        has_bag = np.concatenate([np.ones(kept_end, dtype=bool), placed.rows_L >= 0])
+        bag_positions = np.concatenate([bag_positions[np.repeat(has_bag, sizes)], placed.positions_P]).astype(np.int32)
+        ends = np.cumsum(np.concatenate([sizes[has_bag], np.ones(len(placed.positions_P), dtype=np.int64)]))
+        bag_offsets = np.concatenate([[0], ends]).astype(np.int32)
         none = torch.zeros(0, dtype=torch.int64)
         places = sequences.places()[row_N, column_N]
         taken, slots = self._sample.offer(position_keys(sequences.keys_B[row_N], places))
@@ -192,7 +218,7 @@ class GrowingRows:
             bag_positions=torch.from_numpy(bag_positions),
             bag_offsets=torch.from_numpy(bag_offsets),
             kept_rows=torch.from_numpy(labels[:kept_end]),
-            open_rows=torch.from_numpy(labels[kept_end:] - n_kept),
+            open_rows=torch.from_numpy(np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P])),
             closed_buckets=none,
             single_PN=torch.zeros(0, len(counted_N), dtype=torch.float32),
             retired_rows=none,
@@ -201,7 +227,9 @@ class GrowingRows:
             sample_slots=torch.from_numpy(slots),
             weights_WB=torch.from_numpy(poisson_weights(sequences.keys_B)),
             n_kept=n_kept,
-            n_open=n_open,
+            n_open=self.n_open,
+            left_rows=torch.from_numpy(placed.left),
+            taken_rows=torch.from_numpy(placed.taken),
             number=number,
             carried_sequences=torch.from_numpy(carried_rows),
             held_positions=torch.from_numpy(held_places),
@@ -257,16 +285,16 @@ class GrowingRows:
             for s, table in zip(self.label_sets, self._open, strict=True)
         ]
         own = {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()}
-        in_rows = [list(table.values()) for table in self._open] + [
-            list(table.values()) for table in self._kept.values()
-        ]
-        rows = [torch.tensor(r, dtype=torch.int64) for r in in_rows]
+        opened = [self._open_rows(table) for table in self._open]
+        kept = [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()]
         sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
         seen = torch.from_numpy(np.frombuffer(b"".join(self._seen), dtype=np.int64).reshape(-1, 2).copy())
         return {
             "ngrams": ngrams,
             "own": own,
-            "rows": rows,
+            "rows": [torch.from_numpy(rows) for rows, _ in opened],
+            "shared": [torch.from_numpy(is_shared) for _, is_shared in opened],
+            "own_rows": kept,
             "sample": sample,
             "sequences": self._n_sequences,
             "seen": seen,
@@ -276,22 +304,21 @@ class GrowingRows:
         self._sample, self._n_sequences = GrowingSample(), state["sequences"]
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
-        rows = [r.tolist() for r in state["rows"]]
-        self._open = _tables(len(self.label_sets), start=sum(len(tokens) for tokens in state["ngrams"]))
-        for table, tokens, table_rows in zip(self._open, state["ngrams"], rows, strict=False):
-            table.update(zip(_keys(tokens.numpy()), table_rows, strict=True))
+        self._shared = SharedRows()
+        self._open = self._tables()
+        for table, tokens in zip(self._open, state["ngrams"], strict=True):
+            _numbers(table, _keys(tokens.numpy()))
+        if self._open:
+            rows, is_shared = (np.concatenate([part.numpy() for part in state[name]]) for name in ("rows", "shared"))
+            self._shared.restore(rows, is_shared)
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
         self._kept = {}
-        for (name, labels), table_rows in zip(state["own"].items(), rows[len(self._open) :], strict=True):
+        for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):
             self._kept[name] = defaultdict(self._next_kept.__next__)
-            self._kept[name].update(zip(labels.tolist(), table_rows, strict=True))
+            self._kept[name].update(zip(labels.tolist(), rows.tolist(), strict=True))
 
-    def merge(self, other: GrowingRows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Take in another's labels and sample.
-
-        Returns:
-            Where its kept rows and its open rows are among these; which slots of its sample go to which of these.
-        """
+    def merge(self, other: GrowingRows) -> Merged:
+        """Take in another's labels and sample."""
         if both := len(self._seen & other._seen):
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=3)
         self._seen |= other._seen
@@ -299,43 +326,57 @@ class GrowingRows:
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
             kept_rows[list(theirs.values())] = [ours[label] for label in theirs]
-        open_rows = np.zeros(other.n_open, dtype=np.int64)
-        for ours_n, theirs_n in zip(self._open, other._open, strict=True):
-            open_rows[list(theirs_n.values())] = [ours_n[tokens] for tokens in theirs_n]
+        pairs = zip(self._open, other._open, strict=True)
+        labels = np.concatenate([_NONE, *(_numbers(ours, list(theirs)) for ours, theirs in pairs)])
+        rows, is_shared = other._shared.of(np.concatenate([_NONE, *map(_values, other._open)]))
+        placed = self._shared.place(labels, is_shared, rows)
+        has_row = placed.rows_L >= 0
         taken, slots = self._sample.offer(other._sample.keys)
         self._n_sequences += other._n_sequences
-        sample = torch.from_numpy(taken), torch.from_numpy(slots)
-        return torch.from_numpy(kept_rows), torch.from_numpy(open_rows), sample
+        tensors = map(
+            torch.from_numpy,
+            (
+                kept_rows,
+                np.concatenate([rows[has_row], placed.positions_P]),
+                np.concatenate([placed.rows_L[has_row], placed.rows_P]),
+                placed.left,
+                placed.taken,
+                taken,
+                slots,
+            ),
+        )
+        return Merged(*tensors)
+
+    def _tables(self) -> list[dict[bytes, int]]:
+        """Dictionaries that number each new n-gram, each another set's."""
+        return [defaultdict(self._shared.next_label.__next__) for _ in self.label_sets]
+
+    def _open_rows(self, table: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of a set's labels the row, and whether it may be shared."""
+        return self._shared.of(_values(table))
 
 
-def _tables(n: int, start: int = 0) -> list[dict[bytes, int]]:
-    """Dictionaries that give each new key the next row; rows are shared out among all of them."""
-    next_row = count(start)
-    return [defaultdict(next_row.__next__) for _ in range(n)]
+def _values(table: Mapping[Any, int]) -> np.ndarray:
+    return np.fromiter(table.values(), dtype=np.int64, count=len(table))
 
 
-def _owners(tables: Sequence[Mapping[Any, int]], first_set: int, n_rows: int) -> np.ndarray:
-    owners = np.zeros(n_rows, dtype=np.int64)
-    for i, table in enumerate(tables):
-        owners[list(table.values())] = first_set + i
-    return owners
+def _numbers(table: Mapping[bytes, int], ngrams: Sequence[bytes]) -> np.ndarray:
+    """The number of each n-gram; new ones are numbered."""
+    return np.fromiter(map(table.__getitem__, ngrams), dtype=np.int64, count=len(ngrams))
 
 
-def _rows(table: Mapping[Any, int], labels: np.ndarray) -> np.ndarray:
-    """The row of each label, new ones taken as needed; −1 for a negative label."""
-    if labels.dtype.kind != "V":
-        distinct, inverse = np.unique(labels, return_inverse=True)
-        rows = [table[label] if label >= 0 else -1 for label in distinct.tolist()]
-        return np.array(rows, dtype=np.int64)[inverse]
-    return np.fromiter(map(table.__getitem__, labels.tolist()), dtype=np.int64, count=len(labels))
+def _rows(table: Mapping[int, int], labels: np.ndarray) -> np.ndarray:
+    """The kept row of each label, new ones taken as needed; −1 for a negative label."""
+    distinct, inverse = np.unique(labels, return_inverse=True)
+    rows = [table[label] if label >= 0 else -1 for label in distinct.tolist()]
+    return np.array(rows, dtype=np.int64)[inverse]
 
 
-def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> np.ndarray:
+def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> list[bytes]:
     """The n tokens from start on, as opaque values of 4·n bytes, [N]."""
     if not len(start_N):
-        return np.zeros(0, dtype=f"V{4 * order}")
-    windows = sliding_window_view(ids_BT.astype(np.int32), order, axis=1)
-    return np.ascontiguousarray(windows[sequence_N, start_N]).view(f"V{4 * order}").reshape(-1)
+        return []
+    return _keys(sliding_window_view(ids_BT.astype(np.int32), order, axis=1)[sequence_N, start_N])
 
 
 def _keys(tokens_Ln: np.ndarray) -> list[bytes]:

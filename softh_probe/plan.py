@@ -198,6 +198,11 @@ class Plan:
         return np.zeros(0, dtype=np.int64)
 
     @property
+    def shared_rows(self) -> list[np.ndarray]:
+        """Open rows that labels of several sets share: none."""
+        return []
+
+    @property
     def bucket_sets(self) -> np.ndarray:
         return self.numbering.bucket_sets
 

@@ -50,7 +50,7 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
 MAX_INVALID_SHARE = 0.5
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 class SoftEntropyProbe:
@@ -287,11 +287,11 @@ class SoftEntropyProbe:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
         assert isinstance(self._rows, GrowingRows)
         assert isinstance(other._rows, GrowingRows)
-        where = self._rows.merge(other._rows)
+        rows = self._rows.merge(other._rows)
         for name, theirs in other._sums.items():
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name, theirs.dim, theirs.total.device)
-            self._sums[name].merge(theirs, *where)
+            self._sums[name].merge(theirs, rows)
         self._positions += other._positions
         self._tokens += other._tokens - (other._feed.rejected if other._feed else 0)
         self._n_blocks = max(self._n_blocks, other._n_blocks)
@@ -344,6 +344,17 @@ class SoftEntropyProbe:
         if exc_type is None:
             self._raise_problems()
 
+    @property
+    def feed(self) -> Feed:
+        """What code that runs the model may tell of its forward passes; for adapters (`softh_probe.integrations`).
+
+        Raises:
+            InputError: the run is planned.
+        """
+        if self._feed is None:
+            raise InputError("plan: the batches and labels of a planned run are those of its data set")
+        return self._feed
+
     @contextmanager
     def labelled(self, **labels: Tensor) -> Iterator[None]:
         """Labels of one's own for the forward passes inside the block.
@@ -358,7 +369,7 @@ class SoftEntropyProbe:
                 raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
             if name in NOT_LABELS:
                 raise InputError(f"{name}: choose another name, this one is taken")
-        with self._fed("labelled").labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
+        with self.feed.labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
             yield
 
     @contextmanager
@@ -370,13 +381,13 @@ class SoftEntropyProbe:
         """
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             raise InputError(f"mask: expected a tensor [B, T], got {_describe(mask)}")
-        with self._fed("masked").masked(mask):
+        with self.feed.masked(mask):
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Forward passes inside the block do not count."""
-        with self._fed("paused").paused():
+        with self.feed.paused():
             yield
 
     @contextmanager
@@ -581,7 +592,7 @@ class SoftEntropyProbe:
                 hidden = hidden.cpu()  # for Apple's GPUs have no float64
             if self._pass.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
-                self._pass.labels = self._fed(row).label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
+                self._pass.labels = self.feed.label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
             expected = self._pass.shapes
             if tuple(hidden.shape[:-1]) not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
@@ -600,11 +611,6 @@ class SoftEntropyProbe:
         self._problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
 
     # --- behind them ---------------------------------------------------------------------------------------
-
-    def _fed(self, where: str) -> Feed:
-        if self._feed is None:
-            raise InputError(f"{where}: the batches and labels of a planned run are those of its data set")
-        return self._feed
 
     def _settle(self, labels: BatchLabels) -> None:
         """Add positions that waited to every layer, without a forward pass."""

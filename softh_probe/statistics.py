@@ -35,6 +35,8 @@ class Rows(Protocol):
     @property
     def sample_order(self) -> np.ndarray: ...
     @property
+    def shared_rows(self) -> list[np.ndarray]: ...
+    @property
     def single_sets(self) -> np.ndarray: ...
     @property
     def single_labels(self) -> np.ndarray: ...
@@ -117,6 +119,11 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
         tables_of_sets.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
         alone = part[:, -1] == 1
         covered.index_add_(0, part_sets[alone], -part[alone])
+    for x, shared in enumerate(rows.shared_rows):
+        once = sum((opened[part].sum(dim=0, dtype=torch.float64) for part in _pieces(shared)), torch.zeros_like(total))
+        covered[x] -= once
+        of_positions = position_entropy(once, n_sets).unsqueeze(0)
+        tables_of_sets.add(torch.tensor([x]), torch.tensor([1]), once[-1:], of_positions, of_positions)
     counts, n_labels = torch.from_numpy(rows.bucket_counts), torch.from_numpy(rows.bucket_labels)
     tables_of_sets.add(bucket_sets, counts, n_labels, folded[:, :n_sets], folded[:, n_sets:])
     n_single = torch.from_numpy(rows.single_labels)
@@ -180,7 +187,12 @@ class _CountTables:
 
 
 def _parts(kept_sets: Tensor, kept: Tensor, open_sets: Tensor, opened: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of labels and their sets, some thousands at a time, in float64."""
+    """Rows that are a label's own and their sets, some thousands at a time, in float64."""
     yield kept_sets, kept
     for sets, rows in zip(open_sets.split(_ROWS_AT_ONCE), opened.split(_ROWS_AT_ONCE), strict=True):
-        yield sets, rows.double()
+        own = sets >= 0
+        yield sets[own], rows[own].double()
+
+
+def _pieces(rows: np.ndarray) -> tuple[Tensor, ...]:
+    return torch.from_numpy(rows).split(_ROWS_AT_ONCE)

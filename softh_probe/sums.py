@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softh_probe.batch_labels import BatchLabels
+from softh_probe.batch_labels import BatchLabels, Merged
 from softh_probe.errors import ProbeError
 from softh_probe.estimator import log_assignments
 from softh_probe.sampling import N_REPLICATES
@@ -147,16 +147,11 @@ class LayerSums:
             for name in names:
                 setattr(owner, name, state[name].to(getattr(owner, name)))
 
-    def merge(self, other: LayerSums, kept_rows: Tensor, open_rows: Tensor, sample: tuple[Tensor, Tensor]) -> None:
-        """Add another part's sums.
-
-        Args:
-            kept_rows, open_rows: where each row of its tables is in these.
-            sample: positions of its sample that are taken over, and the slots they go to.
-        """
+    def merge(self, other: LayerSums, rows: Merged) -> None:
+        """Add another part's sums."""
         self.total += other.total.to(self.total)
         self.single += other.single.to(self.single)
         self.replicates += other.replicates.to(self.replicates)
-        theirs, slots = (index.to(self.sample.device) for index in sample)
+        theirs, slots = rows.sample.to(self.sample.device), rows.slots.to(self.sample.device)
         self.sample.index_copy_(0, slots, other.sample.to(self.sample)[theirs])
-        self.tables.merge(other.tables, kept_rows, open_rows)
+        self.tables.merge(other.tables, rows)

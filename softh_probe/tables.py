@@ -14,7 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from softh_probe.batch_labels import BatchLabels
+from softh_probe.batch_labels import BatchLabels, Merged
+
+_ROWS_AT_ONCE = 65536
 
 
 class LabelTables:
@@ -56,6 +58,8 @@ class LabelTables:
             self.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
         if n_open:
             self.open = _with_rows(self.open, labels.n_open)
+            if labels.left_rows is not None and labels.taken_rows is not None:
+                _add_rows(self.open, labels.taken_rows, self.open, labels.left_rows)
             self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
         if len(labels.closed_buckets):
             self.folded.index_add_(0, labels.closed_buckets, self._fold(bags_LK[n_kept + n_open :]))
@@ -73,14 +77,14 @@ class LabelTables:
         weighted_LS = weighted_entropy(mass(rows_LK, self.n_sets, self.n_anchors))
         return torch.cat([weighted_LS, position_entropy(rows_LK, self.n_sets).double()], dim=1)
 
-    def merge(self, other: LabelTables, kept_rows: Tensor, open_rows: Tensor) -> None:
-        """Add another part's tables; row i of them is row kept_rows[i], open_rows[i] of these."""
+    def merge(self, other: LabelTables, rows: Merged) -> None:
+        """Add another part's tables."""
         self.folded += other.folded.to(self.folded)
-        for name, rows in (("kept", kept_rows), ("open", open_rows)):
-            table = _with_rows(getattr(self, name), int(rows.max()) + 1 if len(rows) else 0)
-            theirs = getattr(other, name)[: len(rows)]
-            table.index_add_(0, rows[: len(theirs)].to(table.device), theirs.to(table))
-            setattr(self, name, table)
+        self.kept = _with_rows(self.kept, _end(rows.kept_rows))
+        self.open = _with_rows(self.open, max(_end(rows.to_rows), _end(rows.taken_rows)))
+        _add_rows(self.kept, rows.kept_rows, other.kept, torch.arange(len(rows.kept_rows)))
+        _add_rows(self.open, rows.taken_rows, self.open, rows.left_rows)
+        _add_rows(self.open, rows.to_rows, other.open, rows.from_rows)
 
 
 class HostWorker:
@@ -164,3 +168,14 @@ def _with_rows(table: Tensor, n_rows: int) -> Tensor:
         longer = torch.zeros(max(n_rows, 2 * len(table)), table.shape[1], dtype=table.dtype, device=table.device)
     longer[: len(table)] = table
     return longer
+
+
+def _add_rows(table: Tensor, to_rows: Tensor, other: Tensor, from_rows: Tensor) -> None:
+    """Add rows of another table, or of the same, some thousands at a time; rows beyond its end are zero."""
+    for to, rows in zip(to_rows.split(_ROWS_AT_ONCE), from_rows.split(_ROWS_AT_ONCE), strict=True):
+        there = rows < len(other)
+        table.index_add_(0, to[there].to(table.device), other[rows[there].to(other.device)].to(table))
+
+
+def _end(rows: Tensor) -> int:
+    return int(rows.max()) + 1 if len(rows) else 0

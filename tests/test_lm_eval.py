@@ -1,16 +1,23 @@
 """lm-evaluation-harness: what its requests feed, against each of them alone."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import lm_eval
 import pytest
 import torch
+import yaml
+from accelerate import Accelerator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softh_probe import ProbeResult, SoftEntropyProbe
+from softh_probe.distributed import gather
 from softh_probe.replace import replaced
 
 LABELS = ["input_unigram", "output_unigram"]
@@ -104,7 +111,10 @@ def test_simple_evaluate(lm, task, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(task / "cache"))
     with SoftEntropyProbe(lm.model, labels=LABELS) as probe:
         results = lm_eval.simple_evaluate(
-            model=lm, tasks=["letters"], task_manager=TaskManager(include_path=str(task)), bootstrap_iters=0
+            model=lm,
+            tasks=["letters"],
+            task_manager=TaskManager(include_path=str(task), include_defaults=False),
+            bootstrap_iters=0,
         )
     assert "acc,none" in results["results"]["letters"]
     assert probe.positions > 0
@@ -126,3 +136,81 @@ def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, t
     result = ProbeResult.load(ours)
     assert result.to_pandas().query("metric == 'mutual_information'").label_set.unique().tolist() == LABELS
     assert "positions in" in done.stdout
+
+
+TASKS = {
+    "choose": {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "metric_list": [{"metric": "acc"}]},
+    "roll": {"output_type": "loglikelihood_rolling", "metric_list": [{"metric": "word_perplexity"}]},
+    "write": {
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["<eos>"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+}
+
+
+def write_tasks(folder):
+    """Five questions, of which the first process is given three; long ones are rolled over in several windows."""
+    questions = ["a b c d e f g h i j k l m", "g h", "p", "x y z x", "b b q r s t u v w x y z a"]
+    rows = [{"question": q, "choices": [" d", " e f"], "answer": 0} for q in questions]
+    (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    for name, settings in TASKS.items():
+        rolls = name == "roll"
+        config = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.json")}},
+            "test_split": "test",
+            "doc_to_text": "" if rolls else "{{question}}",
+            "doc_to_target": "{{question}}" if rolls else "{{answer}}",
+            "target_delimiter": "",
+            **settings,
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+
+
+def evaluate_everything(folder, accelerator=None):
+    """What every task measured, with and without the harness's cache of contexts."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = {}
+    for cached in (True, False):
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=9, logits_cache=cached)
+        if accelerator is not None:  # which the harness asks for on several GPUs only
+            lm.accelerator = accelerator
+            lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
+        for name in TASKS:
+            with SoftEntropyProbe(model, labels=LABELS) as probe:
+                lm_eval.evaluate(lm=lm, task_dict=manager.load([name]), bootstrap_iters=0)
+            found[name, cached] = gather(probe)
+    return found
+
+
+def test_requests_repeated_to_fill_up_several_processes_do_not_count(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_tasks(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    expected = evaluate_everything(tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task, state in torch.load(tmp_path / "states.pt", weights_only=False).items():
+        together = SoftEntropyProbe(model, labels=LABELS)
+        together.load_state_dict(state)
+        assert together.positions == expected[task].positions, task
+        assert_same(together, expected[task])
+
+
+def main(folder: str) -> None:
+    """What each process of the test above runs."""
+    accelerator = Accelerator(cpu=True)
+    found = evaluate_everything(Path(folder), accelerator)
+    if accelerator.is_main_process:
+        torch.save({task: probe.state_dict() for task, probe in found.items()}, Path(folder) / "states.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

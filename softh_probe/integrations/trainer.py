@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import find_batch_size
 
 from softh_probe.distributed import gather
 from softh_probe.errors import ProbeError
@@ -77,6 +78,13 @@ class SoftEntropyCallback(TrainerCallback):
 
     def _evaluation_loop(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+        if self._trainer.args.n_gpu > 1:
+            warnings.warn(
+                "soft entropy was not measured: with several GPUs in one process (DataParallel), copies of the "
+                "model run that cannot be looked into; use torchrun or accelerate launch, or show the script one GPU",
+                stacklevel=2,
+            )
+            return original(*args, **kwargs)
         self._probe = self.probe()
         try:
             self._probe.__enter__()
@@ -103,39 +111,50 @@ class SoftEntropyCallback(TrainerCallback):
         return {f"{prefix}_{name}/{row}": float(value) for name, row, value in numbers if math.isfinite(value)}
 
     def _prediction_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        mask = real_tokens(inputs) if self._probe is not None else None
-        with self._probe.masked(mask) if self._probe is not None and mask is not None else nullcontext():
+        if self._probe is None:
+            return original(model, inputs, *args, **kwargs)
+        feed = self._probe.feed
+        with feed.assuming(*masks_from_labels(inputs)), feed.only(own_rows(inputs)):
             return original(model, inputs, *args, **kwargs)
 
 
-def real_tokens(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Which tokens of an evaluation batch count, where the model is not told; None where it is.
+def masks_from_labels(inputs: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens of an evaluation batch are real, and which of a decoder's, where the model is not told; else None.
 
-    Without a mask, padding shows in the labels only: it is what is ignored (−100) at the end of a row. In several
-    processes, the last batch is filled up with rows that others have evaluated; those do not count.
+    Without a mask, padding shows in the labels only: it is what the loss ignores (−100) at the end of a row, if labels
+    are the tokens themselves, or those that a decoder is to write. Other labels tell nothing.
     """
-    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
-    if not isinstance(ids, Tensor) or ids.ndim != 2:
-        return None
-    mask, labels = inputs.get("attention_mask"), inputs.get("labels")
-    known = isinstance(mask, Tensor)
-    real = mask.bool().cpu() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones(ids.shape, dtype=torch.bool)
-    if not known and isinstance(labels, Tensor) and labels.shape == ids.shape and inputs.get("position_ids") is None:
-        real = (labels.cpu() != -100).flip(1).cumsum(dim=1).flip(1) > 0
-    elif mask is not None and getattr(mask, "ndim", 2) != 2:
-        return None
-    n_real_rows = _rows_of_this_process(len(ids))
-    if known and n_real_rows == len(ids):
-        return None
-    return real & (torch.arange(len(ids)) < n_real_rows).unsqueeze(1)
+    if not isinstance(inputs, Mapping):
+        return None, None
+    ids, labels = inputs.get("input_ids"), inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        return None, None
+    real = (labels.cpu() != -100).flip(1).cumsum(dim=1).flip(1) > 0
+    mask = decoder_mask = None
+    if isinstance(ids, Tensor) and ids.shape == labels.shape and ((labels == -100) | (labels == ids)).all():
+        told = any(inputs.get(name) is not None for name in ("attention_mask", "position_ids"))
+        mask = None if told else real
+    if inputs.get("decoder_attention_mask") is None:
+        decoder_mask = real
+    return mask, decoder_mask
 
 
-def _rows_of_this_process(n_rows: int) -> int:
-    """How many rows of the batch at hand are this process's own."""
+def own_rows(inputs: Any) -> np.ndarray | None:
+    """Which rows of the batch at hand are this process's own; None if all are.
+
+    In several processes, the last batch is filled up with rows that others have evaluated; those do not count.
+    """
     state = GradientState()
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return n_rows
-    if not state.in_dataloader or not state.end_of_dataloader or state.remainder <= 0:
-        return n_rows
-    before = torch.distributed.get_rank() * n_rows
-    return max(0, min(n_rows, state.remainder - before))
+    n_rows = find_batch_size(inputs)
+    if n_rows is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    if not state.in_dataloader or not state.end_of_dataloader or state.remainder == 0:
+        return None
+    if state.remainder < 0:
+        warnings.warn(
+            "a data set without a length is read by several processes, each of which may repeat rows at its end, and "
+            "they count; leave accelerator_config's dispatch_batches at its default",
+            stacklevel=2,
+        )
+        return None
+    return np.arange(n_rows) < state.remainder - torch.distributed.get_rank() * n_rows
