@@ -23,8 +23,7 @@ def find_unfinished(config: RunConfig, snapshots: Snapshots, say: Callable[[str]
 
     Raises:
         InputError: the folder holds an unfinished run of another configuration, of another number of processes or of
-            another version of softh_probe,
-            and neither `overwrite` is on nor `resume` off.
+            another version of softh_probe, and neither `overwrite` is on nor `resume` off.
     """
     if count := snapshots.of_another_count():
         if config.resume and not config.overwrite:
