@@ -9,6 +9,7 @@ A probe that silently measures random weights is worse than none: weights the ch
 error here. So is everything that would run code out of a checkpoint, unless it is asked for.
 """
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -43,8 +44,8 @@ class Checkpoint:
 
     `model`: in eval mode; without head, gradients and cache. `info`: plain JSON with `model` (as given),
     `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`, `stack` ("encoder" of an encoder-decoder,
-    else None), `dtype`, `devices`, `n_parameters`, `weights_sha256` (or None, and the reason in `weights_note`),
-    `trust_remote_code`, `allow_pickle`.
+    else None), `dtype`, `quantization` (what the config says of packed weights, or None), `devices`, `n_parameters`,
+    `weights_sha256` (or None, and the reason in `weights_note`), `trust_remote_code`, `allow_pickle`.
     """
 
     model: PreTrainedModel
@@ -52,8 +53,9 @@ class Checkpoint:
 
     def free(self) -> None:
         """Give the weights' memory back, whoever still holds the model; `info` stays."""
-        # Unbound: accelerate and transformers replace the moving methods of models that they spread or quantize.
-        nn.Module.to_empty(self.model, device="meta")
+        for module in self.model.modules():  # not all of whose weights know how to be moved, if they are packed
+            for name in ("_parameters", "_buffers"):
+                setattr(module, name, {key: _without_values(value) for key, value in getattr(module, name).items()})
         if kind := _accelerator():
             getattr(torch, kind).empty_cache()
 
@@ -150,12 +152,18 @@ def load_checkpoint(
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     folder = source.folder or fetch_weights(source, **trust)
     with quiet_transformers():
-        loaded, report = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
+        loaded, report, quantization = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
     is_encoder = bool(loaded.config.is_encoder_decoder)
     model = loaded.get_encoder() if is_encoder else without_head(loaded)
     if not isinstance(model, PreTrainedModel):
         raise refuse(source.name, f"the encoder of a {type(loaded).__name__} cannot be run by itself; attach to it")
     _check_complete(source.name, loaded, model, report)
+    if model is not loaded:
+        for prepare in list(loaded._forward_pre_hooks.values()):  # compressed-tensors unpacks weights at the first pass
+            prepare(loaded, ())
+    found_dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in ("auto", found_dtype):
+        raise InputError(f"dtype {dtype!r}: transformers loads these weights in {found_dtype} only; leave it out")
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "use_cache"):
@@ -169,9 +177,10 @@ def load_checkpoint(
         "model_type": model.config.model_type,
         "class": type(model).__name__,
         "stack": "encoder" if is_encoder else None,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": found_dtype,
+        "quantization": quantization,
         "devices": sorted({"offloaded" if p.is_meta else str(p.device) for p in model.parameters()}),
-        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "n_parameters": sum(_n_weights(parameter) for parameter in model.parameters()),
         "weights_sha256": fingerprint,
         "weights_note": None if fingerprint else "some weights are offloaded where they cannot be read back",
         **trust,
@@ -179,10 +188,24 @@ def load_checkpoint(
     return Checkpoint(model=model, info=info)
 
 
+def _without_values(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    if tensor is None:
+        return None
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _n_weights(parameter: nn.Parameter) -> int:
+    """How many weights a parameter stands for: bitsandbytes packs two of 4 bits into a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else packed.shape.numel()
+
+
 def _load(
     source: ModelSource, folder: Path, *, trust_remote_code: bool, allow_pickle: bool, **placement: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model as transformers gives it, perhaps with a head, and its report of missing and misfit weights.
+) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any] | None]:
+    """The model as transformers gives it, perhaps with a head, its report of missing and misfit weights, and what
+    the config says of packed weights, which may be unpacked by then.
 
     placement: the `dtype` and `device_map` that from_pretrained takes.
     """
@@ -195,6 +218,10 @@ def _load(
     with explained(f"model {source.name!r}: {config_file}", AGAIN):
         config = AutoConfig.from_pretrained(folder, **options)
     model_class = auto_class(source.name, config)
+    quantization = json.loads(json.dumps(getattr(config, "quantization_config", None), default=str))
+    if quantization and model_class is AutoModel:
+        # Packed weights are found under the very names they were saved with, those of the class with a head.
+        model_class = getattr(transformers, (config.architectures or [""])[0], model_class)
     if not source.gguf_file:
         options["use_safetensors"] = files[0].endswith(".safetensors")
     else:
@@ -207,7 +234,7 @@ def _load(
     # Misfits are let pass here for their names: _check_complete refuses them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(f"model {source.name!r}: {some(files)} in {folder}", AGAIN):
-        return model_class.from_pretrained(folder, config=config, **placement, **options)
+        return *model_class.from_pretrained(folder, config=config, **placement, **options), quantization
 
 
 def _check_gguf_sizes(name: str, file: Path, model_class: Any, config: transformers.PretrainedConfig) -> None:

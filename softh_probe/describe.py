@@ -16,8 +16,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from softh_probe.checkpoint import SPREAD, auto_class, check_placement, without_head
-from softh_probe.errors import ProbeError
-from softh_probe.layers import EMBEDDINGS, FINAL_NORM, Layers, block_row, find_layers, hidden_state, stacks
+from softh_probe.layers import EMBEDDINGS, FINAL_NORM, Layers, block_row, dry_run, find_layers, stacks
 from softh_probe.loading_errors import AGAIN, explained, quiet_transformers
 from softh_probe.model_source import ModelSource, fetch, small_files
 
@@ -83,38 +82,8 @@ def _devices(skeleton: PreTrainedModel, placement: str) -> Callable[[str], str]:
 def _calls(found: Layers) -> list[tuple[str, nn.Module, int | None]]:
     """The rows in the order of calls, each with its module and width."""
     width = getattr(getattr(found.entry, "config", None), "hidden_size", None)
-    return _dry_run(found) or [
+    return dry_run(found) or [
         (EMBEDDINGS, found.blocks[0], width),
         *((block_row(i), block, width) for i, block in enumerate(found.blocks, start=1)),
         *((FINAL_NORM, norm, width) for norm in found.norms[-1:]),
     ]
-
-
-def _dry_run(found: Layers) -> list[tuple[str, nn.Module, int | None]]:
-    """What a forward pass calls; nothing where the model looks at values, or wants other inputs than token ids."""
-    rows: list[tuple[str, nn.Module, int | None]] = []
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not rows:
-            rows.append((EMBEDDINGS, module, hidden_state(args or kwargs, EMBEDDINGS).shape[-1]))
-
-    def after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        row = block_row(len(rows))
-        rows.append((row, module, hidden_state(output, row).shape[-1]))
-
-    def after_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if len(rows) > len(found.blocks):
-            rows.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
-
-    handles = [found.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
-    handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(found.blocks)]
-    handles += [norm.register_forward_hook(after_norm) for norm in found.norms]
-    try:
-        with torch.no_grad():
-            found.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ProbeError):
-        return []
-    finally:
-        for handle in handles:
-            handle.remove()
-    return rows if len(rows) > len(found.blocks) else []

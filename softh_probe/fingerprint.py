@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -27,13 +28,23 @@ def weights_fingerprint(model: nn.Module) -> str | None:
         raw = _values(model, name, tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw.data).hexdigest()}\n"
 
-    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    stored = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tensors = {part: tensor for name, value in stored.items() for part, tensor in _parts(name, value)}
     try:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashlib works without the GIL
             lines = pool.map(line, sorted((name, tensors[name]) for name in tensors if not is_pooler(name)))
             return hashlib.sha256("".join(lines).encode()).hexdigest()
     except LookupError:
         return None
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a tensor consists of: itself, or those of a quantized one."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _parts(f"{name}.{part}", getattr(tensor, part))
+    else:
+        yield name, tensor
 
 
 def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,7 @@ def forward(
     with (
         probe,
         torch.inference_mode(),
+        _quiet_matmul(),
         tqdm(
             total=sum(n_tokens),
             initial=sum(n_tokens[:first]),
@@ -66,6 +69,18 @@ def forward(
             bar.update(labels.n_tokens)
             if after_batch is not None:
                 after_batch(done)
+
+
+@contextmanager
+def _quiet_matmul() -> Iterator[None]:
+    """bitsandbytes says at each multiplication in 8 bits that it rounds to float16: a line a matrix and batch."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class SnapshotTimer:

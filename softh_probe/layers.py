@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softh_probe.errors import InputError, ProbeError
@@ -88,6 +90,52 @@ def find_layers(model: nn.Module) -> Layers:
         norms=tuple(child for parent in parents for child in parent.children() if _is_norm(child)),
         path=f"{prefix}.{path}".lstrip("."),
     )
+
+
+def count_calls(found: Layers) -> int:
+    """How many block calls a forward pass makes, as far as can be told before: more than there are blocks where the
+    config says so and a model without values, run once, does so."""
+    config: Any = getattr(found.entry, "config", None)
+    n_blocks = len(found.blocks)
+    n_layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(found.entry, PreTrainedModel) or not isinstance(n_layers, int) or n_layers <= n_blocks:
+        return n_blocks
+    with torch.device("meta"):
+        skeleton = type(found.entry)(config).eval()
+    return sum(row not in (EMBEDDINGS, FINAL_NORM) for row, *_ in dry_run(find_layers(skeleton))) or n_blocks
+
+
+def dry_run(found: Layers) -> list[tuple[str, nn.Module, int | None]]:
+    """What a forward pass of a model on the meta device calls: row, module and width.
+
+    Nothing where the model looks at values, or wants other inputs than token ids.
+    """
+    rows: list[tuple[str, nn.Module, int | None]] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not rows:
+            rows.append((EMBEDDINGS, module, hidden_state(args or kwargs, EMBEDDINGS).shape[-1]))
+
+    def after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        row = block_row(len(rows))
+        rows.append((row, module, hidden_state(output, row).shape[-1]))
+
+    def after_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if len(rows) > len(found.blocks):
+            rows.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
+
+    handles = [found.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+    handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(found.blocks)]
+    handles += [norm.register_forward_hook(after_norm) for norm in found.norms]
+    try:
+        with torch.no_grad():
+            found.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ProbeError):
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows if len(rows) > len(found.blocks) else []
 
 
 def block_row(index: int) -> str:

@@ -26,6 +26,7 @@ from softh_probe.layers import (
     Chain,
     Layers,
     block_row,
+    count_calls,
     find_layers,
     hidden_state,
     is_time_first,
@@ -134,7 +135,7 @@ class SoftEntropyProbe:
             require_causal(self._found)
         self._model = model
         self._entry = self._found.entry if self._found else model
-        self._n_blocks = len(self._found.blocks) if self._found else 0
+        self._n_blocks = count_calls(self._found) if self._found else 0
         if layers is not None:
             self._settings["layers"] = select_rows(layers, self._row_names())
         self._anchors: dict[int, Anchors] = {}
@@ -405,7 +406,8 @@ class SoftEntropyProbe:
         if self._found is None:
             return {}
         cpu = torch.device("cpu")
-        devices = [next((p.device for p in block.parameters()), cpu) for block in self._found.blocks]
+        blocks = [self._found.blocks[i % len(self._found.blocks)] for i in range(self._n_blocks)]
+        devices = [next((p.device for p in block.parameters()), cpu) for block in blocks]
         # Apple's GPUs have no float64; offloaded weights come and go, wherever their layer runs.
         devices = [cpu if device.type in ("mps", "meta") else device for device in devices]
         rows = [EMBEDDINGS, *(block_row(i + 1) for i in range(len(devices))), FINAL_NORM]

@@ -6,7 +6,14 @@ from dataclasses import make_dataclass
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration, XLNetConfig, XLNetLMHeadModel
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.errors import InputError, ProbeError
@@ -94,6 +101,21 @@ def test_both_stacks_of_an_encoder_decoder_each_with_its_own_text_and_mask():
         tuple(row[t - 1 : t + 1]) for row, n in zip(source.tolist(), [4, 9, 9], strict=True) for t in range(1, n)
     ]
     assert coverage == pytest.approx(sum(bigrams.count(b) > 1 for b in bigrams) / len(bigrams))
+
+
+def test_the_calls_of_a_block_that_is_called_again_can_be_chosen_before_the_first_pass():
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    model = AlbertForMaskedLM(AlbertConfig(vocab_size=30, intermediate_size=16, **sizes)).eval()
+    whole, chosen = SoftEntropyProbe(model, labels=()), SoftEntropyProbe(model, labels=(), layers=["layer.2", -1])
+    assert whole.layers == list(whole.row_devices()) == ["embeddings", "layer.1", "layer.2", "layer.3", "layer.4"]
+    assert chosen.layers == list(chosen.row_devices()) == ["layer.2", "layer.4"]
+    with whole, chosen, torch.no_grad():
+        model(ids(2, 5))
+    assert chosen.layers == ["layer.2", "layer.4"]
+    assert torch.equal(chosen.sums, whole.sums[[2, 4]])
+    with pytest.raises(InputError, match=r"no layer 'layer\.5'; expected any of embeddings, .*layer\.4"):
+        SoftEntropyProbe(model, layers=["layer.5"])
 
 
 def test_lists_of_models_inside_the_model_are_left_out():
