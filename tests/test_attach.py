@@ -13,8 +13,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     DynamicCache,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -86,13 +90,13 @@ def assert_same(probe, expected):
     torch.testing.assert_close(torch.tensor(ours.value.values), torch.tensor(theirs.value.values), rtol=1e-4, atol=1e-4)
 
 
-def fed_back(output, inputs):
+def fed_back(output, inputs, ends=(EOS,)):
     """Of what generate returned, the tokens that were fed: each sequence without its padding and its last token."""
     sequences = []
     for row, mask in zip(output, inputs["attention_mask"], strict=True):
         prompt = row[: len(mask)][mask.bool()]
         new = row[len(mask) :].tolist()
-        new = new[: new.index(EOS)] if EOS in new else new[:-1]
+        new = new[: next((i for i, token in enumerate(new) if token in ends), -1)]
         sequences.append(torch.cat([prompt, torch.tensor(new, dtype=torch.long)]))
     return sequences
 
@@ -105,7 +109,9 @@ def fed_back(output, inputs):
         {"do_sample": True},
         {"do_sample": False, "cache_implementation": "static"},
         {"do_sample": False, "prefill_chunk_size": 3},
-        {"do_sample": True, "num_return_sequences": 3},
+        {"do_sample": False, "cache_implementation": "sliding_window"},
+        {"do_sample": True, "num_return_sequences": 3, "return_dict_in_generate": True, "output_hidden_states": True},
+        {"do_sample": True, "stopping_criteria": lambda: [ends_at_seven]},
     ],
     ids=str,
 )
@@ -113,12 +119,18 @@ def test_generate_counts_what_is_fed_back(model, labels, how):
     inputs = left_padded(prompts(9, 4, 7))
     probe = SoftEntropyProbe(model, labels=labels)
     torch.manual_seed(1)
+    criteria = how.get("stopping_criteria", list)()
     with probe:
-        output = model.generate(**inputs, max_new_tokens=12, **how)
+        output = model.generate(**inputs, max_new_tokens=12, **{**how, "stopping_criteria": criteria})
+    output = output if torch.is_tensor(output) else output.sequences
     repeats = how.get("num_return_sequences", 1)
     inputs["attention_mask"] = inputs["attention_mask"].repeat_interleave(repeats, dim=0)
-    sequences = fed_back(output, inputs)
+    sequences = fed_back(output, inputs, ends=(EOS, 7) if criteria else (EOS,))
     assert_same(probe, alone(model, sequences, labels))
+
+
+def ends_at_seven(input_ids, scores, **_):
+    return input_ids[:, -1] == 7
 
 
 def test_some_sequences_end_before_others(model):
@@ -162,6 +174,38 @@ def test_rejected_drafts_do_not_count(model, labels):
     assert sum(fed) > len(sequence)  # some drafts were rejected
     assert_same(probe, alone(model, [sequence], labels))
     assert probe.state_dict()["tokens"] == len(sequence)
+
+
+@pytest.mark.parametrize("labels", LABEL_SETS)
+def test_drafts_of_the_model_s_own_first_layers_do_not_count(model, labels):
+    (prompt,) = prompts(9)
+    inputs = {"input_ids": prompt[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+    probe = SoftEntropyProbe(model, labels=labels)
+    with probe:
+        output = model.generate(
+            **inputs, max_new_tokens=20, do_sample=False, suppress_tokens=[EOS], assistant_early_exit=1
+        )
+    assert output.shape[1] == 29
+    assert_same(probe, alone(model, fed_back(output, inputs), labels))
+
+
+def test_continuous_batching_is_refused(model):
+    model.set_attn_implementation("sdpa")
+    settings = GenerationConfig(max_new_tokens=2, do_sample=False, num_blocks=8, block_size=16, max_batch_tokens=32)
+    with pytest.raises(ProbeError, match=r"use model\.generate"), SoftEntropyProbe(model, labels=()):
+        model.generate_batch([t.tolist() for t in prompts(5, 4)], generation_config=settings, progress_bar=False)
+
+
+def test_a_prompt_of_embeddings(model):
+    inputs = left_padded(prompts(9, 4, 7))
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    probe = SoftEntropyProbe(model, labels=())
+    with probe:
+        output = model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
+    output = torch.cat([inputs["input_ids"], output], dim=1)
+    assert_same(probe, alone(model, fed_back(output, inputs), ()))
+    with pytest.raises(ProbeError, match=r"fed no input_ids.*probe\.labelled"), SoftEntropyProbe(model):
+        model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
 
 
 def test_prompt_lookup(model):
@@ -321,6 +365,10 @@ def test_packed_texts_are_texts_of_their_own(model, labels):
     expected = alone(model, texts, labels)
     assert probe.positions == expected.positions
     torch.testing.assert_close(probe.sums, expected.sums, rtol=1e-4, atol=1e-4)
+    flash = SoftEntropyProbe(model, labels=labels)  # whose packed rows say it in another way
+    with flash, torch.no_grad():
+        model(input_ids=torch.cat(texts)[None], cu_seq_lens_q=torch.tensor([0, 7, 16, 21]), use_cache=False)
+    assert flash.positions == expected.positions
 
 
 def test_masks_of_one_s_own_and_pauses(model):
@@ -401,6 +449,31 @@ def test_a_pipeline_that_generates_in_batches(model):
         assert ids[: len(text)] == text.tolist()
         sequences.append(ids[:-1])
     assert_same(probe, alone(model, sequences, ["input_unigram", "output_unigram"]))
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("feature-extraction", BertModel),
+        ("fill-mask", BertForMaskedLM),
+        ("text-classification", BertForSequenceClassification),
+        ("token-classification", BertForTokenClassification),
+    ],
+)
+def test_pipelines_of_encoders(task, kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = kind(BertConfig(vocab_size=VOCABULARY, **sizes, pad_token_id=PAD, initializer_range=0.6)).eval()
+    words = tokenizer()
+    words.padding_side, words.mask_token = "right", "w2"
+    texts = ["w5 w6 w2 w8", "w9 w2", "w4 w5 w6 w2 w7 w8"]
+    probe, expected = SoftEntropyProbe(model), SoftEntropyProbe(model)
+    with probe:
+        pipeline(task, model=model, tokenizer=words, device="cpu")(texts, batch_size=3)
+    with expected, torch.no_grad():
+        for text in texts:
+            model(**words(text, return_tensors="pt"))
+    assert_same(probe, expected)
 
 
 def test_a_pipeline_that_extracts_features(model):
