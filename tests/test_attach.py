@@ -3,10 +3,13 @@
 import copy
 import gc
 import warnings
+import weakref
 
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -18,6 +21,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     DynamicCache,
+    GenerationMixin,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -26,6 +30,7 @@ from transformers import (
     T5ForConditionalGeneration,
     pipeline,
 )
+from transformers.cache_utils import Cache
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.errors import InputError, ProbeError
@@ -474,6 +479,28 @@ def test_pipelines_of_encoders(task, kind):
     assert_same(probe, expected)
 
 
+def test_sentence_transformers(tmp_path):
+    """They wrap a model in modules of their own, and feed it sorted by length, padded."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert = BertModel(BertConfig(vocab_size=VOCABULARY, **sizes, pad_token_id=PAD, initializer_range=0.6))
+    words = tokenizer()
+    words.padding_side = "right"
+    bert.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    module = Transformer(str(tmp_path))
+    embedder = SentenceTransformer(modules=[module, Pooling(32)], device="cpu")
+    texts = ["w5 w6 w2 w8", "w9 w2", "w4 w5 w6 w2 w7 w8", "w3"]
+    for model in (embedder, module.auto_model):
+        probe, expected = SoftEntropyProbe(model), SoftEntropyProbe(model)
+        with probe:
+            embedder.encode(texts, batch_size=2, show_progress_bar=False)
+        with expected, torch.no_grad():
+            for text in texts:
+                module.auto_model(**words(text, return_tensors="pt"))
+        assert_same(probe, expected)
+
+
 def test_a_pipeline_that_extracts_features(model):
     texts = prompts(9, 4, 7)
     extract = pipeline("feature-extraction", model=model.model, tokenizer=tokenizer(), device="cpu")
@@ -569,28 +596,73 @@ def test_both_stacks_of_an_encoder_decoder_generate():
         assert_same(probe, alone_probe)
 
 
-def test_the_block_leaves_everything_as_it_was(model):
-    from transformers import GenerationMixin
-    from transformers.cache_utils import Cache
+def untouched(model):
+    """What of a model, and of the classes that run it, a block may change."""
+    seams = [GenerationMixin.generate, torch._dynamo.eval_frame._stance.stance, dict(vars(Cache))]
+    for module in model.modules():
+        seams.append({k: v for k, v in vars(module).items() if not k.startswith("_")})
+        seams.append((len(module._forward_hooks), len(module._forward_pre_hooks)))
+    return seams
 
-    generate = GenerationMixin.generate
-    before = [dict(vars(module)) for module in model.modules()]
-    cache_before = dict(vars(Cache))
+
+def test_the_block_leaves_everything_as_it_was(model):
+    before = untouched(model)
     probe = SoftEntropyProbe(model)
     with probe:
         cache = model(torch.stack(prompts(9)), use_cache=True).past_key_values
         assert any(sums.waiting for sums in probe._sums.values())
-    assert dict(vars(Cache)) == cache_before
-    assert GenerationMixin.generate is generate
-    for module, was in zip(model.modules(), before, strict=True):
-        now = dict(vars(module))
-        assert {k: v for k, v in now.items() if not k.startswith("_")} == {
-            k: v for k, v in was.items() if not k.startswith("_")
-        }
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
+        assert untouched(model) != before
+    assert untouched(model) == before
     assert not any(sums.waiting for sums in probe._sums.values())
     del cache
+
+
+def test_blocks_may_end_in_any_order(model):
+    before = untouched(model)
+    one, two = (SoftEntropyProbe(model, labels=()) for _ in range(2))
+    with torch.no_grad():
+        one.__enter__()
+        two.__enter__()
+        model(torch.stack(prompts(9)))
+        one.__exit__(None, None, None)
+        model(torch.stack(prompts(9)))
+        two.__exit__(None, None, None)
+    assert (one.positions, two.positions) == (9, 18)
+    assert untouched(model) == before
+
+
+def test_generate_that_fails_leaves_everything_as_it_was(model):
+    before = untouched(model)
+
+    def fail(input_ids, scores, **_):
+        if input_ids.shape[1] == 13:
+            raise RuntimeError("stopped")
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    inputs = left_padded(prompts(9, 4))
+    probe = SoftEntropyProbe(model, labels=())
+    with pytest.raises(RuntimeError, match="stopped"), probe:
+        model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, stopping_criteria=[fail])
+    assert untouched(model) == before
+    assert probe.positions == 13 + 2 * 3
+    with probe:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    assert probe.positions == 13 + 2 * 3 + 13 + 2 * 2
+
+
+def test_nothing_holds_a_probe_but_its_owner(model):
+    inputs = left_padded(prompts(9, 4))
+    gc.collect()
+    gc.disable()  # a probe's tables are large: they go at once, not when cycles are looked for
+    try:
+        probe = SoftEntropyProbe(model)
+        with probe:
+            model.generate(**inputs, max_new_tokens=5)
+        parts = [weakref.ref(part) for part in (probe, probe.feed, probe._rows, probe._sums["layer.1"].tables)]
+        del probe
+        assert [part() for part in parts] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_what_waits_goes_with_its_cache(model):

@@ -49,12 +49,15 @@ class _Listener:
         self._feed = feed
         self._mask = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
         self._ends: _Ends | None = None
+
+    @property
+    def wrappers(self) -> dict[str, Callable[..., Any]]:
         wrappers = {
             "prepare_inputs_for_generation": self.prepare_inputs,
             "_get_stopping_criteria": self.stopping_criteria,
             "_get_candidate_generator": self.drafts,
         }
-        self.wrappers = {name: partial(self._unless_paused, wrapper) for name, wrapper in wrappers.items()}
+        return {name: partial(self._unless_paused, wrapper) for name, wrapper in wrappers.items()}
 
     def _unless_paused(
         self, wrapper: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
