@@ -39,8 +39,8 @@ class Feed:
 
     Args:
         rows: where labels live.
-        settle: adds positions that wait to all layers' sums, without a forward pass.
-        add_steps: adds the positions of the steps since it was last called.
+        settle: a method that adds positions that wait to all layers' sums, without a forward pass.
+        add_steps: one that adds the positions of the steps since it was last called.
         has_ngrams: whether token ids have to be known.
 
     Attributes:
@@ -60,7 +60,7 @@ class Feed:
         has_ngrams: bool,
     ) -> None:
         self.rows = rows
-        self._settle, self._add_steps = settle, add_steps
+        self._settle, self._add_steps = weakref.WeakMethod(settle), weakref.WeakMethod(add_steps)
         self._steps: list[tuple[Fed, dict[str, np.ndarray]]] = []
         self._steps_of: Sequences | None = None
         self.told: Told | None = None
@@ -227,7 +227,13 @@ class Feed:
         absent = np.full((shape[0], 1), -1)
         own = {name: np.concatenate([labels.get(name, absent) for _, labels in steps], axis=1) for name in names}
         fed = Fed(real_BT=real_BT, ids_BT=np.concatenate(ids, axis=1))
-        self._add_steps(self.rows.batch(fed, own, sequences, waits=True))
+        self._tell(self._add_steps, self.rows.batch(fed, own, sequences, waits=True))
+
+    @staticmethod
+    def _tell(method: weakref.WeakMethod[Callable[[BatchLabels], None]], labels: BatchLabels) -> None:
+        """Call a method of the probe, of which this is a part: it has to go when nobody else holds it."""
+        if (call := method()) is not None:
+            call(labels)
 
     def finish(self, output: Any) -> list[int]:
         """End a forward pass; returns the numbers of sequences that are over, whose waiting positions never count."""
@@ -263,7 +269,7 @@ class Feed:
         self.flush()
         kept = [sequences for _, sequences, _ in self._caches.values() if len(sequences.waiting_rows)]
         for sequences in kept:
-            self._settle(self.rows.settle(sequences))
+            self._tell(self._settle, self.rows.settle(sequences))
 
     # --- caches ----------------------------------------------------------------------------------------------
 

@@ -139,10 +139,9 @@ class GrowingRows:
         )
         counts_N = defined_BL[row_N, column_N]
         held_N = ~counts_N & may_be_BL[row_N, column_N]
-        if tentative:
-            n_new = len(row_N) - len(sequences.waiting_rows)
-            held_N[:n_new] |= counts_N[:n_new]
-            counts_N[:n_new] = False
+        if tentative:  # also what was fed before waits, for its labels may be taken back
+            held_N |= counts_N
+            counts_N[:] = False
         return self._instructions(sequences, row_N, column_N, place_N, counts_N, held_N, fed)
 
     def settle(self, sequences: Sequences) -> BatchLabels:

@@ -103,6 +103,11 @@ def read_inputs(
     fed = ids if isinstance(ids, Tensor) else embeds
     if not isinstance(fed, Tensor) or fed.ndim < 2:
         return None
+    if given.get("read_index") is not None:
+        raise ProbeError(
+            "generate_batch: continuous batching feeds pieces of many texts in one row, from which nobody can tell "
+            "what belongs together; use model.generate"
+        )
     n_sequences, n_tokens = fed.shape[:2]
     known = outer.get("input_ids") if told is None or told.ids_BL is None else told.ids_BL
     if not isinstance(ids, Tensor):  # the model around it embeds the tokens, and images beside them
@@ -160,13 +165,18 @@ def _real(
 
 
 def _starts(given: dict[str, Any], outer: dict[str, Any], real_BT: np.ndarray) -> np.ndarray | None:
-    positions = given.get("position_ids")
-    positions = positions if isinstance(positions, Tensor) else outer.get("position_ids")
-    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != real_BT.shape[1]:
-        return None
-    numbers = _numpy(positions)
+    """Where position_ids start again, or, without them, where a row packed for flash attention says so."""
     again = np.zeros(real_BT.shape, dtype=bool)
-    again[:, 1:] = (numbers[:, 1:] <= numbers[:, :-1]) & real_BT[:, 1:] & real_BT[:, :-1]
+    positions, lengths = (
+        given.get(name) if isinstance(given.get(name), Tensor) else outer.get(name)
+        for name in ("position_ids", "cu_seq_lens_q")
+    )
+    if isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] == real_BT.shape[1]:
+        numbers = _numpy(positions)
+        again[:, 1:] = (numbers[:, 1:] <= numbers[:, :-1]) & real_BT[:, 1:] & real_BT[:, :-1]
+    elif isinstance(lengths, Tensor) and len(real_BT) == 1:
+        starts = _numpy(lengths)
+        again[0, starts[(starts > 0) & (starts < real_BT.shape[1])]] = True
     return again if again.any() else None
 
 

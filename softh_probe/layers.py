@@ -48,6 +48,19 @@ def find_backbone(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The one transformers model that something else is built around (a sentence embedder, a parallel wrapper)."""
+    if isinstance(model, PreTrainedModel) or hasattr(model, "base_model"):
+        return model
+    inside = _outermost_models(model)
+    return inside[0] if len(inside) == 1 else model
+
+
+def _outermost_models(module: nn.Module) -> list[nn.Module]:
+    children = list(module.children())
+    return [m for c in children for m in ([c] if isinstance(c, PreTrainedModel) else _outermost_models(c))]
+
+
 def stacks(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of a model that are probed one by one: `encoder` and `decoder`, or "" and the model itself."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -64,12 +77,13 @@ def find_layers(model: nn.Module) -> Layers:
     Raises:
         InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
     """
-    if len(stacks(model)) > 1:
+    inner = unwrapped(model)
+    if len(stacks(inner)) > 1:
         raise InputError(
-            f"model: {type(model).__name__} is an encoder-decoder, whose stacks read texts of their own; attach to "
+            f"model: {type(inner).__name__} is an encoder-decoder, whose stacks read texts of their own; attach to "
             "model.get_encoder() or to model.get_decoder(), and run the whole model as ever"
         )
-    backbone = find_backbone(model)
+    backbone = find_backbone(inner)
     prefix = next((name for name, module in model.named_modules() if module is backbone), "")
     candidates = _block_lists(backbone)
     n_layers = getattr(getattr(backbone, "config", None), "num_hidden_layers", None)

@@ -33,7 +33,7 @@ from softh_probe.layers import (
     require_causal,
     select_rows,
 )
-from softh_probe.replace import replaced
+from softh_probe.replace import replaced, uncompiled
 from softh_probe.result import ProbeResult
 from softh_probe.sequences import NOT_LABELS
 from softh_probe.statistics import layer_statistics
@@ -153,14 +153,14 @@ class SoftEntropyProbe:
         self._feed: Feed | None = None
         if isinstance(self._rows, GrowingRows):
             self._feed = Feed(self._rows, self._settle, self._add_steps, has_ngrams=bool(label_sets))
-            pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
+            config = getattr(model, "config", None) or getattr(self._entry, "config", None)
+            pad_id = getattr(config, "pad_token_id", None)
             self._feed.pad_id = pad_id if isinstance(pad_id, int) else None
         self._steps: dict[str, list[Tensor]] = {}
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
         self._layout_known = False
-        self._eager: Any = None
 
     # --- what was measured ---------------------------------------------------------------------------------
 
@@ -331,10 +331,6 @@ class SoftEntropyProbe:
             raise ProbeError("the probe is already attached; leave its block before entering it again")
         try:
             self._attach()
-            # Compiled code skips hooks that are added to it, or traces them as its own; inside the block it runs as
-            # it was written.
-            self._eager = torch.compiler.set_stance("force_eager")
-            self._eager.__enter__()
         except BaseException:
             self._detach()
             raise
@@ -434,6 +430,7 @@ class SoftEntropyProbe:
 
     def _attach(self) -> None:
         add = self._handles.append
+        self._adapters.enter_context(uncompiled())
         if self._feed is not None:
             for follow in ADAPTERS:
                 self._adapters.enter_context(follow(self._model, self._feed))
@@ -453,9 +450,6 @@ class SoftEntropyProbe:
                 add(norm.register_forward_hook(self._after_norm))
 
     def _detach(self) -> None:
-        eager, self._eager = self._eager, None
-        if eager is not None:
-            eager.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

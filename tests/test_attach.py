@@ -3,18 +3,25 @@
 import copy
 import gc
 import warnings
+import weakref
 
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     DynamicCache,
+    GenerationMixin,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -23,6 +30,7 @@ from transformers import (
     T5ForConditionalGeneration,
     pipeline,
 )
+from transformers.cache_utils import Cache
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.errors import InputError, ProbeError
@@ -86,13 +94,13 @@ def assert_same(probe, expected):
     torch.testing.assert_close(torch.tensor(ours.value.values), torch.tensor(theirs.value.values), rtol=1e-4, atol=1e-4)
 
 
-def fed_back(output, inputs):
+def fed_back(output, inputs, ends=(EOS,)):
     """Of what generate returned, the tokens that were fed: each sequence without its padding and its last token."""
     sequences = []
     for row, mask in zip(output, inputs["attention_mask"], strict=True):
         prompt = row[: len(mask)][mask.bool()]
         new = row[len(mask) :].tolist()
-        new = new[: new.index(EOS)] if EOS in new else new[:-1]
+        new = new[: next((i for i, token in enumerate(new) if token in ends), -1)]
         sequences.append(torch.cat([prompt, torch.tensor(new, dtype=torch.long)]))
     return sequences
 
@@ -105,7 +113,9 @@ def fed_back(output, inputs):
         {"do_sample": True},
         {"do_sample": False, "cache_implementation": "static"},
         {"do_sample": False, "prefill_chunk_size": 3},
-        {"do_sample": True, "num_return_sequences": 3},
+        {"do_sample": False, "cache_implementation": "sliding_window"},
+        {"do_sample": True, "num_return_sequences": 3, "return_dict_in_generate": True, "output_hidden_states": True},
+        {"do_sample": True, "stopping_criteria": lambda: [ends_at_seven]},
     ],
     ids=str,
 )
@@ -113,12 +123,18 @@ def test_generate_counts_what_is_fed_back(model, labels, how):
     inputs = left_padded(prompts(9, 4, 7))
     probe = SoftEntropyProbe(model, labels=labels)
     torch.manual_seed(1)
+    criteria = how.get("stopping_criteria", list)()
     with probe:
-        output = model.generate(**inputs, max_new_tokens=12, **how)
+        output = model.generate(**inputs, max_new_tokens=12, **{**how, "stopping_criteria": criteria})
+    output = output if torch.is_tensor(output) else output.sequences
     repeats = how.get("num_return_sequences", 1)
     inputs["attention_mask"] = inputs["attention_mask"].repeat_interleave(repeats, dim=0)
-    sequences = fed_back(output, inputs)
+    sequences = fed_back(output, inputs, ends=(EOS, 7) if criteria else (EOS,))
     assert_same(probe, alone(model, sequences, labels))
+
+
+def ends_at_seven(input_ids, scores, **_):
+    return input_ids[:, -1] == 7
 
 
 def test_some_sequences_end_before_others(model):
@@ -162,6 +178,37 @@ def test_rejected_drafts_do_not_count(model, labels):
     assert sum(fed) > len(sequence)  # some drafts were rejected
     assert_same(probe, alone(model, [sequence], labels))
     assert probe.state_dict()["tokens"] == len(sequence)
+
+
+@pytest.mark.parametrize("labels", LABEL_SETS)
+def test_drafts_of_the_model_s_own_first_layers_do_not_count(model, labels):
+    (prompt,) = prompts(9)
+    inputs = {"input_ids": prompt[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+    probe = SoftEntropyProbe(model, labels=labels)
+    with probe:
+        output = model.generate(
+            **inputs, max_new_tokens=20, do_sample=False, suppress_tokens=[EOS], assistant_early_exit=1
+        )
+    assert output.shape[1] == 29
+    assert_same(probe, alone(model, fed_back(output, inputs), labels))
+
+
+def test_continuous_batching_is_refused(model):
+    """generate_batch takes half a minute to start, so only what it gives to the model is given here."""
+    with pytest.raises(ProbeError, match=r"use model\.generate"), SoftEntropyProbe(model, labels=()), torch.no_grad():
+        model(torch.stack(prompts(9)), use_cache=False, read_index=[torch.zeros(0, dtype=torch.long)])
+
+
+def test_a_prompt_of_embeddings(model):
+    inputs = left_padded(prompts(9, 4, 7))
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    probe = SoftEntropyProbe(model, labels=())
+    with probe:
+        output = model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
+    output = torch.cat([inputs["input_ids"], output], dim=1)
+    assert_same(probe, alone(model, fed_back(output, inputs), ()))
+    with pytest.raises(ProbeError, match=r"fed no input_ids.*probe\.labelled"), SoftEntropyProbe(model):
+        model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
 
 
 def test_prompt_lookup(model):
@@ -321,6 +368,10 @@ def test_packed_texts_are_texts_of_their_own(model, labels):
     expected = alone(model, texts, labels)
     assert probe.positions == expected.positions
     torch.testing.assert_close(probe.sums, expected.sums, rtol=1e-4, atol=1e-4)
+    flash = SoftEntropyProbe(model, labels=labels)  # whose packed rows say it in another way
+    with flash, torch.no_grad():
+        model(input_ids=torch.cat(texts)[None], cu_seq_lens_q=torch.tensor([0, 7, 16, 21]), use_cache=False)
+    assert flash.positions == expected.positions
 
 
 def test_masks_of_one_s_own_and_pauses(model):
@@ -401,6 +452,53 @@ def test_a_pipeline_that_generates_in_batches(model):
         assert ids[: len(text)] == text.tolist()
         sequences.append(ids[:-1])
     assert_same(probe, alone(model, sequences, ["input_unigram", "output_unigram"]))
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("feature-extraction", BertModel),
+        ("fill-mask", BertForMaskedLM),
+        ("text-classification", BertForSequenceClassification),
+        ("token-classification", BertForTokenClassification),
+    ],
+)
+def test_pipelines_of_encoders(task, kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = kind(BertConfig(vocab_size=VOCABULARY, **sizes, pad_token_id=PAD, initializer_range=0.6)).eval()
+    words = tokenizer()
+    words.padding_side, words.mask_token = "right", "w2"
+    texts = ["w5 w6 w2 w8", "w9 w2", "w4 w5 w6 w2 w7 w8"]
+    probe, expected = SoftEntropyProbe(model), SoftEntropyProbe(model)
+    with probe:
+        pipeline(task, model=model, tokenizer=words, device="cpu")(texts, batch_size=3)
+    with expected, torch.no_grad():
+        for text in texts:
+            model(**words(text, return_tensors="pt"))
+    assert_same(probe, expected)
+
+
+def test_sentence_transformers(tmp_path):
+    """They wrap a model in modules of their own, and feed it sorted by length, padded."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert = BertModel(BertConfig(vocab_size=VOCABULARY, **sizes, pad_token_id=PAD, initializer_range=0.6))
+    words = tokenizer()
+    words.padding_side = "right"
+    bert.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    module = Transformer(str(tmp_path))
+    embedder = SentenceTransformer(modules=[module, Pooling(32)], device="cpu")
+    texts = ["w5 w6 w2 w8", "w9 w2", "w4 w5 w6 w2 w7 w8", "w3"]
+    for model in (embedder, module.auto_model):
+        probe, expected = SoftEntropyProbe(model), SoftEntropyProbe(model)
+        with probe:
+            embedder.encode(texts, batch_size=2, show_progress_bar=False)
+        with expected, torch.no_grad():
+            for text in texts:
+                module.auto_model(**words(text, return_tensors="pt"))
+        assert_same(probe, expected)
 
 
 def test_a_pipeline_that_extracts_features(model):
@@ -498,28 +596,73 @@ def test_both_stacks_of_an_encoder_decoder_generate():
         assert_same(probe, alone_probe)
 
 
-def test_the_block_leaves_everything_as_it_was(model):
-    from transformers import GenerationMixin
-    from transformers.cache_utils import Cache
+def untouched(model):
+    """What of a model, and of the classes that run it, a block may change."""
+    seams = [GenerationMixin.generate, torch._dynamo.eval_frame._stance.stance, dict(vars(Cache))]
+    for module in model.modules():
+        seams.append({k: v for k, v in vars(module).items() if not k.startswith("_")})
+        seams.append((len(module._forward_hooks), len(module._forward_pre_hooks)))
+    return seams
 
-    generate = GenerationMixin.generate
-    before = [dict(vars(module)) for module in model.modules()]
-    cache_before = dict(vars(Cache))
+
+def test_the_block_leaves_everything_as_it_was(model):
+    before = untouched(model)
     probe = SoftEntropyProbe(model)
     with probe:
         cache = model(torch.stack(prompts(9)), use_cache=True).past_key_values
         assert any(sums.waiting for sums in probe._sums.values())
-    assert dict(vars(Cache)) == cache_before
-    assert GenerationMixin.generate is generate
-    for module, was in zip(model.modules(), before, strict=True):
-        now = dict(vars(module))
-        assert {k: v for k, v in now.items() if not k.startswith("_")} == {
-            k: v for k, v in was.items() if not k.startswith("_")
-        }
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
+        assert untouched(model) != before
+    assert untouched(model) == before
     assert not any(sums.waiting for sums in probe._sums.values())
     del cache
+
+
+def test_blocks_may_end_in_any_order(model):
+    before = untouched(model)
+    one, two = (SoftEntropyProbe(model, labels=()) for _ in range(2))
+    with torch.no_grad():
+        one.__enter__()
+        two.__enter__()
+        model(torch.stack(prompts(9)))
+        one.__exit__(None, None, None)
+        model(torch.stack(prompts(9)))
+        two.__exit__(None, None, None)
+    assert (one.positions, two.positions) == (9, 18)
+    assert untouched(model) == before
+
+
+def test_generate_that_fails_leaves_everything_as_it_was(model):
+    before = untouched(model)
+
+    def fail(input_ids, scores, **_):
+        if input_ids.shape[1] == 13:
+            raise RuntimeError("stopped")
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    inputs = left_padded(prompts(9, 4))
+    probe = SoftEntropyProbe(model, labels=())
+    with pytest.raises(RuntimeError, match="stopped"), probe:
+        model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, stopping_criteria=[fail])
+    assert untouched(model) == before
+    assert probe.positions == 13 + 2 * 3
+    with probe:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    assert probe.positions == 13 + 2 * 3 + 13 + 2 * 2
+
+
+def test_nothing_holds_a_probe_but_its_owner(model):
+    inputs = left_padded(prompts(9, 4))
+    gc.collect()
+    gc.disable()  # a probe's tables are large: they go at once, not when cycles are looked for
+    try:
+        probe = SoftEntropyProbe(model)
+        with probe:
+            model.generate(**inputs, max_new_tokens=5)
+        parts = [weakref.ref(part) for part in (probe, probe.feed, probe._rows, probe._sums["layer.1"].tables)]
+        del probe
+        assert [part() for part in parts] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_what_waits_goes_with_its_cache(model):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,11 @@ def follow(model: nn.Module, feed: Feed) -> Iterator[None]:
     """Tell a feed what `generate` knows, be it the model's own or that of a model that it is a part of."""
 
     def generate(original: Callable[..., Any], generator: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if all(part is not model for part in generator.modules()) and all(p is not generator for p in model.modules()):
-            return original(generator, *args, **kwargs)  # another model's, an assistant's say
+        others = all(part is not model for part in generator.modules()) and all(
+            p is not generator for p in model.modules()
+        )
+        if others or feed.is_paused:  # an assistant's, say
+            return original(generator, *args, **kwargs)
         listener = _Listener(feed, is_encoder_decoder=_is_encoder_decoder(generator))
         with ExitStack() as undo:
             for name, wrapper in listener.wrappers.items():
@@ -45,11 +49,20 @@ class _Listener:
         self._feed = feed
         self._mask = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
         self._ends: _Ends | None = None
-        self.wrappers = {
+
+    @property
+    def wrappers(self) -> dict[str, Callable[..., Any]]:
+        wrappers = {
             "prepare_inputs_for_generation": self.prepare_inputs,
             "_get_stopping_criteria": self.stopping_criteria,
             "_get_candidate_generator": self.drafts,
         }
+        return {name: partial(self._unless_paused, wrapper) for name, wrapper in wrappers.items()}
+
+    def _unless_paused(
+        self, wrapper: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        return original(*args, **kwargs) if self._feed.is_paused else wrapper(original, *args, **kwargs)
 
     def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         inputs = original(input_ids, *args, **kwargs)
@@ -71,9 +84,17 @@ class _Listener:
         return self._ends
 
     def drafts(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Assisted decoding begins."""
+        """Assisted decoding begins. A model that drafts for itself, with its first layers, is not measured at that."""
         self._feed.tentative = True
-        return original(*args, **kwargs)
+        generator = original(*args, **kwargs)
+        propose = generator.get_candidates
+
+        def get_candidates(*args: Any, **kwargs: Any) -> Any:
+            with self._feed.paused():
+                return propose(*args, **kwargs)
+
+        generator.get_candidates = get_candidates
+        return generator
 
 
 class _Ends(StoppingCriteriaList):
