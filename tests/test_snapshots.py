@@ -17,7 +17,7 @@ import softh_probe.forward
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted
-from softh_probe.probe import SoftEntropyProbe
+from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run import run
 from softh_probe.snapshots import Snapshots
@@ -186,9 +186,8 @@ def test_snapshots_of_another_version_are_refused_or_left_behind(config, stop_af
     file = snapshots_of(settings)[-1] / "snapshot.json"
     text = file.read_text().splitlines()[1].replace('"format": 1', '"format": 9')
     file.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
-    with pytest.raises(
-        InputError, match=r"snapshot of another version .*\(1, 3\), got \(9, 3\).* --no-resume to start"
-    ):
+    versions = rf"\(1, {STATE_VERSION}\), got \(9, {STATE_VERSION}\)"
+    with pytest.raises(InputError, match=rf"snapshot of another version .*{versions}.* --no-resume to start"):
         run(settings, progress=False)
     assert file.is_file()  # what was measured is not thrown away unasked
     run(config(**SETTINGS, overwrite=True), progress=False)
