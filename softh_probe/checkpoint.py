@@ -162,7 +162,7 @@ def load_checkpoint(
         for prepare in list(loaded._forward_pre_hooks.values()):  # compressed-tensors unpacks weights at the first pass
             prepare(loaded, ())
     found_dtype = str(model.dtype).removeprefix("torch.")
-    if dtype not in ("auto", found_dtype):
+    if quantization and dtype not in ("auto", found_dtype):
         raise InputError(f"dtype {dtype!r}: transformers loads these weights in {found_dtype} only; leave it out")
     model.eval().requires_grad_(False)
     for config in (model.config, model.config.get_text_config()):
@@ -288,10 +288,8 @@ def _check_complete(name: str, loaded: nn.Module, model: nn.Module, report: dict
     """Refuse a model (`loaded` or a part of it) with weights that its checkpoint does not hold."""
     prefix = next(path for path, module in loaded.named_modules() if module is model)
     tensors = {**dict(loaded.named_parameters(remove_duplicate=False)), **dict(loaded.named_buffers())}
-    inside = {
-        id(tensor) for tensor in (*model.parameters(), *model.buffers())
-    }  # under several names where they are tied
-
+    # By identity, for tied weights have several names.
+    inside = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     # Made anew by the model, as some declare under the names that they have behind a head.
     not_stored = getattr(loaded, "_keys_to_ignore_on_load_missing", None) or ()
 

@@ -114,9 +114,13 @@ def count_calls(found: Layers) -> int:
     n_layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(found.entry, PreTrainedModel) or not isinstance(n_layers, int) or n_layers <= n_blocks:
         return n_blocks
-    with torch.device("meta"):
-        skeleton = type(found.entry)(config).eval()
-    return sum(row not in (EMBEDDINGS, FINAL_NORM) for row, *_ in dry_run(find_layers(skeleton))) or n_blocks
+    try:
+        with torch.device("meta"):
+            skeleton = type(found.entry)(config).eval()
+        traced = dry_run(find_layers(skeleton))
+    except Exception:  # a model that cannot be made from its config alone; its first pass will tell
+        return n_blocks
+    return sum(row not in (EMBEDDINGS, FINAL_NORM) for row, *_ in traced) or n_blocks
 
 
 def dry_run(found: Layers) -> list[tuple[str, nn.Module, int | None]]:

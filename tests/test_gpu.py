@@ -1,5 +1,8 @@
 """On a GPU: the same numbers as on the CPU, and a hook that never waits for the device. Skipped where there is none."""
 
+from contextlib import nullcontext
+
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -47,6 +50,32 @@ def test_a_planned_run_gives_the_cpus_numbers_and_never_waits(on_host, anchor_se
                     model(input_ids=ids.to(device), attention_mask=mask.to(device))
         tables.append(probe.result().to_pandas("nats"))
     np.testing.assert_allclose(tables[0].value, tables[1].value, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_a_model_on_two_gpus_and_the_cpu_keeps_its_sums_beside_its_layers(is_planned):
+    where = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": 1}
+    where |= {"model.layers.2": "cpu", "model.norm": 1, "lm_head": 1}
+    plan = planned(corpus_of(documents(60)), NAMES, 200)
+    probes = []
+    for spread in (False, True):
+        model = accelerate.dispatch_model(tiny_llama(), where, main_device=0) if spread else tiny_llama()
+        probe = SoftEntropyProbe(model, labels=NAMES, plan=plan if is_planned else None)
+        probe.reserve()
+        with probe, torch.inference_mode():
+            for i, batch in enumerate(plan.batches):
+                ids, mask = (tensor.to("cuda:0" if spread else "cpu") for tensor in pad_batch(plan.corpus, batch))
+                with probe.batch(plan.batch(i)) if is_planned else nullcontext():
+                    model(input_ids=ids, attention_mask=mask)
+        probes.append(probe)
+    plain, spread = probes
+    devices = {row: str(sums.total.device) for row, sums in spread._sums.items()}
+    assert {devices["layer.1"], devices["layer.2"]} == {"cuda:0", "cuda:1"}
+    assert spread.positions == plain.positions
+    np.testing.assert_allclose(spread.sums, plain.sums, rtol=1e-4)
+    tables = [probe.result().to_pandas("nats").value for probe in probes]
+    np.testing.assert_allclose(*tables, atol=1e-4)
 
 
 @pytest.mark.usefixtures("never_waiting")
