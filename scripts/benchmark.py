@@ -10,6 +10,8 @@ random bfloat16 weights, made on the device.
     plain    model(**batch) with its head, batches of 8 documents in data order, padded; nothing else
     limit    the backbone alone over the probe's own batches; no probe
     probe    plan, probe, forward passes and result: all layers, 8 n-gram label sets; with 1 and with 8 anchor sets
+    padded   the backbone alone over plain's batches; attached: the same inside a probe's block, 8 n-gram label sets
+    generate 32 tokens for 8 prompts of 16; generate attached: the same inside a probe's block
     rival    soft-entropy's LLMInferrer with its three n-gram orders, where it is installed
 """
 
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +42,14 @@ from softh_probe.forward import forward
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.loading_errors import quiet_transformers
 from softh_probe.model_source import resolve_model
+from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run import new_probe, plan_run, read_corpus
 from softh_probe.sums import LayerSums
 
 SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", "rival")
+ATTACHED = ("padded", "attached", "generate", "generate attached")
+CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", *ATTACHED, "rival")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +116,38 @@ class Bench:
                 self.plain()
             elif condition == "limit":
                 self.limit()
+            elif condition in ATTACHED:
+                with SoftEntropyProbe(self.model, NGRAM_SETS) if condition.endswith("attached") else nullcontext():
+                    self.generate() if condition.startswith("generate") else self.padded(self.model.get_decoder())
             else:
                 self.probe(1 if "1 set" in condition else 8)
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def plain(self) -> None:
+        self.padded(self.model)
+
+    def padded(self, module: torch.nn.Module) -> None:
         for start in range(0, self.corpus.n_documents, 8):
             documents = torch.arange(start, min(start + 8, self.corpus.n_documents)).numpy()
             ids, mask = pad_batch(self.corpus, documents)
-            self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+            module(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+
+    def generate(self) -> None:
+        documents = (self.corpus.lengths >= 16).nonzero()[0][:8]
+        ids = torch.stack([torch.from_numpy(self.corpus.document(d)[:16].astype("int64")) for d in documents])
+        self.model.generate(
+            ids.to(self.device),
+            attention_mask=torch.ones_like(ids).to(self.device),
+            use_cache=True,
+            do_sample=False,
+            max_new_tokens=32,
+            min_new_tokens=32,
+        )
+
+    def n_tokens(self, condition: str) -> int:
+        """Tokens that are fed; of what is generated all but the last of each text."""
+        return 8 * (16 + 31) if condition.startswith("generate") else self.corpus.n_tokens
 
     def limit(self) -> None:
         backbone = self.model.get_decoder()
@@ -260,7 +287,7 @@ def main(options: Benchmark) -> None:
         "options": asdict(options),
         "seconds": median,
         "all_seconds": times,
-        "tokens_per_second": {name: bench.corpus.n_tokens / t for name, t in median.items()},
+        "tokens_per_second": {name: bench.n_tokens(name) / t for name, t in median.items()},
         "ratios": {
             f"{one} / {other}": median[one] / median[other]
             for one, other in (
@@ -268,6 +295,8 @@ def main(options: Benchmark) -> None:
                 ("probe, 8 sets", "limit"),
                 ("probe, 1 set", "plain"),
                 ("probe, 8 sets", "plain"),
+                ("attached", "padded"),
+                ("generate attached", "generate"),
                 ("rival", "probe, 1 set"),
             )
             if one in median and other in median
@@ -278,10 +307,10 @@ def main(options: Benchmark) -> None:
     }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     Path(options.out).write_text(json.dumps(report, indent=2))
-    print(f"{'condition':<16}{'seconds':>10}{'tokens/s':>10}{'peak GiB':>10}")
+    print(f"{'condition':<18}{'seconds':>10}{'tokens/s':>10}{'peak GiB':>10}")
     for name, t in median.items():
         peak = report["peak_gib"].get(name)
-        print(f"{name:<16}{t:>10.2f}{bench.corpus.n_tokens / t:>10.0f}" + (f"{peak:>10.2f}" if peak else ""))
+        print(f"{name:<18}{t:>10.2f}{bench.n_tokens(name) / t:>10.0f}" + (f"{peak:>10.2f}" if peak else ""))
     for name, ratio in report["ratios"].items():
         print(f"{name:<28}{ratio:>6.2f}")
     print(f"share of time inside hooks: {report['share_inside_hooks']:.1%}; figures in {options.out}")

@@ -14,7 +14,14 @@ from accelerate import Accelerator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.distributed import gather
@@ -107,6 +114,32 @@ def test_generation(lm, tokenizer):
     assert_same(probe, alone(lm.model, fed, labels=()))
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoders(tokenizer, kind):
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "bos_token_id": 1}
+    if kind == "t5":
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        model = T5ForConditionalGeneration(T5Config(vocab_size=40, **sizes, **ids)).eval()
+    else:
+        sizes = {"d_model": 32, "max_position_embeddings": 64}
+        for side in ("encoder", "decoder"):
+            sizes |= {f"{side}_layers": 2, f"{side}_ffn_dim": 48, f"{side}_attention_heads": 4}
+        model = BartForConditionalGeneration(BartConfig(vocab_size=40, **sizes, **ids)).eval()
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="seq2seq", batch_size=3, max_length=32)
+    stacks = [model.get_encoder(), model.get_decoder()]
+    probes = [SoftEntropyProbe(stack, labels=LABELS) for stack in stacks]
+    with probes[0], probes[1]:
+        lm.loglikelihood(requests(PAIRS), disable_tqdm=True)
+    expected = [SoftEntropyProbe(stack, labels=LABELS) for stack in stacks]
+    with expected[0], expected[1], torch.no_grad():
+        for context, continuation in PAIRS:
+            question, answer = (tokenizer(text, return_tensors="pt").input_ids for text in (context, continuation))
+            model(input_ids=question, labels=answer, use_cache=False)
+    for probe, alone_probe in zip(probes, expected, strict=True):
+        assert_same(probe, alone_probe)
+
+
 def test_simple_evaluate(lm, task, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(task / "cache"))
     with SoftEntropyProbe(lm.model, labels=LABELS) as probe:
@@ -122,11 +155,14 @@ def test_simple_evaluate(lm, task, monkeypatch):
 
 
 def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, task):
+    """Of two questions of four, told as a chat; answers that the harness has kept are not asked for again."""
     model.save_pretrained(task / "model")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     tokenizer.save_pretrained(task / "model")
     arguments = f"pretrained={task / 'model'},dtype=float32,softh_labels=input_unigram+output_unigram,softh_seed=3"
     command = ["run", "--model", "hf-softh", "--model_args", arguments, "--tasks", "letters", "--device", "cpu"]
     command += ["--include_path", str(task), "--output_path", str(task / "out"), "--batch_size", "2"]
+    command += ["--limit", "2", "--apply_chat_template", "--use_cache", str(task / "kept")]
     done = subprocess.run(
         [sys.executable, "-m", "softh_probe.integrations.lm_eval_model", *command], capture_output=True, text=True
     )
@@ -135,6 +171,8 @@ def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, t
     (ours,) = theirs.parent.glob("softh_probe_*")
     result = ProbeResult.load(ours)
     assert result.to_pandas().query("metric == 'mutual_information'").label_set.unique().tolist() == LABELS
+    fed = [tokenizer(q + a).input_ids[:-1] for q in ("a b c", "g h i j k l") for a in (" d", " e f")]
+    assert result.info["positions"] == alone(model, fed).positions
     assert "positions in" in done.stdout
 
 
