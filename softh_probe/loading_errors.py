@@ -48,7 +48,8 @@ def explained(what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
     except ImportError as error:
         raise InputError(f"{what} needs a package that is not installed: {essence(error)}") from error
     except known as error:
-        broken = not isinstance(error, RuntimeError) or any(sign in str(error) for sign in signs)
+        broken = not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError)
+        broken |= any(sign in str(error) for sign in signs)
         if not broken or getattr(error, "errno", None) == errno.ENOMEM:
             raise
         if "trust_remote_code" in str(error):

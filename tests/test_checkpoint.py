@@ -350,6 +350,37 @@ def test_damaged_gguf(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     refusal(lambda: load_tokenizer(resolve_model(str(file))), str(file), "tokenizer")
 
 
+def tensor_entry(content: bytes, name: bytes) -> int:
+    """Where a header says of a vector's type (4 bytes) and offset (8 bytes)."""
+    return content.index(name) + len(name) + 4 + 8
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda b: b.replace(b"block_count\x04\0\0\0\x02\0\0\0", b"block_count\x04\0\0\0\0\0\0\x40"),
+            "1073741824 blocks",
+        ),
+        (lambda b: b.replace(b"llama.block_count", b"llama.block-count"), "32 blocks, the file holds 2"),
+        (lambda b: b.replace(b"llama.embedding_length", b"llama.embedding-length"), "weights, the file holds"),
+        (
+            lambda b: b[: (at := tensor_entry(b, b"output_norm.weight") + 4)] + bytes(8) + b[at + 8 :],
+            "'token_embd.weight' and 'output_norm.weight' overlap",
+        ),
+        (lambda b: b[: (at := tensor_entry(b, b"output_norm.weight"))] + b"\x19" + b[at + 1 :], "I16"),
+    ],
+    ids=["blocks", "no blocks", "no width", "overlap", "type"],
+)
+def test_gguf_headers_that_lie(damage: Callable[[bytes], bytes], said: str, tmp_path: Path) -> None:
+    """Taken at their word, they would fill memory, never end, or give other weights."""
+    file = Path(save_as_gguf(llama(), tmp_path / "model.gguf"))
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    assert file.read_bytes() != content
+    refusal(lambda: load(str(file)), said, "download it again")
+
+
 @pytest.mark.checkpoint
 def test_the_real_checkpoint(smollm2_gguf: Path) -> None:
     source = resolve_model(str(smollm2_gguf))

@@ -325,6 +325,21 @@ def test_of_an_encoder_decoder_the_encoder_reads_the_documents(config, checkpoin
         ("n_anchors: [5]", "n_anchors: expected int"),
         ("labels: [", "config"),
         ("!!python/object/apply:os.system ['true']", "config"),
+        ("seed: 3\nseed: 4", "seed stands twice; give each field once"),
+        ("seed: 010", "line 1: 010 is another number, or none, to YAML"),  # 8
+        ("seed: 1:30", "line 1: 1:30 is another number"),  # 90
+        ("seed: " + "9" * 5000, "is another number, or none, to YAML"),
+        ("seed: !!int abc", "is another number, or none, to YAML"),
+        ("seed: 2020-13-45", "cannot be read as YAML: month must be in 1..12"),
+        ("labels: &a [*a]", "nest too deeply or are too many"),
+        ("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nlabels: [*c,*c]", "nest too deeply or are too many"),
+        ("labels: " + "[" * 3000, "values nest too deeply"),
+        ("labels: !!set {a, b}", "tagged 'tag:yaml.org,2002:set'"),
+        ("? [a]\n: b", "line 1: expected the name of a field, got a list or a mapping"),
+        ("5: 3", "expected the name of a field, got '5'"),
+        ("hello", "expected a line `field: value` for each field"),
+        ("labels: [1, 2]", "labels: expected str or a list of str, got '[1, 2]'"),
+        ("\0", "cannot be read as YAML"),
     ],
 )
 def test_a_wrong_configuration_file_is_one_line(config, tmp_path, capsys, text, message):
@@ -334,6 +349,12 @@ def test_a_wrong_configuration_file_is_one_line(config, tmp_path, capsys, text, 
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+def test_a_configuration_file_of_another_encoding(config, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_bytes("seed: 3".encode("utf-16"))
+    assert main(["run", "--config", str(tmp_path / "mine.yaml"), *as_options(config())]) == 2
+    assert "cannot be read as YAML: 'utf-8' codec" in capsys.readouterr().err
 
 
 def test_a_missing_configuration_file_is_one_line(config, capsys):
