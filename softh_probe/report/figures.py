@@ -209,12 +209,10 @@ def layers_by_step(table: pd.DataFrame, steps: Sequence[str], metric: str, label
         label_set: one of the table's; empty for entropy.
     """
     part = table[(table.metric == metric) & (table.label_set == label_set)]
-    wide = part.pivot_table(index="layer", columns="checkpoint", values="value", sort=False, dropna=False)
+    wide = part.pivot(index="layer", columns="checkpoint", values="value")[list(part.checkpoint.unique())]
     figure = Picture(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(
-        wide.sort_index().to_numpy(float), aspect="auto", origin="lower", cmap="viridis", interpolation="nearest"
-    )
+    image = axes.imshow(wide.to_numpy(float), aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
     every = max(1, -(-len(steps) // 9))
     axes.set_xticks(range(0, len(steps), every), [_short(step) for step in steps[::every]])
     axes.set_xlabel("training step (checkpoints evenly spaced)")

@@ -38,10 +38,7 @@ def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
     models = list(dict.fromkeys(str(c["model"]) for c in sweep.done))
     for model in models:
         done = [c for c in sweep.done if str(c["model"]) == model]
-        names = [c["checkpoint"] for c in done]
-        order = {name: i for i, name in enumerate(names)}
-        table = sweep.table[sweep.table.checkpoint.isin(order)]
-        table = table.iloc[table.checkpoint.map(order).to_numpy().argsort(kind="stable")]
+        table = sweep.table[sweep.table.checkpoint.isin([c["checkpoint"] for c in done])]
         steps = [c["checkpoint"] if c.get("step") is None else f"{c['step']:,}" for c in done]
         prefix = "" if len(models) == 1 else f"{Path(model).name}_"
         for name, metric, label_set in _maps(sweep):
@@ -50,15 +47,17 @@ def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
 
 def _maps(sweep: Sweep) -> Iterator[tuple[str, str, str]]:
     yield "entropy", "entropy", ""
-    for label_set in sweep.table.label_set[sweep.table.metric == "mutual_information"].unique():
+    for label_set in sweep.label_sets:
         yield f"information_{label_set}", "mutual_information", label_set
 
 
 def _write(figure: Figure, folder: Path, name: str) -> None:
     stem = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "figure"  # names of columns are any text
-    for suffix in _SUFFIXES:
-        part = folder / f".{stem}.{suffix}.part"
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a label's script: shown as boxes
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a label's script: shown as boxes
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for all formats
+        for suffix in _SUFFIXES:
+            part = folder / f".{stem}.{suffix}.part"
             figure.savefig(part, dpi=150, format=suffix)
-        os.replace(part, folder / f"{stem}.{suffix}")
+            os.replace(part, folder / f"{stem}.{suffix}")

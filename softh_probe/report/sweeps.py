@@ -6,16 +6,24 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from softh_probe.errors import InputError
+from softh_probe.loading_errors import some
 from softh_probe.report.data import numbers
 from softh_probe.result import RESULT_JSON
 
 SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
+_TEXT, _VALUES = ["checkpoint", "name", "label_set", "metric"], ["layer", "value", "sd"]
+#: Values (and as many sd) that a page holds: it stays below 15 MB, and a browser draws it in seconds.
+MOST_VALUES = 500_000
+#: Names of a list that are written out.
+_MOST_NAMES = 20
 #: Digits of a sweep's values, in units of log m: the page of 200 checkpoints stays small.
 _DIGITS, _SD_DIGITS = 5, 4
 
@@ -25,7 +33,8 @@ class Sweep:
     """Many checkpoints.
 
     Attributes:
-        table: a line a checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m.
+        table: a line a checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m; by checkpoint,
+            whose categories are in the order of `done`.
         checkpoints: what sweep.json says of each: checkpoint, model, revision, step, tokens, status, reason, …
         duplicates: names of checkpoints whose weights are the same.
         not_monotone: names of checkpoints whose order of steps is not that of their names or dates.
@@ -42,12 +51,27 @@ class Sweep:
     settings: list[tuple[str, str]]
     name: str
 
-    @property
+    @cached_property
     def done(self) -> list[dict[str, Any]]:
         """Checkpoints with values, in the order of steps; those without a step as they come."""
-        measured = set(self.table.checkpoint.unique())
-        found = [c for c in self.checkpoints if c["checkpoint"] in measured]
-        return sorted(found, key=lambda c: (str(c["model"]), math.inf if c.get("step") is None else c["step"]))
+        of_name = {c["checkpoint"]: c for c in self.checkpoints}
+        return [of_name[name] for name in self.table.checkpoint.cat.categories]
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Indices, among those done, of the checkpoints that the page draws: all, or of each model's as many as there
+        is room for, evenly chosen."""
+        n_rows, n_series = int(self.table.layer.max()) + 1, len(self.table[["metric", "label_set"]].drop_duplicates())
+        share = MOST_VALUES / (n_rows * n_series * len(self.done))
+        if share >= 1:
+            return np.arange(len(self.done))
+        model = np.array([str(c["model"]) for c in self.done])
+        chosen = []
+        for name in dict.fromkeys(model):
+            of_model = np.flatnonzero(model == name)
+            n = max(2, int(share * len(of_model)))
+            chosen.append(of_model[np.linspace(0, len(of_model) - 1, n).round().astype(int)])
+        return np.unique(np.concatenate(chosen))
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -69,7 +93,13 @@ class Sweep:
     def summary(self) -> str:
         counts = Counter(c["status"] for c in self.checkpoints)
         states = ", ".join(f"{counts[s]} {s}" for s in ("done", "failed", "running", "waiting") if counts[s])
-        return f"{len(self.checkpoints)} checkpoint{'s' * (len(self.checkpoints) != 1)}: {states}"
+        text = f"{len(self.checkpoints)} checkpoint{'s' * (len(self.checkpoints) != 1)}: {states}"
+        n = len(self.drawn)
+        return (
+            text
+            if n == len(self.done)
+            else f"{text}; {n} of those done are drawn, evenly chosen; sweep.parquet holds all"
+        )
 
     @property
     def warnings(self) -> list[str]:
@@ -79,35 +109,40 @@ class Sweep:
                 f"{len(self.failed)} of {len(self.checkpoints)} checkpoints failed; see the list of them below."
             )
         for names in self.duplicates:
-            found.append(f"These checkpoints have the same weights: {', '.join(names)}.")
+            found.append(f"These checkpoints have the same weights: {some(names, _MOST_NAMES)}.")
         for names in self.not_monotone:
-            found.append(f"The order of steps disagrees with the order of these checkpoints: {', '.join(names)}.")
+            found.append(
+                f"The order of steps disagrees with the order of these checkpoints: {some(names, _MOST_NAMES)}."
+            )
         return found
+
+    @cached_property
+    def label_sets(self) -> list[str]:
+        return list(self.table.label_set[self.table.metric == "mutual_information"].unique())
 
     def data(self) -> dict[str, Any]:
         """What the page draws: of each "metric|label set", values and sd [checkpoint][layer]."""
-        done = self.done
-        order = {c["checkpoint"]: i for i, c in enumerate(done)}
-        rows = [list(self.table[self.table.checkpoint == c["checkpoint"]].name.unique()) for c in done]
-        longest = max(rows, key=len, default=[])
+        done = [self.done[i] for i in self.drawn]
+        place = np.full(len(self.done), -1)
+        place[self.drawn] = np.arange(len(done))
+        table = self.table.assign(place=place[self.table.checkpoint.cat.codes])
+        table = table[table.place >= 0]
+        longest = table.place.to_numpy()[table.layer.to_numpy().argmax()]
+        rows = list(table.name[table.place == longest].unique())
         series: dict[str, dict[str, Any]] = {}
-        for (metric, label_set), part in self.table.groupby(["metric", "label_set"], sort=False):
-            wide, spread = (
-                part.pivot_table(index="checkpoint", columns="layer", values=column, sort=False, dropna=False)
-                .reindex(list(order))
-                .to_numpy(float)
-                for column in ("value", "sd")
-            )
-            entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide]}
-            if pd.notna(part.sd).any():
-                entry["s"] = [numbers(line, _SD_DIGITS) for line in spread]
+        for (metric, label_set), part in table.groupby(["metric", "label_set"], sort=False, observed=True):
+            wide = np.full((2, len(done), len(rows)), np.nan)
+            wide[:, part.place, part.layer] = part[["value", "sd"]].to_numpy(float).T
+            entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
+            if part.sd.notna().any():
+                entry["s"] = [numbers(line, _SD_DIGITS) for line in wide[1]]
             series[f"{metric}|{label_set}"] = entry
         shown = ("checkpoint", "model", "revision", "step", "tokens")
         return {
             "kind": "sweep",
             "log_m": math.log(self.n_anchors),
-            "rows": longest,
-            "label_sets": [s for s in self.table.label_set[self.table.metric == "mutual_information"].unique()],
+            "rows": rows,
+            "label_sets": self.label_sets,
             "checkpoints": [{key: c.get(key) for key in shown} for c in done],
             "series": series,
         }
@@ -120,15 +155,23 @@ def read_sweep(folder: Path) -> Sweep:
         InputError: its files are missing or damaged, or no checkpoint is done yet.
     """
     try:
-        table = pd.read_parquet(folder / SWEEP_PARQUET)
+        # Of millions of lines, names in words would take gigabytes.
+        table = pd.read_parquet(folder / SWEEP_PARQUET, columns=[*_TEXT, *_VALUES], read_dictionary=_TEXT)
         info = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
         checkpoints = info["checkpoints"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: the sweep's files cannot be read: {error}") from error
     if table.empty:
         raise InputError(f"{folder}: no checkpoint of this sweep is done yet; there is nothing to show")
+    measured = set(table.checkpoint.unique())
+    in_order = [
+        c["checkpoint"]
+        for c in sorted(checkpoints, key=lambda c: (str(c["model"]), math.inf if c.get("step") is None else c["step"]))
+        if c["checkpoint"] in measured
+    ]
+    table["checkpoint"] = table.checkpoint.cat.set_categories(in_order)
     return Sweep(
-        table=table,
+        table=table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True),
         checkpoints=checkpoints,
         duplicates=info.get("duplicates") or [],
         not_monotone=info.get("not_monotone") or [],
@@ -153,5 +196,6 @@ def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             found += _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            found.append((f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+            text = some([*map(str, value)], _MOST_NAMES) if isinstance(value, list) else str(value)
+            found.append((f"{prefix}{name}", text))
     return found
