@@ -16,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from softh_probe.config import RunConfig
 from softh_probe.errors import Interrupted, SofthProbeError
+from softh_probe.secrecy import redacted
 from softh_probe.sweep.config import DECIDED, SweepConfig
 
 EXIT_BAD_INPUT = 2
@@ -254,7 +255,7 @@ def _typing_error(line: str) -> str | None:
 def _tell(text: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None and code != EXIT_INTERRUPTED:
         raise
-    print(f"softh-probe: {' '.join(text.split())}", file=sys.stderr)
+    print(f"softh-probe: {redacted(' '.join(text.split()))}", file=sys.stderr)
     return code
 
 

@@ -288,8 +288,8 @@ def _wrapped(title: str) -> str:
 
 
 def _plain(label_set: str) -> str:
-    """A label set's name as text: no part of it is a formula."""
-    return label_set.replace("_", " ").replace("$", r"\$")
+    """A label set's name as text on one line."""
+    return _short(label_set.replace("_", " "), 40)
 
 
 def _axes(title: str, y_label: str) -> tuple[Figure, Axes]:

@@ -108,6 +108,8 @@ class Sweep:
             found.append(
                 f"{len(self.failed)} of {len(self.checkpoints)} checkpoints failed; see the list of them below."
             )
+        if ("trust_remote_code", "True") in self.settings:
+            found.append("Python code that comes with the checkpoints was allowed to run (trust_remote_code).")
         for names in self.duplicates:
             found.append(f"These checkpoints have the same weights: {some(names, _MOST_NAMES)}.")
         for names in self.not_monotone:
