@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentP
 from softh_probe.config import RunConfig, in_words, type_hints
 from softh_probe.config_files import check_config_file
 from softh_probe.errors import Interrupted, SofthProbeError, one_line, shown
+from softh_probe.secrecy import redacted
 from softh_probe.sweep.config import DECIDED, SweepConfig
 
 EXIT_BAD_INPUT = 2
@@ -270,7 +271,7 @@ def _typing_error(line: str, command: str) -> str | None:
 def _tell(text: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None and code != EXIT_INTERRUPTED:
         raise
-    print(f"softh-probe: {one_line(text)}", file=sys.stderr)
+    print(f"softh-probe: {redacted(one_line(text))}", file=sys.stderr)
     return code
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any
@@ -16,6 +16,7 @@ from softh_probe.anchors import KINDS
 from softh_probe.calibration import resolve_temperature
 from softh_probe.errors import InputError, shown
 from softh_probe.labels import parse_label_sets
+from softh_probe.secrecy import holds_secret
 
 #: Fields that say where results go and how they are computed, not what is measured.
 NOT_MEASURED = frozenset(
@@ -120,6 +121,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for field in fields(self):
+            if holds_secret(getattr(self, field.name)):
+                raise InputError(
+                    f"{field.name}: holds a secret (an access token, or a password in a URL), which results and logs "
+                    "would carry on; give it in the environment (HF_TOKEN), or log in with 'hf auth login'"
+                )
         object.__setattr__(self, "labels", _names(self.labels))
         object.__setattr__(self, "layers", None if self.layers is None else _rows(self.layers))
         object.__setattr__(self, "per_label", _names(self.per_label))

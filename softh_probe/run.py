@@ -280,6 +280,8 @@ def _warnings(result: ProbeResult, plan: Plan) -> list[str]:
             f"{plan.n_too_short:,} of {plan.corpus.n_documents:,} documents are shorter than the "
             f"{shortest_document(plan.label_sets)} tokens that one position needs, and were left out"
         )
+    if result.info["model"]["trust_remote_code"]:
+        found.append("Python code that comes with the checkpoint was allowed to run (trust_remote_code)")
     return found
 
 

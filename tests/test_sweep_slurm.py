@@ -52,6 +52,8 @@ def _path() -> str:
 def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     slurm, config_file, training, tmp_path, monkeypatch
 ):
+    token = "hf_ThisIsNobodysBusinessButMine"
+    monkeypatch.setenv("HF_TOKEN", token)
     run_folder, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(training / "run", run_folder)
     weights = run_folder / "checkpoint-2" / "model.safetensors"
@@ -102,6 +104,7 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
     for option in ("--array=0-1%2", "--partition=main", "--mem=1GB", "--time=20", "--requeue"):
         assert f"#SBATCH {option}" in script
     assert queue() == ""
+    assert not [file for file in out.rglob("*") if file.is_file() and token.encode() in file.read_bytes()]
 
     # What is mended runs when the same command runs again, and nothing else does.
     before = written(out)

@@ -58,8 +58,8 @@ def wrapped(title: str) -> str:
 
 
 def plain(label_set: str) -> str:
-    """A label set's name as text: no part of it is a formula."""
-    return label_set.replace("_", " ").replace("$", r"\$")
+    """A label set's name as text on one line."""
+    return short(label_set.replace("_", " "), 40)
 
 
 def panel_order(label_sets: Iterable[str]) -> list[str]:

@@ -25,6 +25,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("parameters", _count(model.get("n_parameters"))),
                 ("dtype", model.get("dtype")),
                 ("devices", _list(model.get("devices"))),
+                ("code of the checkpoint", "allowed to run" if model.get("trust_remote_code") else None),
             ],
             "Corpus": [
                 ("data", corpus.get("data")),

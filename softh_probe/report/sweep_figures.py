@@ -15,6 +15,7 @@ training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,12 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "") -> Fig
         table: of one model.
         metric, label_set: two of the table's; label_set is empty for entropy, an order for optimality.
     """
-    names, values_RC, _ = _grid(table, metric, label_set)
+    grid = _Grid.of(table, metric, label_set)
     figure = Picture(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(values_RC, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
-    steps = _step_names(table, names)
-    every = max(1, -(-len(steps) // 9))
-    axes.set_xticks(range(0, len(steps), every), steps[::every])
+    image = axes.imshow(grid.values, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
+    every = max(1, -(-len(grid.names) // 9))
+    axes.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
     axes.set_xlabel("training step (checkpoints evenly spaced)")
     axes.set_ylabel(LAYER_AXIS)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -78,10 +78,10 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | Non
     last = int(rows.index.max())
     chosen = [round(last * i) for i in (0, 0.25, 0.5, 0.75, 1)] if layers is None else layers
     for axes, label_set in zip(panels.flat, sets, strict=False):
-        names, values_RC, sd_RC = _grid(table, metric, label_set)
-        x = _log_steps(table, names, axes)
+        grid = _Grid.of(part, metric, label_set)
+        x = grid.log_steps(axes)
         for layer in dict.fromkeys(chosen):
-            y, sd, colour = values_RC[layer], sd_RC[layer], colormaps["viridis"](0.9 * layer / max(1, last))
+            y, sd, colour = grid.values[layer], grid.sd[layer], colormaps["viridis"](0.9 * layer / max(1, last))
             marker = "o" if len(x) < 60 else None
             axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(str(rows[layer])))
             axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
@@ -92,7 +92,7 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | Non
         axes.set_visible(False)
     unit = "ratio" if metric in _RATIOS else _UNIT
     figure.supylabel(unit if len(sets) == 1 else f"{_title(metric, '')} ({unit})", fontsize="medium")
-    figure.supxlabel(_STEP_AXIS if _has_steps(part) else "checkpoint", fontsize="medium")
+    figure.supxlabel(_STEP_AXIS if grid.has_steps else "checkpoint", fontsize="medium")
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
 
@@ -107,69 +107,77 @@ def plane_through_training(table: pd.DataFrame, metric: str = "mutual_informatio
         table: of one model.
         metric: "mutual_information" or "mutual_information_corrected".
     """
-    sets = set(table.label_set[table.metric == metric])
+    sets = set(table.label_set[table.metric == metric].unique())
     orders = [order for order in ORDERS if {f"input_{order}", f"output_{order}"} <= sets]
     figure = Picture(figsize=(2.2 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
     panels = figure.subplots(1, max(1, len(orders)), squeeze=False)[0]
     for axes, order in zip(panels, orders, strict=False):
-        names, input_RC, _ = _grid(table, metric, f"input_{order}")
-        _, output_RC, _ = _grid(table, metric, f"output_{order}")
-        chosen = _spread(len(names), _MOST_PATHS)
+        given, output = (_Grid.of(table, metric, f"{direction}_{order}") for direction in ("input", "output"))
+        chosen = _spread(len(given.names), _MOST_PATHS)
         for i, checkpoint in enumerate(chosen):
             colour = colormaps["viridis"](i / max(1, len(chosen) - 1))
-            x, y = input_RC[:, checkpoint], output_RC[:, checkpoint]
+            x, y = given.values[:, checkpoint], output.values[:, checkpoint]
             axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1)
             axes.plot(x[:1], y[:1], color=colour, marker="s", markersize=5)
-        top = max(np.nanmax(np.append(input_RC, 0)), np.nanmax(np.append(output_RC, 0)), 1e-6) * 1.05
+        top = max(np.nanmax(np.append(given.values, 0)), np.nanmax(np.append(output.values, 0)), 1e-6) * 1.05
         axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
         axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
         axes.set_title(order, loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
     if orders:
-        _step_bar(figure, panels, [_step_names(table, names)[i] for i in chosen])
+        _step_bar(figure, panels, [given.step_names[i] for i in chosen])
     else:
         panels[0].set_visible(False)
     return figure
 
 
-def _grid(table: pd.DataFrame, metric: str, label_set: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the checkpoints [C], and values and sd [R, C] of a metric."""
-    part = table[(table.metric == metric) & (table.label_set == label_set)]
-    names = list(dict.fromkeys(part.checkpoint))
-    values, sd = (
-        part.pivot(index="layer", columns="checkpoint", values=column)[names].to_numpy(float)
-        for column in ("value", "sd")
-    )
-    return names, values, sd
+@dataclass(frozen=True)
+class _Grid:
+    """A metric of R layers at C checkpoints.
 
+    Attributes:
+        names, steps: [C], of each checkpoint; a step is missing where its name tells none.
+        values, sd: [R, C].
+    """
 
-def _steps(table: pd.DataFrame, names: Sequence[str]) -> list[Any]:
-    """The step of each checkpoint; missing where its name tells none."""
-    return list(table.drop_duplicates("checkpoint").set_index("checkpoint").step[list(names)])
+    names: list[str]
+    steps: list[Any]
+    values: np.ndarray
+    sd: np.ndarray
 
+    @classmethod
+    def of(cls, table: pd.DataFrame, metric: str, label_set: str = "") -> _Grid:
+        part = table[(table.metric == metric) & (table.label_set == label_set)]
+        checkpoints = part.drop_duplicates("checkpoint")
+        names = list(checkpoints.checkpoint)
+        values, sd = (
+            part.pivot(index="layer", columns="checkpoint", values=column)[names].to_numpy(float)
+            for column in ("value", "sd")
+        )
+        return cls(names, list(checkpoints.step), values, sd)
 
-def _has_steps(table: pd.DataFrame) -> bool:
-    return not table.step.isna().any()
+    @property
+    def has_steps(self) -> bool:
+        return not any(pd.isna(step) for step in self.steps)
 
+    @property
+    def step_names(self) -> list[str]:
+        """What to call each checkpoint."""
+        pairs = zip(self.names, self.steps, strict=True)
+        return [short(name) if pd.isna(step) else f"{int(step):,}" for name, step in pairs]
 
-def _step_names(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    steps = _steps(table, names)
-    return [short(n) if pd.isna(step) else f"{int(step):,}" for n, step in zip(names, steps, strict=True)]
-
-
-def _log_steps(table: pd.DataFrame, names: Sequence[str], axes: Axes) -> list[float]:
-    """Where checkpoints stand on an axis of log steps, on which 0 has a place too; or one by one, without steps."""
-    steps = _steps(table, names)
-    if not _has_steps(table):
-        every = max(1, -(-len(names) // 5))
-        axes.set_xticks(range(0, len(names), every), _step_names(table, names)[::every])
-        return [float(i) for i in range(len(names))]
-    least = min((step for step in steps if step > 0), default=1)
-    axes.set_xscale("symlog", linthresh=least, linscale=0.3)
-    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    return [float(step) for step in steps]
+    def log_steps(self, axes: Axes) -> list[float]:
+        """Where checkpoints stand on an axis of log steps, on which 0 has a place too; one by one, without steps."""
+        if not self.has_steps:
+            every = max(1, -(-len(self.names) // 5))
+            axes.set_xticks(range(0, len(self.names), every), self.step_names[::every])
+            return [float(i) for i in range(len(self.names))]
+        least = min((step for step in self.steps if step > 0), default=1)
+        axes.set_xscale("symlog", linthresh=least, linscale=0.3)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        return [float(step) for step in self.steps]
 
 
 def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:

@@ -7,23 +7,25 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pyarrow.csv import CSVWriter
+from pyarrow.csv import WriteOptions as CsvOptions
 
 from softh_probe.errors import InputError
-from softh_probe.loading_errors import essence
+from softh_probe.loading_errors import essence, some
 from softh_probe.report.sweeps import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
-from softh_probe.result import LAYERS_PARQUET, RESULT_JSON
-from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, is_whole, replacing, write_text
+from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_whole, replacing, write_text
 from softh_probe.sweep.grid import Point
 
 SWEEP_CSV = "sweep.csv"
+#: Checkpoints whose tables are in memory together.
+_AT_ONCE = 64
 SCHEMA = pa.schema(
     [
         ("checkpoint", pa.string()),
@@ -66,7 +68,8 @@ class Collection:
 def collect(out: str | Path) -> Collection:
     """Gather what a sweep has found so far: sweep.parquet, sweep.csv, sweep.json, figures and report.html.
 
-    Memory does not grow with the number of checkpoints: results are read one by one.
+    Results are read one by one; for the page and the figures the values of all are in memory together, some 100 bytes
+    a line of the table.
 
     Args:
         out: the sweep's folder.
@@ -102,34 +105,38 @@ def collect(out: str | Path) -> Collection:
 
 def _write_tables(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> None:
     """The table of all checkpoints; fills `info` with what each result says of itself."""
+    as_written = CsvOptions(include_header=False, quoting_style="needed")
     with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
-        with pq.ParquetWriter(parquet, SCHEMA) as writer, csv.open("w", encoding="utf-8", newline="") as text:
-            text.write(",".join(SCHEMA.names) + "\n")
-            for point, said, table in _results(folder, points):
-                info[point.folder] = said
-                values = {name: [getattr(point, name)] * len(table) for name in ("checkpoint", "revision", "step")}
-                columns: dict[str, Any] = {**values, "model": [point.series] * len(table)}
-                columns["tokens"] = [point.tokens] * len(table)
-                columns |= {name: table[name].to_numpy() for name in SCHEMA.names if name in table}
-                arrow = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
-                writer.write_table(arrow)
-                # Nullable integers stay integers: a step is 1000, not 1000.0.
-                frame = arrow.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-                frame.to_csv(text, header=False, index=False)
+        with pq.ParquetWriter(parquet, SCHEMA) as writer, csv.open("wb") as text:
+            text.write((",".join(SCHEMA.names) + "\n").encode())
+            with CSVWriter(text, SCHEMA, write_options=as_written) as lines:
+                tables = _results(folder, points, info)
+                # Each write makes a part of the file that readers take by itself: few large ones are read faster.
+                while group := list(islice(tables, _AT_ONCE)):
+                    table = pa.concat_tables(group)
+                    writer.write_table(table)
+                    lines.write_table(table)
 
 
-def _results(folder: SweepFolder, points: Sequence[Point]) -> Iterator[tuple[Point, dict[str, Any], pd.DataFrame]]:
+def _results(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> Iterator[pa.Table]:
+    """The table of each whole result, with the columns that tell its checkpoint."""
     for point in points:
-        path = folder.result(point)
-        if is_whole(path):
-            said = json.loads((path / RESULT_JSON).read_text(encoding="utf-8"))
-            yield point, said, pd.read_parquet(path / LAYERS_PARQUET)
+        if (whole := read_whole(folder.result(point))) is None:
+            continue
+        said, own = whole
+        info[point.folder] = {name: said[name] for name in ("model", "anchors", "corpus") if name in said}
+        head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
+        columns = {
+            name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(own))
+            for name, value in {**head, "model": point.series}.items()
+        }
+        columns |= {name: own[name] for name in SCHEMA.names if name in own.schema.names}
+        yield pa.table([columns[name] for name in SCHEMA.names], names=SCHEMA.names).cast(SCHEMA)
 
 
 def _summary(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> Collection:
     checkpoints = []
-    for point in points:
-        state = folder.state(point)
+    for point, state in folder.states(points).items():
         said = info.get(point.folder, {}).get("model", {})
         failed = state.status == FAILED and state.failure
         checkpoints.append(
@@ -149,11 +156,18 @@ def _summary(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[
             }
         )
     found = Collection(folder=folder.path, checkpoints=checkpoints)
+    damaged = [
+        c["checkpoint"] for c, p in zip(checkpoints, points, strict=True) if c["folder"] and p.folder not in info
+    ]
     found.duplicates = equal_weights(checkpoints)
     found.not_monotone = out_of_order(points)
-    found.warnings = [f"equal weights: {_list(names)}" for names in found.duplicates]
-    found.warnings += [f"steps, tokens or training records disagree: {_list(names)}" for names in found.not_monotone]
+    found.warnings = [f"equal weights: {some(names, 8)}" for names in found.duplicates]
+    found.warnings += [f"steps, tokens or training records disagree: {some(names, 8)}" for names in found.not_monotone]
     found.warnings += _unlike(info)
+    if damaged:
+        found.warnings.append(
+            f"damaged results are left out: {some(damaged, 8)}; run the sweep again to measure them anew"
+        )
     return found
 
 
@@ -202,10 +216,6 @@ def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
     if len(corpora) > 1:
         found.append(f"tokenizers differ: the same texts are {len(corpora)} different corpora")
     return found
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _write_report(folder: SweepFolder) -> str | None:

@@ -15,16 +15,16 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from filelock import FileLock
-from pyarrow import ArrowInvalid
 from safetensors import SafetensorError, safe_open
 
 from softh_probe.config import plain_config
@@ -98,10 +98,9 @@ class SweepFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             with self.lock():
                 self.check(config)
-                keep = [p for p in self.known_points() if is_result(self.result(p))]
-                union = {
-                    p.folder: p for p in [*points, *(p for p in keep if p.folder not in {q.folder for q in points})]
-                }
+                keep = {p.folder: p for p in self.known_points() if is_result(self.result(p))}
+                asked = {p.folder: p for p in points}
+                union = asked | {name: p for name, p in keep.items() if name not in asked}
                 self.write_json("grid.json", [dataclasses.asdict(p) for p in union.values()])
                 self.write_json("data.json", {"sha256": data_digest(config.data)})
                 write_text(self.path / "config.yaml", config_yaml(config))
@@ -167,7 +166,7 @@ class SweepFolder:
     def result(self, point: Point) -> Path:
         return self.checkpoints / point.folder
 
-    def state(self, point: Point, *, most_failed: int | None = None) -> State:
+    def state(self, point: Point) -> State:
         """A checkpoint's status. It costs a few looks at the disk."""
         if is_result(self.result(point)):
             return State(status=DONE)
@@ -175,6 +174,13 @@ class SweepFolder:
             return State(status=RUNNING, owner=owner)
         failure = self.failure(point)
         return State(status=FAILED if failure and failure.final else WAITING, failure=failure)
+
+    def states(self, points: Iterable[Point]) -> dict[Point, State]:
+        """The status of each. Of checkpoints that nobody began, it costs no look at the disk."""
+        # A worker lets go of a claim after it has written a result or a failure: in this order none is missed.
+        folders = (self.claims.folder, self.work / "failures", self.checkpoints)
+        begun = {name.removesuffix(".json") for folder in folders for name in _names_in(folder)}
+        return {p: self.state(p) if p.folder in begun else State(status=WAITING) for p in points}
 
     def failure(self, point: Point) -> Failure | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -218,15 +224,33 @@ class SweepFolder:
         write_text(self.work / name, json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a result's files are as they were written: a power cut can leave files that are named but not filled."""
+def _names_in(folder: Path) -> list[str]:
     try:
-        read_info(folder, whole=[SUMS, LAYERS_PARQUET])
-        pq.read_metadata(folder / LAYERS_PARQUET)
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def read_whole(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tuple[dict[str, Any], pa.Table] | None:
+    """What a result says of itself, and its table; None where one of its files cannot be read, or there is none.
+
+    A power cut can leave files that are named but not filled.
+
+    Args:
+        whole: files that have to be as they were written, by their checksums.
+    """
+    try:
+        said = read_info(folder, whole=whole)
+        table = pq.read_table(folder / LAYERS_PARQUET, use_threads=False)
         safe_open(folder / SUMS, framework="np").__exit__(None, None, None)
-    except (OSError, ValueError, SafetensorError, ArrowInvalid):
-        return False
-    return True
+    except (OSError, ValueError, SafetensorError, pa.ArrowInvalid):
+        return None
+    return said, table
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a result whose files are as they were written."""
+    return read_whole(folder, whole=(LAYERS_PARQUET, SUMS)) is not None
 
 
 def make_durable(folder: Path) -> None:

@@ -352,13 +352,9 @@ class _Bar:
 
     def states(self) -> dict[Point, Any]:
         """The state of every checkpoint; results are looked at once."""
-        found = {}
-        for point in self._points:
-            state = self._done.get(point.folder) or self._folder.state(point)
-            if state.status == DONE:
-                self._done[point.folder] = state
-            found[point] = state
-        return found
+        now = self._folder.states(p for p in self._points if p.folder not in self._done)
+        self._done |= {point.folder: state for point, state in now.items() if state.status == DONE}
+        return {point: self._done.get(point.folder) or now[point] for point in self._points}
 
     def update(self) -> dict[Point, Any]:
         states = self.states()

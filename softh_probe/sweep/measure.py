@@ -23,6 +23,7 @@ from softh_probe.errors import InputError, Interrupted, SofthProbeError
 from softh_probe.loading_errors import essence
 from softh_probe.model_source import resolve_model
 from softh_probe.run import plan_run, read_corpus, run
+from softh_probe.secrecy import redacted
 from softh_probe.sources import data_identity
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
@@ -65,10 +66,11 @@ def measure(config: SweepConfig, point: Point, *, killed: int, reason: Any) -> N
     except Interrupted:
         code = EXIT_STOPPED
     except BaseException as error:
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
         disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = EXIT_DISK_FULL if disk_full else EXIT_FAILED
-        reason.send(str(error) if isinstance(error, SofthProbeError) else f"{type(error).__name__}: {essence(error)}")
+        text = str(error) if isinstance(error, SofthProbeError) else f"{type(error).__name__}: {essence(error)}"
+        reason.send(redacted(text))
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -81,7 +83,7 @@ def fetch_ahead(config: SweepConfig, point: Point) -> None:
     try:
         Downloads(folder, config).fetch(point, ahead=True)
     except BaseException:
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
     finally:
         sys.stderr.flush()
         os._exit(EXIT_DONE)

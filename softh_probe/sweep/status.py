@@ -34,7 +34,7 @@ def status(out: str | Path) -> str:
     folder = SweepFolder(out)
     if not folder.is_sweep():
         raise InputError(f"{folder.path}: holds no sweep; expected the output folder of `softh-probe sweep`")
-    states = {point: folder.state(point) for point in folder.known_points()}
+    states = folder.states(folder.known_points())
     return "\n".join([_counts(states), *_lines(states)])
 
 
@@ -48,7 +48,7 @@ def plan(config: SweepConfig) -> str:
     folder = SweepFolder(config.out)
     folder.check(config)
     n_workers = new_pool(config, folder, points).n_workers
-    states = {point: folder.state(point) for point in points}
+    states = folder.states(points)
     todo = [point for point, state in states.items() if state.status in (WAITING, FAILED)]
     lines = [f"{len(points)} checkpoints, {n_workers} at once ({config.launcher}), results in {config.out}"]
     lines += [_counts(states), *(line for line in _lines(states) if "waiting " not in line)]

@@ -67,7 +67,8 @@ class Worker:
         signal.signal(signal.SIGUSR1, preempted)
         self.folder = SweepFolder(self.config.out)
         self.downloads = Downloads(self.folder, self.config)
-        self._finished: set[str] = set()
+        # Whole results stay so: looking at thousands of them needs no lock, for which others wait.
+        self._finished = {f.name for f in self.folder.finished_folders() if is_whole(f)}
         from softh_probe.sweep.measure import fetch_ahead, measure  # what is imported before a fork is shared
 
         # A fork starts at once; where that is unsafe, each process imports everything anew.
@@ -160,7 +161,8 @@ class Worker:
         free = [p for p in self.points if p.folder not in self._finished and not p.local and p != current]
         claimed = set(self.folder.claims.names())
         # Others look ahead too: each at another one.
-        behind = [p for p in free if p.folder not in claimed and self.folder.state(p).status == WAITING]
+        states = self.folder.states(p for p in free if p.folder not in claimed)
+        behind = [p for p, state in states.items() if state.status == WAITING]
         rank = sorted(claimed).index(current.folder) if current.folder in claimed else 0
         return behind[min(rank, len(behind) - 1)] if behind else None
 
