@@ -38,8 +38,8 @@ def essence(error: BaseException) -> str:
 @contextmanager
 def explained(what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
     """Make one line of what the libraries raise for bad files; out of memory and the like pass unchanged."""
-    known: tuple[type[Exception], ...] = (OSError, ValueError, ArithmeticError, RuntimeError, LookupError, EOFError, *also)
-    known += (SafetensorError, pickle.UnpicklingError, struct.error, hub_errors.StrictDataclassError)
+    known: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, LookupError, EOFError, *also)
+    known += (ArithmeticError, SafetensorError, pickle.UnpicklingError, struct.error, hub_errors.StrictDataclassError)
     signs = ("PytorchStreamReader", "unexpected EOF", "automatic conversion of the weights")
     try:
         yield
