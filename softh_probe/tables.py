@@ -59,7 +59,7 @@ class LabelTables:
         if n_open:
             self.open = _with_rows(self.open, labels.n_open)
             if labels.left_rows is not None and labels.taken_rows is not None:
-                _add_rows(self.open, labels.taken_rows, self.open, labels.left_rows)
+                self.open.index_add_(0, labels.taken_rows, self.open[labels.left_rows])
             self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
         if len(labels.closed_buckets):
             self.folded.index_add_(0, labels.closed_buckets, self._fold(bags_LK[n_kept + n_open :]))
