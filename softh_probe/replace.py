@@ -33,7 +33,7 @@ def replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[Non
     >>> bell.ring(1)
     'ding '
 
-    Blocks need not end in the order in which they began backwards.
+    Blocks may end in any order.
 
     Args:
         owner: an object, a class or a module; without such a method it stays as it is.

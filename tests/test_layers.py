@@ -176,3 +176,26 @@ def test_a_backbone_that_is_fed_something_else_than_the_tokens_is_refused():
     with pytest.raises(ProbeError, match="input_ids: the part of the model that holds the blocks is fed neither"):
         with SoftEntropyProbe(wrapper, labels=()):
             wrapper(ids(2, 5))
+
+
+class Wrapper(nn.Module):
+    """As parallel wrappers and embedders are: a model inside something that knows nothing of models."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs):
+        return self.module(**inputs)
+
+
+def test_a_model_inside_something_else_is_found():
+    model = Wrapper(tiny_llama())
+    probe = SoftEntropyProbe(model)
+    with probe, torch.no_grad():
+        model({"input_ids": ids(2, 9)})
+    assert probe.positions == 2 * 8
+    assert probe.layers == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
+    small = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(InputError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        SoftEntropyProbe(Wrapper(T5ForConditionalGeneration(small)))
