@@ -4,6 +4,9 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#a5db36"];
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+/** The colour of a line, from the first (0) to the last (1); the end of the scale that the paper would swallow is left out. */
+const colourAlong = (share) => { const scale = DARK.matches ? VIRIDIS.slice(3) : VIRIDIS.slice(0, -1); return scale[Math.round(share * (scale.length - 1))]; };
 const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected"]);
 const METRICS = {
   mutual_information: "raw information",

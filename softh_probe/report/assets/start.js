@@ -9,6 +9,7 @@ for (const input of document.querySelectorAll('input[name="unit"]')) {
     tables.forEach((fill) => fill());
   });
 }
+DARK.addEventListener("change", () => redraw());
 // Figures are drawn for a width: a sheet's while it is printed.
 const fit = (printing) => () => {
   document.body.classList.toggle("printing", printing);

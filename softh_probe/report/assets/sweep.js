@@ -76,7 +76,7 @@ function stepsFigure() {
   const few = [...new Set([0, 0.25, 0.5, 0.75, 1].map((d) => Math.round(d * last)))];
   const boxes = document.getElementById("steps-layers");
   const chosen = new Set(few);
-  const colourOf = (r) => VIRIDIS[Math.round((r / Math.max(1, last)) * (VIRIDIS.length - 2))];
+  const colourOf = (r) => colourAlong(r / Math.max(1, last));
   const showKeys = () => {
     document.getElementById("steps-keys").replaceChildren();
     keys("steps-keys", [
@@ -92,12 +92,11 @@ function stepsFigure() {
   select.addEventListener("change", () => {
     chosen.clear();
     for (const option of select.selectedOptions) chosen.add(Number(option.value));
-    showKeys();
     redraw("steps");
   });
   boxes.append(select);
-  showKeys();
   figure("steps", "", () => {
+    showKeys();
     const { x, axis } = stepAxis();
     const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((r) => {
       const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], ...at(key(), i, r) }));
