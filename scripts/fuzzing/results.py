@@ -90,7 +90,7 @@ class SnapshotFiles(Kind):
         corpus = Corpus(tokens=tokens, offsets=np.arange(0, 61, 10), source=np.arange(6), columns={}, **counts)
         plan = Plan(corpus, parse_label_sets(["input_unigram"]), length_batches(corpus.lengths, 20))
         probe = SoftEntropyProbe(model, n_anchors=10, plan=plan)
-        snapshots, self.states = Snapshots(folder / "snapshots"), {}
+        snapshots, self.states = Snapshots(folder / "work"), {}
         for number in (0, 1):
             ids, mask = pad_batch(corpus, plan.batches[number])
             with probe, torch.no_grad(), probe.batch(plan.batch(number)):
@@ -99,8 +99,8 @@ class SnapshotFiles(Kind):
             self.states[number + 1] = _tensors(probe.state_dict())
 
     def write(self, case: Path, chance: random.Random) -> None:
-        shutil.copytree(self.folder / "snapshots", case, dirs_exist_ok=True)
-        snapshots = sorted(case.iterdir())
+        shutil.copytree(self.folder / "work", case, dirs_exist_ok=True)
+        snapshots = sorted(Snapshots(case).folder.iterdir())
         for snapshot in snapshots if chance.random() < 0.3 else snapshots[-1:]:
             file = chance.choice(sorted(snapshot.iterdir()))
             if file.suffix == ".json":
