@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ from softh_probe.layers import (
 from softh_probe.replace import replaced, uncompiled
 from softh_probe.result import ProbeResult
 from softh_probe.sequences import NOT_LABELS
-from softh_probe.statistics import LayerStatistics, layer_statistics
+from softh_probe.statistics import layer_statistics
 from softh_probe.sums import LayerSums
 from softh_probe.tables import HostWorker, mass
 
@@ -53,9 +52,6 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 MAX_INVALID_SHARE = 0.5
 
 STATE_VERSION = 4
-
-#: Rows whose statistics are computed at a time, at most: each takes some 100 MB with 8 anchor sets.
-MOST_THREADS = 4
 
 
 class SoftEntropyProbe:
@@ -205,19 +201,13 @@ class SoftEntropyProbe:
                 f"long enough for the label sets{trained}"
             )
         return ProbeResult.from_layers(
-            self._statistics(),
+            {name: layer_statistics(self._sums[name], self._rows) for name in self.layers},
             self._rows,
             settings=self._settings,
             anchors=[self._anchors[dim].describe() for dim in sorted(self._anchors)],
             positions=self._positions,
             tokens=self._tokens - (self._feed.rejected if self._feed else 0),
         )
-
-    def _statistics(self) -> dict[str, LayerStatistics]:
-        """Of each row; several at a time, for each by itself keeps few cores busy."""
-        with ThreadPoolExecutor(min(MOST_THREADS, torch.get_num_threads())) as threads:
-            found = threads.map(lambda name: layer_statistics(self._sums[name], self._rows), self.layers)
-            return dict(zip(self.layers, found, strict=True))
 
     def check(self) -> None:
         """Raise what went wrong so far, naming the layers. Waits for the layers' devices."""
