@@ -1,0 +1,79 @@
+"""What a hook does, operation by operation: nothing that would wait for an accelerator, and few kernels."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from softh_probe import SoftEntropyProbe, estimator
+from softh_probe.corpus import pad_batch
+from softh_probe.sums import LayerSums
+from tests.conftest import tiny_llama
+from tests.test_plan import COLUMNS, corpus_of, planned, values_of
+from tests.test_probe import NAMES, documents
+
+#: Operations whose result the host has to know before it goes on; also indexing by a mask.
+WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
+#: Kernels of a hook, at most: on an accelerator each takes some microseconds to launch.
+MOST_KERNELS = 56
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations on tensors that are called, views and new memory left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        masks = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert name not in WAITING, name
+        assert not masks, f"{name} by a mask"
+        if not operation.is_view and not name.startswith(("empty", "new_empty", "detach")):
+            self.names.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Of each layer and batch, how many kernels its hook launches; on a CPU the norm alone takes a way of its own."""
+    counts, add = [], LayerSums.add
+    as_elsewhere = lambda z_ND: torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)  # noqa: E731
+    monkeypatch.setattr(estimator, "_norm", as_elsewhere)
+
+    def watched(*arguments):
+        with Operations() as operations:
+            add(*arguments)
+        counts.append(len(operations.names))
+
+    monkeypatch.setattr(LayerSums, "add", watched)
+    return counts
+
+
+@pytest.mark.parametrize("anchor_sets", [1, 8])
+def test_a_planned_runs_hooks_never_wait_and_launch_few_kernels(kernels, anchor_sets):
+    language, topic = values_of(60)
+    plan = planned(corpus_of(documents(60), language=language, topic=topic), [*NAMES, *COLUMNS], 200)
+    model = tiny_llama()
+    probe = SoftEntropyProbe(model, plan=plan, anchor_sets=anchor_sets)
+    probe.reserve()
+    with probe, torch.inference_mode():
+        for i, batch in enumerate(plan.batches):
+            ids, mask = pad_batch(plan.corpus, batch)
+            with probe.batch(plan.batch(i)):
+                model(input_ids=ids, attention_mask=mask)
+    probe.check()
+    assert len(kernels) == len(plan.batches) * 5
+    assert max(kernels) <= MOST_KERNELS, max(kernels)
+
+
+def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels):
+    model = tiny_llama()
+    probe = SoftEntropyProbe(model, labels=NAMES)
+    generator = torch.Generator().manual_seed(0)
+    with probe, torch.inference_mode():
+        for _ in range(4):
+            model(input_ids=torch.randint(40, (4, 30), generator=generator))
+    probe.check()
+    assert len(kernels) == 4 * 5
+    assert max(kernels) <= MOST_KERNELS, max(kernels)
