@@ -28,11 +28,12 @@ class BatchLabels:
         counted_N: float32, 1 where the position counts, else 0.
         bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
         kept_rows, open_rows: int64, the rows of the first two groups of bags.
-        closed_buckets: int64, the bucket that each label of the third group is pooled in.
         single_PN: float32 [n_pools, N], of sets whose labels come and go, 1 where the position's label occurs once.
-        retired_rows, retired_buckets: int64, open rows that end with this batch and the buckets they go to.
+        retired_rows: int64, open rows that end with this batch.
+        ended_buckets: int64, the buckets that labels which are over are pooled in: those of the third group, then
+            those of the retired rows.
         sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
-        weights_WB: float32 [n_replicates, B], how often each sequence occurs in each bootstrap replicate.
+        weights_WB: float64 [n_replicates, B], how often each sequence occurs in each bootstrap replicate.
         n_kept, n_open: rows that must exist before the batch is added.
         left_rows, taken_rows: int64, open rows that labels shared until now, and those of their own that they take
             instead: what is in the former is added to the latter, before the batch is.
@@ -51,10 +52,9 @@ class BatchLabels:
     bag_offsets: Tensor
     kept_rows: Tensor
     open_rows: Tensor
-    closed_buckets: Tensor
     single_PN: Tensor
     retired_rows: Tensor
-    retired_buckets: Tensor
+    ended_buckets: Tensor
     sample_positions: Tensor
     sample_slots: Tensor
     weights_WB: Tensor

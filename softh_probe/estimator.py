@@ -36,23 +36,26 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tu
 
     Returns:
         log q [N, S, M], and valid [N], bool: False where the hidden state has no direction, being zero (log q is
-        uniform there) or not finite (log q may be NaN).
+        uniform there) or not finite (log q may be NaN). It is None where a look at values showed that all have one.
     """
     n_sets, n_anchors, dim = anchors_SMD.shape
-    norm_N = _norm(z_ND)
-    valid_N = torch.isfinite(norm_N) & (norm_N > 0)
-    logits_NK = z_ND @ anchors_SMD.reshape(n_sets * n_anchors, dim).T
-    logits_NK = logits_NK / torch.where(valid_N, norm_N * temperature, 1.0).unsqueeze(-1)
+    norm_N, valid_N = _norm(z_ND)
+    scale_N = norm_N * temperature
+    if valid_N is not None:
+        scale_N = torch.where(valid_N, scale_N, 1.0)
+    logits_NK = (z_ND @ anchors_SMD.reshape(n_sets * n_anchors, dim).T).div_(scale_N.unsqueeze(-1))
     return torch.log_softmax(logits_NK.unflatten(-1, (n_sets, n_anchors)), dim=-1), valid_N
 
 
-def _norm(z_ND: Tensor) -> Tensor:
-    """‖z‖ [N], also where the squares of float32 numbers over- or underflow."""
-    if z_ND.device.type == "cpu":  # where float64 costs a copy, and looking at values costs nothing
+def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+    """‖z‖ [N], also where the squares of float32 numbers over- or underflow; and where it is no use, if anywhere."""
+    if z_ND.device.type == "cpu" and len(z_ND):  # where float64 costs a copy, and looking at values costs nothing
         norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
-        if len(norm_N) == 0 or (norm_N.min() > _SAFE[0] and norm_N.max() < _SAFE[1]):
-            return norm_N
-    return torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
+        least, most = (bound.item() for bound in norm_N.aminmax())
+        if least > _SAFE[0] and most < _SAFE[1]:
+            return norm_N, None
+    norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
+    return norm_N, (norm_N > 0) & (norm_N < math.inf)
 
 
 def entropy(mass: Tensor) -> Tensor:

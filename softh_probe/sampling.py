@@ -42,10 +42,10 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 def poisson_weights(sequence_keys_B: np.ndarray) -> np.ndarray:
-    """How often each sequence occurs in each bootstrap replicate: Poisson(1), float32 [N_REPLICATES, B]."""
+    """How often each sequence occurs in each bootstrap replicate: Poisson(1), float64 [N_REPLICATES, B]."""
     draws = np.arange(N_REPLICATES)[:, None] + _BEYOND_POSITIONS
     keys = position_keys(np.broadcast_to(sequence_keys_B, (N_REPLICATES, len(sequence_keys_B))), draws)
-    return np.searchsorted(_POISSON_CDF, keys / 2.0**64).astype(np.float32)
+    return np.searchsorted(_POISSON_CDF, keys / 2.0**64).astype(np.float64)
 
 
 def smallest(keys_N: np.ndarray, size: int) -> np.ndarray:

@@ -85,14 +85,14 @@ class LayerSums:
             counted_B1T = labels.counted_N[:n_fed].view(n_sequences, 1, n_tokens)
             rows_BTK = rows_NK.view(n_sequences, n_tokens, rows_NK.shape[1])
             pieces = zip(counted_B1T.split(N_SUMMED, dim=2), rows_BTK.split(N_SUMMED, dim=1), strict=True)
-            pieces_PBK = torch.stack([torch.bmm(counted, rows).squeeze(1) for counted, rows in pieces])
-            self.total += pieces_PBK.sum(dim=(0, 1), dtype=torch.float64)
-            sequences_BK = pieces_PBK.sum(dim=0)
+            sequences_BK = sum(torch.bmm(counted, rows).squeeze(1).double() for counted, rows in pieces)
+            assert isinstance(sequences_BK, Tensor)
             if labels.number is not None:
                 rows_NK = self._with_waiting(rows_NK, sequences_BK, labels)
-            self.replicates += labels.weights_WB @ sequences_BK[:, : self._n_mass]
+            self.total += sequences_BK.sum(dim=0)
+            self.replicates.addmm_(labels.weights_WB, sequences_BK[:, : self._n_mass])
             self.single += labels.single_PN @ rows_NK
-            self.sample.index_copy_(0, labels.sample_slots, rows_NK[labels.sample_positions, : self._n_mass])
+            self.sample.index_copy_(0, labels.sample_slots, rows_NK.index_select(0, labels.sample_positions)[:, : self._n_mass])
             if len(labels.bag_offsets) == 1:  # no bag: nothing for the tables
                 return
             bags_LK = torch.nn.functional.embedding_bag(
@@ -121,11 +121,10 @@ class LayerSums:
             if waited_CK is None or len(waited_CK) != len(labels.carried_sequences):
                 raise ProbeError("positions that waited for their labels are not there")
             counted_CK = waited_CK * labels.counted_N[len(rows_NK) :].unsqueeze(1)
-            self.total += counted_CK.sum(dim=0, dtype=torch.float64)
-            sequences_BK.index_add_(0, labels.carried_sequences, counted_CK)
+            sequences_BK.index_add_(0, labels.carried_sequences, counted_CK.double())
             rows_NK = torch.cat([rows_NK, waited_CK])
         if len(labels.held_positions):
-            self.waiting[labels.number] = rows_NK[labels.held_positions]
+            self.waiting[labels.number] = rows_NK.index_select(0, labels.held_positions)
         return rows_NK
 
     def _features(self, h_ND: Tensor) -> Tensor:
@@ -136,7 +135,9 @@ class LayerSums:
         mass_NSM.copy_(torch.softmax(log_q_NSM, dim=-1))  # that is exp(log q), and on a CPU many times as fast
         rows_NK[:, -self.n_sets - 1 : -1] = -(log_q_NSM.mul_(mass_NSM)).sum(dim=-1)
         rows_NK[:, -1] = 1.0
-        return rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
+        if valid_N is not None:
+            rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
+        return rows_NK
 
     def state_dict(self) -> dict[str, Tensor]:
         owners = ((self.STATE, self), (LabelTables.STATE, self.tables))

@@ -61,21 +61,21 @@ class LabelTables:
             if labels.left_rows is not None and labels.taken_rows is not None:
                 self.open.index_add_(0, labels.taken_rows, self.open[labels.left_rows])
             self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
-        if len(labels.closed_buckets):
-            self.folded.index_add_(0, labels.closed_buckets, self._fold(bags_LK[n_kept + n_open :]))
-        if len(labels.retired_rows):
-            self.retire(labels.retired_rows, labels.retired_buckets)
+        if len(labels.ended_buckets):
+            self._end(bags_LK[n_kept + n_open :], labels.retired_rows, labels.ended_buckets)
 
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
         """Fold the open rows of labels that are over into their buckets, and empty them."""
-        self.folded.index_add_(0, buckets, self._fold(self.open[rows]))
-        self.open.index_fill_(0, rows, 0.0)
+        self._end(self.open[:0], rows, buckets)
 
-    def _fold(self, rows_LK: Tensor) -> Tensor:
-        """What remains of labels that are over: n·H(p̂_x) and the sum of assignment entropies, [L, 2S] float64."""
-        weighted_LS = weighted_entropy(mass(rows_LK, self.n_sets, self.n_anchors))
-        return torch.cat([weighted_LS, position_entropy(rows_LK, self.n_sets).double()], dim=1)
+    def _end(self, others_LK: Tensor, rows: Tensor, buckets: Tensor) -> None:
+        """Fold rows of sums, then open ones; what remains is n·H(p̂_x) and the sum of assignment entropies."""
+        ended_LK = torch.cat([others_LK, self.open.index_select(0, rows)])
+        self.open.index_fill_(0, rows, 0.0)
+        weighted_LS = weighted_entropy(mass(ended_LK, self.n_sets, self.n_anchors))
+        remains = torch.cat([weighted_LS, position_entropy(ended_LK, self.n_sets)], dim=1)
+        self.folded.index_add_(0, buckets, remains)
 
     def merge(self, other: LabelTables, rows: Merged) -> None:
         """Add another part's tables."""
