@@ -30,19 +30,22 @@ How far that leads, as absolute error in units of log m, mean / most (`python sc
 It is too low where a label has several tight modes (by .05 with 4), and too high where labels of one count
 are not alike (.06 where half of them say nothing) or repeat within a document (the last line).
 
-Shape suffixes: R rows of the sample, S anchor sets, M anchors, K curves, G counts of the grid, C rows of labels.
+Shape suffixes: R rows of the sample, H groups of them, S anchor sets, M anchors, K curves, G counts of the grid, C rows
+of labels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimator import entropy
-from softh_probe.tables import weighted_entropy
 
 #: How often the sample is shuffled for the curve of chance.
 SHUFFLES = 4
@@ -95,7 +98,7 @@ def bias_curves(
         mass_SM: sums of the soft assignments of all positions.
         position_entropy_S: mean entropy of the soft assignments of all positions, in nats.
         n_positions: N.
-        seed: of the generator that shuffles the sample; equal arguments give equal curves.
+        seed: of the generator that draws from the sample; equal arguments give equal curves.
 
     Raises:
         InputError: the sample is empty, or not of the sums' anchors.
@@ -103,31 +106,40 @@ def bias_curves(
     if sample_RSM.ndim != 3 or len(sample_RSM) == 0 or sample_RSM.shape[1:] != mass_SM.shape:
         expected = f"[R, {', '.join(map(str, mass_SM.shape))}] of one position or more"
         raise InputError(f"sample_RSM: expected soft assignments {expected}, got {list(sample_RSM.shape)}")
-    generator = torch.Generator().manual_seed(seed)
-    q_RSM = sample_RSM.float()
-    mean_SM = mass_SM.double() / mass_SM.double().sum(dim=-1, keepdim=True)
-    shuffled = torch.stack([_shuffle(q_RSM, generator) for _ in range(SHUFFLES)])
-    entropies = _mean_entropies(q_RSM[shuffled], len(q_RSM) // 16, distinct=1)
-    entropy_GS = torch.stack(list(entropies.values()))
+    # One anchor set at a time: what is computed from its sample fits a CPU's caches.
+    parts = zip(sample_RSM.unbind(dim=1), mass_SM, position_entropy_S, strict=True)
+    draws = _draws(len(sample_RSM), seed)
+    found = [_curves(q_RM.float(), mass_M, of_positions, n_positions, draws) for q_RM, mass_M, of_positions in parts]
+    inverse_G = found[0][0]
+    return BiasCurves(inverse_G=inverse_G, g_KGS=torch.stack([g for _, g in found], dim=-1), n_positions=n_positions)
+
+
+def _curves(
+    q_RM: Tensor, mass_M: Tensor, position_entropy: Tensor, n_positions: int, draws: _Draws
+) -> tuple[Tensor, Tensor]:
+    """1/n [G] and g [K, G] of one anchor set."""
+    mean_M = mass_M.double() / mass_M.double().sum()
+    q_RM = q_RM.clamp_min(torch.finfo(torch.float32).tiny)
+    sizes, entropy_G = _mean_entropies(q_RM[draws.shuffled_HR], len(q_RM) // 16, distinct=1)
 
     # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
-    cross_S = -(q_RSM.double().mean(dim=0) * mean_SM.clamp_min(1e-300).log()).sum(dim=-1)
-    inverse_G = 1.0 / torch.tensor(list(entropies), dtype=torch.float64)
-    small_GS = (cross_S - entropy_GS) / _v(inverse_G, n_positions).unsqueeze(1)
+    cross = -(q_RM.double().mean(dim=0) @ mean_M.clamp_min(1e-300).log())
+    inverse_G = 1.0 / torch.tensor(sizes, dtype=torch.float64)
+    small_G = (cross - entropy_G) / _v(inverse_G, n_positions)
     # As n grows, KL tends to half of χ².
-    variance_SM = (q_RSM - q_RSM.mean(dim=0)).square_().sum(dim=0).double() / max(len(q_RSM) - 1, 1)
-    limit_S = (variance_SM / mean_SM.clamp_min(1e-300)).sum(dim=-1) / 2
+    variance_M = (q_RM - q_RM.mean(dim=0)).square_().sum(dim=0).double() / max(len(q_RM) - 1, 1)
+    limit = (variance_M / mean_M.clamp_min(1e-300)).sum() / 2
     inverse_G = torch.cat([inverse_G.new_zeros(1), inverse_G])
-    chance_GS = torch.cat([limit_S.unsqueeze(0), small_GS])
+    chance_G = torch.cat([limit.unsqueeze(0), small_G])
     # n = 1 is known of all positions, not of the sample only.
-    exact_S = entropy(mean_SM) - position_entropy_S.double()
-    chance_GS = chance_GS * torch.where(chance_GS[-1] > 0, exact_S / chance_GS[-1], 1.0)
+    exact = entropy(mean_M) - position_entropy.double()
+    chance_G = chance_G * torch.where(chance_G[-1] > 0, exact / chance_G[-1], 1.0)
 
-    curves = [chance_GS]
-    if len(q_RSM) >= SCATTER:
-        logits_RSM = q_RSM.clamp_min(torch.finfo(torch.float32).tiny).log_()
-        curves += [_reference_curve(logits_RSM, shared, inverse_G, generator) for shared in SHARED]
-    return BiasCurves(inverse_G=inverse_G, g_KGS=torch.stack(curves), n_positions=n_positions)
+    curves = [chance_G]
+    if len(q_RM) >= SCATTER:
+        logits_RM = q_RM.log()
+        curves += [_reference_curve(logits_RM, *one, inverse_G) for one in zip(SHARED, *draws[1:], strict=True)]
+    return inverse_G, torch.stack(curves)
 
 
 def chance_information(curves: BiasCurves, counts_C: Tensor) -> Tensor:
@@ -206,46 +218,76 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
     return ratio_CS * divergence_CS
 
 
-def _reference_curve(logits_RSM: Tensor, shared: float, inverse_G: Tensor, generator: torch.Generator) -> Tensor:
-    """g [G, S] of labels that share a part of the positions' variance, drawn from infinitely many positions."""
-    mean_SM = logits_RSM.mean(dim=0)
-    centres = logits_RSM[_shuffle(logits_RSM, generator)[:CENTRES]]
-    scatter = logits_RSM[torch.stack([_shuffle(logits_RSM, generator)[:SCATTER] for _ in range(len(centres))])]
-    # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
-    near, far = shared**0.5, (1 - shared) ** 0.5
-    logits = scatter.mul_(far).add_((mean_SM * (1 - near - far) + near * centres).unsqueeze(1))
-    found = _mean_entropies(torch.softmax(logits, dim=-1), SCATTER)
-    # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
-    last_S, half_S = found[SCATTER], found[SCATTER // 2]
-    sizes = [n for n in found if n <= SCATTER // 4]
-    small_GS = torch.stack([n * (2 * last_S - half_S - found[n]) for n in sizes])
-    own = torch.tensor([0.0] + [1.0 / n for n in sizes], dtype=torch.float64)
-    return _interpolate(inverse_G, own, torch.cat([(SCATTER * (last_S - half_S)).unsqueeze(0), small_GS]))
+class _Draws(NamedTuple):
+    """Rows of a sample that go into its curves, the same for all layers and anchor sets.
 
-
-def _mean_entropies(q_GRSM: Tensor, largest: int, distinct: int | None = None) -> dict[int, Tensor]:
-    """Mean entropy [S] of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
-
-    Args:
-        distinct: groups, the first ones, that are of different rows; the others are the same ones in another order.
+    Attributes:
+        shuffled_HR: all rows in random order, H = `SHUFFLES` times.
+        centres: for each of `SHARED`, the rows that are centres, [H] with H = `CENTRES`.
+        scattered: for each of `SHARED`, the rows around each centre, [H, `SCATTER`].
     """
 
-    def mean_entropy(sums_GRSM: Tensor, n: int) -> Tensor:
-        return weighted_entropy(sums_GRSM).mean(dim=(0, 1)) / n
+    shuffled_HR: Tensor
+    centres: list[Tensor]
+    scattered: list[Tensor]
 
-    found = {1: mean_entropy(q_GRSM[:distinct], 1)}
+
+@lru_cache(maxsize=4)
+def _draws(n_rows: int, seed: int) -> _Draws:
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffled(times: int, n: int) -> Tensor:
+        return torch.stack([torch.randperm(n_rows, generator=generator)[:n] for _ in range(times)])
+
+    everything = shuffled(SHUFFLES, n_rows)
+    pairs = [(shuffled(1, CENTRES)[0], shuffled(CENTRES, SCATTER)) for _ in SHARED] if n_rows >= SCATTER else []
+    return _Draws(everything, [centres for centres, _ in pairs], [scattered for _, scattered in pairs])
+
+
+def _reference_curve(
+    logits_RM: Tensor, shared: float, centres_H: Tensor, scattered_HR: Tensor, inverse_G: Tensor
+) -> Tensor:
+    """g [G] of labels that share a part of the positions' variance, drawn from infinitely many positions."""
+    mean_M = logits_RM.mean(dim=0)
+    # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
+    near, far = shared**0.5, (1 - shared) ** 0.5
+    around_HM = mean_M * (1 - near - far) + near * logits_RM[centres_H]
+    logits_HRM = logits_RM[scattered_HR].mul_(far).add_(around_HM.unsqueeze(1))
+    q_HRM = torch.softmax(logits_HRM, dim=-1).clamp_min_(torch.finfo(torch.float32).tiny)
+    sizes, entropy_G = _mean_entropies(q_HRM, SCATTER)
+    # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
+    last, half = entropy_G[sizes.index(SCATTER)], entropy_G[sizes.index(SCATTER // 2)]
+    first = next(i for i, n in enumerate(sizes) if n <= SCATTER // 4)
+    n_G = torch.tensor(sizes[first:], dtype=torch.float64)
+    own_G = torch.cat([n_G.new_zeros(1), 1.0 / n_G])
+    g_G = torch.cat([SCATTER * (last - half).unsqueeze(0), n_G * (2 * last - half - entropy_G[first:])])
+    return _interpolate(inverse_G, own_G, g_G.unsqueeze(1)).squeeze(1)
+
+
+def _mean_entropies(q_HRM: Tensor, largest: int, distinct: int | None = None) -> tuple[list[int], Tensor]:
+    """Mean entropy of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
+
+    Args:
+        q_HRM: rows of H groups, none of whose assignments is 0.
+        distinct: groups, the first ones, that are of different rows; the others are the same ones in another order.
+
+    Returns:
+        The n in falling order, and the mean entropy of each, float64 in nats.
+    """
+
+    def mean_entropy(sums_HRM: Tensor, n: int) -> Tensor:
+        return math.log(n) - sums_HRM.log().mul_(sums_HRM).sum(dim=-1).mean(dtype=torch.float64) / n
+
+    found = {1: mean_entropy(q_HRM[:distinct], 1)}
     for first in (2, 3):
-        sums, size = q_GRSM, 1
+        sums, size = q_HRM, 1
         while size * (group := first if size == 1 else 2) <= largest:
             size *= group
             n_sums = sums.shape[1] // group
             sums = sum(sums[:, i : n_sums * group : group] for i in range(1, group)) + sums[:, : n_sums * group : group]
             found[size] = mean_entropy(sums, size)
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _shuffle(rows_RSM: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randperm(len(rows_RSM), generator=generator)
+    sizes = sorted(found, reverse=True)
+    return sizes, torch.stack([found[n] for n in sizes])
 
 
 def _v(inverse_C: Tensor, n_positions: int) -> Tensor:

@@ -24,7 +24,7 @@ from softh_probe.errors import InputError
 _SAFE = (1e-12, 1e15)
 
 
-def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
     """Logarithm of the soft assignments of hidden states to anchors.
 
     The division by ‖h‖·ε follows the projection, where it costs M/D of what it would cost before.
@@ -48,7 +48,7 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tu
 
 
 def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-    """‖z‖ [N], also where the squares of float32 numbers over- or underflow; and where it is no use, if anywhere."""
+    """‖z‖ [N], also where squares in float32 over- or underflow; and where it gives a direction, if not everywhere."""
     if z_ND.device.type == "cpu" and len(z_ND):  # where float64 costs a copy, and looking at values costs nothing
         norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
         least, most = (bound.item() for bound in norm_N.aminmax())
