@@ -30,8 +30,8 @@ How far that leads, as absolute error in units of log m, mean / most (`python sc
 It is too low where a label has several tight modes (by .05 with 4), and too high where labels of one count
 are not alike (.06 where half of them say nothing) or repeat within a document (the last line).
 
-Shape suffixes: R rows of the sample, H groups of them, S anchor sets, M anchors, K curves, G counts of the grid, C rows
-of labels.
+Shape suffixes: R rows of the sample, H groups of them, S anchor sets, M anchors, K curves, G counts of the grid, C
+counts of labels.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class BiasCurves:
         """b(n) of every curve: [K, C, S]; 0 from n = N on."""
         inverse_C = 1.0 / counts_C.double()
         return _interpolate(inverse_C, self.inverse_G, self.g_KGS) * _v(inverse_C, self.n_positions).unsqueeze(1)
+
+    def part(self, curves: slice) -> BiasCurves:
+        """Some of the curves."""
+        return BiasCurves(inverse_G=self.inverse_G, g_KGS=self.g_KGS[curves], n_positions=self.n_positions)
 
 
 def bias_curves(
@@ -135,11 +139,9 @@ def _curves(
     exact = entropy(mean_M) - position_entropy.double()
     chance_G = chance_G * torch.where(chance_G[-1] > 0, exact / chance_G[-1], 1.0)
 
-    curves = [chance_G]
-    if len(q_RM) >= SCATTER:
-        logits_RM = q_RM.log()
-        curves += [_reference_curve(logits_RM, *one, inverse_G) for one in zip(SHARED, *draws[1:], strict=True)]
-    return inverse_G, torch.stack(curves)
+    if len(q_RM) < SCATTER:
+        return inverse_G, chance_G.unsqueeze(0)
+    return inverse_G, torch.cat([chance_G.unsqueeze(0), _reference_curves(q_RM.log(), draws, inverse_G)])
 
 
 def chance_information(curves: BiasCurves, counts_C: Tensor) -> Tensor:
@@ -147,24 +149,25 @@ def chance_information(curves: BiasCurves, counts_C: Tensor) -> Tensor:
 
     [C, S], float64, of counts n of 1 or more; falls from H(Z) − mean H(q) at n = 1 to 0 at n = N.
     """
-    return curves(counts_C)[0]
+    return curves.part(slice(1))(counts_C)[0]
 
 
 def null_information(curves: BiasCurves, counts_C: Tensor, labels_C: Tensor) -> Tensor:
     """Expected plug-in I(X;Z), in nats, of labels of the same counts that are assigned at random.
 
     Args:
-        counts_C: counts n of labels; an n may stand in several rows.
-        labels_C: how many labels each row pools.
+        counts_C: counts n of labels.
+        labels_C: how many labels have each, [..., C].
 
     Returns:
-        [S], float64; NaN without labels.
+        [..., S], float64; NaN without labels.
     """
     positions_C = (counts_C * labels_C).double()
-    n_labelled = positions_C.sum()
+    n_labelled = positions_C.sum(dim=-1, keepdim=True)
     # Where some positions have no label, H(Z) is of a random part of all positions as well.
-    of_part_S = chance_information(curves, n_labelled.clamp_min(1).reshape(1))[0]
-    return positions_C @ chance_information(curves, counts_C) / n_labelled - of_part_S
+    of_part_S = chance_information(curves, n_labelled.clamp_min(1).reshape(-1))
+    null_S = positions_C @ chance_information(curves, counts_C) / n_labelled
+    return null_S - of_part_S.view_as(null_S)
 
 
 def corrected_information(
@@ -177,10 +180,12 @@ def corrected_information(
 ) -> Tensor:
     """I(X;Z), in nats, over the positions whose label occurs at least twice, corrected for small counts.
 
+    Several label sets may be given at once, along leading dimensions of all arguments but the counts.
+
     Args:
-        counts_C: counts n of labels; rows of n = 1 are left out, and rows of the same n taken together.
-        labels_C: how many labels each row pools.
-        weighted_entropy_CS: Σ_x n·H(p̂_x) over the row's labels, in nats.
+        counts_C: distinct counts n of labels; n = 1 is left out.
+        labels_C: how many labels have each.
+        weighted_entropy_CS: Σ_x n·H(p̂_x) over these labels, in nats.
         position_entropy_CS: sum over their positions of the entropy of the soft assignment, in nats.
         covered_entropy_S: H(Z) of the positions whose label occurs at least twice, in nats.
 
@@ -188,33 +193,30 @@ def corrected_information(
         [S], float64; at most H(Z) − mean H(q) of these positions. It is not cut off at 0, so that its mean is 0
         where labels say nothing. NaN where no label occurs twice.
     """
-    repeated = (counts_C >= 2) & (labels_C > 0)
-    counts, row_C = counts_C[repeated].unique(return_inverse=True)
-    n_sets = weighted_entropy_CS.shape[1]
-    rows = torch.cat([(counts_C * labels_C).unsqueeze(1), weighted_entropy_CS, position_entropy_CS], dim=1).double()
-    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, row_C, rows[repeated])
-    positions, of_counts = sums[:, 0], sums[:, 1:] / sums[:, :1]
-    label_entropy = of_counts[:, :n_sets]
-    divergence = (label_entropy - of_counts[:, n_sets:]).clamp_min(0.0)
-    conditional = label_entropy + _bias(curves, counts, divergence)
-    return covered_entropy_S.double() - positions @ conditional / positions.sum()
+    repeated = counts_C >= 2
+    counts = counts_C[repeated]
+    positions_C1 = (counts * labels_C[..., repeated]).double().unsqueeze(-1)
+    label_entropy_CS = weighted_entropy_CS[..., repeated, :].double() / positions_C1.clamp_min(1)
+    position_entropy_CS = position_entropy_CS[..., repeated, :].double() / positions_C1.clamp_min(1)
+    divergence_CS = (label_entropy_CS - position_entropy_CS).clamp_min(0.0)
+    conditional_CS = label_entropy_CS + _bias(curves, counts, divergence_CS)
+    return covered_entropy_S.double() - (positions_C1 * conditional_CS).sum(dim=-2) / positions_C1.sum(dim=-2)
 
 
 def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor:
-    """b(n) of labels of count n ≥ 2 whose mean divergence is W: [C, S]."""
-    first_KCS, bias_KCS = curves(torch.ones_like(counts_C)), curves(counts_C)
-    nothing_1CS = torch.zeros_like(bias_KCS[:1])
-    v_C1 = _v(1.0 / counts_C.double(), curves.n_positions).unsqueeze(1)
+    """b(n) of labels of count n ≥ 2 whose mean divergence is W: [..., C, S]."""
+    first_K1S, bias_KCS = curves(counts_C.new_ones(1)), curves(counts_C)
+    v_1C1 = _v(1.0 / counts_C.double(), curves.n_positions).reshape(1, -1, 1)
     # From the label that is one point (W = 0, b(n) = v·b(1)) to chance.
-    left_KCS = torch.where(first_KCS > ROUNDING, bias_KCS / first_KCS, v_C1)
-    left_KCS = torch.cat([left_KCS, nothing_1CS + v_C1]).flip(0).clamp_max(1 - 1e-9)
+    left_KCS = torch.where(first_K1S > ROUNDING, bias_KCS / first_K1S, v_1C1)
+    left_KCS = torch.cat([left_KCS, v_1C1.expand_as(bias_KCS[:1])]).flip(0).clamp_max(1 - 1e-9)
     ratio_KCS = (left_KCS / (1 - left_KCS)).cummax(dim=0).values
-    known_KCS = (torch.cat([first_KCS, nothing_1CS]).flip(0) * (1 - left_KCS)).cummax(dim=0).values
+    first_K1S = torch.cat([first_K1S, torch.zeros_like(first_K1S[:1])]).flip(0)
+    known_KCS = (first_K1S * (1 - left_KCS)).cummax(dim=0).values
     ratio_CS = ratio_KCS[0]
-    for k in range(1, len(ratio_KCS)):
-        step = (known_KCS[k] - known_KCS[k - 1]).clamp_min(1e-300)
-        part = ((divergence_CS - known_KCS[k - 1]) / step).clamp(0.0, 1.0)
-        ratio_CS = ratio_CS + part * (ratio_KCS[k] - ratio_KCS[k - 1])
+    for known, step, more in zip(known_KCS, known_KCS.diff(dim=0), ratio_KCS.diff(dim=0), strict=False):
+        part_CS = ((divergence_CS - known) / step.clamp_min(1e-300)).clamp(0.0, 1.0)
+        ratio_CS = ratio_CS + part_CS * more
     return ratio_CS * divergence_CS
 
 
@@ -223,13 +225,13 @@ class _Draws(NamedTuple):
 
     Attributes:
         shuffled_HR: all rows in random order, H = `SHUFFLES` times.
-        centres: for each of `SHARED`, the rows that are centres, [H] with H = `CENTRES`.
-        scattered: for each of `SHARED`, the rows around each centre, [H, `SCATTER`].
+        centres_KH: for each of `SHARED`, the rows that are centres, H = `CENTRES`.
+        scattered_KHR: for each of `SHARED`, the rows around each centre, R = `SCATTER`.
     """
 
     shuffled_HR: Tensor
-    centres: list[Tensor]
-    scattered: list[Tensor]
+    centres_KH: Tensor
+    scattered_KHR: Tensor
 
 
 @lru_cache(maxsize=4)
@@ -240,54 +242,54 @@ def _draws(n_rows: int, seed: int) -> _Draws:
         return torch.stack([torch.randperm(n_rows, generator=generator)[:n] for _ in range(times)])
 
     everything = shuffled(SHUFFLES, n_rows)
-    pairs = [(shuffled(1, CENTRES)[0], shuffled(CENTRES, SCATTER)) for _ in SHARED] if n_rows >= SCATTER else []
-    return _Draws(everything, [centres for centres, _ in pairs], [scattered for _, scattered in pairs])
+    pairs = [(shuffled(1, CENTRES)[0], shuffled(CENTRES, SCATTER)) for _ in SHARED]
+    return _Draws(everything, *map(torch.stack, zip(*pairs, strict=True)))
 
 
-def _reference_curve(
-    logits_RM: Tensor, shared: float, centres_H: Tensor, scattered_HR: Tensor, inverse_G: Tensor
-) -> Tensor:
-    """g [G] of labels that share a part of the positions' variance, drawn from infinitely many positions."""
+def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Tensor:
+    """g [K, G] of labels that share parts of the positions' variance, drawn from infinitely many positions."""
     mean_M = logits_RM.mean(dim=0)
+    shared_K11 = torch.tensor(SHARED).view(-1, 1, 1)
     # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
-    near, far = shared**0.5, (1 - shared) ** 0.5
-    around_HM = mean_M * (1 - near - far) + near * logits_RM[centres_H]
-    logits_HRM = logits_RM[scattered_HR].mul_(far).add_(around_HM.unsqueeze(1))
-    q_HRM = torch.softmax(logits_HRM, dim=-1).clamp_min_(torch.finfo(torch.float32).tiny)
-    sizes, entropy_G = _mean_entropies(q_HRM, SCATTER)
+    near_K11, far_K11 = shared_K11.sqrt(), (1 - shared_K11).sqrt()
+    around_KHM = mean_M * (1 - near_K11 - far_K11) + near_K11 * logits_RM[draws.centres_KH]
+    logits_KHRM = logits_RM[draws.scattered_KHR].mul_(far_K11.unsqueeze(3)).add_(around_KHM.unsqueeze(2))
+    q_KHRM = torch.softmax(logits_KHRM, dim=-1).clamp_min_(torch.finfo(torch.float32).tiny)
+    sizes, entropy_KG = _mean_entropies(q_KHRM, SCATTER)
     # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
-    last, half = entropy_G[sizes.index(SCATTER)], entropy_G[sizes.index(SCATTER // 2)]
+    last_K1, half_K1 = (entropy_KG[:, sizes.index(n)].unsqueeze(1) for n in (SCATTER, SCATTER // 2))
     first = next(i for i, n in enumerate(sizes) if n <= SCATTER // 4)
     n_G = torch.tensor(sizes[first:], dtype=torch.float64)
     own_G = torch.cat([n_G.new_zeros(1), 1.0 / n_G])
-    g_G = torch.cat([SCATTER * (last - half).unsqueeze(0), n_G * (2 * last - half - entropy_G[first:])])
-    return _interpolate(inverse_G, own_G, g_G.unsqueeze(1)).squeeze(1)
+    g_KG = torch.cat([SCATTER * (last_K1 - half_K1), n_G * (2 * last_K1 - half_K1 - entropy_KG[:, first:])], dim=1)
+    return _interpolate(inverse_G, own_G, g_KG.unsqueeze(2)).squeeze(2)
 
 
 def _mean_entropies(q_HRM: Tensor, largest: int, distinct: int | None = None) -> tuple[list[int], Tensor]:
     """Mean entropy of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
 
     Args:
-        q_HRM: rows of H groups, none of whose assignments is 0.
+        q_HRM: [..., H, R, M], rows of H groups, none of whose assignments is 0.
         distinct: groups, the first ones, that are of different rows; the others are the same ones in another order.
 
     Returns:
-        The n in falling order, and the mean entropy of each, float64 in nats.
+        The n in falling order, and the mean entropy of each, [..., G], float64 in nats.
     """
 
     def mean_entropy(sums_HRM: Tensor, n: int) -> Tensor:
-        return math.log(n) - sums_HRM.log().mul_(sums_HRM).sum(dim=-1).mean(dtype=torch.float64) / n
+        own_HR = sums_HRM.log().mul_(sums_HRM).sum(dim=-1)
+        return math.log(n) - own_HR.mean(dim=(-2, -1), dtype=torch.float64) / n
 
-    found = {1: mean_entropy(q_HRM[:distinct], 1)}
+    found = {1: mean_entropy(q_HRM[..., :distinct, :, :], 1)}
     for first in (2, 3):
         sums, size = q_HRM, 1
         while size * (group := first if size == 1 else 2) <= largest:
             size *= group
-            n_sums = sums.shape[1] // group
-            sums = sum(sums[:, i : n_sums * group : group] for i in range(1, group)) + sums[:, : n_sums * group : group]
+            parts = [sums[..., i : sums.shape[-2] // group * group : group, :] for i in range(group)]
+            sums = sum(parts[1:], parts[0])
             found[size] = mean_entropy(sums, size)
     sizes = sorted(found, reverse=True)
-    return sizes, torch.stack([found[n] for n in sizes])
+    return sizes, torch.stack([found[n] for n in sizes], dim=-1)
 
 
 def _v(inverse_C: Tensor, n_positions: int) -> Tensor:

@@ -113,23 +113,23 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
 
     # Covered positions are those whose label is not the only one of its kind.
     covered = labelled.clone().index_add_(0, single_sets, -single)
-    tables_of_sets = _CountTables(len(keeps_labels), n_sets)
+    by_count = _ByCount(len(keeps_labels), n_sets)
     for part_sets, part in _parts(kept_sets[has_label], kept[has_label], open_sets, opened):
         entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
-        tables_of_sets.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
+        by_count.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
         alone = part[:, -1] == 1
         covered.index_add_(0, part_sets[alone], -part[alone])
     for x, shared in enumerate(rows.shared_rows):
         once = sum((opened[part].sum(dim=0, dtype=torch.float64) for part in _pieces(shared)), torch.zeros_like(total))
         covered[x] -= once
         of_positions = position_entropy(once, n_sets).unsqueeze(0)
-        tables_of_sets.add(torch.tensor([x]), torch.tensor([1]), once[-1:], of_positions, of_positions)
+        by_count.add(torch.tensor([x]), torch.tensor([1]), once[-1:], of_positions, of_positions)
     counts, n_labels = torch.from_numpy(rows.bucket_counts), torch.from_numpy(rows.bucket_labels)
-    tables_of_sets.add(bucket_sets, counts, n_labels, folded[:, :n_sets], folded[:, n_sets:])
+    by_count.add(bucket_sets, counts, n_labels, folded[:, :n_sets], folded[:, n_sets:])
     n_single = torch.from_numpy(rows.single_labels)
     pooled, alone_entropy = n_single > 0, position_entropy(single, n_sets)
     ones = torch.ones_like(n_single)
-    tables_of_sets.add(*(t[pooled] for t in (single_sets, ones, n_single, alone_entropy, alone_entropy)))
+    by_count.add(*(t[pooled] for t in (single_sets, ones, n_single, alone_entropy, alone_entropy)))
 
     positions = total[-1]
     all_mass = mass(total, n_sets, n_anchors)
@@ -138,11 +138,7 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
         sample[sample.sum(dim=(1, 2)) > 0], all_mass, position_entropy(total, n_sets) / positions, int(positions)
     )
     covered_entropy = entropy(mass(covered, n_sets, n_anchors))
-    conditional, null, corrected = (torch.zeros(len(keeps_labels), n_sets, dtype=torch.float64) for _ in range(3))
-    for x, (counts, n_labels, weighted, of_positions) in enumerate(tables_of_sets):
-        conditional[x] = weighted.sum(dim=0) / labelled[x, -1]
-        null[x] = null_information(curves, counts, n_labels)
-        corrected[x] = corrected_information(curves, counts, n_labels, weighted, of_positions, covered_entropy[x])
+    counts_C, labels_XC, weighted_XCS, of_positions_XCS = by_count.tables()
 
     one_by_one = torch.tensor([name is not None for name in rows.bucket_names], dtype=torch.bool)
     label_positions = torch.cat([kept[has_label][:, -1], torch.from_numpy(rows.bucket_counts)[one_by_one].double()])
@@ -158,32 +154,39 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
         covered_positions=covered[:, -1],
         labelled_entropy=entropy(mass(labelled, n_sets, n_anchors)),
         labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
-        conditional_entropy=conditional,
-        null_information=null,
-        corrected_information=corrected,
+        conditional_entropy=weighted_XCS.sum(dim=1) / labelled[:, -1:],
+        null_information=null_information(curves, counts_C, labels_XC),
+        corrected_information=corrected_information(
+            curves, counts_C, labels_XC, weighted_XCS, of_positions_XCS, covered_entropy
+        ),
         label_positions=label_positions,
         label_entropy=label_weighted / label_positions.unsqueeze(1),
     )
 
 
-class _CountTables:
-    """Of each label set: counts n [C], how many labels [C], Σ n·H(p̂_x) and Σ of assignment entropies [C, S]."""
+class _ByCount:
+    """Labels of all sets, pooled by how often they occur."""
 
     def __init__(self, n_label_sets: int, n_anchor_sets: int) -> None:
-        none, no_entropies = torch.zeros(0, dtype=torch.int64), torch.zeros(0, n_anchor_sets, dtype=torch.float64)
-        self._parts = [[(none, none, no_entropies, no_entropies)] for _ in range(n_label_sets)]
+        self._n_label_sets, self._n_anchor_sets = n_label_sets, n_anchor_sets
+        self._parts: list[tuple[Tensor, ...]] = []
 
-    def add(self, sets_C: Tensor, *columns_C: Tensor) -> None:
-        """Rows that belong to several sets."""
-        for x in sets_C.unique().tolist():
-            here = sets_C == x
-            counts, n_labels, weighted, of_positions = (column[here] for column in columns_C)
-            self._parts[x].append((counts, n_labels.long(), weighted, of_positions))
+    def add(self, sets_C: Tensor, counts_C: Tensor, labels_C: Tensor, weighted_CS: Tensor, own_CS: Tensor) -> None:
+        """Rows that are several labels of one set and count: Σ n·H(p̂_x), and Σ of assignment entropies."""
+        sums = torch.cat([labels_C.double().unsqueeze(1), weighted_CS.double(), own_CS.double()], dim=1)
+        self._parts.append((sets_C, counts_C, sums))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """The four columns of each set."""
-        for parts in self._parts:
-            yield tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Distinct counts n [C]; of each set and count the labels [X, C] and their two sums [X, C, S]."""
+        sets, counts, sums = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        counts_C, c = counts.unique(return_inverse=True)
+        shape = (self._n_label_sets, len(counts_C))
+        pooled = sums.new_zeros(shape[0] * shape[1], sums.shape[1])
+        pooled.index_add_(0, sets * shape[1] + c, sums)
+        # A label none of whose positions had a direction has no entropy either.
+        pooled, counts_C = pooled.unflatten(0, shape)[:, counts_C > 0], counts_C[counts_C > 0]
+        labels, *entropies = pooled.split([1, self._n_anchor_sets, self._n_anchor_sets], dim=2)
+        return counts_C, labels.squeeze(2), entropies[0], entropies[1]
 
 
 def _parts(kept_sets: Tensor, kept: Tensor, open_sets: Tensor, opened: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -91,10 +91,11 @@ class LayerSums:
                 rows_NK = self._with_waiting(rows_NK, sequences_BK, labels)
             self.total += sequences_BK.sum(dim=0)
             self.replicates.addmm_(labels.weights_WB, sequences_BK[:, : self._n_mass])
-            self.single += labels.single_PN @ rows_NK
-            self.sample.index_copy_(
-                0, labels.sample_slots, rows_NK.index_select(0, labels.sample_positions)[:, : self._n_mass]
-            )
+            if len(self.single):
+                self.single += labels.single_PN @ rows_NK
+            if len(labels.sample_slots):
+                sampled_RK = rows_NK.index_select(0, labels.sample_positions)
+                self.sample.index_copy_(0, labels.sample_slots, sampled_RK[:, : self._n_mass])
             if len(labels.bag_offsets) == 1:  # no bag: nothing for the tables
                 return
             bags_LK = torch.nn.functional.embedding_bag(

@@ -17,6 +17,7 @@ from torch import Tensor
 from softh_probe.batch_labels import BatchLabels, Merged
 
 _ROWS_AT_ONCE = 65536
+_ROOM_ON_CPU = 8
 
 
 class LabelTables:
@@ -161,13 +162,24 @@ def weighted_entropy(mass_LSM: Tensor) -> Tensor:
 
 
 def _with_rows(table: Tensor, n_rows: int) -> Tensor:
-    """The table itself, or, where it is too short, a copy at least twice as long."""
-    if n_rows <= len(table):
+    """The table with so many rows, or with all that it has; new ones are zero.
+
+    They are taken from what the table's storage has left, else from a new one that has room for as many again, or,
+    where memory that nobody has touched costs nothing, for more.
+    """
+    n_old, n_columns = table.shape
+    if n_rows <= n_old:
         return table
+    if n_rows * n_columns * table.element_size() > table.untyped_storage().nbytes():
+        n_room = max(n_rows, n_old * (_ROOM_ON_CPU if table.device.type == "cpu" else 2))
+        with torch.inference_mode(False):
+            longer = torch.empty(n_room, n_columns, dtype=table.dtype, device=table.device)
+        longer[:n_old] = table
+        table = longer
     with torch.inference_mode(False):
-        longer = torch.zeros(max(n_rows, 2 * len(table)), table.shape[1], dtype=table.dtype, device=table.device)
-    longer[: len(table)] = table
-    return longer
+        table = table.as_strided((n_rows, n_columns), (n_columns, 1))
+    table[n_old:] = 0.0
+    return table
 
 
 def _add_rows(table: Tensor, to_rows: Tensor, other: Tensor, from_rows: Tensor) -> None:

@@ -43,13 +43,15 @@ def clusters(n: int, dim: int = 64, shared: float = 0.5, n_clusters: int = 30, s
 
 
 def plug_in(q: np.ndarray, labels: np.ndarray):
-    """Counts, label counts, Σ n·H(p̂), Σ H(q) of labels one by one, and H(Z) of positions whose label repeats."""
-    ids, label_N, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weighted = np.stack([counts[i] * entropies(q[label_N == i].mean(axis=0)) for i in range(len(ids))])
+    """Counts, how many labels have each, Σ n·H(p̂), Σ H(q), and H(Z) of positions whose label repeats."""
+    ids, label_N, n_L = np.unique(labels, return_inverse=True, return_counts=True)
+    weighted = np.stack([n_L[i] * entropies(q[label_N == i].mean(axis=0)) for i in range(len(ids))])
     own = np.stack([entropies(q[label_N == i]).sum(axis=0) for i in range(len(ids))])
-    repeated = counts[label_N] >= 2
+    repeated = n_L[label_N] >= 2
     covered = entropies(q[repeated].mean(axis=0)) if repeated.any() else np.full(q.shape[1], np.nan)
-    return [torch.from_numpy(a) for a in (counts, np.ones_like(counts), weighted, own, covered)]
+    counts, n_labels = np.unique(n_L, return_counts=True)
+    weighted, own = (np.stack([of_labels[n_L == n].sum(axis=0) for n in counts]) for of_labels in (weighted, own))
+    return [torch.from_numpy(a) for a in (counts, n_labels, weighted, own, covered)]
 
 
 # --- chance -------------------------------------------------------------------------------------------------------
@@ -118,8 +120,8 @@ def test_the_null_where_some_positions_have_no_label():
 
 
 def _information(q: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    counts, _, weighted, *_ = plug_in(q, labels)
-    return entropies(q.mean(axis=0)) - weighted.sum(dim=0).numpy() / counts.sum().item()
+    _, _, weighted, *_ = plug_in(q, labels)
+    return entropies(q.mean(axis=0)) - weighted.sum(dim=0).numpy() / len(labels)
 
 
 @pytest.fixture(scope="module")
@@ -228,26 +230,23 @@ def test_mixed_counts_and_singletons_which_are_left_out():
     assert torch.equal(corrected_information(curves_of(q), *parts, covered), found)
 
 
-def test_rows_pooled_by_count_give_what_rows_of_single_labels_give():
+def test_label_sets_and_anchor_sets_do_not_touch():
     q = assignments(clusters(1200), 40, n_sets=3)
-    labels = np.concatenate([np.arange(600) // 2, 1000 + np.arange(600) // 5])
-    counts_C, labels_C, weighted, own, covered = plug_in(q, labels)
-    two = counts_C == 2
-    pooled = (
-        torch.tensor([2, 5]),
-        torch.tensor([int(two.sum()), int((~two).sum())]),
-        torch.stack([weighted[two].sum(dim=0), weighted[~two].sum(dim=0)]),
-        torch.stack([own[two].sum(dim=0), own[~two].sum(dim=0)]),
-    )
-    curves = curves_of(q)
-    torch.testing.assert_close(
-        corrected_information(curves, *pooled, covered),
-        corrected_information(curves, counts_C, labels_C, weighted, own, covered),
-    )
-    for s in range(3):  # anchor sets do not touch
-        one = curves_of(q[:, s : s + 1])
-        found = null_information(one, *pooled[:2])
-        torch.testing.assert_close(found, null_information(curves, *pooled[:2])[s : s + 1], rtol=1e-5, atol=1e-7)
+    each = [plug_in(q, labels) for labels in (np.arange(1200) // 2, np.arange(1200) // 5, np.arange(1200) ** 2 // 9999)]
+    counts_C = torch.cat([sums[0] for sums in each]).unique()
+    table = torch.zeros(3, len(counts_C), 7, dtype=torch.float64)
+    for x, (counts, n_labels, weighted, own, _) in enumerate(each):
+        table[x, torch.isin(counts_C, counts)] = torch.cat([n_labels.unsqueeze(1), weighted, own], dim=1)
+    n_labels, weighted, own = table[..., 0], table[..., 1:4], table[..., 4:]
+    curves, covered = curves_of(q), torch.stack([sums[-1] for sums in each])
+    null = null_information(curves, counts_C, n_labels)
+    corrected = corrected_information(curves, counts_C, n_labels, weighted, own, covered)
+    for x, sums in enumerate(each):
+        torch.testing.assert_close(null[x], null_information(curves, *sums[:2]))
+        torch.testing.assert_close(corrected[x], corrected_information(curves, *sums))
+    for s in range(3):
+        alone = null_information(curves_of(q[:, s : s + 1]), counts_C, n_labels)
+        torch.testing.assert_close(alone, null[:, s : s + 1], rtol=1e-5, atol=1e-7)
 
 
 def test_the_estimate_falls_as_labels_diverge_and_stays_below_the_ceiling():
