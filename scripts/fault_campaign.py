@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a forked process cannot use the threads o
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import softh_probe.run  # noqa: F401 - imported before processes are forked
@@ -66,6 +68,7 @@ class Campaign:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
+        tqdm.set_lock(threading.RLock())  # by default forked processes share one, which those that are killed keep
         self.model = write_checkpoint(folder / "model")
         self.data = write_texts(folder / "texts.jsonl")
         self.failures: list[str] = []

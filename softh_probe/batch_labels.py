@@ -1,7 +1,8 @@
 """Where the positions of one forward pass go: the instructions that all layers share.
 
-A label is, within a batch, a bag of positions. Bags are sorted once per batch; each layer then sums its soft
-assignments bag by bag and adds the results to its rows.
+Within a batch a label is a bag of positions, and so is a sequence. Bags are sorted once per batch; each layer then
+sums its soft assignments bag by bag and adds the results to its rows. Of positions that are in no bag, padding above
+all, nothing is computed.
 """
 
 from __future__ import annotations
@@ -14,32 +15,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Positions that are summed at a time in float32; sums of 131,072 would lose 1e-4 of their mass.
+N_SUMMED = 256
+#: Where more of a batch's positions than these are in bags, computing all of them is cheaper than picking them out.
+MOST = 0.85
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLabels:
-    """Which rows of the running sums each of N = B·T positions is added to.
+    """Which rows of the running sums each position is added to.
 
-    The bags come in three groups, one after the other: labels whose rows are kept to the end, labels whose rows
-    are open (seen before, or to be seen again), and labels that occur in this batch only. Labels that occur
-    once in the whole corpus have no bag: the entropy of their position's own assignment is all there is to know.
+    Positions are numbered as the layers compute their soft assignments: those of the batch that are computed, then C
+    that waited from before. Bags of them come in five groups, one after the other: sequences, and single positions,
+    both in pieces of at most `N_SUMMED`; labels whose rows are kept to the end, in such pieces too; labels whose rows
+    are open (seen before, or to be seen again); and labels that occur in this batch only. Labels that occur once in
+    the whole corpus have no bag of their own: the entropy of their position's own assignment is all there is to know.
 
     Attributes:
         shape: (B, T) of the batch; n_tokens: how many of them are no padding; n_counted: how many count.
-        counted_N: float32, 1 where the position counts, else 0.
+        computed: int64, positions of the batch that are computed, of its B·T; None where all are.
         bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
-        kept_rows, open_rows: int64, the rows of the first two groups of bags.
-        single_PN: float32 [n_pools, N], of sets whose labels come and go, 1 where the position's label occurs once.
+        weights_WQ: float64 [n_replicates, Q], of the first group of bags, how often the sequence occurs in each
+            bootstrap replicate.
+        single_sets: int64, of the second group of bags, the set whose labels these positions' are that occur once,
+            among the sets whose labels come and go.
+        kept_rows, open_rows: int64, the rows of the third and fourth group.
         retired_rows: int64, open rows that end with this batch.
-        ended_buckets: int64, the buckets that labels which are over are pooled in: those of the third group, then
+        ended_buckets: int64, the buckets that labels which are over are pooled in: those of the fifth group, then
             those of the retired rows.
         sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
-        weights_WB: float64 [n_replicates, B], how often each sequence occurs in each bootstrap replicate.
         n_kept, n_open: rows that must exist before the batch is added.
         left_rows, taken_rows: int64, open rows that labels shared until now, and those of their own that they take
             instead: what is in the former is added to the latter, before the batch is.
         number: of the sequences, whose waiting positions layers have kept; None where nothing waits.
-        carried_sequences: int64 [C], the sequence of each of these; they are positions N … N + C − 1, and tensors of
-            N positions here have N + C.
+        n_carried: C, how many of these there are.
         held_positions: int64, positions that wait from now on.
         made_from: where this is a copy on an accelerator, the original.
     """
@@ -47,23 +56,23 @@ class BatchLabels:
     shape: tuple[int, int]
     n_tokens: int
     n_counted: int
-    counted_N: Tensor
+    computed: Tensor | None
     bag_positions: Tensor
     bag_offsets: Tensor
+    weights_WQ: Tensor
+    single_sets: Tensor
     kept_rows: Tensor
     open_rows: Tensor
-    single_PN: Tensor
     retired_rows: Tensor
     ended_buckets: Tensor
     sample_positions: Tensor
     sample_slots: Tensor
-    weights_WB: Tensor
     n_kept: int
     n_open: int
     left_rows: Tensor | None = None
     taken_rows: Tensor | None = None
     number: int | None = None
-    carried_sequences: Tensor | None = None
+    n_carried: int = 0
     held_positions: Tensor | None = None
     made_from: BatchLabels | None = None
 
@@ -100,27 +109,91 @@ class Merged(NamedTuple):
     slots: Tensor
 
 
-def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int) -> tuple[np.ndarray, ...]:
+class Bags(NamedTuple):
+    """Positions bag by bag; where each bag starts among them, and what it is a bag of."""
+
+    positions_E: np.ndarray
+    starts_L: np.ndarray
+    groups_L: np.ndarray
+
+
+def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int, n_pieced: int = 0) -> Bags:
     """Positions sorted by label.
 
     >>> sort_into_bags(np.array([[1, 0, 1]]), np.array([4, 5, 6]), n_groups=2)
-    (array([0, 1]), array([5, 4, 6], dtype=int32), array([0, 1, 3], dtype=int32))
+    Bags(positions_E=array([5, 4, 6]), starts_L=array([0, 1]), groups_L=array([0, 1]))
 
     Args:
         groups_SN: [n_label_sets, N], the label of each position in each set, numbered over all sets;
             n_groups or more means that the position has no bag in that set.
         positions_N: [N], the positions.
-
-    Returns:
-        The labels that occur, ascending; their positions, label by label; where each label's positions start.
+        n_pieced: the first so many groups are cut into bags of at most `N_SUMMED` positions.
     """
     flat = groups_SN.reshape(-1)
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
-    end = np.searchsorted(ordered, n_groups)
-    starts = np.flatnonzero(np.diff(ordered[:end], prepend=-1))
-    return (
-        ordered[starts],
-        positions_N[order[:end] % len(positions_N)].astype(np.int32),
-        np.append(starts, end).astype(np.int32),
+    pieced, end = np.searchsorted(ordered, [n_pieced, n_groups])
+    whole = np.flatnonzero(np.diff(ordered[pieced:end], prepend=-1)) + pieced
+    starts = np.concatenate([_starts_of_pieces(ordered[:pieced]), whole])
+    return Bags(positions_N[order[:end] % len(positions_N)], starts, ordered[starts])
+
+
+def in_pieces(groups_E: np.ndarray, positions_E: np.ndarray) -> Bags:
+    """Bags of at most `N_SUMMED` positions, which come sorted by their groups."""
+    starts = _starts_of_pieces(groups_E)
+    return Bags(positions_E, starts, groups_E[starts])
+
+
+def _starts_of_pieces(groups_E: np.ndarray) -> np.ndarray:
+    starts = np.flatnonzero(np.diff(groups_E, prepend=-1))
+    within = np.arange(len(groups_E)) - np.repeat(starts, np.diff(starts, append=len(groups_E)))
+    return np.flatnonzero(within % N_SUMMED == 0)
+
+
+def instructions(
+    *,
+    shape: tuple[int, int],
+    sequences: Bags,
+    weights_WB: np.ndarray,
+    labels: Bags,
+    sampled: np.ndarray,
+    singles: Bags | None = None,
+    n_carried: int = 0,
+    held: np.ndarray | None = None,
+    **others: Any,
+) -> BatchLabels:
+    """The instructions of a batch, whose positions are numbered as they come, 0 … B·T − 1, then C that waited.
+
+    Args:
+        sequences: counted positions of each sequence; weights_WB: how often each occurs in each replicate.
+        labels: of rows that are kept, of open ones, and of labels that occur in this batch only.
+        sampled: positions whose assignments are kept; held: those that wait from now on.
+        singles: of sets whose labels come and go, the positions whose label occurs once.
+        others: attributes of `BatchLabels`, as arrays or whatever they are.
+    """
+    n_fed = shape[0] * shape[1]
+    held = np.zeros(0, dtype=np.int64) if held is None else held
+    all_bags = [sequences, labels] if singles is None else [sequences, singles, labels]
+    ends = np.cumsum([len(bags.positions_E) for bags in all_bags])
+    offsets = [bags.starts_L + start for bags, start in zip(all_bags, [0, *ends[:-1]], strict=True)]
+    is_used = np.zeros(n_fed + n_carried, dtype=bool)
+    is_used[sequences.positions_E] = True
+    is_used[held] = True
+    computed = np.flatnonzero(is_used[:n_fed])
+    numbers = np.arange(n_fed + n_carried)
+    if picks := len(computed) < MOST * n_fed:
+        numbers[computed] = np.arange(len(computed))
+        numbers[n_fed:] -= n_fed - len(computed)
+    given: dict[str, Any] = {
+        "bag_positions": numbers[np.concatenate([bags.positions_E for bags in all_bags])].astype(np.int32),
+        "bag_offsets": np.concatenate([*offsets, ends[-1:]]).astype(np.int32),
+        "weights_WQ": weights_WB[:, sequences.groups_L],
+        "single_sets": np.zeros(0, dtype=np.int64) if singles is None else singles.groups_L,
+        "sample_positions": numbers[sampled],
+        "held_positions": numbers[held],
+        **others,
+    }
+    given = {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in given.items()}
+    return BatchLabels(
+        shape=shape, computed=torch.from_numpy(computed) if picks else None, n_carried=n_carried, **given
     )

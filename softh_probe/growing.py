@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from softh_probe.batch_labels import BatchLabels, Merged, sort_into_bags
+from softh_probe.batch_labels import Bags, BatchLabels, Merged, in_pieces, instructions, sort_into_bags
 from softh_probe.errors import ProbeError
 from softh_probe.inputs import Fed
 from softh_probe.labels import LabelSet, context
@@ -170,8 +170,6 @@ class GrowingRows:
             row_N, column_N: where in the sequences; place_N: where among the layer's rows of assignments.
         """
         n_carried, number = sequences.n_held, sequences.number
-        carried_rows = np.zeros(n_carried, dtype=np.int64)
-        carried_rows[sequences.waiting_places] = sequences.waiting_rows
         if self.once:
             counts_N[counts_N] = self._first_time(sequences, row_N[counts_N], column_N[counts_N])
         held_places = place_N[held_N]
@@ -193,44 +191,40 @@ class GrowingRows:
         n_groups = n_kept + sum(map(len, self._open))
         groups = [np.where(rows < 0, n_groups, rows) for rows in kept] + [n_kept + labels for labels in opened]
         groups_SN = np.stack(groups) if groups else np.zeros((0, len(place_N)), dtype=np.int64)
-        labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, place_N, n_groups)
-        kept_end = np.searchsorted(labels, n_kept)
-        sizes = np.diff(bag_offsets)
+        bags = sort_into_bags(groups_SN, place_N, n_groups, n_pieced=n_kept)
+        kept_end = np.searchsorted(bags.groups_L, n_kept)
+        sizes = np.diff(bags.starts_L, append=len(bags.positions_E))
         placed = self._shared.place(
-            labels[kept_end:] - n_kept, sizes[kept_end:] == 1, bag_positions[bag_offsets[kept_end:-1]]
+            bags.groups_L[kept_end:] - n_kept, sizes[kept_end:] == 1, bags.positions_E[bags.starts_L[kept_end:]]
         )
         # Labels that share their position's row have no bag of their own, but the position has.
         has_bag = np.concatenate([np.ones(kept_end, dtype=bool), placed.rows_L >= 0])
-        bag_positions = np.concatenate([bag_positions[np.repeat(has_bag, sizes)], placed.positions_P]).astype(np.int32)
-        ends = np.cumsum(np.concatenate([sizes[has_bag], np.ones(len(placed.positions_P), dtype=np.int64)]))
-        bag_offsets = np.concatenate([[0], ends]).astype(np.int32)
-        none = torch.zeros(0, dtype=torch.int64)
+        positions_E = np.concatenate([bags.positions_E[np.repeat(has_bag, sizes)], placed.positions_P])
+        sizes = np.concatenate([sizes[has_bag], np.ones_like(placed.positions_P)])
+        labels = Bags(positions_E, np.cumsum(sizes) - sizes, np.concatenate([bags.groups_L[has_bag], placed.rows_P]))
         places = sequences.places()[row_N, column_N]
         taken, slots = self._sample.offer(position_keys(sequences.keys_B[row_N], places))
-        counted_N = np.zeros(fed.real_BT.size + n_carried, dtype=np.float32)
-        counted_N[place_N] = 1.0
-        batch = BatchLabels(
+        by_sequence = np.argsort(row_N, kind="stable")
+        batch = instructions(
             shape=(fed.real_BT.shape[0], fed.real_BT.shape[1]),
             n_tokens=int(fed.real_BT.sum()),
             n_counted=len(place_N),
-            counted_N=torch.from_numpy(counted_N),
-            bag_positions=torch.from_numpy(bag_positions),
-            bag_offsets=torch.from_numpy(bag_offsets),
-            kept_rows=torch.from_numpy(labels[:kept_end]),
-            open_rows=torch.from_numpy(np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P])),
-            single_PN=torch.zeros(0, len(counted_N), dtype=torch.float32),
-            retired_rows=none,
-            ended_buckets=none,
-            sample_positions=torch.from_numpy(place_N[taken]),
-            sample_slots=torch.from_numpy(slots),
-            weights_WB=torch.from_numpy(poisson_weights(sequences.keys_B)),
+            sequences=in_pieces(row_N[by_sequence], place_N[by_sequence]),
+            weights_WB=poisson_weights(sequences.keys_B),
+            labels=labels,
+            kept_rows=bags.groups_L[:kept_end],
+            open_rows=np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P]),
+            retired_rows=_NONE,
+            ended_buckets=_NONE,
+            sampled=place_N[taken],
+            sample_slots=slots,
             n_kept=n_kept,
             n_open=self.n_open,
-            left_rows=torch.from_numpy(placed.left),
-            taken_rows=torch.from_numpy(placed.taken),
+            left_rows=placed.left,
+            taken_rows=placed.taken,
             number=number,
-            carried_sequences=torch.from_numpy(carried_rows),
-            held_positions=torch.from_numpy(held_places),
+            n_carried=n_carried,
+            held=held_places,
         )
         sequences.trim()
         return batch

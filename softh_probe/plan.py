@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from softh_probe.batch_labels import BatchLabels, sort_into_bags
+from softh_probe.batch_labels import BatchLabels, in_pieces, instructions, sort_into_bags
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelSet, context, shortest_document
 from softh_probe.numbering import Numbering, label_ids, n_counted, number_labels, ranges
@@ -78,29 +78,25 @@ class Plan:
         counts = n_counted(self.corpus, self.label_sets, documents)
         positions_N = ranges(np.arange(len(documents)) * longest + before, counts)
         groups_SN = self._groups(documents, len(positions_N))
-        labels, bag_positions, bag_offsets = sort_into_bags(groups_SN, positions_N, n.n_bagged)
-        kept_end, open_end = np.searchsorted(labels, [n.n_kept, n.n_kept + len(n.open_rows)])
-        counted_N = torch.zeros(len(documents) * longest, dtype=torch.float32)
-        counted_N[positions_N] = 1.0
-        single_PN = torch.zeros(len(n.single_sets), len(counted_N), dtype=torch.float32)
-        single_PN[:, positions_N] = torch.from_numpy(n.occurs_once[groups_SN[n.single_sets]]).float()
+        bags = sort_into_bags(groups_SN, positions_N, n.n_bagged, n_pieced=n.n_kept)
+        kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.open_rows)])
+        single_sets, singles = n.occurs_once[groups_SN[n.single_sets]].nonzero()
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         retired = n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
-        return BatchLabels(
+        return instructions(
             shape=(len(documents), longest),
             n_tokens=int(self.corpus.lengths[documents].sum()),
             n_counted=len(positions_N),
-            counted_N=counted_N,
-            bag_positions=torch.from_numpy(bag_positions),
-            bag_offsets=torch.from_numpy(bag_offsets),
-            kept_rows=torch.from_numpy(labels[:kept_end].astype(np.int64)),
-            open_rows=torch.from_numpy(n.open_rows[labels[kept_end:open_end] - n.n_kept]),
-            single_PN=single_PN,
-            retired_rows=torch.from_numpy(n.open_rows[retired]),
-            ended_buckets=torch.from_numpy(n.bucket_of[np.concatenate([labels[open_end:] - n.n_kept, retired])]),
-            sample_positions=torch.from_numpy(positions_N[self._sampled[first:last] - self._batch_starts[index]]),
-            sample_slots=torch.from_numpy(self._slots[first:last]),
-            weights_WB=torch.from_numpy(poisson_weights(self._source_keys[documents])),
+            sequences=in_pieces(positions_N // longest, positions_N),
+            weights_WB=poisson_weights(self._source_keys[documents]),
+            singles=in_pieces(single_sets, positions_N[singles]),
+            labels=bags,
+            kept_rows=bags.groups_L[:kept_end].astype(np.int64),
+            open_rows=n.open_rows[bags.groups_L[kept_end:open_end] - n.n_kept],
+            retired_rows=n.open_rows[retired],
+            ended_buckets=n.bucket_of[np.concatenate([bags.groups_L[open_end:] - n.n_kept, retired])],
+            sampled=positions_N[self._sampled[first:last] - self._batch_starts[index]],
+            sample_slots=self._slots[first:last],
             n_kept=n.n_kept,
             n_open=n.n_open,
         )

@@ -515,6 +515,8 @@ class SoftEntropyProbe:
             self._pass.n_block_calls += 1
             row = block_row(self._pass.n_block_calls)
             self._measure(row, output)
+            if isinstance(self._pass.labels, Step):  # the sequences' first pass has shown what their blocks are
+                return
             try:
                 self._pass.last = output
                 self._pass.chain.add(hidden_state(_taken(args, kwargs), row), hidden_state(output, row))
@@ -547,7 +549,8 @@ class SoftEntropyProbe:
         expected = list(self._modules) or [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks))]
         missing = [name for name in expected if name not in current.rows]
         if missing and output is None and current.rows:
-            self._problems.append(f"a forward pass failed after {current.rows[-1]}: later layers lack its positions")
+            *_, last = current.rows
+            self._problems.append(f"a forward pass failed after {last}: later layers lack its positions")
         elif missing and output is not None:
             names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
             self._problems.append(
@@ -579,12 +582,12 @@ class SoftEntropyProbe:
         if row in self._pass.rows:
             self._problems.append(f"{row}: called twice in a forward pass; its calls are of different depth")
             return
-        self._pass.rows.append(row)
+        self._pass.rows[row] = None
         if not self._wants(row):
             return
         try:
             hidden = hidden_state(value, row)
-            if hidden.device.type == "mps":
+            if hidden.is_mps:
                 hidden = hidden.cpu()  # for Apple's GPUs have no float64
             if self._pass.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
@@ -593,7 +596,8 @@ class SoftEntropyProbe:
             if tuple(hidden.shape[:-1]) not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
             if isinstance(self._pass.labels, Step):
-                self._steps.setdefault(row, []).append(hidden.detach().reshape(*self._pass.labels.shape, -1).clone())
+                step = hidden if hidden.ndim == 3 else hidden.unsqueeze(1)
+                self._steps.setdefault(row, []).append(step.detach().clone())
             else:
                 self._sums_of(row, hidden).add(hidden, self._pass.labels_on(hidden.device))
         except Exception as problem:
@@ -717,7 +721,7 @@ class _ForwardPass:
 
     def __init__(self, labels: BatchLabels | Step | None) -> None:
         self.labels = labels
-        self.rows: list[str] = []
+        self.rows: dict[str, None] = {}  # in their order
         self.n_block_calls = 0
         self.chain = Chain()
         self.last: Any = None

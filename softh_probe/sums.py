@@ -1,6 +1,6 @@
 """The running sums of one layer: add a batch, merge, and come out as state.
 
-Shape suffixes: B sequences, T tokens, N = B·T positions, L bags, P label sets whose labels come and go, W bootstrap
+Shape suffixes: N positions, L bags, Q bags of sequences, P label sets whose labels come and go, W bootstrap
 replicates, R positions of the sample, S anchor sets, M anchors, D width, K columns of a row of sums (see
 `softh_probe.tables`).
 """
@@ -15,8 +15,6 @@ from softh_probe.errors import ProbeError
 from softh_probe.estimator import log_assignments
 from softh_probe.sampling import N_REPLICATES
 from softh_probe.tables import HostWorker, LabelTables, columns
-
-N_SUMMED = 4096  # tokens of a sequence that are summed at a time in float32
 
 
 class LayerSums:
@@ -76,31 +74,31 @@ class LayerSums:
     @torch.no_grad()
     def add(self, hidden: Tensor, labels: BatchLabels) -> None:
         """Add one batch of hidden states [..., D] whose leading dimensions are the batch's N positions."""
+        h_ND = hidden.detach().reshape(-1, self.dim)
+        if labels.computed is not None:
+            h_ND = h_ND.index_select(0, labels.computed)
         with torch.autocast(hidden.device.type, enabled=False):
-            rows_NK = self._features(hidden.detach().reshape(-1, self.dim).float())
-            # Sequence by sequence first: the bootstrap needs that, and short sums keep float32 exact enough; those of
-            # 131,072 tokens would lose 1e-4 of their mass, so longer ones are summed in pieces.
-            n_sequences, n_tokens = labels.shape
-            n_fed = n_sequences * n_tokens
-            counted_B1T = labels.counted_N[:n_fed].view(n_sequences, 1, n_tokens)
-            rows_BTK = rows_NK.view(n_sequences, n_tokens, rows_NK.shape[1])
-            pieces = zip(counted_B1T.split(N_SUMMED, dim=2), rows_BTK.split(N_SUMMED, dim=1), strict=True)
-            sequences_BK = sum(torch.bmm(counted, rows).squeeze(1).double() for counted, rows in pieces)
-            assert isinstance(sequences_BK, Tensor)
+            rows_NK = self._features(h_ND.float())
             if labels.number is not None:
-                rows_NK = self._with_waiting(rows_NK, sequences_BK, labels)
-            self.total += sequences_BK.sum(dim=0)
-            self.replicates.addmm_(labels.weights_WB, sequences_BK[:, : self._n_mass])
-            if len(self.single):
-                self.single += labels.single_PN @ rows_NK
-            if len(labels.sample_slots):
-                sampled_RK = rows_NK.index_select(0, labels.sample_positions)
-                self.sample.index_copy_(0, labels.sample_slots, sampled_RK[:, : self._n_mass])
-            if len(labels.bag_offsets) == 1:  # no bag: nothing for the tables
+                rows_NK = self._with_waiting(rows_NK, labels)
+            if len(labels.bag_offsets) == 1:  # nothing counts
                 return
             bags_LK = torch.nn.functional.embedding_bag(
                 labels.bag_positions, rows_NK, labels.bag_offsets, mode="sum", include_last_offset=True
             )
+            n_sequences, n_single = labels.weights_WQ.shape[1], len(labels.single_sets)
+            sequences_QK = bags_LK[:n_sequences].double()
+            self.total += sequences_QK.sum(dim=0)
+            self.replicates.addmm_(labels.weights_WQ, sequences_QK[:, : self._n_mass])
+            if n_single:
+                single_LK = bags_LK[n_sequences : n_sequences + n_single]
+                self.single.index_add_(0, labels.single_sets, single_LK.double())
+            if len(labels.sample_slots):
+                sampled_RK = rows_NK.index_select(0, labels.sample_positions)
+                self.sample.index_copy_(0, labels.sample_slots, sampled_RK[:, : self._n_mass])
+        bags_LK = bags_LK[n_sequences + n_single :]
+        if not len(bags_LK):  # no label: nothing for the tables
+            return
         if self._host:
             self._host.add(self._tables, bags_LK, labels.on_host)
         else:
@@ -114,17 +112,14 @@ class LayerSums:
         """Give up what waits of these sequences."""
         self.waiting.pop(number, None)
 
-    def _with_waiting(self, rows_NK: Tensor, sequences_BK: Tensor, labels: BatchLabels) -> Tensor:
-        """Rows of the batch, then those that waited, which are added to their sequences' sums; some wait on."""
+    def _with_waiting(self, rows_NK: Tensor, labels: BatchLabels) -> Tensor:
+        """Rows of the batch, then those that waited; some wait on."""
         assert labels.number is not None
-        assert labels.carried_sequences is not None
         assert labels.held_positions is not None
         waited_CK = self.waiting.pop(labels.number, None)
-        if len(labels.carried_sequences):
-            if waited_CK is None or len(waited_CK) != len(labels.carried_sequences):
+        if labels.n_carried:
+            if waited_CK is None or len(waited_CK) != labels.n_carried:
                 raise ProbeError("positions that waited for their labels are not there")
-            counted_CK = waited_CK * labels.counted_N[len(rows_NK) :].unsqueeze(1)
-            sequences_BK.index_add_(0, labels.carried_sequences, counted_CK.double())
             rows_NK = torch.cat([rows_NK, waited_CK])
         if len(labels.held_positions):
             self.waiting[labels.number] = rows_NK.index_select(0, labels.held_positions)

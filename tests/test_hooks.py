@@ -81,3 +81,15 @@ def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels):
     probe.check()
     assert len(kernels) == 4 * 5
     assert max(kernels) <= MOST_KERNELS, max(kernels)
+
+
+@pytest.mark.parametrize("real", [8, 30])
+def test_nothing_is_computed_of_positions_that_do_not_count(monkeypatch, real):
+    computed, features = [], LayerSums._features
+    monkeypatch.setattr(LayerSums, "_features", lambda sums, h: computed.append(len(h)) or features(sums, h))
+    model, ids, mask = tiny_llama(), torch.randint(40, (4, 30)), torch.ones(4, 30, dtype=torch.int64)
+    mask[:, real:] = 0
+    with SoftEntropyProbe(model, labels=["output_bigram"]) as probe, torch.inference_mode():
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert probe.positions == 4 * (real - 2)
+    assert set(computed) == {4 * (real - 2) if real == 8 else 4 * 30}  # where nearly all count, none is picked out

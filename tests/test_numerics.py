@@ -125,6 +125,24 @@ def test_five_million_positions_lose_no_mass(n_sequences, n_tokens):
     np.testing.assert_allclose(probe.sums.sum(-1), probe.positions, rtol=1e-6)
 
 
+def test_labels_that_are_kept_lose_no_mass_in_long_batches():
+    """All 131,072 positions of a batch have one of two labels: float32 sums of so many would be off by 1e-4."""
+    model = Replay().eval()
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=8, modules={"states": model.states})
+    anchors, epsilon = sample_anchors(8, 4).double().numpy(), temperature(8, 4)
+    expected = torch.zeros(2, 8, dtype=torch.float64)
+    own = torch.zeros(1, 131_072, dtype=torch.int64)
+    own[:, 1000:] = 1
+    with probe:
+        for ids, states in replayed(500_000, 4, torch.float32, 131_072, 1):
+            with probe.labelled(kind=own):
+                model(input_ids=ids, hidden_states=states)
+            q = references.assignments(states[0].double().numpy(), anchors, epsilon)
+            expected.index_add_(0, own[0], torch.from_numpy(q))
+    kept = next(iter(probe._sums.values())).tables.kept
+    torch.testing.assert_close(kept[:, :8], expected, rtol=2e-6, atol=0)
+
+
 @pytest.mark.checkpoint
 def test_bfloat16_is_within_2e_3_of_float32_on_a_real_model(smollm2_gguf):
     where = {"pretrained_model_name_or_path": smollm2_gguf.parent, "gguf_file": smollm2_gguf.name}
