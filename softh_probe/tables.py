@@ -17,7 +17,7 @@ from torch import Tensor
 from softh_probe.batch_labels import BatchLabels, Merged
 
 _ROWS_AT_ONCE = 65536
-_ROOM_ON_CPU = 8
+_SMALL = 2**28  # bytes of a table
 
 
 class LabelTables:
@@ -45,6 +45,7 @@ class LabelTables:
             self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
             self.open = torch.zeros(n_open, n_columns, dtype=torch.float32, device=device)
             self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
+        self._longer: dict[str, Tensor] = {}  # what tables that grew are the first rows of
 
     @torch.no_grad()
     def add(self, bags_LK: Tensor, labels: BatchLabels) -> None:
@@ -55,10 +56,10 @@ class LabelTables:
         """
         n_kept, n_open = len(labels.kept_rows), len(labels.open_rows)
         if n_kept:
-            self.kept = _with_rows(self.kept, labels.n_kept)
+            self._grow("kept", labels.n_kept)
             self.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
         if n_open:
-            self.open = _with_rows(self.open, labels.n_open)
+            self._grow("open", labels.n_open)
             if labels.left_rows is not None and labels.taken_rows is not None:
                 self.open.index_add_(0, labels.taken_rows, self.open[labels.left_rows])
             self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
@@ -81,11 +82,31 @@ class LabelTables:
     def merge(self, other: LabelTables, rows: Merged) -> None:
         """Add another part's tables."""
         self.folded += other.folded.to(self.folded)
-        self.kept = _with_rows(self.kept, _end(rows.kept_rows))
-        self.open = _with_rows(self.open, max(_end(rows.to_rows), _end(rows.taken_rows)))
+        self._grow("kept", _end(rows.kept_rows))
+        self._grow("open", max(_end(rows.to_rows), _end(rows.taken_rows)))
         _add_rows(self.kept, rows.kept_rows, other.kept, torch.arange(len(rows.kept_rows)))
         _add_rows(self.open, rows.taken_rows, self.open, rows.left_rows)
         _add_rows(self.open, rows.to_rows, other.open, rows.from_rows)
+
+    def _grow(self, name: str, n_rows: int) -> None:
+        """Give a table so many rows, if it has fewer; new ones are zero.
+
+        They are the next ones of a longer table made before, else of a new one. On a CPU that is a far longer one as
+        long as the table is small, for memory that nobody has touched costs nothing there.
+        """
+        table = getattr(self, name)
+        n_old, n_columns = table.shape
+        if n_rows <= n_old:
+            return
+        with torch.inference_mode(False):
+            longer = self._longer.get(name)
+            if longer is None or longer.data_ptr() != table.data_ptr() or len(longer) < n_rows:
+                times = 8 if table.device.type == "cpu" and table.nbytes < _SMALL else 2
+                longer = table.new_empty(max(n_rows, times * n_old), n_columns)
+                longer[:n_old] = table
+                self._longer[name] = longer
+            longer[n_old:n_rows] = 0.0
+            setattr(self, name, longer[:n_rows])
 
 
 class HostWorker:
@@ -159,27 +180,6 @@ def weighted_entropy(mass_LSM: Tensor) -> Tensor:
     n = mass_LSM.sum(dim=-1).double()
     tiny = torch.finfo(mass_LSM.dtype).tiny
     return torch.xlogy(n, n) - mass_LSM.clamp_min(tiny).log_().mul_(mass_LSM).sum(dim=-1)
-
-
-def _with_rows(table: Tensor, n_rows: int) -> Tensor:
-    """The table with so many rows, or with all that it has; new ones are zero.
-
-    They are taken from what the table's storage has left, else from a new one that has room for as many again, or,
-    where memory that nobody has touched costs nothing, for more.
-    """
-    n_old, n_columns = table.shape
-    if n_rows <= n_old:
-        return table
-    if n_rows * n_columns * table.element_size() > table.untyped_storage().nbytes():
-        n_room = max(n_rows, n_old * (_ROOM_ON_CPU if table.device.type == "cpu" else 2))
-        with torch.inference_mode(False):
-            longer = torch.empty(n_room, n_columns, dtype=table.dtype, device=table.device)
-        longer[:n_old] = table
-        table = longer
-    with torch.inference_mode(False):
-        table = table.as_strided((n_rows, n_columns), (n_columns, 1))
-    table[n_old:] = 0.0
-    return table
 
 
 def _add_rows(table: Tensor, to_rows: Tensor, other: Tensor, from_rows: Tensor) -> None:
