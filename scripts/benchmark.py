@@ -3,7 +3,8 @@
     python scripts/benchmark.py [--repeats 3] [--out benchmark.json]
 
 Run by scripts/benchmark, which fetches the real model and text and installs soft-entropy. Conditions take turns,
-so that a noisy machine is noisy for all of them; reported are medians and their ratios. On a GPU, if there is one;
+batch by batch, so that a noisy machine is noisy for all of them alike (soft-entropy, whose loop is its own, takes its
+turn when they are through); reported are medians and their ratios. On a GPU, if there is one;
 there `--shape olmo-2-7b --max_length 512 --overflow split --tokens_per_batch 8192` measures a model of that shape with
 random bfloat16 weights, made on the device.
 
@@ -11,7 +12,7 @@ random bfloat16 weights, made on the device.
     limit    the backbone alone over the probe's own batches; no probe
     probe    plan, probe, forward passes and result: all layers, 8 n-gram label sets; with 1 and with 8 anchor sets
     padded   the backbone alone over plain's batches; attached: the same inside a probe's block, 8 n-gram label sets
-    generate 32 tokens for 8 prompts of 16; generate attached: the same inside a probe's block
+    generate 32 tokens for 8 prompts of 16, 8 times; generate attached: the same, each inside a probe's block
     rival    soft-entropy's LLMInferrer with its three n-gram orders, where it is installed
 """
 
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,6 +50,7 @@ from softh_probe.sums import LayerSums
 SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 ATTACHED = ("padded", "attached", "generate", "generate attached")
+GENERATED = 8
 CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", *ATTACHED, "rival")
 
 
@@ -110,59 +112,88 @@ class Bench:
         )
         self.corpus: Corpus = read_corpus(self.config, self.tokenizer, progress=False)
 
+    def take_turns(self, conditions: tuple[str, ...]) -> dict[str, float]:
+        """Seconds that each condition takes; who goes first changes from turn to turn."""
+        running = {name: self.steps(name) for name in conditions}
+        spent = dict.fromkeys(conditions, 0.0)
+        while running:
+            for name in list(running):
+                step = running.pop(name)
+                start = time.perf_counter()
+                goes_on = self._step(step)
+                spent[name] += time.perf_counter() - start
+                if goes_on:
+                    running[name] = step
+            running = dict([*list(running.items())[1:], *list(running.items())[:1]])
+        return spent
+
     def run(self, condition: str) -> None:
+        step = self.steps(condition)
+        while self._step(step):
+            pass
+
+    def _step(self, step: Iterator[None]) -> bool:
         with torch.inference_mode():
-            if condition == "plain":
-                self.plain()
-            elif condition == "limit":
-                self.limit()
-            elif condition in ATTACHED:
-                with SoftEntropyProbe(self.model, NGRAM_SETS) if condition.endswith("attached") else nullcontext():
-                    self.generate() if condition.startswith("generate") else self.padded(self.model.get_decoder())
-            else:
-                self.probe(1 if "1 set" in condition else 8)
+            goes_on = next(step, self) is not self
         if self.device == "cuda":
             torch.cuda.synchronize()
+        return goes_on
 
-    def plain(self) -> None:
-        self.padded(self.model)
+    def steps(self, condition: str) -> Iterator[None]:
+        """A condition, batch by batch."""
+        if condition.startswith("probe"):
+            return self.probe(1 if "1 set" in condition else 8)
+        if condition.startswith("generate"):
+            return self.generate(attached=condition.endswith("attached"))
+        if condition == "limit":
+            return self.limit()
+        return self.padded(self.model if condition == "plain" else self.model.get_decoder(), condition == "attached")
 
-    def padded(self, module: torch.nn.Module) -> None:
+    def padded(self, module: torch.nn.Module, attached: bool) -> Iterator[None]:
+        probe = SoftEntropyProbe(self.model, NGRAM_SETS) if attached else nullcontext()
         for start in range(0, self.corpus.n_documents, 8):
             documents = torch.arange(start, min(start + 8, self.corpus.n_documents)).numpy()
             ids, mask = pad_batch(self.corpus, documents)
-            module(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+            with probe:
+                module(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+            yield
 
-    def generate(self) -> None:
+    def generate(self, attached: bool) -> Iterator[None]:
         documents = (self.corpus.lengths >= 16).nonzero()[0][:8]
         ids = torch.stack([torch.from_numpy(self.corpus.document(d)[:16].astype("int64")) for d in documents])
-        self.model.generate(
-            ids.to(self.device),
-            attention_mask=torch.ones_like(ids).to(self.device),
-            use_cache=True,
-            do_sample=False,
-            max_new_tokens=32,
-            min_new_tokens=32,
-        )
+        for _ in range(GENERATED):
+            with SoftEntropyProbe(self.model, NGRAM_SETS) if attached else nullcontext():
+                self.model.generate(
+                    ids.to(self.device),
+                    attention_mask=torch.ones_like(ids).to(self.device),
+                    use_cache=True,
+                    do_sample=False,
+                    max_new_tokens=32,
+                    min_new_tokens=32,
+                )
+            yield
 
     def n_tokens(self, condition: str) -> int:
         """Tokens that are fed; of what is generated all but the last of each text."""
-        return 8 * (16 + 31) if condition.startswith("generate") else self.corpus.n_tokens
+        return GENERATED * 8 * (16 + 31) if condition.startswith("generate") else self.corpus.n_tokens
 
-    def limit(self) -> None:
+    def limit(self) -> Iterator[None]:
         backbone = self.model.get_decoder()
         for documents in plan_run(self.config, self.corpus).batches:
             ids, mask = pad_batch(self.corpus, documents)
             backbone(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+            yield
 
-    def probe(self, anchor_sets: int) -> None:
+    def probe(self, anchor_sets: int) -> Iterator[None]:
         config = RunConfig(**{**asdict(self.config), "anchor_sets": anchor_sets})
         backbone = self.model.get_decoder()
         backbone.config.use_cache = False
         plan = plan_run(config, self.corpus)
         probe = new_probe(config, backbone, plan)
         probe.reserve()
-        forward(probe, backbone, plan, progress=False)
+        for index in range(len(plan.batches)):
+            forward(probe, backbone, plan, share=range(index, index + 1), progress=False)
+            yield
         probe.result()
 
     def kernels_per_hook(self) -> float | None:
@@ -272,10 +303,10 @@ def main(options: Benchmark) -> None:
         bench = Bench(options, Path(scratch))
         installed = importlib.util.find_spec("soft_entropy") and not options.shape
         rival = Rival(bench, Path(scratch)) if installed else None
-        bench.limit()  # warm up
+        bench.run("limit")  # warm up
         for _ in range(options.repeats):
-            for name in CONDITIONS[:-1]:
-                times[name].append(seconds(lambda name=name: bench.run(name)))  # type: ignore[misc]
+            for name, took in bench.take_turns(CONDITIONS[:-1]).items():
+                times[name].append(took)
             if rival:
                 times["rival"].append(rival.seconds())
             print({name: round(t[-1], 2) for name, t in times.items() if t}, file=sys.stderr, flush=True)

@@ -248,6 +248,7 @@ def main(folder: str) -> None:
     found = evaluate_everything(Path(folder), accelerator)
     if accelerator.is_main_process:
         torch.save({task: probe.state_dict() for task, probe in found.items()}, Path(folder) / "states.pt")
+    accelerator.end_training()  # gloo's threads may abort a process that ends while they run
 
 
 if __name__ == "__main__":

@@ -283,6 +283,7 @@ def main(folder: str) -> None:
     metrics = trainer.evaluate({"list": trainer.eval_dataset, "stream": Stream()})
     if trainer.is_world_process_zero():
         (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+    trainer.accelerator.end_training()  # gloo's threads may abort a process that ends while they run
 
 
 if __name__ == "__main__":
