@@ -26,23 +26,22 @@ class BatchLabels:
     """Which rows of the running sums each position is added to.
 
     Positions are numbered as the layers compute their soft assignments: those of the batch that are computed, then C
-    that waited from before. Bags of them come in five groups, one after the other: sequences, and single positions,
+    that waited from before. Bags of them come in six groups, one after the other: sequences, and single positions,
     both in pieces of at most `N_SUMMED`; labels whose rows are kept to the end, in such pieces too; labels whose rows
-    are open (seen before, or to be seen again); and labels that occur in this batch only. Labels that occur once in
-    the whole corpus have no bag of their own: the entropy of their position's own assignment is all there is to know.
+    are open, for they may occur again; those whose rows are open for the last time; and labels that occur in this
+    batch only. Labels that occur once in the whole corpus have no bag of their own: the entropy of their position's
+    own assignment is all there is to know.
 
     Attributes:
         shape: (B, T) of the batch; n_tokens: how many of them are no padding; n_counted: how many count.
         computed: int64, positions of the batch that are computed, of its B·T; None where all are.
         bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
-        weights_WQ: float64 [n_replicates, Q], of the first group of bags, how often the sequence occurs in each
-            bootstrap replicate.
-        single_sets: int64, of the second group of bags, the set whose labels these positions' are that occur once,
-            among the sets whose labels come and go.
-        kept_rows, open_rows: int64, the rows of the third and fourth group.
-        retired_rows: int64, open rows that end with this batch.
-        ended_buckets: int64, the buckets that labels which are over are pooled in: those of the fifth group, then
-            those of the retired rows.
+        weights_XL: float64 [X, L], how often the bags of the first two groups are added to each of the sums of
+            positions whatever their labels (`LayerSums`): the total has all sequences; each set whose labels come
+            and go has the single positions whose label of the set occurs once in the corpus; each bootstrap
+            replicate has a sequence as often as it drew its document.
+        kept_rows, open_rows, ending_rows: int64, the rows of the third, fourth and fifth group.
+        ended_buckets: int64, the buckets that the labels of the last two groups are pooled in.
         sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
         n_kept, n_open: rows that must exist before the batch is added.
         left_rows, taken_rows: int64, open rows that labels shared until now, and those of their own that they take
@@ -59,11 +58,10 @@ class BatchLabels:
     computed: Tensor | None
     bag_positions: Tensor
     bag_offsets: Tensor
-    weights_WQ: Tensor
-    single_sets: Tensor
+    weights_XL: Tensor
     kept_rows: Tensor
     open_rows: Tensor
-    retired_rows: Tensor
+    ending_rows: Tensor
     ended_buckets: Tensor
     sample_positions: Tensor
     sample_slots: Tensor
@@ -150,6 +148,16 @@ def _starts_of_pieces(groups_E: np.ndarray) -> np.ndarray:
     return np.flatnonzero(within % N_SUMMED == 0)
 
 
+def _weights(weights_WQ: np.ndarray, singles: Bags | None, n_single: int) -> np.ndarray:
+    n_replicates, n_sequences = weights_WQ.shape
+    singles_L = np.zeros(0, dtype=np.int64) if singles is None else singles.groups_L
+    weights_XL = np.zeros((1 + n_single + n_replicates, n_sequences + len(singles_L)))
+    weights_XL[0, :n_sequences] = 1.0
+    weights_XL[1 + singles_L, n_sequences + np.arange(len(singles_L))] = 1.0
+    weights_XL[1 + n_single :, :n_sequences] = weights_WQ
+    return weights_XL
+
+
 def instructions(
     *,
     shape: tuple[int, int],
@@ -158,6 +166,7 @@ def instructions(
     labels: Bags,
     sampled: np.ndarray,
     singles: Bags | None = None,
+    n_single: int = 0,
     n_carried: int = 0,
     held: np.ndarray | None = None,
     **others: Any,
@@ -166,9 +175,9 @@ def instructions(
 
     Args:
         sequences: counted positions of each sequence; weights_WB: how often each occurs in each replicate.
-        labels: of rows that are kept, of open ones, and of labels that occur in this batch only.
+        labels: of rows that are kept, open and ending, and of labels that occur in this batch only.
         sampled: positions whose assignments are kept; held: those that wait from now on.
-        singles: of sets whose labels come and go, the positions whose label occurs once.
+        singles: of the n_single sets whose labels come and go, the positions whose label occurs once.
         others: attributes of `BatchLabels`, as arrays or whatever they are.
     """
     n_fed = shape[0] * shape[1]
@@ -187,8 +196,7 @@ def instructions(
     given: dict[str, Any] = {
         "bag_positions": numbers[np.concatenate([bags.positions_E for bags in all_bags])].astype(np.int32),
         "bag_offsets": np.concatenate([*offsets, ends[-1:]]).astype(np.int32),
-        "weights_WQ": weights_WB[:, sequences.groups_L],
-        "single_sets": np.zeros(0, dtype=np.int64) if singles is None else singles.groups_L,
+        "weights_XL": _weights(weights_WB[:, sequences.groups_L], singles, n_single),
         "sample_positions": numbers[sampled],
         "held_positions": numbers[held],
         **others,

@@ -124,7 +124,7 @@ def _curves(
     """1/n [G] and g [K, G] of one anchor set."""
     mean_M = mass_M.double() / mass_M.double().sum()
     q_RM = q_RM.clamp_min(torch.finfo(torch.float32).tiny)
-    sizes, entropy_G = _mean_entropies(q_RM[draws.shuffled_HR], len(q_RM) // 16, distinct=1)
+    sizes, entropy_G = _mean_entropies(q_RM, draws.shuffled_HR, len(q_RM) // 16)
 
     # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
     cross = -(q_RM.double().mean(dim=0) @ mean_M.clamp_min(1e-300).log())
@@ -253,9 +253,12 @@ def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Te
     # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
     near_K11, far_K11 = shared_K11.sqrt(), (1 - shared_K11).sqrt()
     around_KHM = mean_M * (1 - near_K11 - far_K11) + near_K11 * logits_RM[draws.centres_KH]
-    logits_KHRM = logits_RM[draws.scattered_KHR].mul_(far_K11.unsqueeze(3)).add_(around_KHM.unsqueeze(2))
+    shape = draws.scattered_KHR.shape
+    logits_KHRM = logits_RM.index_select(0, draws.scattered_KHR.reshape(-1)).unflatten(0, shape)
+    logits_KHRM.mul_(far_K11.unsqueeze(3)).add_(around_KHM.unsqueeze(2))
     q_KHRM = torch.softmax(logits_KHRM, dim=-1).clamp_min_(torch.finfo(torch.float32).tiny)
-    sizes, entropy_KG = _mean_entropies(q_KHRM, SCATTER)
+    in_order_KHR = torch.arange(shape.numel()).view(shape)
+    sizes, entropy_KG = _mean_entropies(q_KHRM.flatten(0, 2), in_order_KHR, SCATTER)
     # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
     last_K1, half_K1 = (entropy_KG[:, sizes.index(n)].unsqueeze(1) for n in (SCATTER, SCATTER // 2))
     first = next(i for i, n in enumerate(sizes) if n <= SCATTER // 4)
@@ -265,31 +268,37 @@ def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Te
     return _interpolate(inverse_G, own_G, g_KG.unsqueeze(2)).squeeze(2)
 
 
-def _mean_entropies(q_HRM: Tensor, largest: int, distinct: int | None = None) -> tuple[list[int], Tensor]:
+def _mean_entropies(q_NM: Tensor, rows_HR: Tensor, largest: int) -> tuple[list[int], Tensor]:
     """Mean entropy of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
 
     Args:
-        q_HRM: [..., H, R, M], rows of H groups, none of whose assignments is 0.
-        distinct: groups, the first ones, that are of different rows; the others are the same ones in another order.
+        q_NM: assignments, none of which is 0.
+        rows_HR: [..., H, R], which of them make up each of H groups.
 
     Returns:
         The n in falling order, and the mean entropy of each, [..., G], float64 in nats.
     """
 
-    def mean_entropy(sums_HRM: Tensor, n: int) -> Tensor:
-        own_HR = sums_HRM.log().mul_(sums_HRM).sum(dim=-1)
+    def mean_entropy(own_HR: Tensor, n: int) -> Tensor:
         return math.log(n) - own_HR.mean(dim=(-2, -1), dtype=torch.float64) / n
 
-    found = {1: mean_entropy(q_HRM[..., :distinct, :, :], 1)}
-    for first in (2, 3):
-        sums, size = q_HRM, 1
-        while size * (group := first if size == 1 else 2) <= largest:
-            size *= group
-            parts = [sums[..., i : sums.shape[-2] // group * group : group, :] for i in range(group)]
-            sums = sum(parts[1:], parts[0])
-            found[size] = mean_entropy(sums, size)
+    found = {1: mean_entropy(_x_log_x(q_NM)[rows_HR], 1)}
+    for size in (2, 3):
+        bags_HRn = rows_HR[..., : rows_HR.shape[-1] // size * size].unflatten(-1, (-1, size))
+        sums_LM = torch.nn.functional.embedding_bag(bags_HRn.reshape(-1, size), q_NM, mode="sum")
+        sums_HRM = sums_LM.unflatten(0, bags_HRn.shape[:-1])
+        while size <= largest:
+            found[size] = mean_entropy(_x_log_x(sums_HRM), size)
+            paired = sums_HRM.shape[-2] // 2 * 2
+            sums_HRM = sums_HRM[..., 0:paired:2, :] + sums_HRM[..., 1:paired:2, :]
+            size *= 2
     sizes = sorted(found, reverse=True)
     return sizes, torch.stack([found[n] for n in sizes], dim=-1)
+
+
+def _x_log_x(sums_LM: Tensor) -> Tensor:
+    """Σ_j s_j·log s_j."""
+    return sums_LM.log().mul_(sums_LM).sum(dim=-1)
 
 
 def _v(inverse_C: Tensor, n_positions: int) -> Tensor:

@@ -214,7 +214,7 @@ class GrowingRows:
             labels=labels,
             kept_rows=bags.groups_L[:kept_end],
             open_rows=np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P]),
-            retired_rows=_NONE,
+            ending_rows=_NONE,
             ended_buckets=_NONE,
             sampled=place_N[taken],
             sample_slots=slots,

@@ -149,7 +149,7 @@ def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int
         np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.single_sets)
     )
     sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 16 * anchor_sets * buckets
-    of_positions = anchor_sets * n_anchors * (4 * plan.n_sample + 8 * N_REPLICATES) + 8 * n_columns
+    of_positions = 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * plan.n_sample
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from softh_probe.batch_labels import BatchLabels, in_pieces, instructions, sort_into_bags
+from softh_probe.batch_labels import Bags, BatchLabels, in_pieces, instructions, sort_into_bags
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelSet, context, shortest_document
 from softh_probe.numbering import Numbering, label_ids, n_counted, number_labels, ranges
@@ -79,10 +79,12 @@ class Plan:
         positions_N = ranges(np.arange(len(documents)) * longest + before, counts)
         groups_SN = self._groups(documents, len(positions_N))
         bags = sort_into_bags(groups_SN, positions_N, n.n_bagged, n_pieced=n.n_kept)
+        ending = n.n_kept + n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
         kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.open_rows)])
+        bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:open_end], ending)), open_end)
+        going_on = open_end - len(ending)
         single_sets, singles = n.occurs_once[groups_SN[n.single_sets]].nonzero()
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
-        retired = n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
         return instructions(
             shape=(len(documents), longest),
             n_tokens=int(self.corpus.lengths[documents].sum()),
@@ -90,11 +92,12 @@ class Plan:
             sequences=in_pieces(positions_N // longest, positions_N),
             weights_WB=poisson_weights(self._source_keys[documents]),
             singles=in_pieces(single_sets, positions_N[singles]),
+            n_single=len(n.single_sets),
             labels=bags,
             kept_rows=bags.groups_L[:kept_end].astype(np.int64),
-            open_rows=n.open_rows[bags.groups_L[kept_end:open_end] - n.n_kept],
-            retired_rows=n.open_rows[retired],
-            ended_buckets=n.bucket_of[np.concatenate([bags.groups_L[open_end:] - n.n_kept, retired])],
+            open_rows=n.open_rows[bags.groups_L[kept_end:going_on] - n.n_kept],
+            ending_rows=n.open_rows[bags.groups_L[going_on:open_end] - n.n_kept],
+            ended_buckets=n.bucket_of[bags.groups_L[going_on:] - n.n_kept],
             sampled=positions_N[self._sampled[first:last] - self._batch_starts[index]],
             sample_slots=self._slots[first:last],
             n_kept=n.n_kept,
@@ -247,3 +250,12 @@ class Plan:
             where[ids[defined]] = defined
             found.append(where)
         return found
+
+
+def _moved_back(bags: Bags, moved: np.ndarray, to: int) -> Bags:
+    """The bags in another order: some of the first ones after the rest of them."""
+    n_bags = len(bags.groups_L)
+    order = np.concatenate([np.delete(np.arange(to), moved), moved, np.arange(to, n_bags)])
+    sizes = np.diff(bags.starts_L, append=len(bags.positions_E))[order]
+    positions_E = bags.positions_E[ranges(bags.starts_L[order], sizes)]
+    return Bags(positions_E, np.cumsum(sizes) - sizes, bags.groups_L[order])

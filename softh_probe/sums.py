@@ -1,8 +1,8 @@
 """The running sums of one layer: add a batch, merge, and come out as state.
 
-Shape suffixes: N positions, L bags, Q bags of sequences, P label sets whose labels come and go, W bootstrap
-replicates, R positions of the sample, S anchor sets, M anchors, D width, K columns of a row of sums (see
-`softh_probe.tables`).
+Shape suffixes: N positions, L bags, P label sets whose labels come and go, W bootstrap replicates, X = 1 + P + W
+sums of positions whatever their labels, R positions of the sample, S anchor sets, M anchors, D width, K columns of a
+row of sums (see `softh_probe.tables`).
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ class LayerSums:
         self._tables = LabelTables(shape, on_host, n_kept=n_kept, n_open=n_open, n_buckets=n_buckets)
         self.waiting: dict[int, Tensor] = {}  # by number of their sequences, rows of positions that wait [C, K]
         with torch.inference_mode(False):
-            self.total = torch.zeros(columns(*shape), dtype=torch.float64, device=here)
-            self.single = torch.zeros(n_single, columns(*shape), dtype=torch.float64, device=here)
-            self.replicates = torch.zeros(N_REPLICATES, self._n_mass, dtype=torch.float64, device=here)
+            n_sums = 1 + n_single + N_REPLICATES
+            self._sums_XK = torch.zeros(n_sums, columns(*shape), dtype=torch.float64, device=here)
+            self.total, self.single = self._sums_XK[0], self._sums_XK[1 : 1 + n_single]
+            self.replicates = self._sums_XK[1 + n_single :, : self._n_mass]
             self.sample = torch.zeros(n_sample, self._n_mass, dtype=torch.float32, device=here)
 
     @property
@@ -86,17 +87,12 @@ class LayerSums:
             bags_LK = torch.nn.functional.embedding_bag(
                 labels.bag_positions, rows_NK, labels.bag_offsets, mode="sum", include_last_offset=True
             )
-            n_sequences, n_single = labels.weights_WQ.shape[1], len(labels.single_sets)
-            sequences_QK = bags_LK[:n_sequences].double()
-            self.total += sequences_QK.sum(dim=0)
-            self.replicates.addmm_(labels.weights_WQ, sequences_QK[:, : self._n_mass])
-            if n_single:
-                single_LK = bags_LK[n_sequences : n_sequences + n_single]
-                self.single.index_add_(0, labels.single_sets, single_LK.double())
+            n_weighted = labels.weights_XL.shape[1]
+            self._sums_XK.addmm_(labels.weights_XL, bags_LK[:n_weighted].double())
             if len(labels.sample_slots):
                 sampled_RK = rows_NK.index_select(0, labels.sample_positions)
                 self.sample.index_copy_(0, labels.sample_slots, sampled_RK[:, : self._n_mass])
-        bags_LK = bags_LK[n_sequences + n_single :]
+        bags_LK = bags_LK[n_weighted:]
         if not len(bags_LK):  # no label: nothing for the tables
             return
         if self._host:
@@ -142,9 +138,10 @@ class LayerSums:
         return {name: getattr(owner, name).clone() for names, owner in owners for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for names, owner in ((self.STATE, self), (LabelTables.STATE, self.tables)):
-            for name in names:
-                setattr(owner, name, state[name].to(getattr(owner, name)))
+        for name in self.STATE:
+            getattr(self, name).copy_(state[name])
+        for name in LabelTables.STATE:
+            setattr(self.tables, name, state[name].to(getattr(self.tables, name)))
 
     def merge(self, other: LayerSums, rows: Merged) -> None:
         """Add another part's sums."""

@@ -47,14 +47,14 @@ class LabelTables:
             self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
         self._longer: dict[str, Tensor] = {}  # what tables that grew are the first rows of
 
-    @torch.no_grad()
+    @torch.inference_mode()  # the bags may come from such, and are changed in place
     def add(self, bags_LK: Tensor, labels: BatchLabels) -> None:
         """Add one batch.
 
         Args:
-            bags_LK: sums of each bag of the batch, in the order of its labels.
+            bags_LK: sums of each bag of the batch, in the order of its labels; they are used up.
         """
-        n_kept, n_open = len(labels.kept_rows), len(labels.open_rows)
+        n_kept, n_open, n_ending = len(labels.kept_rows), len(labels.open_rows), len(labels.ending_rows)
         if n_kept:
             self._grow("kept", labels.n_kept)
             self.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
@@ -63,18 +63,25 @@ class LabelTables:
             if labels.left_rows is not None and labels.taken_rows is not None:
                 self.open.index_add_(0, labels.taken_rows, self.open[labels.left_rows])
             self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
-        if len(labels.ended_buckets):
-            self._end(bags_LK[n_kept + n_open :], labels.retired_rows, labels.ended_buckets)
+        ended_LK = bags_LK[n_kept + n_open :]
+        if n_ending:
+            ended_LK[:n_ending] += self._take(labels.ending_rows)
+        if len(ended_LK):
+            self._fold(ended_LK, labels.ended_buckets)
 
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
         """Fold the open rows of labels that are over into their buckets, and empty them."""
-        self._end(self.open[:0], rows, buckets)
+        self._fold(self._take(rows), buckets)
 
-    def _end(self, others_LK: Tensor, rows: Tensor, buckets: Tensor) -> None:
-        """Fold rows of sums, then open ones; what remains is n·H(p̂_x) and the sum of assignment entropies."""
-        ended_LK = torch.cat([others_LK, self.open.index_select(0, rows)])
+    def _take(self, rows: Tensor) -> Tensor:
+        """Open rows, which are given back: they are zero from now on."""
+        taken_LK = self.open.index_select(0, rows)
         self.open.index_fill_(0, rows, 0.0)
+        return taken_LK
+
+    def _fold(self, ended_LK: Tensor, buckets: Tensor) -> None:
+        """Add what remains of labels that are over: n·H(p̂_x) and the sum of assignment entropies."""
         weighted_LS = weighted_entropy(mass(ended_LK, self.n_sets, self.n_anchors))
         remains = torch.cat([weighted_LS, position_entropy(ended_LK, self.n_sets)], dim=1)
         self.folded.index_add_(0, buckets, remains)

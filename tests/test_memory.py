@@ -44,7 +44,8 @@ def test_what_is_said_is_what_the_tables_take(model, plan):
     said = place_sums(plan, devices, **SIZES)
     probe = probe_of(model, plan, said.on_host)
     taken = [getattr(s.tables, name).nbytes for s in probe._sums.values() for name in LabelTables.STATE]
-    taken += [getattr(s, name).nbytes for s in probe._sums.values() for name in LayerSums.STATE]
+    storages = [getattr(s, name).untyped_storage() for s in probe._sums.values() for name in LayerSums.STATE]
+    taken += {storage.data_ptr(): storage.nbytes() for storage in storages}.values()
     assert sum(taken) == sum(said.bytes_by_place.values()) == 5 * said.bytes_per_row
     assert sum(said.rows_by_set.values()) == plan.n_open + plan.n_kept
     assert sum(said.labels_by_set.values()) == plan.labels_by_set.sum()
@@ -109,7 +110,7 @@ def test_the_host_worker_waits_when_much_is_waiting_and_tells_what_went_wrong(mo
     labels = plan.batch(0)
     tables = LabelTables((2, 20), torch.device("cpu"))
     worker = HostWorker(most_bytes=1)
-    bags = torch.zeros(len(labels.bag_offsets) - 1, 43)
+    bags = torch.zeros(len(labels.kept_rows) + len(labels.open_rows) + len(labels.ended_buckets), 43)
     for _ in range(5):
         worker.add(LabelTables((2, 20), torch.device("cpu"), n_buckets=plan.n_buckets), bags, labels)
         assert len(worker._waiting) == 1

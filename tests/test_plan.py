@@ -204,13 +204,12 @@ def test_a_row_is_never_shared_by_two_labels_alive():
     in_use: set[int] = set()
     for i in range(len(plan.batches)):
         labels = plan.batch(i)
-        rows = labels.open_rows.tolist()
-        assert len(rows) == len(set(rows))
-        in_use |= set(rows)
+        going_on, ending = labels.open_rows.tolist(), set(labels.ending_rows.tolist())
+        assert len(going_on) + len(labels.ending_rows) == len(set(going_on) | ending)
+        assert ending <= in_use
+        in_use |= set(going_on)
         assert len(in_use) <= plan.n_open
-        retired = set(labels.retired_rows.tolist())
-        assert retired <= in_use
-        in_use -= retired
+        in_use -= ending
     assert not in_use
 
 
