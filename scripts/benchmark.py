@@ -36,6 +36,7 @@ import torch
 import transformers
 from jsonargparse import auto_cli
 
+from softh_probe.adding import Adding
 from softh_probe.checkpoint import load_tokenizer
 from softh_probe.config import RunConfig
 from softh_probe.corpus import Corpus, pad_batch
@@ -45,7 +46,6 @@ from softh_probe.loading_errors import quiet_transformers
 from softh_probe.model_source import resolve_model
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run import new_probe, plan_run, read_corpus
-from softh_probe.sums import LayerSums
 
 SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -213,17 +213,21 @@ class Bench:
 
     def share_inside_hooks(self) -> float:
         """Of the time of a run with one anchor set, how much is spent adding to sums (on a CPU)."""
-        spent, add = [0.0], LayerSums.add
+        spent, add, finish = 0.0, Adding.add, Adding.finish
 
-        def timed(*arguments: Any) -> None:
-            spent[0] += seconds(lambda: add(*arguments))
+        def timed(work: Callable[..., None]) -> Callable[..., None]:
+            def timed_work(*arguments: Any) -> None:
+                nonlocal spent
+                spent += seconds(lambda: work(*arguments))
 
-        LayerSums.add = timed  # type: ignore[method-assign, assignment]
+            return timed_work
+
+        Adding.add, Adding.finish = timed(add), timed(finish)  # type: ignore[method-assign]
         try:
             total = seconds(lambda: self.run("probe, 1 set"))
         finally:
-            LayerSums.add = add  # type: ignore[method-assign]
-        return spent[0] / total
+            Adding.add, Adding.finish = add, finish  # type: ignore[method-assign]
+        return spent / total
 
 
 class Rival:

@@ -134,7 +134,7 @@ def simulated(
             noise = noise / (torch.randn(count, 3, generator=generator) ** 2).mean(dim=1, keepdim=True).sqrt()
         which = of_label[label, torch.randint(modes, (count,), generator=generator)]
         h = common + part**0.5 * centres[which] + (1 - part) ** 0.5 * noise
-        return log_assignments(h, anchors_SMD, epsilon)[0].exp()
+        return log_assignments(h, anchors_SMD, epsilon).exp()
 
     return _world(name, draw, n_labels)
 
@@ -196,7 +196,7 @@ def real_text(model: str, texts: str, n_tokens: int) -> tuple[dict[str, Tensor],
             tokens = torch.from_numpy(corpus.document(document).astype(np.int64))
             states = checkpoint.model(input_ids=tokens.unsqueeze(0), output_hidden_states=True).hidden_states
             for layer in LAYERS:
-                q[f"layer {layer}"].append(log_assignments(states[layer][0, 3:-4].float(), anchors, epsilon)[0].exp())
+                q[f"layer {layer}"].append(log_assignments(states[layer][0, 3:-4].float(), anchors, epsilon).exp())
             at = corpus.offsets[document] + np.arange(3, len(tokens) - 4)
             for n in range(1, 5):
                 labels[f"input {n}-gram"].append(grams[n - 1][at])

@@ -24,8 +24,10 @@ from softh_probe.errors import InputError
 _SAFE = (1e-12, 1e15)
 
 
-def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
-    """Logarithm of the soft assignments of hidden states to anchors.
+def anchor_logits(
+    z_ND: Tensor, anchors_SMD: Tensor, temperature: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """cos(h, w_j) / ε, of which the softmax over j is the soft assignment.
 
     The division by ‖h‖·ε follows the projection, where it costs M/D of what it would cost before.
 
@@ -33,18 +35,25 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> tu
         z_ND: hidden states, float32 or float64.
         anchors_SMD: anchors of the same dtype, on the same device.
         temperature: ε.
+        out: [N, S·M], where the logits go.
 
     Returns:
-        log q [N, S, M], and valid [N], bool: False where the hidden state has no direction, being zero (log q is
-        uniform there) or not finite (log q may be NaN). It is None where a look at values showed that all have one.
+        logits [N, S, M], and valid [N], bool: False where the hidden state has no direction, being zero (logits are
+        0 there) or not finite (they may be NaN). It is None where a look at values showed that all have one.
     """
     n_sets, n_anchors, dim = anchors_SMD.shape
     norm_N, valid_N = _norm(z_ND)
     scale_N = norm_N * temperature
     if valid_N is not None:
         scale_N = torch.where(valid_N, scale_N, 1.0)
-    logits_NK = (z_ND @ anchors_SMD.reshape(n_sets * n_anchors, dim).T).div_(scale_N.unsqueeze(-1))
-    return torch.log_softmax(logits_NK.unflatten(-1, (n_sets, n_anchors)), dim=-1), valid_N
+    logits_NK = torch.mm(z_ND, anchors_SMD.reshape(n_sets * n_anchors, dim).T, out=out).div_(scale_N.unsqueeze(-1))
+    return logits_NK.unflatten(-1, (n_sets, n_anchors)), valid_N
+
+
+def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> Tensor:
+    """Logarithm of the soft assignments of hidden states to anchors: [N, S, M]; arguments as in `anchor_logits`."""
+    logits_NSM, _ = anchor_logits(z_ND, anchors_SMD, temperature)
+    return torch.log_softmax(logits_NSM, dim=-1)
 
 
 def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -142,7 +151,7 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
     anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed).to(z_ND)
     temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
     with torch.autocast(z.device.type, enabled=False):  # which would project in half precision
-        log_q_N1M, _ = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
+        log_q_N1M = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
     return log_q_N1M.squeeze(1).exp()
 
 

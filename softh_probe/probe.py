@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from softh_probe.adding import Adding
 from softh_probe.anchors import Anchors
 from softh_probe.batch_labels import BatchLabels
 from softh_probe.errors import InputError, ProbeError
@@ -537,6 +538,8 @@ class SoftEntropyProbe:
             if module is self._entry and output is not None:
                 self._after_module(name, module, (), output)
         current, self._pass = self._pass, None
+        if current is not None and current.rows and isinstance(current.labels, BatchLabels):
+            self._finish(current.adding)
         if self._feed is not None:
             self._drop(self._feed.finish(output))
         if current is None:
@@ -599,7 +602,7 @@ class SoftEntropyProbe:
                 step = hidden if hidden.ndim == 3 else hidden.unsqueeze(1)
                 self._steps.setdefault(row, []).append(step.detach().clone())
             else:
-                self._sums_of(row, hidden).add(hidden, self._pass.labels_on(hidden.device))
+                self._pass.adding.add(self._sums_of(row, hidden), hidden)
         except Exception as problem:
             self._note(problem, row)
 
@@ -614,31 +617,37 @@ class SoftEntropyProbe:
 
     def _settle(self, labels: BatchLabels) -> None:
         """Add positions that waited to every layer, without a forward pass."""
+        adding = Adding(labels)
         try:
             for name in self._measured:
-                sums = self._sums[name]
-                sums.settle(labels.to(sums.total.device))
-            self._positions += labels.n_counted
+                adding.settle(self._sums[name])
         except Exception as problem:
             self._note(problem, "labels")
+        self._finish(adding)
+        self._positions += labels.n_counted
 
     def _add_steps(self, labels: BatchLabels) -> None:
         """Add the positions of steps that were kept to be added together."""
         steps, self._steps = self._steps, {}
-        on_device: dict[torch.device, BatchLabels] = {}
+        adding = Adding(labels)
         n_steps = labels.shape[1]
         for row, parts in steps.items():
             try:
                 if len(parts) < n_steps:
                     raise ProbeError(f"{row}: expected {n_steps} steps, got {len(parts)}")
                 hidden = torch.cat(parts[:n_steps], dim=1)
-                if hidden.device not in on_device:
-                    on_device[hidden.device] = labels.to(hidden.device)
-                self._sums_of(row, hidden).add(hidden, on_device[hidden.device])
+                adding.add(self._sums_of(row, hidden), hidden)
             except Exception as problem:
                 self._note(problem, row)
+        self._finish(adding)
         self._positions += labels.n_counted
         self._tokens += labels.n_tokens
+
+    def _finish(self, adding: Adding) -> None:
+        try:
+            adding.finish()
+        except Exception as problem:
+            self._note(problem, "sums")
 
     def _flush(self) -> None:
         if self._feed is not None:
@@ -725,7 +734,7 @@ class _ForwardPass:
         self.n_block_calls = 0
         self.chain = Chain()
         self.last: Any = None
-        self._on_device: dict[torch.device, BatchLabels] = {}
+        self._adding: Adding | None = None
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -739,11 +748,12 @@ class _ForwardPass:
     def n_counted(self) -> int:
         return self.labels.n_counted if isinstance(self.labels, BatchLabels) else 0
 
-    def labels_on(self, device: torch.device) -> BatchLabels:
-        assert isinstance(self.labels, BatchLabels)
-        if device not in self._on_device:
-            self._on_device[device] = self.labels.to(device)
-        return self._on_device[device]
+    @property
+    def adding(self) -> Adding:
+        if self._adding is None:
+            assert isinstance(self.labels, BatchLabels)
+            self._adding = Adding(self.labels)
+        return self._adding
 
 
 def _taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

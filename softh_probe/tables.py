@@ -1,7 +1,6 @@
 """The label tables of one layer: rows of sums, one a label, and what remains of labels that are over.
 
-Shape suffixes: S anchor sets, M anchors, L labels, K = S·M + S + 1 columns of a
-row of sums:
+Shape suffixes: G layers, S anchor sets, M anchors, L labels, K = S·M + S + 1 columns of a row of sums:
 
     [ mass of each anchor (S·M) | sum of the positions' own assignment entropies (S) | number of positions (1) ]
 """
@@ -9,6 +8,7 @@ row of sums:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -47,55 +47,28 @@ class LabelTables:
             self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
         self._longer: dict[str, Tensor] = {}  # what tables that grew are the first rows of
 
-    @torch.inference_mode()  # the bags may come from such, and are changed in place
-    def add(self, bags_LK: Tensor, labels: BatchLabels) -> None:
-        """Add one batch.
-
-        Args:
-            bags_LK: sums of each bag of the batch, in the order of its labels; they are used up.
-        """
-        n_kept, n_open, n_ending = len(labels.kept_rows), len(labels.open_rows), len(labels.ending_rows)
-        if n_kept:
-            self._grow("kept", labels.n_kept)
-            self.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
-        if n_open:
-            self._grow("open", labels.n_open)
-            if labels.left_rows is not None and labels.taken_rows is not None:
-                self.open.index_add_(0, labels.taken_rows, self.open[labels.left_rows])
-            self.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
-        ended_LK = bags_LK[n_kept + n_open :]
-        if n_ending:
-            ended_LK[:n_ending] += self._take(labels.ending_rows)
-        if len(ended_LK):
-            self._fold(ended_LK, labels.ended_buckets)
-
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
         """Fold the open rows of labels that are over into their buckets, and empty them."""
-        self._fold(self._take(rows), buckets)
+        remains = _remains(self.take(rows), self.n_sets, self.n_anchors)
+        self.folded.index_add_(0, buckets, remains)
 
-    def _take(self, rows: Tensor) -> Tensor:
+    def take(self, rows: Tensor) -> Tensor:
         """Open rows, which are given back: they are zero from now on."""
         taken_LK = self.open.index_select(0, rows)
         self.open.index_fill_(0, rows, 0.0)
         return taken_LK
 
-    def _fold(self, ended_LK: Tensor, buckets: Tensor) -> None:
-        """Add what remains of labels that are over: n·H(p̂_x) and the sum of assignment entropies."""
-        weighted_LS = weighted_entropy(mass(ended_LK, self.n_sets, self.n_anchors))
-        remains = torch.cat([weighted_LS, position_entropy(ended_LK, self.n_sets)], dim=1)
-        self.folded.index_add_(0, buckets, remains)
-
     def merge(self, other: LabelTables, rows: Merged) -> None:
         """Add another part's tables."""
         self.folded += other.folded.to(self.folded)
-        self._grow("kept", _end(rows.kept_rows))
-        self._grow("open", max(_end(rows.to_rows), _end(rows.taken_rows)))
+        self.grow("kept", _end(rows.kept_rows))
+        self.grow("open", max(_end(rows.to_rows), _end(rows.taken_rows)))
         _add_rows(self.kept, rows.kept_rows, other.kept, torch.arange(len(rows.kept_rows)))
         _add_rows(self.open, rows.taken_rows, self.open, rows.left_rows)
         _add_rows(self.open, rows.to_rows, other.open, rows.from_rows)
 
-    def _grow(self, name: str, n_rows: int) -> None:
+    def grow(self, name: str, n_rows: int) -> None:
         """Give a table so many rows, if it has fewer; new ones are zero.
 
         They are the next ones of a longer table made before, else of a new one. On a CPU that is a far longer one as
@@ -114,6 +87,38 @@ class LabelTables:
                 self._longer[name] = longer
             longer[n_old:n_rows] = 0.0
             setattr(self, name, longer[:n_rows])
+
+
+@torch.inference_mode()  # the bags may come from such, and are changed in place
+def add_bags(tables: Sequence[LabelTables], bags_GLK: Tensor, labels: BatchLabels) -> None:
+    """Add one batch to the tables of several layers of one device.
+
+    Args:
+        bags_GLK: of each layer the sums of each bag of the batch, in the order of its labels; they are used up.
+    """
+    n_kept, n_open, n_ending = len(labels.kept_rows), len(labels.open_rows), len(labels.ending_rows)
+    ended_GLK = bags_GLK[:, n_kept + n_open :]
+    for table, bags_LK, ended_LK in zip(tables, bags_GLK, ended_GLK, strict=True):
+        if n_kept:
+            table.grow("kept", labels.n_kept)
+            table.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
+        if n_open:
+            table.grow("open", labels.n_open)
+            if labels.left_rows is not None and labels.taken_rows is not None:
+                table.open.index_add_(0, labels.taken_rows, table.open[labels.left_rows])
+            table.open.index_add_(0, labels.open_rows, bags_LK[n_kept : n_kept + n_open])
+        if n_ending:
+            ended_LK[:n_ending] += table.take(labels.ending_rows)
+    if ended_GLK.shape[1]:
+        remains_GL2S = _remains(ended_GLK, tables[0].n_sets, tables[0].n_anchors)
+        for table, remains in zip(tables, remains_GL2S, strict=True):
+            table.folded.index_add_(0, labels.ended_buckets, remains)
+
+
+def _remains(ended_LK: Tensor, n_sets: int, n_anchors: int) -> Tensor:
+    """What remains of labels that are over, n·H(p̂_x) and the sum of assignment entropies: [..., K] -> [..., 2S]."""
+    weighted_LS = weighted_entropy(mass(ended_LK, n_sets, n_anchors))
+    return torch.cat([weighted_LS, position_entropy(ended_LK, n_sets)], dim=-1)
 
 
 class HostWorker:
@@ -138,7 +143,7 @@ class HostWorker:
         def work() -> None:
             if copied is not None:
                 copied.synchronize()
-            tables.add(bags, labels)
+            add_bags([tables], bags.unsqueeze(0), labels)
 
         self._waiting.append((self._thread.submit(work), bags_LK.nbytes))
 

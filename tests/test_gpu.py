@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
+from softh_probe.adding import Adding
 from softh_probe.corpus import pad_batch
-from softh_probe.sums import LayerSums
 from tests.conftest import tiny_llama
 from tests.test_plan import COLUMNS, corpus_of, planned, values_of
 from tests.test_probe import NAMES, documents
@@ -20,16 +20,21 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 @pytest.fixture
 def never_waiting(monkeypatch):
     """Anything in a hook that waits for the device is an error; the model may."""
-    add = LayerSums.add
 
-    def watched(*arguments):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            add(*arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    def watch(name):
+        work = getattr(Adding, name)
 
-    monkeypatch.setattr(LayerSums, "add", watched)
+        def watched(*arguments):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                work(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(Adding, name, watched)
+
+    watch("add")
+    watch("finish")
 
 
 @pytest.mark.usefixtures("never_waiting")

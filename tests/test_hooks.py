@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softh_probe import SoftEntropyProbe, estimator
+from softh_probe import SoftEntropyProbe, adding, estimator
+from softh_probe.adding import Adding
 from softh_probe.corpus import pad_batch
-from softh_probe.sums import LayerSums
 from tests.conftest import tiny_llama
 from tests.test_plan import COLUMNS, corpus_of, planned, values_of
 from tests.test_probe import NAMES, documents
 
 #: Operations whose result the host has to know before it goes on; also indexing by a mask.
 WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
-#: Kernels of a hook, at most: on an accelerator each takes some microseconds to launch.
-MOST_KERNELS = 40
+#: Kernels for a layer and batch, at most: on an accelerator each takes some microseconds to launch.
+MOST_KERNELS = 25
 
 
 class Operations(TorchDispatchMode):
@@ -36,8 +36,8 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Of each layer and batch, how many kernels its hook launches; on a CPU the norm alone takes a way of its own."""
-    counts, add = [], LayerSums.add
+    """Kernels that are launched as hooks add to sums; on a CPU the norm alone takes a way of its own."""
+    launched = []
 
     def as_elsewhere(z_ND):
         norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
@@ -45,13 +45,19 @@ def kernels(monkeypatch):
 
     monkeypatch.setattr(estimator, "_norm", as_elsewhere)
 
-    def watched(*arguments):
-        with Operations() as operations:
-            add(*arguments)
-        counts.append(len(operations.names))
+    def watch(name):
+        work = getattr(Adding, name)
 
-    monkeypatch.setattr(LayerSums, "add", watched)
-    return counts
+        def watched(*arguments):
+            with Operations() as operations:
+                work(*arguments)
+            launched.extend(operations.names)
+
+        monkeypatch.setattr(Adding, name, watched)
+
+    watch("add")
+    watch("finish")
+    return launched
 
 
 @pytest.mark.parametrize("anchor_sets", [1, 8])
@@ -67,8 +73,8 @@ def test_a_planned_runs_hooks_never_wait_and_launch_few_kernels(kernels, anchor_
             with probe.batch(plan.batch(i)):
                 model(input_ids=ids, attention_mask=mask)
     probe.check()
-    assert len(kernels) == len(plan.batches) * 5
-    assert max(kernels) <= MOST_KERNELS, max(kernels)
+    per_layer = len(kernels) / (len(plan.batches) * 5)
+    assert 10 < per_layer <= MOST_KERNELS
 
 
 def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels):
@@ -79,14 +85,13 @@ def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels):
         for _ in range(4):
             model(input_ids=torch.randint(40, (4, 30), generator=generator))
     probe.check()
-    assert len(kernels) == 4 * 5
-    assert max(kernels) <= MOST_KERNELS, max(kernels)
+    assert 10 < len(kernels) / (4 * 5) <= MOST_KERNELS
 
 
 @pytest.mark.parametrize("real", [8, 30])
 def test_nothing_is_computed_of_positions_that_do_not_count(monkeypatch, real):
-    computed, features = [], LayerSums._features
-    monkeypatch.setattr(LayerSums, "_features", lambda sums, h: computed.append(len(h)) or features(sums, h))
+    computed, project = [], adding.anchor_logits
+    monkeypatch.setattr(adding, "anchor_logits", lambda h, *a, **k: computed.append(len(h)) or project(h, *a, **k))
     model, ids, mask = tiny_llama(), torch.randint(40, (4, 30)), torch.ones(4, 30, dtype=torch.int64)
     mask[:, real:] = 0
     with SoftEntropyProbe(model, labels=["output_bigram"]) as probe, torch.inference_mode():

@@ -138,10 +138,10 @@ def test_tables_grow_in_place_and_never_into_memory_of_others():
     tables = LabelTables((1, 3), torch.device("cpu"))
     state = torch.ones(10, 5)
     tables.open = state[:3]  # what was loaded may be part of something larger
-    tables._grow("open", 5)
+    tables.grow("open", 5)
     place = tables.open.data_ptr()
     tables.open[4] = 1.0
-    tables._grow("open", 20)
+    tables.grow("open", 20)
     assert (state == 1).all()
     assert tables.open.data_ptr() == place
     assert tables.open.sum(dim=1).tolist() == [5, 5, 5, 0, 5, *[0] * 15]
