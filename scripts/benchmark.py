@@ -62,7 +62,7 @@ class Benchmark:
     """Checkpoint: a .gguf file or a local folder."""
     data: str = ".cache/fortunes.jsonl"
     """Corpus with a `text` column."""
-    documents: int | None = 256
+    documents: int | None = 512
     """Documents taken from it, at even distances; null takes all."""
     shape: str | None = None
     """Instead of the checkpoint's, random weights of this shape (its tokenizer stays)."""
