@@ -34,15 +34,16 @@ class Adding:
     """
 
     def __init__(self, labels: BatchLabels) -> None:
-        self._labels = labels
+        self.labels = labels
         self._on_device: dict[torch.device, _AddingOnDevice] = {}
 
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Take in one layer's hidden states [..., D], whose leading dimensions are the batch's positions."""
         device = hidden.device
         if device not in self._on_device:
-            self._on_device[device] = _AddingOnDevice(self._labels.to(device))
-        self._on_device[device].add(sums, hidden)
+            self._on_device[device] = _AddingOnDevice(self.labels.to(device))
+        with torch.autocast(device.type, enabled=False):
+            self._on_device[device].add(sums, hidden)
 
     def settle(self, sums: LayerSums) -> None:
         """Take in a layer of which positions wait, in a batch that has none."""
@@ -50,8 +51,9 @@ class Adding:
 
     def finish(self) -> None:
         """Add what was taken in last; until then, sums lack it."""
-        for adding in self._on_device.values():
-            adding.finish()
+        for device, adding in self._on_device.items():
+            with torch.autocast(device.type, enabled=False):
+                adding.finish()
 
 
 class _AddingOnDevice:
@@ -71,9 +73,8 @@ class _AddingOnDevice:
             h_ND = h_ND.index_select(0, self._labels.computed)
         if self._logits_GNK is None:
             self._logits_GNK = self._new_logits(len(h_ND), sums)
-        with torch.autocast(hidden.device.type, enabled=False):
-            out_NK = self._logits_GNK[len(self._layers)]
-            _, valid_N = anchor_logits(h_ND.float(), sums.points_SMD, sums.temperature, out=out_NK)
+        out_NK = self._logits_GNK[len(self._layers)]
+        _, valid_N = anchor_logits(h_ND.float(), sums.points_SMD, sums.temperature, out=out_NK)
         self._layers.append(sums)
         self._valid.append(valid_N)
         if len(self._layers) == len(self._logits_GNK):

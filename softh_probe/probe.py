@@ -562,9 +562,6 @@ class SoftEntropyProbe:
             )
         elif self._found and output is not None:
             self._confirm(self._found, current, output)
-        if isinstance(current.labels, BatchLabels) and current.rows:
-            self._positions += current.n_counted
-            self._tokens += current.labels.n_tokens
 
     def _confirm(self, found: Layers, current: _ForwardPass, output: Any) -> None:
         """Note what shows, now that the model has run, that the modules found are not its blocks."""
@@ -624,7 +621,6 @@ class SoftEntropyProbe:
         except Exception as problem:
             self._note(problem, "labels")
         self._finish(adding)
-        self._positions += labels.n_counted
 
     def _add_steps(self, labels: BatchLabels) -> None:
         """Add the positions of steps that were kept to be added together."""
@@ -640,14 +636,15 @@ class SoftEntropyProbe:
             except Exception as problem:
                 self._note(problem, row)
         self._finish(adding)
-        self._positions += labels.n_counted
-        self._tokens += labels.n_tokens
 
     def _finish(self, adding: Adding) -> None:
+        """Add what is left of a batch, and count it."""
         try:
             adding.finish()
         except Exception as problem:
             self._note(problem, "sums")
+        self._positions += adding.labels.n_counted
+        self._tokens += adding.labels.n_tokens
 
     def _flush(self) -> None:
         if self._feed is not None:
@@ -743,10 +740,6 @@ class _ForwardPass:
             return [(-1, -1)]
         n_sequences, n_tokens = self.labels.shape
         return [(n_sequences, n_tokens)] + [(n_sequences,)] * (n_tokens == 1)
-
-    @property
-    def n_counted(self) -> int:
-        return self.labels.n_counted if isinstance(self.labels, BatchLabels) else 0
 
     @property
     def adding(self) -> Adding:

@@ -12,6 +12,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from softh_probe.adding import Adding
 from softh_probe.config import RunConfig
 
 TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
@@ -47,6 +48,12 @@ def assert_same_values(one, other):
     corrected = one.index.get_level_values("metric").str.contains("corrected")
     np.testing.assert_allclose(one[~corrected], other[~corrected], atol=1e-6)
     np.testing.assert_allclose(one[corrected], other[corrected], atol=1e-4)
+
+
+def around_adding(monkeypatch, context):
+    """What hooks add to sums, they add in such a context (a `contextmanager`)."""
+    for name in ("add", "finish"):
+        monkeypatch.setattr(Adding, name, context()(getattr(Adding, name)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """On a GPU: the same numbers as on the CPU, and a hook that never waits for the device. Skipped where there is none."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import accelerate
 import numpy as np
@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.adding import Adding
 from softh_probe.corpus import pad_batch
-from tests.conftest import tiny_llama
+from tests.conftest import around_adding, tiny_llama
 from tests.test_plan import COLUMNS, corpus_of, planned, values_of
 from tests.test_probe import NAMES, documents
 
@@ -21,20 +20,15 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 def never_waiting(monkeypatch):
     """Anything in a hook that waits for the device is an error; the model may."""
 
-    def watch(name):
-        work = getattr(Adding, name)
+    @contextmanager
+    def never():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
-        def watched(*arguments):
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                work(*arguments)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        monkeypatch.setattr(Adding, name, watched)
-
-    watch("add")
-    watch("finish")
+    around_adding(monkeypatch, never)
 
 
 @pytest.mark.usefixtures("never_waiting")

@@ -1,9 +1,9 @@
 """What data, checkpoints and configurations cannot do: run code, write elsewhere, carry secrets into files.
 
 The formats of the package are JSON, safetensors, Parquet, CSV and YAML by its safe loader; none is a pickle. Two
-libraries pickle among processes of one user: submitit the jobs of a sweep (OUT/work/jobs: the sweep's configuration and
-its checkpoints, read back by the job alone), torch.distributed and multiprocessing what processes of one run tell each
-other. Weights that are pickles, and code of checkpoints, are tested in test_checkpoint.py.
+libraries pickle among processes of one user: submitit the jobs of a sweep (work/jobs in its folder: the sweep's
+configuration and its checkpoints, read back by the job alone), torch.distributed and multiprocessing what processes of
+one run tell each other. Weights that are pickles, and code of checkpoints, are tested in test_checkpoint.py.
 """
 
 import ast

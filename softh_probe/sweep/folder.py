@@ -1,10 +1,12 @@
 """What a sweep keeps on disk, from which any later command goes on.
 
-OUT/config.yaml               the sweep, as `softh-probe sweep --config` takes it
-OUT/checkpoints/NAME/         complete results
-OUT/sweep.parquet …           the table of all, figures (collection.py)
-OUT/work/grid.json            the checkpoints
-OUT/work/claims, failures, logs, jobs, downloads
+In the folder that is the sweep's `out`:
+
+config.yaml             the sweep, as `softh-probe sweep --config` takes it
+checkpoints/NAME/       complete results
+sweep.parquet …         the table of all, figures (collection.py)
+work/grid.json          the checkpoints
+work/claims, failures, logs, jobs, downloads
 """
 
 from __future__ import annotations
