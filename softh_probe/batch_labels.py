@@ -136,6 +136,31 @@ def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int
     return Bags(positions_N[order[:end] % len(positions_N)], starts, ordered[starts])
 
 
+def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, np.ndarray]:
+    """Positions sorted by the sets they belong to, in bags of at most `N_SUMMED`; those of no set are left out.
+
+    >>> bags, member_PU = sort_by_sets(np.array([[True, False, True], [True, False, False]]), np.array([4, 5, 6]))
+    >>> bags.positions_E.tolist(), bags.starts_L.tolist(), bags.groups_L.tolist()
+    ([6, 4], [0, 1], [0, 1])
+    >>> member_PU.tolist()
+    [[True, True], [False, True]]
+
+    Args:
+        member_PN: [P, N], bool, which sets each position belongs to.
+        positions_N: [N], the positions.
+
+    Returns:
+        The bags, and the sets that each of their groups belongs to, [P, U].
+    """
+    some = np.flatnonzero(member_PN.any(axis=0))
+    member_PN, positions_N = member_PN[:, some], positions_N[some]
+    packed_QN = np.packbits(np.pad(member_PN, ((0, 1), (0, 0))), axis=0)  # a row more, for there may be none
+    packed_N = np.ascontiguousarray(packed_QN.T).view(f"S{len(packed_QN)}").reshape(-1)
+    _, example, groups_N = np.unique(packed_N, return_index=True, return_inverse=True)
+    order = np.argsort(groups_N, kind="stable")
+    return in_pieces(groups_N[order], positions_N[order]), member_PN[:, example]
+
+
 def in_pieces(groups_E: np.ndarray, positions_E: np.ndarray) -> Bags:
     """Bags of at most `N_SUMMED` positions, which come sorted by their groups."""
     starts = _starts_of_pieces(groups_E)
@@ -148,12 +173,11 @@ def _starts_of_pieces(groups_E: np.ndarray) -> np.ndarray:
     return np.flatnonzero(within % N_SUMMED == 0)
 
 
-def _weights(weights_WQ: np.ndarray, singles: Bags | None, n_single: int) -> np.ndarray:
-    n_replicates, n_sequences = weights_WQ.shape
-    singles_L = np.zeros(0, dtype=np.int64) if singles is None else singles.groups_L
-    weights_XL = np.zeros((1 + n_single + n_replicates, n_sequences + len(singles_L)))
+def _weights(weights_WQ: np.ndarray, weights_PL: np.ndarray) -> np.ndarray:
+    (n_replicates, n_sequences), (n_single, n_singles) = weights_WQ.shape, weights_PL.shape
+    weights_XL = np.zeros((1 + n_single + n_replicates, n_sequences + n_singles))
     weights_XL[0, :n_sequences] = 1.0
-    weights_XL[1 + singles_L, n_sequences + np.arange(len(singles_L))] = 1.0
+    weights_XL[1 : 1 + n_single, n_sequences:] = weights_PL
     weights_XL[1 + n_single :, :n_sequences] = weights_WQ
     return weights_XL
 
@@ -166,7 +190,7 @@ def instructions(
     labels: Bags,
     sampled: np.ndarray,
     singles: Bags | None = None,
-    n_single: int = 0,
+    single_PU: np.ndarray | None = None,
     n_carried: int = 0,
     held: np.ndarray | None = None,
     **others: Any,
@@ -177,12 +201,14 @@ def instructions(
         sequences: counted positions of each sequence; weights_WB: how often each occurs in each replicate.
         labels: of rows that are kept, open and ending, and of labels that occur in this batch only.
         sampled: positions whose assignments are kept; held: those that wait from now on.
-        singles: of the n_single sets whose labels come and go, the positions whose label occurs once.
+        singles: positions by the sets in which their labels occur once, of the P sets whose labels come and go;
+            single_PU: which sets those of each group are.
         others: attributes of `BatchLabels`, as arrays or whatever they are.
     """
     n_fed = shape[0] * shape[1]
     held = np.zeros(0, dtype=np.int64) if held is None else held
     all_bags = [sequences, labels] if singles is None else [sequences, singles, labels]
+    single_PL = np.zeros((0, 0)) if singles is None or single_PU is None else single_PU[:, singles.groups_L]
     ends = np.cumsum([len(bags.positions_E) for bags in all_bags])
     offsets = [bags.starts_L + start for bags, start in zip(all_bags, [0, *ends[:-1]], strict=True)]
     is_used = np.zeros(n_fed + n_carried, dtype=bool)
@@ -196,7 +222,7 @@ def instructions(
     given: dict[str, Any] = {
         "bag_positions": numbers[np.concatenate([bags.positions_E for bags in all_bags])].astype(np.int32),
         "bag_offsets": np.concatenate([*offsets, ends[-1:]]).astype(np.int32),
-        "weights_XL": _weights(weights_WB[:, sequences.groups_L], singles, n_single),
+        "weights_XL": _weights(weights_WB[:, sequences.groups_L], single_PL),
         "sample_positions": numbers[sampled],
         "held_positions": numbers[held],
         **others,

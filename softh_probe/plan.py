@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from softh_probe.batch_labels import Bags, BatchLabels, in_pieces, instructions, sort_into_bags
+from softh_probe.batch_labels import Bags, BatchLabels, in_pieces, instructions, sort_by_sets, sort_into_bags
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelSet, context, shortest_document
 from softh_probe.numbering import Numbering, label_ids, n_counted, number_labels, ranges
@@ -83,7 +83,7 @@ class Plan:
         kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.open_rows)])
         bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:open_end], ending)), open_end)
         going_on = open_end - len(ending)
-        single_sets, singles = n.occurs_once[groups_SN[n.single_sets]].nonzero()
+        singles, single_PU = sort_by_sets(n.occurs_once[groups_SN[n.single_sets]], positions_N)
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         return instructions(
             shape=(len(documents), longest),
@@ -91,8 +91,8 @@ class Plan:
             n_counted=len(positions_N),
             sequences=in_pieces(positions_N // longest, positions_N),
             weights_WB=poisson_weights(self._source_keys[documents]),
-            singles=in_pieces(single_sets, positions_N[singles]),
-            n_single=len(n.single_sets),
+            singles=singles,
+            single_PU=single_PU,
             labels=bags,
             kept_rows=bags.groups_L[:kept_end].astype(np.int64),
             open_rows=n.open_rows[bags.groups_L[kept_end:going_on] - n.n_kept],
