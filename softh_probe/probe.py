@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -157,7 +158,7 @@ class SoftEntropyProbe:
             config = getattr(model, "config", None) or getattr(self._entry, "config", None)
             pad_id = getattr(config, "pad_token_id", None)
             self._feed.pad_id = pad_id if isinstance(pad_id, int) else None
-        self._steps: dict[str, list[Tensor]] = {}
+        self._steps: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
@@ -512,15 +513,16 @@ class SoftEntropyProbe:
             self._measure(EMBEDDINGS, _taken(args, kwargs))
 
     def _after_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._pass is not None:
-            self._pass.n_block_calls += 1
-            row = block_row(self._pass.n_block_calls)
+        current = self._pass
+        if current is not None:
+            current.n_block_calls += 1
+            row = block_row(current.n_block_calls)
             self._measure(row, output)
-            if isinstance(self._pass.labels, Step):  # the sequences' first pass has shown what their blocks are
+            if current.is_step:  # the sequences' first pass has shown what their blocks are
                 return
             try:
-                self._pass.last = output
-                self._pass.chain.add(hidden_state(_taken(args, kwargs), row), hidden_state(output, row))
+                current.last = output
+                current.chain.add(hidden_state(_taken(args, kwargs), row), hidden_state(output, row))
             except Exception as problem:
                 self._note(problem, row)
 
@@ -544,7 +546,7 @@ class SoftEntropyProbe:
             self._drop(self._feed.finish(output))
         if current is None:
             return
-        if isinstance(current.labels, Step) and output is None:
+        if current.is_step and output is None:
             for name in current.rows:
                 if self._steps.get(name):
                     self._steps[name].pop()
@@ -577,29 +579,29 @@ class SoftEntropyProbe:
         self._layout_known |= n_sequences != n_tokens
 
     def _measure(self, row: str, value: Any) -> None:
-        """Add one layer's hidden states."""
-        assert self._pass is not None
-        if row in self._pass.rows:
+        """Add one layer's hidden states; those of a step are kept, to be added together with others."""
+        current = self._pass
+        assert current is not None
+        if row in current.rows:
             self._problems.append(f"{row}: called twice in a forward pass; its calls are of different depth")
             return
-        self._pass.rows[row] = None
+        current.rows[row] = None
         if not self._wants(row):
             return
         try:
             hidden = hidden_state(value, row)
             if hidden.is_mps:
                 hidden = hidden.cpu()  # for Apple's GPUs have no float64
-            if self._pass.labels is None and hidden.ndim in (2, 3):
+            if current.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
-                self._pass.labels = self.feed.label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
-            expected = self._pass.shapes
-            if tuple(hidden.shape[:-1]) not in expected:
+                current.labels = self.feed.label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
+            expected = current.shapes
+            if hidden.shape[:-1] not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
-            if isinstance(self._pass.labels, Step):
-                step = hidden if hidden.ndim == 3 else hidden.unsqueeze(1)
-                self._steps.setdefault(row, []).append(step.detach().clone())
+            if current.is_step:
+                self._steps[row].append(hidden.detach().clone())
             else:
-                self._pass.adding.add(self._sums_of(row, hidden), hidden)
+                current.adding.add(self._sums_of(row, hidden), hidden)
         except Exception as problem:
             self._note(problem, row)
 
@@ -624,14 +626,14 @@ class SoftEntropyProbe:
 
     def _add_steps(self, labels: BatchLabels) -> None:
         """Add the positions of steps that were kept to be added together."""
-        steps, self._steps = self._steps, {}
+        steps, self._steps = self._steps, defaultdict(list)
         adding = Adding(labels)
         n_steps = labels.shape[1]
         for row, parts in steps.items():
             try:
                 if len(parts) < n_steps:
                     raise ProbeError(f"{row}: expected {n_steps} steps, got {len(parts)}")
-                hidden = torch.cat(parts[:n_steps], dim=1)
+                hidden = torch.stack([step.flatten(0, -2) for step in parts[:n_steps]], dim=1)
                 adding.add(self._sums_of(row, hidden), hidden)
             except Exception as problem:
                 self._note(problem, row)
@@ -727,6 +729,7 @@ class _ForwardPass:
 
     def __init__(self, labels: BatchLabels | Step | None) -> None:
         self.labels = labels
+        self.is_step = isinstance(labels, Step)
         self.rows: dict[str, None] = {}  # in their order
         self.n_block_calls = 0
         self.chain = Chain()
