@@ -248,12 +248,15 @@ def _usage_line(message: str, command: str) -> str:
     if unknown is None:
         line = re.sub(rf"\b{command}\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
         return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
-    name = (unknown[1] or unknown[2]).lstrip("-").split("=")[0].replace("-", "_")
+    given = (unknown[1] or unknown[2]).split("=")[0]
+    name = given.lstrip("-").replace("-", "_")
     fields: dict[str, Sequence[str]] = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
     fields |= {"status": ("folder",), "collect": ("folder",)}
     fields["sweep"] = [*(f.name for f in dataclasses.fields(SweepConfig) if f.name not in DECIDED), "dry_run"]
     valid = list(fields.get(command, [field.name for field in dataclasses.fields(RunConfig)]))
     close = difflib.get_close_matches(name, valid, n=1)
+    if close and given.startswith("--"):
+        close = [f"--{close[0].replace('_', '-')}"]
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
 
