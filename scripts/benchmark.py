@@ -4,9 +4,9 @@
 
 Run by scripts/benchmark, which fetches the real model and text and installs soft-entropy. Conditions take turns,
 batch by batch, so that a noisy machine is noisy for all of them alike (soft-entropy, whose loop is its own, takes its
-turn when they are through); reported are medians and their ratios. On a GPU, if there is one;
-there `--shape olmo-2-7b --max_length 512 --overflow split --tokens_per_batch 8192` measures a model of that shape with
-random bfloat16 weights, made on the device.
+turn when they are through); reported are sums of each batch's median over the repeats, and their ratios. On a GPU, if
+there is one; there `--shape olmo-2-7b --max_length 512 --overflow split --tokens_per_batch 8192` measures a model of
+that shape with random bfloat16 weights, made on the device.
 
     plain    model(**batch) with its head, batches of 8 documents in data order, padded; nothing else
     limit    the backbone alone over the probe's own batches; no probe
@@ -112,16 +112,16 @@ class Bench:
         )
         self.corpus: Corpus = read_corpus(self.config, self.tokenizer, progress=False)
 
-    def take_turns(self, conditions: tuple[str, ...]) -> dict[str, float]:
-        """Seconds that each condition takes; who goes first changes from turn to turn."""
+    def take_turns(self, conditions: tuple[str, ...]) -> dict[str, list[float]]:
+        """Seconds that each condition takes, batch by batch; who goes first changes from turn to turn."""
         running = {name: self.steps(name) for name in conditions}
-        spent = dict.fromkeys(conditions, 0.0)
+        spent: dict[str, list[float]] = {name: [] for name in conditions}
         while running:
             for name in list(running):
                 step = running.pop(name)
                 start = time.perf_counter()
                 goes_on = self._step(step)
-                spent[name] += time.perf_counter() - start
+                spent[name].append(time.perf_counter() - start)
                 if goes_on:
                     running[name] = step
             running = dict([*list(running.items())[1:], *list(running.items())[:1]])
@@ -302,7 +302,7 @@ def main(options: Benchmark) -> None:
     if options.memory_of:
         print(memory_of(options, options.memory_of))
         return
-    times: dict[str, list[float]] = {name: [] for name in CONDITIONS}
+    times: dict[str, list[list[float]]] = {name: [] for name in CONDITIONS}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options, Path(scratch))
         installed = importlib.util.find_spec("soft_entropy") and not options.shape
@@ -312,16 +312,16 @@ def main(options: Benchmark) -> None:
             for name, took in bench.take_turns(CONDITIONS[:-1]).items():
                 times[name].append(took)
             if rival:
-                times["rival"].append(rival.seconds())
-            print({name: round(t[-1], 2) for name, t in times.items() if t}, file=sys.stderr, flush=True)
-    median = {name: statistics.median(t) for name, t in times.items() if t}
+                times["rival"].append([rival.seconds()])
+            print({name: round(sum(t[-1]), 2) for name, t in times.items() if t}, file=sys.stderr, flush=True)
+    median = {name: sum(map(statistics.median, zip(*t, strict=True))) for name, t in times.items() if t}
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if bench.device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "documents": bench.corpus.n_documents,
         "tokens": bench.corpus.n_tokens,
         "options": asdict(options),
         "seconds": median,
-        "all_seconds": times,
+        "all_seconds": {name: [sum(steps) for steps in t] for name, t in times.items()},
         "tokens_per_second": {name: bench.n_tokens(name) / t for name, t in median.items()},
         "ratios": {
             f"{one} / {other}": median[one] / median[other]
