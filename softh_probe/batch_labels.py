@@ -115,6 +115,10 @@ class Bags(NamedTuple):
     groups_L: np.ndarray
 
 
+_NO_BAGS = Bags(*np.zeros((3, 0), dtype=np.int64))
+_NO_SETS = np.zeros((0, 0), dtype=bool)
+
+
 def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int, n_pieced: int = 0) -> Bags:
     """Positions sorted by label.
 
@@ -139,10 +143,10 @@ def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int
 def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, np.ndarray]:
     """Positions sorted by the sets they belong to, in bags of at most `N_SUMMED`; those of no set are left out.
 
-    >>> bags, member_PU = sort_by_sets(np.array([[True, False, True], [True, False, False]]), np.array([4, 5, 6]))
+    >>> bags, member_PL = sort_by_sets(np.array([[True, False, True], [True, False, False]]), np.array([4, 5, 6]))
     >>> bags.positions_E.tolist(), bags.starts_L.tolist(), bags.groups_L.tolist()
     ([6, 4], [0, 1], [0, 1])
-    >>> member_PU.tolist()
+    >>> member_PL.tolist()
     [[True, True], [False, True]]
 
     Args:
@@ -150,7 +154,7 @@ def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, 
         positions_N: [N], the positions.
 
     Returns:
-        The bags, and the sets that each of their groups belongs to, [P, U].
+        The bags, and the sets that the positions of each belong to, [P, L].
     """
     some = np.flatnonzero(member_PN.any(axis=0))
     member_PN, positions_N = member_PN[:, some], positions_N[some]
@@ -158,7 +162,8 @@ def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, 
     packed_N = np.ascontiguousarray(packed_QN.T).view(f"S{len(packed_QN)}").reshape(-1)
     _, example, groups_N = np.unique(packed_N, return_index=True, return_inverse=True)
     order = np.argsort(groups_N, kind="stable")
-    return in_pieces(groups_N[order], positions_N[order]), member_PN[:, example]
+    bags = in_pieces(groups_N[order], positions_N[order])
+    return bags, member_PN[:, example[bags.groups_L]]
 
 
 def in_pieces(groups_E: np.ndarray, positions_E: np.ndarray) -> Bags:
@@ -189,8 +194,8 @@ def instructions(
     weights_WB: np.ndarray,
     labels: Bags,
     sampled: np.ndarray,
-    singles: Bags | None = None,
-    single_PU: np.ndarray | None = None,
+    singles: Bags = _NO_BAGS,
+    single_PL: np.ndarray = _NO_SETS,
     n_carried: int = 0,
     held: np.ndarray | None = None,
     **others: Any,
@@ -202,13 +207,12 @@ def instructions(
         labels: of rows that are kept, open and ending, and of labels that occur in this batch only.
         sampled: positions whose assignments are kept; held: those that wait from now on.
         singles: positions by the sets in which their labels occur once, of the P sets whose labels come and go;
-            single_PU: which sets those of each group are.
+            single_PL: which sets those of each bag are.
         others: attributes of `BatchLabels`, as arrays or whatever they are.
     """
     n_fed = shape[0] * shape[1]
     held = np.zeros(0, dtype=np.int64) if held is None else held
-    all_bags = [sequences, labels] if singles is None else [sequences, singles, labels]
-    single_PL = np.zeros((0, 0)) if singles is None or single_PU is None else single_PU[:, singles.groups_L]
+    all_bags = [sequences, singles, labels]
     ends = np.cumsum([len(bags.positions_E) for bags in all_bags])
     offsets = [bags.starts_L + start for bags, start in zip(all_bags, [0, *ends[:-1]], strict=True)]
     is_used = np.zeros(n_fed + n_carried, dtype=bool)

@@ -218,7 +218,7 @@ def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParse
     for field in dataclasses.fields(config):
         if field.name in leave_out:
             continue
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = _flag(field.name)
         required = field.default is dataclasses.MISSING
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         options: dict[str, Any] = {"help": help_of[field.name]}
@@ -246,7 +246,7 @@ def _usage_line(message: str, command: str) -> str:
     line = " ".join(message.split())
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
-        line = re.sub(rf"\b{command}\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", line)
+        line = re.sub(rf"\b{command}\.(\w+)", lambda m: _flag(m[1]), line)
         return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
     given = (unknown[1] or unknown[2]).split("=")[0]
     name = given.lstrip("-").replace("-", "_")
@@ -255,10 +255,13 @@ def _usage_line(message: str, command: str) -> str:
     fields["sweep"] = [*(f.name for f in dataclasses.fields(SweepConfig) if f.name not in DECIDED), "dry_run"]
     valid = list(fields.get(command, [field.name for field in dataclasses.fields(RunConfig)]))
     close = difflib.get_close_matches(name, valid, n=1)
-    if close and given.startswith("--"):
-        close = [f"--{close[0].replace('_', '-')}"]
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    meant = [_flag(field) if given.startswith("--") else field for field in close]
+    hint = f" (did you mean {meant[0]}?)" if meant else ""
     return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def _typing_error(line: str, command: str) -> str | None:

@@ -83,7 +83,7 @@ class Plan:
         kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.open_rows)])
         bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:open_end], ending)), open_end)
         going_on = open_end - len(ending)
-        singles, single_PU = sort_by_sets(n.occurs_once[groups_SN[n.single_sets]], positions_N)
+        singles, single_PL = sort_by_sets(n.occurs_once[groups_SN[n.single_sets]], positions_N)
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         return instructions(
             shape=(len(documents), longest),
@@ -92,7 +92,7 @@ class Plan:
             sequences=in_pieces(positions_N // longest, positions_N),
             weights_WB=poisson_weights(self._source_keys[documents]),
             singles=singles,
-            single_PU=single_PU,
+            single_PL=single_PL,
             labels=bags,
             kept_rows=bags.groups_L[:kept_end].astype(np.int64),
             open_rows=n.open_rows[bags.groups_L[kept_end:going_on] - n.n_kept],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -158,7 +157,7 @@ class SoftEntropyProbe:
             config = getattr(model, "config", None) or getattr(self._entry, "config", None)
             pad_id = getattr(config, "pad_token_id", None)
             self._feed.pad_id = pad_id if isinstance(pad_id, int) else None
-        self._steps: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._steps: dict[str, list[Tensor]] = {}
         self._announced: BatchLabels | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
@@ -518,7 +517,7 @@ class SoftEntropyProbe:
             current.n_block_calls += 1
             row = block_row(current.n_block_calls)
             self._measure(row, output)
-            if current.is_step:  # the sequences' first pass has shown what their blocks are
+            if isinstance(current.labels, Step):  # the sequences' first pass has shown what their blocks are
                 return
             try:
                 current.last = output
@@ -546,7 +545,7 @@ class SoftEntropyProbe:
             self._drop(self._feed.finish(output))
         if current is None:
             return
-        if current.is_step and output is None:
+        if isinstance(current.labels, Step) and output is None:
             for name in current.rows:
                 if self._steps.get(name):
                     self._steps[name].pop()
@@ -598,8 +597,8 @@ class SoftEntropyProbe:
             expected = current.shapes
             if hidden.shape[:-1] not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
-            if current.is_step:
-                self._steps[row].append(hidden.detach().clone())
+            if isinstance(current.labels, Step):
+                self._steps.setdefault(row, []).append(hidden.detach().clone())
             else:
                 current.adding.add(self._sums_of(row, hidden), hidden)
         except Exception as problem:
@@ -626,7 +625,7 @@ class SoftEntropyProbe:
 
     def _add_steps(self, labels: BatchLabels) -> None:
         """Add the positions of steps that were kept to be added together."""
-        steps, self._steps = self._steps, defaultdict(list)
+        steps, self._steps = self._steps, {}
         adding = Adding(labels)
         n_steps = labels.shape[1]
         for row, parts in steps.items():
@@ -729,7 +728,6 @@ class _ForwardPass:
 
     def __init__(self, labels: BatchLabels | Step | None) -> None:
         self.labels = labels
-        self.is_step = isinstance(labels, Step)
         self.rows: dict[str, None] = {}  # in their order
         self.n_block_calls = 0
         self.chain = Chain()
