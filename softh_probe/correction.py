@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from softh_probe.errors import InputError
-from softh_probe.estimator import entropy
+from softh_probe.estimator import assignments, entropy
 
 #: How often the sample is shuffled for the curve of chance.
 SHUFFLES = 4
@@ -54,6 +54,7 @@ SHARED = (0.15, 0.35, 0.6, 0.85)
 CENTRES, SCATTER = 16, 128
 #: Curves that start below this, in nats, are of labels whose positions are alike; their shape is float32 rounding.
 ROUNDING = 1e-5
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,10 @@ def _curves(
 ) -> tuple[Tensor, Tensor]:
     """1/n [G] and g [K, G] of one anchor set."""
     mean_M = mass_M.double() / mass_M.double().sum()
-    q_RM = q_RM.clamp_min(torch.finfo(torch.float32).tiny)
-    sizes, entropy_G = _mean_entropies(q_RM, draws.shuffled_HR, len(q_RM) // 16)
+    q_RM = q_RM.clamp_min(_TINY)
+    log_q_RM = q_RM.log()
+    entropy_R = -(log_q_RM * q_RM).sum(dim=-1)
+    sizes, entropy_G = _mean_entropies(q_RM, entropy_R, draws.shuffled_HR, len(q_RM) // 16)
 
     # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
     cross = -(q_RM.double().mean(dim=0) @ mean_M.clamp_min(1e-300).log())
@@ -141,7 +144,7 @@ def _curves(
 
     if len(q_RM) < SCATTER:
         return inverse_G, chance_G.unsqueeze(0)
-    return inverse_G, torch.cat([chance_G.unsqueeze(0), _reference_curves(q_RM.log(), draws, inverse_G)])
+    return inverse_G, torch.cat([chance_G.unsqueeze(0), _reference_curves(log_q_RM, draws, inverse_G)])
 
 
 def chance_information(curves: BiasCurves, counts_C: Tensor) -> Tensor:
@@ -256,9 +259,9 @@ def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Te
     shape = draws.scattered_KHR.shape
     logits_KHRM = logits_RM.index_select(0, draws.scattered_KHR.reshape(-1)).unflatten(0, shape)
     logits_KHRM.mul_(far_K11.unsqueeze(3)).add_(around_KHM.unsqueeze(2))
-    q_KHRM = torch.softmax(logits_KHRM, dim=-1).clamp_min_(torch.finfo(torch.float32).tiny)
-    in_order_KHR = torch.arange(shape.numel()).view(shape)
-    sizes, entropy_KG = _mean_entropies(q_KHRM.flatten(0, 2), in_order_KHR, SCATTER)
+    q_KHRM, entropy_KHR = assignments(logits_KHRM)
+    q_NM, entropy_N = q_KHRM.clamp_min_(_TINY).flatten(0, 2), entropy_KHR.flatten()
+    sizes, entropy_KG = _mean_entropies(q_NM, entropy_N, torch.arange(shape.numel()).view(shape), SCATTER)
     # b(n) ∝ 1/n at the large end: two counts there give the entropy of infinitely many positions.
     last_K1, half_K1 = (entropy_KG[:, sizes.index(n)].unsqueeze(1) for n in (SCATTER, SCATTER // 2))
     first = next(i for i, n in enumerate(sizes) if n <= SCATTER // 4)
@@ -268,37 +271,30 @@ def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Te
     return _interpolate(inverse_G, own_G, g_KG.unsqueeze(2)).squeeze(2)
 
 
-def _mean_entropies(q_NM: Tensor, rows_HR: Tensor, largest: int) -> tuple[list[int], Tensor]:
+def _mean_entropies(q_NM: Tensor, entropy_N: Tensor, rows_HR: Tensor, largest: int) -> tuple[list[int], Tensor]:
     """Mean entropy of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
 
     Args:
-        q_NM: assignments, none of which is 0.
+        q_NM: assignments, none of which is 0; entropy_N: the entropy of each.
         rows_HR: [..., H, R], which of them make up each of H groups.
 
     Returns:
         The n in falling order, and the mean entropy of each, [..., G], float64 in nats.
     """
 
-    def mean_entropy(own_HR: Tensor, n: int) -> Tensor:
-        return math.log(n) - own_HR.mean(dim=(-2, -1), dtype=torch.float64) / n
-
-    found = {1: mean_entropy(_x_log_x(q_NM)[rows_HR], 1)}
+    found = {1: entropy_N[rows_HR].mean(dim=(-2, -1), dtype=torch.float64)}
     for size in (2, 3):
         bags_HRn = rows_HR[..., : rows_HR.shape[-1] // size * size].unflatten(-1, (-1, size))
         sums_LM = torch.nn.functional.embedding_bag(bags_HRn.reshape(-1, size), q_NM, mode="sum")
         sums_HRM = sums_LM.unflatten(0, bags_HRn.shape[:-1])
         while size <= largest:
-            found[size] = mean_entropy(_x_log_x(sums_HRM), size)
+            x_log_x_HR = sums_HRM.log().mul_(sums_HRM).sum(dim=-1)
+            found[size] = math.log(size) - x_log_x_HR.mean(dim=(-2, -1), dtype=torch.float64) / size
             paired = sums_HRM.shape[-2] // 2 * 2
             sums_HRM = sums_HRM[..., 0:paired:2, :] + sums_HRM[..., 1:paired:2, :]
             size *= 2
     sizes = sorted(found, reverse=True)
     return sizes, torch.stack([found[n] for n in sizes], dim=-1)
-
-
-def _x_log_x(sums_LM: Tensor) -> Tensor:
-    """Σ_j s_j·log s_j."""
-    return sums_LM.log().mul_(sums_LM).sum(dim=-1)
 
 
 def _v(inverse_C: Tensor, n_positions: int) -> Tensor:

@@ -22,6 +22,7 @@ from softh_probe.errors import InputError
 
 #: Norms of which float32 squares are neither lost nor infinite.
 _SAFE = (1e-12, 1e15)
+_LOG2_E = 1.0 / math.log(2.0)
 
 
 def anchor_logits(
@@ -48,6 +49,25 @@ def anchor_logits(
         scale_N = torch.where(valid_N, scale_N, 1.0)
     logits_NK = torch.mm(z_ND, anchors_SMD.reshape(n_sets * n_anchors, dim).T, out=out).div_(scale_N.unsqueeze(-1))
     return logits_NK.unflatten(-1, (n_sets, n_anchors)), valid_N
+
+
+def assignments(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Soft assignments q, and the entropy of each in nats.
+
+    >>> q, entropies = assignments(torch.zeros(1, 4))
+    >>> q.tolist(), round(entropies.item() / math.log(4), 6)
+    ([[0.25, 0.25, 0.25, 0.25]], 1.0)
+
+    Args:
+        logits: [..., M], which are used up.
+        out: [..., M], where q goes.
+
+    Returns:
+        q [..., M] and −Σ_j q_j log q_j [...].
+    """
+    log_q = torch.log_softmax(logits, dim=-1, out=logits)
+    q = torch.mul(log_q, _LOG2_E, out=out).exp2_()  # that is e^(log q), and on a CPU several times as fast
+    return q, -log_q.mul_(q).sum(dim=-1)
 
 
 def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from softh_probe import sample_anchors, soft_entropy, soft_mutual_information, temperature
 from softh_probe.errors import InputError
+from softh_probe.estimator import assignments
 from tests import references
 
 
@@ -137,3 +138,16 @@ def test_leading_dimensions_are_positions():
 def test_bad_arguments_are_named(call, named):
     with pytest.raises(InputError, match=named):
         call(*clustered(20, 6, 2))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("wide", [False, True])
+def test_assignments_are_those_of_float64(scale, wide):
+    logits = scale * torch.randn(40, 3, 100, generator=torch.Generator().manual_seed(0))
+    q = torch.softmax(logits.double(), dim=-1)
+    entropies = torch.special.entr(q).sum(dim=-1)
+    rows = torch.full((40, 3, 110), 7.0)
+    given, found = assignments(logits, out=rows[..., :100] if wide else None)
+    torch.testing.assert_close(given.double(), q, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.double(), entropies, atol=1e-5, rtol=0)
+    assert not wide or (torch.equal(rows[..., :100], given) and (rows[..., 100:] == 7).all())
