@@ -36,16 +36,16 @@ import torch
 import transformers
 from jsonargparse import auto_cli
 
-from softh_probe.adding import Adding
-from softh_probe.checkpoint import load_tokenizer
+from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.config import RunConfig
-from softh_probe.corpus import Corpus, pad_batch
-from softh_probe.forward import forward
+from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.labels import NGRAM_SETS
-from softh_probe.loading_errors import quiet_transformers
-from softh_probe.model_source import resolve_model
+from softh_probe.models.checkpoint import load_tokenizer
+from softh_probe.models.loading_errors import quiet_transformers
+from softh_probe.models.source import resolve_model
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.run import new_probe, plan_run, read_corpus
+from softh_probe.run.forward import forward
+from softh_probe.run.pipeline import new_probe, plan_run, read_corpus
 
 SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -213,7 +213,7 @@ class Bench:
 
     def share_inside_hooks(self) -> float:
         """Of the time of a run with one anchor set, how much is spent adding to sums (on a CPU)."""
-        spent, add, finish = 0.0, Adding.add, Adding.finish
+        spent, add, finish = 0.0, BatchAccumulator.add, BatchAccumulator.finish
 
         def timed(work: Callable[..., None]) -> Callable[..., None]:
             def timed_work(*arguments: Any) -> None:
@@ -222,11 +222,11 @@ class Bench:
 
             return timed_work
 
-        Adding.add, Adding.finish = timed(add), timed(finish)  # type: ignore[method-assign]
+        BatchAccumulator.add, BatchAccumulator.finish = timed(add), timed(finish)  # type: ignore[method-assign]
         try:
             total = seconds(lambda: self.run("probe, 1 set"))
         finally:
-            Adding.add, Adding.finish = add, finish  # type: ignore[method-assign]
+            BatchAccumulator.add, BatchAccumulator.finish = add, finish  # type: ignore[method-assign]
         return spent / total
 
 

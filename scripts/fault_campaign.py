@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import softh_probe.run  # noqa: F401 - imported before processes are forked
+import softh_probe.run.pipeline  # noqa: F401 - imported before processes are forked
 from softh_probe.cli import main
 from softh_probe.result import ProbeResult, is_result
 

@@ -30,17 +30,17 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from softh_probe.anchors import sample_anchors
-from softh_probe.calibration import temperature
-from softh_probe.corpus import Corpus, length_batches
-from softh_probe.forward import SnapshotTimer, forward
+from softh_probe.data.corpus import Corpus, length_batches
+from softh_probe.estimators.anchors import sample_anchors
+from softh_probe.estimators.calibration import temperature
 from softh_probe.labels import NGRAM_SETS, ORDERS, parse_label_sets, shortest_document
-from softh_probe.memory import place_sums
-from softh_probe.plan import Plan
+from softh_probe.planned.memory import place_sums
+from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
-from softh_probe.snapshots import Progress, Snapshots
-from softh_probe.stopping import StopRequests
+from softh_probe.run.forward import SnapshotTimer, forward
+from softh_probe.run.signals import StopRequests
+from softh_probe.run.snapshots import Progress, Snapshots
 
 VOCABULARY = 2**15  # four tokens are one number of 64 bits
 WIDTH, N_ANCHORS = 8, 16
@@ -120,7 +120,7 @@ def measure(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str
     lap("plan")
     planned_gib = peak_gib()
     probe = SoftEntropyProbe(model, labels=NGRAM_SETS, n_anchors=N_ANCHORS, plan=plan)
-    memory = place_sums(plan, probe.row_devices(), n_anchors=N_ANCHORS, anchor_sets=1)
+    memory = place_sums(plan, probe.layer_devices(), n_anchors=N_ANCHORS, anchor_sets=1)
     probe.reserve(memory.on_host)
     snapshots = TimedSnapshots(folder / "snapshots")
     start = Progress(run={}, batches=0, seconds=0.0, interruptions=0)
@@ -136,7 +136,7 @@ def measure(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str
         "tokens": corpus.n_tokens,
         "documents": corpus.n_documents,
         "labels": int(plan.labels_by_set.sum()),
-        "rows": plan.n_open,
+        "rows": plan.n_live,
         "sums_gib": sum(memory.bytes_by_place.values()) / 2**30,
         "planned_gib": planned_gib,
         "peak_gib": peak_gib(),

@@ -25,13 +25,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.config import plain_config
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.result import LAYERS_PARQUET, ProbeResult
-from softh_probe.statistics import LayerStatistics
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder
-from softh_probe.sweep.grid import Point, expand
+from softh_probe.sweep.grid import GridPoint, expand
 
 N_ANCHORS = 100
 #: One in so many checkpoints failed, and one in so many waits.
@@ -69,7 +69,7 @@ def changed(result: ProbeResult, checkpoint: int, info: dict[str, Any]) -> Probe
     return replace(result, tensors=tensors, info=info)
 
 
-def write_sweep(folder: Path, n_checkpoints: int, n_layers: int) -> tuple[SweepConfig, dict[str, Point]]:
+def write_sweep(folder: Path, n_checkpoints: int, n_layers: int) -> tuple[SweepConfig, dict[str, GridPoint]]:
     """A sweep folder as a sweep leaves it; returns its configuration and what is done, by name."""
     data = folder / "texts.jsonl"
     data.write_text('{"text": "once upon a time"}\n')
@@ -133,7 +133,7 @@ def timed(*words: object) -> Cost:
     return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20, text)
 
 
-def wrong(config: SweepConfig, done: dict[str, Point]) -> list[str]:
+def wrong(config: SweepConfig, done: dict[str, GridPoint]) -> list[str]:
     """What of the sweep's table is not what the checkpoints' own tables say."""
     found = []
     folder = SweepFolder(config.out)

@@ -12,13 +12,13 @@ import time
 
 import numpy as np
 
-from softh_probe.checkpoint import load_tokenizer
 from softh_probe.config import RunConfig
-from softh_probe.corpus import SORT_WINDOW, length_batches
+from softh_probe.data.corpus import SORT_WINDOW, length_batches
 from softh_probe.labels import NGRAM_SETS, parse_label_sets, shortest_document
-from softh_probe.model_source import resolve_model
-from softh_probe.plan import Plan
-from softh_probe.run import plan_run, read_corpus
+from softh_probe.models.checkpoint import load_tokenizer
+from softh_probe.models.source import resolve_model
+from softh_probe.planned.plan import Plan
+from softh_probe.run.pipeline import plan_run, read_corpus
 
 TOKENS_PER_BATCH = 4096
 
@@ -49,6 +49,6 @@ for window in (SORT_WINDOW, corpus.n_documents):
     padding = padded / corpus.lengths[np.concatenate(plan.batches)].sum() - 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"sorted within {window:,} documents: {plan.labels_by_set.sum():,} labels, {plan.n_open:,} rows alive at most; "
+        f"sorted within {window:,} documents: {plan.labels_by_set.sum():,} labels, {plan.n_live:,} rows alive at most; "
         f"padding {padding:.1%}; planned in {seconds:.1f} s, process peak {peak:.1f} GiB"
     )

@@ -21,13 +21,18 @@ import torch
 from torch import Tensor
 
 from softh_probe import sample_anchors, temperature
-from softh_probe.checkpoint import load_checkpoint, load_tokenizer
 from softh_probe.config import RunConfig
-from softh_probe.correction import bias_curves, chance_information, corrected_information, null_information
-from softh_probe.estimator import entropy, log_assignments
+from softh_probe.estimators.bias_correction import (
+    bias_curves,
+    chance_information,
+    corrected_information,
+    null_information,
+)
+from softh_probe.estimators.soft_entropy import entropy, log_assignments
 from softh_probe.labels import ngram_ids
-from softh_probe.model_source import resolve_model
-from softh_probe.run import read_corpus
+from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
+from softh_probe.models.source import resolve_model
+from softh_probe.run.pipeline import read_corpus
 
 COUNTS = (2, 4, 8, 16, 64)
 SAMPLE = 2048

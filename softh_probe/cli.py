@@ -15,10 +15,10 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from softh_probe.config import RunConfig, in_words, type_hints
-from softh_probe.config_files import check_config_file
-from softh_probe.errors import Interrupted, SofthProbeError, one_line, shown
-from softh_probe.secrecy import redacted
-from softh_probe.sweep.config import DECIDED, SweepConfig
+from softh_probe.config_checks import check_config_file
+from softh_probe.errors import Interrupted, SofthProbeError, one_line, short_repr
+from softh_probe.redaction import redacted
+from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> int:
-    from softh_probe.processes import launched
     from softh_probe.report.terminal import print_table
     from softh_probe.run import run  # heavy imports wait until there is something to run
+    from softh_probe.run.processes import launched
 
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
     with launched() as processes:
@@ -113,8 +113,8 @@ def _collect(options: Namespace) -> int:
 
 
 def _layers(options: Namespace) -> int:
-    from softh_probe.describe import describe_layers, load_skeleton
-    from softh_probe.model_source import resolve_model
+    from softh_probe.models.describe import describe_layers, load_skeleton
+    from softh_probe.models.source import resolve_model
 
     source = resolve_model(options.model, revision=options.revision, need_weights=False)
     skeleton = load_skeleton(source, trust_remote_code=options.trust_remote_code)
@@ -156,7 +156,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
     commands.add_subcommand("layers", _layers_parser(), help="Show what would be probed, from the config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
-    sweep = _config_parser(SweepConfig, leave_out=DECIDED)
+    sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, what is done, time and disk.")
     commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
     for name, text in (
@@ -252,7 +252,10 @@ def _usage_line(message: str, command: str) -> str:
     name = given.lstrip("-").replace("-", "_")
     fields: dict[str, Sequence[str]] = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
     fields |= {"status": ("folder",), "collect": ("folder",)}
-    fields["sweep"] = [*(f.name for f in dataclasses.fields(SweepConfig) if f.name not in DECIDED), "dry_run"]
+    fields["sweep"] = [
+        *(f.name for f in dataclasses.fields(SweepConfig) if f.name not in SWEEP_CONTROLLED_FIELDS),
+        "dry_run",
+    ]
     valid = list(fields.get(command, [field.name for field in dataclasses.fields(RunConfig)]))
     close = difflib.get_close_matches(name, valid, n=1)
     meant = [_flag(field) if given.startswith("--") else field for field in close]
@@ -271,7 +274,7 @@ def _typing_error(line: str, command: str) -> str | None:
     hint = type_hints(SweepConfig if command == "sweep" else RunConfig).get(key[1]) if key else None
     if key is None or value is None or hint is None:
         return None
-    return f"{key[1]}: expected {in_words(hint)}, got {shown(value[1])}"
+    return f"{key[1]}: expected {in_words(hint)}, got {short_repr(value[1])}"
 
 
 def _tell(text: str, code: int, debug: bool) -> int:

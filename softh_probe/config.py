@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from softh_probe.anchors import KINDS
-from softh_probe.calibration import resolve_temperature
-from softh_probe.errors import InputError, shown
+from softh_probe.errors import InputError, short_repr
+from softh_probe.estimators.anchors import KINDS
+from softh_probe.estimators.calibration import resolve_temperature
 from softh_probe.labels import parse_label_sets
-from softh_probe.secrecy import holds_secret
+from softh_probe.redaction import holds_secret
 
 #: Fields that say where results go and how they are computed, not what is measured.
-NOT_MEASURED = frozenset(
+EXECUTION_FIELDS = frozenset(
     (
         "out",
         "report",
@@ -142,7 +142,7 @@ class RunConfig:
         check_range("seed", self.seed, -(2**63), 2**63 - self.anchor_sets)
         check_positive("sums_memory_gb", self.sums_memory_gb)
         if not 0 <= self.snapshot_minutes <= _MOST:
-            raise InputError(f"snapshot_minutes: expected 0 or more, got {shown(self.snapshot_minutes)}")
+            raise InputError(f"snapshot_minutes: expected 0 or more, got {short_repr(self.snapshot_minutes)}")
         for name, valid in (
             ("anchors", KINDS),
             ("overflow", ("truncate", "split")),
@@ -178,7 +178,7 @@ def check_types(config: Any) -> None:
     for name, hint in type_hints(kind).items():
         value = getattr(config, name)
         if not _is(value, hint):
-            raise InputError(f"{name}: expected {in_words(hint)}, got {shown(value)}")
+            raise InputError(f"{name}: expected {in_words(hint)}, got {short_repr(value)}")
         for text in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
             if "\0" in str(text):
                 raise InputError(f"{name}: expected a name, got one that holds a NUL character: {text!r}")
@@ -187,15 +187,15 @@ def check_types(config: Any) -> None:
 def check_range(name: str, value: int | None, least: int, most: int) -> None:
     """Refuse a whole number that is too small or too large; None is the default."""
     if value is not None and value < least:
-        raise InputError(f"{name}: expected at least {least}, got {shown(value)}")
+        raise InputError(f"{name}: expected at least {least}, got {short_repr(value)}")
     if value is not None and value > most:
-        raise InputError(f"{name}: expected at most {most}, got {shown(value)}")
+        raise InputError(f"{name}: expected at most {most}, got {short_repr(value)}")
 
 
 def check_positive(name: str, value: float | None) -> None:
     """Refuse a number that is not above 0, or that no memory, time or corpus has; None is the default."""
     if value is not None and not 0 < value <= _MOST:
-        raise InputError(f"{name}: expected more than 0 and at most {_MOST:g}, or null, got {shown(value)}")
+        raise InputError(f"{name}: expected more than 0 and at most {_MOST:g}, or null, got {short_repr(value)}")
 
 
 @cache

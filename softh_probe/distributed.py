@@ -35,7 +35,7 @@ def gather(probe: SoftEntropyProbe, group: dist.ProcessGroup | None = None) -> S
         ProbeError: in every process, what went wrong in any of them.
         InputError: probes of different settings, or of planned runs.
     """
-    everything = probe.blank()
+    everything = probe.new_like()
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     problems = []
     for rank in range(world):
@@ -48,7 +48,7 @@ def gather(probe: SoftEntropyProbe, group: dist.ProcessGroup | None = None) -> S
         if problem:
             problems.append(problem if world == 1 else f"process {rank}: {problem}")
             continue
-        part = probe.blank()
+        part = probe.new_like()
         part.load_state_dict(state)
         everything.merge(part)
     if problems:

@@ -52,10 +52,10 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as an error says it: short, whatever was given.
 
-    >>> shown([1] * 1000), shown(10**9999)
+    >>> short_repr([1] * 1000), short_repr(10**9999)
     ('[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ...]', 'int, with thousands of digits')
     """
     short = reprlib.Repr()

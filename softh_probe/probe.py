@@ -12,37 +12,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from softh_probe.adding import Adding
-from softh_probe.anchors import Anchors
-from softh_probe.batch_labels import BatchLabels
+from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.accumulators.label_tables import HostWorker, mass
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.statistics import layer_statistics
+from softh_probe.attached.adapters import ADAPTERS
+from softh_probe.attached.inputs import TokenBatch, arguments, require_tokens
+from softh_probe.attached.online_rows import OnlineRows
+from softh_probe.attached.sequences import NOT_LABELS
+from softh_probe.attached.tracker import DecodeStep, InputTracker
 from softh_probe.errors import InputError, ProbeError
-from softh_probe.feed import Feed, Step
-from softh_probe.growing import GrowingRows
-from softh_probe.inputs import Fed, arguments, require_tokens
-from softh_probe.integrations import ADAPTERS
-from softh_probe.labels import parse_label_sets
-from softh_probe.layers import (
+from softh_probe.estimators.anchors import Anchors
+from softh_probe.hooks.hook_points import (
     EMBEDDINGS,
     FINAL_NORM,
-    Chain,
-    Layers,
-    block_row,
+    HookPoints,
+    ResidualChain,
+    block_name,
     count_calls,
-    find_layers,
+    find_hook_points,
     hidden_state,
     is_time_first,
     require_causal,
-    select_rows,
+    select_layers,
 )
-from softh_probe.replace import replaced, uncompiled
+from softh_probe.labels import parse_label_sets
+from softh_probe.patching import replaced, uncompiled
 from softh_probe.result import ProbeResult
-from softh_probe.sequences import NOT_LABELS
-from softh_probe.statistics import layer_statistics
-from softh_probe.sums import LayerSums
-from softh_probe.tables import HostWorker, mass
 
 if TYPE_CHECKING:
-    from softh_probe.plan import Plan  # whose corpus an attached probe does without
+    from softh_probe.planned.plan import Plan  # whose corpus an attached probe does without
 
 #: What counts: every real position each time it is fed, or each distinct prefix once.
 COUNTS = ("forwarded", "unique_prefix")
@@ -129,16 +129,16 @@ class SoftEntropyProbe:
         }
         self._plan = plan
         once = count == "unique_prefix"
-        self._rows: Plan | GrowingRows = plan or GrowingRows(label_sets, once=once)
+        self._rows: Plan | OnlineRows = plan or OnlineRows(label_sets, unique_prefixes=once)
         self._modules = dict(modules or {})
-        self._found: Layers | None = None if self._modules else find_layers(model)
+        self._found: HookPoints | None = None if self._modules else find_hook_points(model)
         if once:
             require_causal(self._found)
         self._model = model
         self._entry = self._found.entry if self._found else model
         self._n_blocks = count_calls(self._found) if self._found else 0
         if layers is not None:
-            self._settings["layers"] = select_rows(layers, self._row_names())
+            self._settings["layers"] = select_layers(layers, self._layer_names())
         self._anchors: dict[int, Anchors] = {}
         self._points: dict[tuple[int, torch.device], Tensor] = {}
         self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
@@ -151,14 +151,14 @@ class SoftEntropyProbe:
         self._adapters = ExitStack()
         self._problems: list[str] = []
         self._positions = self._tokens = self._training_passes = 0
-        self._feed: Feed | None = None
-        if isinstance(self._rows, GrowingRows):
-            self._feed = Feed(self._rows, self._settle, self._add_steps, has_ngrams=bool(label_sets))
+        self._tracker: InputTracker | None = None
+        if isinstance(self._rows, OnlineRows):
+            self._tracker = InputTracker(self._rows, self._settle, self._add_steps, has_ngrams=bool(label_sets))
             config = getattr(model, "config", None) or getattr(self._entry, "config", None)
             pad_id = getattr(config, "pad_token_id", None)
-            self._feed.pad_id = pad_id if isinstance(pad_id, int) else None
+            self._tracker.pad_id = pad_id if isinstance(pad_id, int) else None
         self._steps: dict[str, list[Tensor]] = {}
-        self._announced: BatchLabels | None = None
+        self._announced: Dispatch | None = None
         self._outer_arguments: dict[str, Any] = {}
         self._pass: _ForwardPass | None = None
         self._layout_known = False
@@ -176,7 +176,7 @@ class SoftEntropyProbe:
         """Names of the rows, in the order of calls."""
         self._flush()
         measured = self._measured
-        return [name for name in self._row_names() if (name in measured if measured else self._wants(name))]
+        return [name for name in self._layer_names() if (name in measured if measured else self._wants(name))]
 
     @property
     def sums(self) -> Tensor:
@@ -207,7 +207,7 @@ class SoftEntropyProbe:
             settings=self._settings,
             anchors=[self._anchors[dim].describe() for dim in sorted(self._anchors)],
             positions=self._positions,
-            tokens=self._tokens - (self._feed.rejected if self._feed else 0),
+            tokens=self._tokens - (self._tracker.rejected if self._tracker else 0),
         )
 
     def check(self) -> None:
@@ -234,9 +234,9 @@ class SoftEntropyProbe:
             "version": STATE_VERSION,
             "settings": dict(self._settings),
             "positions": self._positions,
-            "tokens": self._tokens - (self._feed.rejected if self._feed else 0),
+            "tokens": self._tokens - (self._tracker.rejected if self._tracker else 0),
             "n_blocks": self._n_blocks,
-            "rows": self._rows.state_dict() if isinstance(self._rows, GrowingRows) else {},
+            "rows": self._rows.state_dict() if isinstance(self._rows, OnlineRows) else {},
         }
         measured = {name: self._sums[name] for name in self.layers if name in self._measured}
         return head, ((name, {"dim": sums.dim, **sums.state_dict()}) for name, sums in measured.items())
@@ -254,14 +254,14 @@ class SoftEntropyProbe:
                 "on with the version of softh_probe that made it, or measure again"
             )
         self._require_settings(state["settings"], "state")
-        expected = [name for name in self._row_names() if self._wants(name)]
+        expected = [name for name in self._layer_names() if self._wants(name)]
         if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:
             raise InputError(f"state: expected rows {', '.join(expected)}, got {', '.join(state['layers'])}")
         self._positions, self._tokens = state["positions"], state["tokens"]
-        if self._feed is not None:
-            self._feed.rejected = 0
+        if self._tracker is not None:
+            self._tracker.rejected = 0
         self._n_blocks = state["n_blocks"]
-        if isinstance(self._rows, GrowingRows):
+        if isinstance(self._rows, OnlineRows):
             self._rows.load_state_dict(state["rows"])
         reserved, self._sums = self._sums, {}
         for name, layer in state["layers"].items():
@@ -287,15 +287,15 @@ class SoftEntropyProbe:
         other._flush()
         if self._measured and other._measured and self.layers != other.layers:
             raise InputError(f"merge: expected rows {', '.join(self.layers)}, got {', '.join(other.layers)}")
-        assert isinstance(self._rows, GrowingRows)
-        assert isinstance(other._rows, GrowingRows)
+        assert isinstance(self._rows, OnlineRows)
+        assert isinstance(other._rows, OnlineRows)
         rows = self._rows.merge(other._rows)
         for name, theirs in other._sums.items():
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name, theirs.dim, theirs.total.device)
             self._sums[name].merge(theirs, rows)
         self._positions += other._positions
-        self._tokens += other._tokens - (other._feed.rejected if other._feed else 0)
+        self._tokens += other._tokens - (other._tracker.rejected if other._tracker else 0)
         self._n_blocks = max(self._n_blocks, other._n_blocks)
         self._measured |= other._measured
         self._problems += other._problems
@@ -319,7 +319,7 @@ class SoftEntropyProbe:
             device = sums.tables.device
             sums.tables.retire(*(index.to(device) for index in self._plan.retired_at_the_end))
 
-    def blank(self) -> SoftEntropyProbe:
+    def new_like(self) -> SoftEntropyProbe:
         """A probe of the same model and with the same settings that has measured nothing."""
         if self._plan:
             raise InputError("blank: the probe of a planned run cannot be made anew; measure without a plan")
@@ -343,15 +343,15 @@ class SoftEntropyProbe:
             self._raise_problems()
 
     @property
-    def feed(self) -> Feed:
+    def tracker(self) -> InputTracker:
         """What code that runs the model may tell of its forward passes; for adapters (`softh_probe.integrations`).
 
         Raises:
             InputError: the run is planned.
         """
-        if self._feed is None:
+        if self._tracker is None:
             raise InputError("plan: the batches and labels of a planned run are those of its data set")
-        return self._feed
+        return self._tracker
 
     @contextmanager
     def labelled(self, **labels: Tensor) -> Iterator[None]:
@@ -367,7 +367,7 @@ class SoftEntropyProbe:
                 raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
             if name in NOT_LABELS:
                 raise InputError(f"{name}: choose another name, this one is taken")
-        with self.feed.labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
+        with self.tracker.labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
             yield
 
     @contextmanager
@@ -379,17 +379,17 @@ class SoftEntropyProbe:
         """
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             raise InputError(f"mask: expected a tensor [B, T], got {_describe(mask)}")
-        with self.feed.masked(mask):
+        with self.tracker.masked(mask):
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Forward passes inside the block do not count."""
-        with self.feed.paused():
+        with self.tracker.paused():
             yield
 
     @contextmanager
-    def batch(self, labels: BatchLabels) -> Iterator[None]:
+    def batch(self, labels: Dispatch) -> Iterator[None]:
         """Announce what the next forward pass holds; raises at its end what the hooks found wrong."""
         self._announced = labels
         try:
@@ -398,7 +398,7 @@ class SoftEntropyProbe:
             self._announced = None
         self._raise_problems()
 
-    def row_devices(self) -> dict[str, torch.device]:
+    def layer_devices(self) -> dict[str, torch.device]:
         """Where the sums of each row will be: on the device of its block's weights, which must be loaded."""
         if self._found is None:
             return {}
@@ -407,8 +407,8 @@ class SoftEntropyProbe:
         devices = [next((p.device for p in block.parameters()), cpu) for block in blocks]
         # Apple's GPUs have no float64; offloaded weights come and go, wherever their layer runs.
         devices = [cpu if device.type in ("mps", "meta") else device for device in devices]
-        rows = [EMBEDDINGS, *(block_row(i + 1) for i in range(len(devices))), FINAL_NORM]
-        known = set(self._row_names())
+        rows = [EMBEDDINGS, *(block_name(i + 1) for i in range(len(devices))), FINAL_NORM]
+        known = set(self._layer_names())
         placed = zip(rows, [devices[0], *devices, devices[-1]], strict=True)
         return {row: device for row, device in placed if row in known and self._wants(row)}
 
@@ -425,16 +425,16 @@ class SoftEntropyProbe:
         width = getattr(getattr(self._entry, "config", None), "hidden_size", None)
         if self._plan is None or not isinstance(width, int):
             return
-        for row, device in self.row_devices().items():
+        for row, device in self.layer_devices().items():
             if row not in self._sums:
                 self._sums[row] = self._new_sums(row, width, device)
 
     def _attach(self) -> None:
         add = self._handles.append
         self._adapters.enter_context(uncompiled())
-        if self._feed is not None:
-            for follow in ADAPTERS:
-                self._adapters.enter_context(follow(self._model, self._feed))
+        if self._tracker is not None:
+            for install in ADAPTERS:
+                self._adapters.enter_context(install(self._model, self._tracker))
         # Their forward itself is wrapped, for some callers call that, past the module's hooks.
         if self._model is not self._entry:
             for module in self._around():
@@ -455,8 +455,8 @@ class SoftEntropyProbe:
             handle.remove()
         self._handles.clear()
         self._adapters.close()
-        if self._feed is not None:
-            self._drop(self._feed.forget())
+        if self._tracker is not None:
+            self._drop(self._tracker.reset())
         self._outer_arguments = {}
         self._pass = None
 
@@ -490,7 +490,7 @@ class SoftEntropyProbe:
         return output
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._feed is not None and self._feed.is_paused:
+        if self._tracker is not None and self._tracker.is_paused:
             return
         if module.training:
             self._training_passes += 1
@@ -498,12 +498,12 @@ class SoftEntropyProbe:
         try:
             given = arguments(module, args, kwargs)
             if self._found:
-                n_virtual = self._feed.n_virtual if self._feed else 0
+                n_virtual = self._tracker.n_virtual if self._tracker else 0
                 require_tokens(given, self._outer_arguments, n_virtual)
-            if self._feed is None or self._announced is not None:
+            if self._tracker is None or self._announced is not None:
                 self._pass = _ForwardPass(self._announced)
             else:
-                self._pass = _ForwardPass(self._feed.begin(given, self._outer_arguments))
+                self._pass = _ForwardPass(self._tracker.begin(given, self._outer_arguments))
         except Exception as problem:
             self._note(problem, "labels")
 
@@ -515,9 +515,9 @@ class SoftEntropyProbe:
         current = self._pass
         if current is not None:
             current.n_block_calls += 1
-            row = block_row(current.n_block_calls)
+            row = block_name(current.n_block_calls)
             self._measure(row, output)
-            if isinstance(current.labels, Step):  # the sequences' first pass has shown what their blocks are
+            if isinstance(current.labels, DecodeStep):  # the sequences' first pass has shown what their blocks are
                 return
             try:
                 current.last = output
@@ -539,18 +539,18 @@ class SoftEntropyProbe:
             if module is self._entry and output is not None:
                 self._after_module(name, module, (), output)
         current, self._pass = self._pass, None
-        if current is not None and current.rows and isinstance(current.labels, BatchLabels):
+        if current is not None and current.rows and isinstance(current.labels, Dispatch):
             self._finish(current.adding)
-        if self._feed is not None:
-            self._drop(self._feed.finish(output))
+        if self._tracker is not None:
+            self._drop(self._tracker.finish(output))
         if current is None:
             return
-        if isinstance(current.labels, Step) and output is None:
+        if isinstance(current.labels, DecodeStep) and output is None:
             for name in current.rows:
                 if self._steps.get(name):
                     self._steps[name].pop()
         self._n_blocks = max(self._n_blocks, current.n_block_calls)
-        expected = list(self._modules) or [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks))]
+        expected = list(self._modules) or [EMBEDDINGS, *(block_name(i + 1) for i in range(self._n_blocks))]
         missing = [name for name in expected if name not in current.rows]
         if missing and output is None and current.rows:
             *_, last = current.rows
@@ -564,7 +564,7 @@ class SoftEntropyProbe:
         elif self._found and output is not None:
             self._confirm(self._found, current, output)
 
-    def _confirm(self, found: Layers, current: _ForwardPass, output: Any) -> None:
+    def _confirm(self, found: HookPoints, current: _ForwardPass, output: Any) -> None:
         """Note what shows, now that the model has run, that the modules found are not its blocks."""
         chain = current.chain
         if not chain.holds:
@@ -593,11 +593,11 @@ class SoftEntropyProbe:
                 hidden = hidden.cpu()  # for Apple's GPUs have no float64
             if current.labels is None and hidden.ndim in (2, 3):
                 shape = (hidden.shape[0], hidden.shape[1] if hidden.ndim == 3 else 1)
-                current.labels = self.feed.label(Fed(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
+                current.labels = self.tracker.label(TokenBatch(real_BT=np.ones(shape, dtype=bool), ids_BT=None))
             expected = current.shapes
             if hidden.shape[:-1] not in expected:
                 raise ProbeError(f"{row}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
-            if isinstance(current.labels, Step):
+            if isinstance(current.labels, DecodeStep):
                 self._steps.setdefault(row, []).append(hidden.detach().clone())
             else:
                 current.adding.add(self._sums_of(row, hidden), hidden)
@@ -613,20 +613,20 @@ class SoftEntropyProbe:
 
     # --- behind them ---------------------------------------------------------------------------------------
 
-    def _settle(self, labels: BatchLabels) -> None:
+    def _settle(self, labels: Dispatch) -> None:
         """Add positions that waited to every layer, without a forward pass."""
-        adding = Adding(labels)
+        adding = BatchAccumulator(labels)
         try:
             for name in self._measured:
-                adding.settle(self._sums[name])
+                adding.add_waiting_only(self._sums[name])
         except Exception as problem:
             self._note(problem, "labels")
         self._finish(adding)
 
-    def _add_steps(self, labels: BatchLabels) -> None:
+    def _add_steps(self, labels: Dispatch) -> None:
         """Add the positions of steps that were kept to be added together."""
         steps, self._steps = self._steps, {}
-        adding = Adding(labels)
+        adding = BatchAccumulator(labels)
         n_steps = labels.shape[1]
         for row, parts in steps.items():
             try:
@@ -638,7 +638,7 @@ class SoftEntropyProbe:
                 self._note(problem, row)
         self._finish(adding)
 
-    def _finish(self, adding: Adding) -> None:
+    def _finish(self, adding: BatchAccumulator) -> None:
         """Add what is left of a batch, and count it."""
         try:
             adding.finish()
@@ -648,8 +648,8 @@ class SoftEntropyProbe:
         self._tokens += adding.labels.n_tokens
 
     def _flush(self) -> None:
-        if self._feed is not None:
-            self._feed.flush()
+        if self._tracker is not None:
+            self._tracker.flush()
 
     def _drop(self, numbers: list[int]) -> None:
         """Give up the waiting positions of sequences that are over."""
@@ -657,11 +657,11 @@ class SoftEntropyProbe:
             for sums in self._sums.values():
                 sums.drop(number)
 
-    def _row_names(self) -> list[str]:
+    def _layer_names(self) -> list[str]:
         if self._found is None:
             return list(self._modules)
         final = [FINAL_NORM] if self._found.norms else []
-        return [EMBEDDINGS, *(block_row(i + 1) for i in range(self._n_blocks)), *final]
+        return [EMBEDDINGS, *(block_name(i + 1) for i in range(self._n_blocks)), *final]
 
     def _wants(self, row: str) -> bool:
         chosen = self._settings["layers"]
@@ -691,10 +691,10 @@ class SoftEntropyProbe:
             self._points[dim, device],
             anchors.temperature,
             host=self._host if row in self._on_host else None,
-            n_single=len(rows.single_sets),
+            n_singleton_sets=len(rows.singleton_sets),
             n_sample=rows.n_sample,
             n_kept=rows.n_kept,
-            n_open=rows.n_open,
+            n_live=rows.n_live,
             n_buckets=rows.n_buckets,
         )
 
@@ -726,13 +726,13 @@ class SoftEntropyProbe:
 class _ForwardPass:
     """One call of the model: the labels of its positions on each device, and the rows measured so far."""
 
-    def __init__(self, labels: BatchLabels | Step | None) -> None:
+    def __init__(self, labels: Dispatch | DecodeStep | None) -> None:
         self.labels = labels
         self.rows: dict[str, None] = {}  # in their order
         self.n_block_calls = 0
-        self.chain = Chain()
+        self.chain = ResidualChain()
         self.last: Any = None
-        self._adding: Adding | None = None
+        self._adding: BatchAccumulator | None = None
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -743,10 +743,10 @@ class _ForwardPass:
         return [(n_sequences, n_tokens)] + [(n_sequences,)] * (n_tokens == 1)
 
     @property
-    def adding(self) -> Adding:
+    def adding(self) -> BatchAccumulator:
         if self._adding is None:
-            assert isinstance(self.labels, BatchLabels)
-            self._adding = Adding(self.labels)
+            assert isinstance(self.labels, Dispatch)
+            self._adding = BatchAccumulator(self.labels)
         return self._adding
 
 

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from softh_probe.accumulators.statistics import LayerStatistics, Rows, named_labels
 from softh_probe.errors import InputError
-from softh_probe.estimator import entropy
-from softh_probe.formats import checked, damaged, sealed, unsealed
+from softh_probe.estimators.soft_entropy import entropy
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
-from softh_probe.statistics import LayerStatistics, Rows, named_labels
+from softh_probe.result_files import checked, damaged, sealed, unsealed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softh_probe.adding import Adding
+from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.config import RunConfig
 
 TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
@@ -50,10 +50,10 @@ def assert_same_values(one, other):
     np.testing.assert_allclose(one[corrected], other[corrected], atol=1e-4)
 
 
-def around_adding(monkeypatch, context):
+def around_accumulation(monkeypatch, context):
     """What hooks add to sums, they add in such a context (a `contextmanager`)."""
     for name in ("add", "finish"):
-        monkeypatch.setattr(Adding, name, context()(getattr(Adding, name)))
+        monkeypatch.setattr(BatchAccumulator, name, context()(getattr(BatchAccumulator, name)))
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def task(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def training(tmp_path_factory) -> Path:
     """Twelve checkpoints of one training run, and texts."""
-    from tests.sweeps import train
+    from tests.helpers.sweeps import train
 
     folder = tmp_path_factory.mktemp("training")
     train(folder / "run")

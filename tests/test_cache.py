@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from softh_probe import run as run_module
 from softh_probe.cache import Cache, cache_folder, key_of, tokenizer_fingerprint
+from softh_probe.run import pipeline as run_module
 from softh_probe.run import run
 
 LABELS = ["input_bigram", "output_unigram", "column:language"]
@@ -21,7 +21,7 @@ def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatc
         raise AssertionError("done before")
 
     monkeypatch.setattr(run_module, "tokenize", never)
-    monkeypatch.setattr("softh_probe.plan.number_labels", never)
+    monkeypatch.setattr("softh_probe.planned.plan.allocate_rows", never)
     again = config(labels=LABELS, per_label=["output_unigram"], out=str(tmp_path / "again"))
     second = run(again, progress=False)
     assert first.to_pandas().equals(second.to_pandas())

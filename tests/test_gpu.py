@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.corpus import pad_batch
-from tests.conftest import around_adding, tiny_llama
-from tests.test_plan import COLUMNS, corpus_of, planned, values_of
+from softh_probe.data.corpus import pad_batch
+from tests.conftest import around_accumulation, tiny_llama
+from tests.planned.test_plan import COLUMNS, corpus_of, planned, values_of
 from tests.test_probe import NAMES, documents
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -28,7 +28,7 @@ def never_waiting(monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    around_adding(monkeypatch, never)
+    around_accumulation(monkeypatch, never)
 
 
 @pytest.mark.usefixtures("never_waiting")

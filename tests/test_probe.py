@@ -9,8 +9,8 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.errors import InputError, ProbeError
-from tests import references
 from tests.conftest import assert_same_values, tiny_llama
+from tests.helpers import references
 
 NGRAMS = [
     (f"{direction}_{name}", direction, n)
@@ -158,7 +158,7 @@ def test_a_module_called_twice_in_a_pass_is_told():
 
 
 def test_an_evaluation_goes_on_when_its_measurement_fails(model, monkeypatch):
-    monkeypatch.setattr("softh_probe.adding.Adding.add", lambda *_: 1 / 0)
+    monkeypatch.setattr("softh_probe.accumulators.batch.BatchAccumulator.add", lambda *_: 1 / 0)
     probe, finished = SoftEntropyProbe(model), False
     with pytest.raises(ProbeError, match="embeddings: ZeroDivisionError"), probe:
         model(**next(batches(documents(), 4)))

@@ -19,16 +19,16 @@ from softh_probe import (
     soft_mutual_information,
     temperature,
 )
+from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.config import RunConfig, config_yaml
 from softh_probe.errors import InputError, SofthProbeError
-from softh_probe.formats import SHAPES
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.result import RESULT_JSON, SUMS
-from softh_probe.statistics import LayerStatistics
+from softh_probe.result_files import SHAPES
 from softh_probe.sweep.config import SweepConfig
-from tests import references
 from tests.conftest import assert_same_values, tiny_llama
-from tests.test_plan import corpus_of, run_planned
+from tests.helpers import references
+from tests.planned.test_plan import corpus_of, run_planned
 from tests.test_probe import NGRAMS, batches, reference, run, value
 
 

@@ -85,7 +85,7 @@ def test_the_fuzzer_notices_a_wrong_number_a_traceback_and_a_hang(tmp_path):
         "import sys, time\n"
         f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
         "import fuzz_inputs, fuzzing.documents as documents\n"
-        "from softh_probe.documents import Document\n"
+        "from softh_probe.data.documents import Document\n"
         "ways = iter([lambda: [Document(content='else')], lambda: 1 / 0, lambda: time.sleep(9)])\n"
         "documents.read_documents = lambda *a, **k: next(ways)()\n"
         "fuzz_inputs.SECONDS = 0.5\n"

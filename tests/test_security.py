@@ -23,14 +23,14 @@ from softh_probe import ProbeResult
 from softh_probe.cli import main
 from softh_probe.config import RunConfig, config_yaml
 from softh_probe.errors import InputError
+from softh_probe.redaction import redacted
 from softh_probe.report.page import write_report
 from softh_probe.run import run
-from softh_probe.secrecy import redacted
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder
 from softh_probe.sweep.grid import expand
 from tests.conftest import TEXTS
-from tests.sweeps import sweep_command
+from tests.helpers.sweeps import sweep_command
 
 ROOT = Path(softh_probe.__file__).parents[1]
 
@@ -39,7 +39,7 @@ ROOT = Path(softh_probe.__file__).parents[1]
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 #: Modules that may import one, and why.
 ALLOWED = {
-    ("softh_probe/loading_errors.py", "pickle"): "the error that torch raises for a pickled file that it refuses"
+    ("softh_probe/models/loading_errors.py", "pickle"): "the error that torch raises for a pickled file that it refuses"
 }
 CALLS = {"eval", "exec", "compile", "__import__"}
 METHODS = {

@@ -15,8 +15,8 @@ from fault_campaign import write_checkpoint
 
 from fuzzing.damage import damage_safetensors, damaged
 from fuzzing.kinds import Kind, WrongError
-from softh_probe.checkpoint import load_checkpoint
-from softh_probe.model_source import resolve_model
+from softh_probe.models.checkpoint import load_checkpoint
+from softh_probe.models.source import resolve_model
 
 
 class Weights(Kind):

@@ -18,14 +18,14 @@ from fuzzing.damage import changed, damage_safetensors, damaged, encoded, to_jso
 from fuzzing.kinds import Kind, WrongError
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.config import RunConfig, plain_config
-from softh_probe.corpus import Corpus, length_batches, pad_batch
-from softh_probe.formats import sealed
+from softh_probe.data.corpus import Corpus, length_batches, pad_batch
 from softh_probe.labels import parse_label_sets
-from softh_probe.plan import Plan
-from softh_probe.report.data import check_info
+from softh_probe.planned.plan import Plan
 from softh_probe.report.page import comparison_page, run_page
+from softh_probe.report.page_data import check_info
 from softh_probe.result import RESULT_JSON, SUMS
-from softh_probe.snapshots import Progress, Snapshots
+from softh_probe.result_files import sealed
+from softh_probe.run.snapshots import Progress, Snapshots
 
 
 class Result(Kind):

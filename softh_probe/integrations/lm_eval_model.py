@@ -29,8 +29,8 @@ except ImportError as error:
 
 from softh_probe.distributed import gather
 from softh_probe.errors import ProbeError
+from softh_probe.patching import replaced
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.replace import replaced
 from softh_probe.result import ProbeResult
 
 _PREFIX = "softh_"

@@ -19,8 +19,8 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from softh_probe.distributed import gather
 from softh_probe.errors import ProbeError
+from softh_probe.patching import replaced
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.replace import replaced
 from softh_probe.result import ProbeResult
 
 
@@ -113,8 +113,8 @@ class SoftEntropyCallback(TrainerCallback):
     def _prediction_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self._probe is None:
             return original(model, inputs, *args, **kwargs)
-        feed = self._probe.feed
-        with feed.assuming(*masks_from_labels(inputs)), feed.only(own_rows(inputs)):
+        tracker = self._probe.tracker
+        with tracker.fallback_mask(*masks_from_labels(inputs)), tracker.only_sequences(own_rows(inputs)):
             return original(model, inputs, *args, **kwargs)
 
 

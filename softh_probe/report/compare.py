@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from softh_probe.errors import InputError
-from softh_probe.report.data import numbers, values_by_key
+from softh_probe.report.page_data import numbers, values_by_key
 from softh_probe.result import ProbeResult
 
 #: How anchors are drawn. Equal recipes at equal widths give equal anchors.

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from softh_probe.labels import ORDERS
-from softh_probe.report.data import MOST_LABELS, UNIT_NAMES
-from softh_probe.report.drawing import (
+from softh_probe.report.figure_style import (
     COLOURS,
     LAYER_AXIS,
     Picture,
@@ -26,6 +25,7 @@ from softh_probe.report.drawing import (
     short,
     wrapped,
 )
+from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
 from softh_probe.result import ProbeResult
 
 _CHANCE_LINES = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
-from softh_probe.report.data import values_by_key
+from softh_probe.report.page_data import values_by_key
 from softh_probe.result import ProbeResult
 
 

@@ -6,9 +6,9 @@ import base64
 
 from markupsafe import Markup, escape
 
-from softh_probe.report.data import title_of
 from softh_probe.report.facts import summary
 from softh_probe.report.figures import overview
+from softh_probe.report.page_data import title_of
 from softh_probe.result import ProbeResult, wide_table
 
 

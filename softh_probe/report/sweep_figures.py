@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from softh_probe.labels import ORDERS
-from softh_probe.report.data import UNIT_NAMES
-from softh_probe.report.drawing import LAYER_AXIS, Picture, panel_order, plain, short
+from softh_probe.report.figure_style import LAYER_AXIS, Picture, panel_order, plain, short
+from softh_probe.report.page_data import UNIT_NAMES
 
 _UNIT = UNIT_NAMES["efficiency"]
 _RATIOS = ("coverage", "regularity", "optimality", "optimality_corrected")

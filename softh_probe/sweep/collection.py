@@ -18,10 +18,10 @@ from pyarrow.csv import CSVWriter
 from pyarrow.csv import WriteOptions as CsvOptions
 
 from softh_probe.errors import InputError
-from softh_probe.loading_errors import essence, some
-from softh_probe.report.sweeps import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
-from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_whole, replacing, write_text
-from softh_probe.sweep.grid import Point
+from softh_probe.models.loading_errors import abbreviated, first_sentence
+from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
+from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact, replacing, write_text
+from softh_probe.sweep.grid import GridPoint
 
 SWEEP_CSV = "sweep.csv"
 #: Checkpoints whose tables are in memory together.
@@ -103,7 +103,7 @@ def collect(out: str | Path) -> Collection:
     return found
 
 
-def _write_tables(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> None:
+def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> None:
     """The table of all checkpoints; fills `info` with what each result says of itself."""
     as_written = CsvOptions(include_header=False, quoting_style="needed")
     with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
@@ -118,10 +118,10 @@ def _write_tables(folder: SweepFolder, points: Sequence[Point], info: dict[str, 
                     lines.write_table(table)
 
 
-def _results(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> Iterator[pa.Table]:
+def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Iterator[pa.Table]:
     """The table of each whole result, with the columns that tell its checkpoint."""
     for point in points:
-        if (whole := read_whole(folder.result(point))) is None:
+        if (whole := read_intact(folder.result(point))) is None:
             continue
         said, own = whole
         info[point.folder] = {name: said[name] for name in ("model", "anchors", "corpus") if name in said}
@@ -134,7 +134,7 @@ def _results(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[
         yield pa.table([columns[name] for name in SCHEMA.names], names=SCHEMA.names).cast(SCHEMA)
 
 
-def _summary(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[str, Any]]) -> Collection:
+def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Collection:
     checkpoints = []
     for point, state in folder.states(points).items():
         said = info.get(point.folder, {}).get("model", {})
@@ -161,12 +161,14 @@ def _summary(folder: SweepFolder, points: Sequence[Point], info: dict[str, dict[
     ]
     found.duplicates = equal_weights(checkpoints)
     found.not_monotone = out_of_order(points)
-    found.warnings = [f"equal weights: {some(names, 8)}" for names in found.duplicates]
-    found.warnings += [f"steps, tokens or training records disagree: {some(names, 8)}" for names in found.not_monotone]
+    found.warnings = [f"equal weights: {abbreviated(names, 8)}" for names in found.duplicates]
+    found.warnings += [
+        f"steps, tokens or training records disagree: {abbreviated(names, 8)}" for names in found.not_monotone
+    ]
     found.warnings += _unlike(info)
     if damaged:
         found.warnings.append(
-            f"damaged results are left out: {some(damaged, 8)}; run the sweep again to measure them anew"
+            f"damaged results are left out: {abbreviated(damaged, 8)}; run the sweep again to measure them anew"
         )
     return found
 
@@ -180,14 +182,14 @@ def equal_weights(checkpoints: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def out_of_order(points: Sequence[Point]) -> list[list[str]]:
+def out_of_order(points: Sequence[GridPoint]) -> list[list[str]]:
     """Names of checkpoints whose order in training is not what their names say, group by group.
 
     That is so of checkpoints of one training run with the same step; of neighbours of which the later one has seen
     fewer tokens; and of one whose own record of training (trainer_state.json) has another step than its name.
     """
     found = []
-    series: dict[str, list[Point]] = defaultdict(list)
+    series: dict[str, list[GridPoint]] = defaultdict(list)
     for point in points:
         if point.step is not None:
             series[point.series].append(point)
@@ -225,5 +227,5 @@ def _write_report(folder: SweepFolder) -> str | None:
     try:
         write_report([folder.path], folder.path)
     except Exception as error:
-        return f"the report could not be written ({essence(error)}); `softh-probe report` tries again"
+        return f"the report could not be written ({first_sentence(error)}); `softh-probe report` tries again"
     return None

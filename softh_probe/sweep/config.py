@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softh_probe.config import NOT_MEASURED, RunConfig, check_positive, check_range, check_types
+from softh_probe.config import EXECUTION_FIELDS, RunConfig, check_positive, check_range, check_types
 from softh_probe.errors import InputError
 
 #: Fields of a run that may change while a sweep goes on, or differ among its checkpoints.
-NOT_SHARED = NOT_MEASURED | {"model", "revision", "tokens_per_batch"}
+PER_CHECKPOINT_FIELDS = EXECUTION_FIELDS | {"model", "revision", "tokens_per_batch"}
 #: Fields of a run that a sweep decides.
-DECIDED = ("overwrite", "resume")
+SWEEP_CONTROLLED_FIELDS = ("overwrite", "resume")
 LAUNCHERS = ("local", "slurm")
 
 
@@ -115,7 +115,7 @@ def measured_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's fields, those that decide its values; what a result of an older version lacks is the default."""
     found = {}
     for field in dataclasses.fields(RunConfig):
-        if field.name in NOT_SHARED or (field.name == "data" and is_local(str(values.get("data")))):
+        if field.name in PER_CHECKPOINT_FIELDS or (field.name == "data" and is_local(str(values.get("data")))):
             continue
         value = values.get(field.name, field.default)
         found[field.name] = list(value) if isinstance(value, tuple) else value

@@ -19,10 +19,10 @@ from huggingface_hub import HfApi, scan_cache_dir, try_to_load_from_cache
 from huggingface_hub import errors as hub_errors
 
 from softh_probe.errors import InputError
-from softh_probe.model_source import fetch_weights, resolve_model, small_files
+from softh_probe.models.source import fetch_weights, resolve_model, small_files
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder
-from softh_probe.sweep.grid import Point
+from softh_probe.sweep.grid import GridPoint
 
 GB = 1e9
 
@@ -59,7 +59,7 @@ class Downloads:
         #: Whether anything is ever removed.
         self.managed = not config.keep_checkpoints or config.disk_gb is not None
 
-    def fetch(self, point: Point, *, ahead: bool = False) -> None:
+    def fetch(self, point: GridPoint, *, ahead: bool = False) -> None:
         """Have a checkpoint here. Ahead of its turn, only if there is room for it now.
 
         Raises:
@@ -75,7 +75,7 @@ class Downloads:
                 return
             time.sleep(2)  # others are being measured; their room comes free
 
-    def _fetch_if_room(self, point: Point, *, ahead: bool) -> bool:
+    def _fetch_if_room(self, point: GridPoint, *, ahead: bool) -> bool:
         with self.folder.lock("downloads"):
             self._tidy()
             if (self.records / f"{point.folder}.json").exists():
@@ -97,7 +97,7 @@ class Downloads:
             self._download(point)
             return True
 
-    def _make_room(self, n_bytes: int, point: Point, *, ahead: bool) -> bool:
+    def _make_room(self, n_bytes: int, point: GridPoint, *, ahead: bool) -> bool:
         """Whether so much fits under the cap, after what is finished, or waits unclaimed, was removed."""
         if self.config.disk_gb is None:
             return True
@@ -152,10 +152,10 @@ class Downloads:
         return any(record["commit"] == commit for record in self._held().values())
 
     def _status(self, name: str) -> str:
-        blank = Point(checkpoint=name, model=name, series=name, folder=name)
+        blank = GridPoint(checkpoint=name, model=name, series=name, folder=name)
         return self.folder.state(blank).status
 
-    def _download(self, point: Point) -> None:
+    def _download(self, point: GridPoint) -> None:
         source = resolve_model(point.model, revision=point.revision)
         fetch_weights(source, trust_remote_code=self.config.trust_remote_code, allow_pickle=self.config.allow_pickle)
 

@@ -33,8 +33,8 @@ from softh_probe.config import plain_config
 from softh_probe.errors import InputError
 from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
 from softh_probe.sweep.claims import Claims
-from softh_probe.sweep.config import DECIDED, SweepConfig, is_local, measured_fields
-from softh_probe.sweep.grid import Point
+from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig, is_local, measured_fields
+from softh_probe.sweep.grid import GridPoint
 
 DONE, RUNNING, FAILED, WAITING = "done", "running", "failed", "waiting"
 #: Times that a checkpoint may lose its worker (killed, preempted without warning) before it counts as failed.
@@ -65,7 +65,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class CheckpointStatus:
     """How a checkpoint stands: its status, and why or where."""
 
     status: str
@@ -89,7 +89,7 @@ class SweepFolder:
 
     # --- what the sweep is --------------------------------------------------------------------------------
 
-    def start(self, config: SweepConfig, points: Sequence[Point]) -> None:
+    def start(self, config: SweepConfig, points: Sequence[GridPoint]) -> None:
         """Make the folder the sweep's, or go on in it: what failed may be tried again.
 
         Raises:
@@ -151,9 +151,9 @@ class SweepFolder:
                 "or go back to what it was"
             )
 
-    def known_points(self) -> list[Point]:
+    def known_points(self) -> list[GridPoint]:
         """The grid as last started."""
-        return [Point(**values) for values in self.read_json("grid.json", [])]
+        return [GridPoint(**values) for values in self.read_json("grid.json", [])]
 
     def is_sweep(self) -> bool:
         return (self.work / "grid.json").is_file()
@@ -165,31 +165,33 @@ class SweepFolder:
 
     # --- how its checkpoints stand ------------------------------------------------------------------------
 
-    def result(self, point: Point) -> Path:
+    def result(self, point: GridPoint) -> Path:
         return self.checkpoints / point.folder
 
-    def state(self, point: Point) -> State:
+    def state(self, point: GridPoint) -> CheckpointStatus:
         """A checkpoint's status. It costs a few looks at the disk."""
         if is_result(self.result(point)):
-            return State(status=DONE)
+            return CheckpointStatus(status=DONE)
         if owner := self.claims.owner(point.folder):
-            return State(status=RUNNING, owner=owner)
+            return CheckpointStatus(status=RUNNING, owner=owner)
         failure = self.failure(point)
-        return State(status=FAILED if failure and failure.final else WAITING, failure=failure)
+        return CheckpointStatus(status=FAILED if failure and failure.final else WAITING, failure=failure)
 
-    def states(self, points: Iterable[Point]) -> dict[Point, State]:
+    def states(self, points: Iterable[GridPoint]) -> dict[GridPoint, CheckpointStatus]:
         """The status of each. Of checkpoints that nobody began, it costs no look at the disk."""
         # A worker lets go of a claim after it has written a result or a failure: in this order none is missed.
         folders = (self.claims.folder, self.work / "failures", self.checkpoints)
         begun = {name.removesuffix(".json") for folder in folders for name in _names_in(folder)}
-        return {p: self.state(p) if p.folder in begun else State(status=WAITING) for p in points}
+        return {p: self.state(p) if p.folder in begun else CheckpointStatus(status=WAITING) for p in points}
 
-    def failure(self, point: Point) -> Failure | None:
+    def failure(self, point: GridPoint) -> Failure | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Failure(**json.loads(self.failure_path(point).read_text(encoding="utf-8")))
         return None
 
-    def record(self, point: Point, reason: str, *, retries: int, lost: bool = False, killed: bool = False) -> Failure:
+    def record(
+        self, point: GridPoint, reason: str, *, retries: int, lost: bool = False, killed: bool = False
+    ) -> Failure:
         """Note a failed attempt."""
         failure = self.failure(point) or Failure()
         failure.failed += not lost
@@ -204,14 +206,14 @@ class SweepFolder:
         write_text(self.failure_path(point), json.dumps(dataclasses.asdict(failure), indent=2))
         return failure
 
-    def failure_path(self, point: Point) -> Path:
+    def failure_path(self, point: GridPoint) -> Path:
         return self.work / "failures" / f"{point.folder}.json"
 
     @property
     def logs(self) -> Path:
         return self.work / "logs"
 
-    def log(self, point: Point) -> Path:
+    def log(self, point: GridPoint) -> Path:
         return self.logs / f"{point.folder}.log"
 
     # --- files --------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def _names_in(folder: Path) -> list[str]:
         return []
 
 
-def read_whole(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tuple[dict[str, Any], pa.Table] | None:
+def read_intact(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tuple[dict[str, Any], pa.Table] | None:
     """What a result says of itself, and its table; None where one of its files cannot be read, or there is none.
 
     A power cut can leave files that are named but not filled.
@@ -250,9 +252,9 @@ def read_whole(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tup
     return said, table
 
 
-def is_whole(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether a folder holds a result whose files are as they were written."""
-    return read_whole(folder, whole=(LAYERS_PARQUET, SUMS)) is not None
+    return read_intact(folder, whole=(LAYERS_PARQUET, SUMS)) is not None
 
 
 def make_durable(folder: Path) -> None:
@@ -281,7 +283,7 @@ def data_digest(data: str) -> str | None:
 
 def config_yaml(config: SweepConfig) -> str:
     """The configuration as a file that `softh-probe sweep --config` takes."""
-    plain = {name: value for name, value in plain_config(config).items() if name not in DECIDED}
+    plain = {name: value for name, value in plain_config(config).items() if name not in SWEEP_CONTROLLED_FIELDS}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 

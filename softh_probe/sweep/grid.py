@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
 from softh_probe.errors import InputError
-from softh_probe.loading_errors import essence, refuse
+from softh_probe.models.loading_errors import first_sentence, model_error
 from softh_probe.sweep.config import SweepConfig, is_local
 
 _NUMBER = r"(\d+(?:\.\d+)?[kmbt]?)(?![a-z0-9])"
@@ -28,7 +28,7 @@ _WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class GridPoint:
     """One checkpoint of the grid.
 
     Attributes:
@@ -62,7 +62,7 @@ class Point:
 
 
 def parse_step(name: str, pattern: str | None = None) -> tuple[int | None, int | None]:
-    """Step and tokens that a name tells; None for what it does not.
+    """DecodeStep and tokens that a name tells; None for what it does not.
 
     >>> parse_step("stage1-step1000-tokens5B")
     (1000, 5000000000)
@@ -92,17 +92,17 @@ def _number(text: str) -> int:
     return round(float(text[:-1]) * scale) if scale > 1 else int(float(text))
 
 
-def expand(config: SweepConfig) -> list[Point]:
+def expand(config: SweepConfig) -> list[GridPoint]:
     """The checkpoints that a configuration asks for, by model and step.
 
     Raises:
         InputError: a pattern that fits nothing, revisions of local folders, the hub out of reach.
     """
-    series: dict[str, dict[str, Point]] = {}
+    series: dict[str, dict[str, GridPoint]] = {}
     for model in (found for name in config.model for found in _models(name)):
         for point in _points(model, config):
             series.setdefault(point.series, {})[point.folder] = point
-    points: list[Point] = []
+    points: list[GridPoint] = []
     for found in series.values():
         in_order = sorted(found.values(), key=_order)
         points += select(in_order, every=config.every, first=config.first, last=config.last)
@@ -134,7 +134,7 @@ def _models(name: str) -> list[str]:
     return found
 
 
-def _points(model: str, config: SweepConfig) -> list[Point]:
+def _points(model: str, config: SweepConfig) -> list[GridPoint]:
     revisions, series = config.revision, model
     if is_local(model):
         if revisions and all(is_local(name) for name in config.model):
@@ -159,7 +159,7 @@ def _points(model: str, config: SweepConfig) -> list[Point]:
             tokens = round(step * config.tokens_per_step)
         folder = f"{_slug(name)}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
         points.append(
-            Point(
+            GridPoint(
                 checkpoint=identity,
                 model=model,
                 series=series,
@@ -181,10 +181,10 @@ def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
         refs = HfApi().list_repo_refs(model)
     except hub_errors.RepositoryNotFoundError as error:
         remedy = "check the name, or log in with 'hf auth login' if it is private"
-        raise refuse(model, f"no such path here and no such model on the hub; {remedy}") from error
+        raise model_error(model, f"no such path here and no such model on the hub; {remedy}") from error
     except Exception as error:  # whichever way the client says that there is no connection
-        problem = f"its branches and tags cannot be listed ({essence(error)})"
-        raise refuse(model, f"{problem}; check the network, or give revisions by name") from error
+        problem = f"its branches and tags cannot be listed ({first_sentence(error)})"
+        raise model_error(model, f"{problem}; check the network, or give revisions by name") from error
     known = list(dict.fromkeys(ref.name for ref in [*refs.branches, *refs.tags]))
     found: list[str | None] = []
     for name in wanted:
@@ -209,17 +209,17 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80] or "checkpoint"
 
 
-def _order(point: Point) -> tuple[bool, int, int]:
+def _order(point: GridPoint) -> tuple[bool, int, int]:
     return point.step is None, point.step or 0, point.tokens or 0  # without a step: as the user wrote them
 
 
-def _labelled(points: list[Point]) -> list[Point]:
+def _labelled(points: list[GridPoint]) -> list[GridPoint]:
     """Points with the shortest names that tell them apart."""
 
-    def path(depth: int) -> Callable[[Point], str]:
+    def path(depth: int) -> Callable[[GridPoint], str]:
         return lambda p: "/".join(Path(p.source).parts[-depth:]) if p.local else p.revision or p.model
 
-    def full(p: Point) -> str:
+    def full(p: GridPoint) -> str:
         return p.source if p.local or p.revision is None else f"{p.model}@{p.revision}"
 
     for name in (path(1), path(2), full):

@@ -24,7 +24,7 @@ from softh_probe.sweep.collection import collect
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, Failure, SweepFolder
-from softh_probe.sweep.grid import Point, expand
+from softh_probe.sweep.grid import GridPoint, expand
 from softh_probe.sweep.worker import STOP_S, Worker
 
 #: Workers that end without having tried anything, one after the other, before the sweep gives up.
@@ -45,9 +45,9 @@ class Outcome:
         warnings: what a reader of the table has to know: equal weights, steps out of order.
     """
 
-    done: list[Point] = field(default_factory=list)
-    failed: list[tuple[Point, Failure]] = field(default_factory=list)
-    waiting: list[Point] = field(default_factory=list)
+    done: list[GridPoint] = field(default_factory=list)
+    failed: list[tuple[GridPoint, Failure]] = field(default_factory=list)
+    waiting: list[GridPoint] = field(default_factory=list)
     problem: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -124,7 +124,7 @@ class Pool(Protocol):
         """Let all end."""
 
 
-def new_pool(config: SweepConfig, folder: SweepFolder, points: Sequence[Point]) -> Pool:
+def new_pool(config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoint]) -> Pool:
     """The workers that a configuration asks for; none is started.
 
     Raises:
@@ -138,7 +138,7 @@ class LocalPool:
 
     poll_s = 0.5
 
-    def __init__(self, config: SweepConfig, folder: SweepFolder, points: Sequence[Point]) -> None:
+    def __init__(self, config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoint]) -> None:
         self.config, self.folder, self.points = config, folder, points
         gpus = visible_gpus()
         each = config.gpus_per_worker if config.gpus_per_worker is not None else min(1, len(gpus))
@@ -212,7 +212,7 @@ class SlurmPool:
 
     poll_s = 5.0
 
-    def __init__(self, config: SweepConfig, folder: SweepFolder, points: Sequence[Point]) -> None:
+    def __init__(self, config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoint]) -> None:
         if shutil.which("sbatch") is None or shutil.which("squeue") is None:
             raise InputError("launcher: slurm needs sbatch and squeue, which are not here; run it on a login node")
         self.config, self.folder, self.points = config, folder, points
@@ -328,7 +328,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 class _Bar:
     """A sweep's progress: a bar, and a line for each failure."""
 
-    def __init__(self, points: Sequence[Point], folder: SweepFolder, *, enabled: bool) -> None:
+    def __init__(self, points: Sequence[GridPoint], folder: SweepFolder, *, enabled: bool) -> None:
         self._points, self._folder, self._enabled = points, folder, enabled
         self._done: dict[str, Any] = {}
         self._told: dict[str, str] = {}
@@ -350,13 +350,13 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def states(self) -> dict[Point, Any]:
+    def states(self) -> dict[GridPoint, Any]:
         """The state of every checkpoint; results are looked at once."""
         now = self._folder.states(p for p in self._points if p.folder not in self._done)
         self._done |= {point.folder: state for point, state in now.items() if state.status == DONE}
         return {point: self._done.get(point.folder) or now[point] for point in self._points}
 
-    def update(self) -> dict[Point, Any]:
+    def update(self) -> dict[GridPoint, Any]:
         states = self.states()
         counts = {s: sum(state.status == s for state in states.values()) for s in (RUNNING, FAILED, WAITING)}
         self._bar.set_postfix(counts, refresh=False)

@@ -17,24 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from softh_probe.cache import key_of, tokenizer_fingerprint
-from softh_probe.checkpoint import check_placement, load_tokenizer
 from softh_probe.config import RunConfig, tokens_per_batch_on
+from softh_probe.data.sources import data_identity
 from softh_probe.errors import InputError, Interrupted, SofthProbeError
-from softh_probe.loading_errors import essence
-from softh_probe.model_source import resolve_model
-from softh_probe.run import plan_run, read_corpus, run
-from softh_probe.secrecy import redacted
-from softh_probe.sources import data_identity
+from softh_probe.models.checkpoint import check_placement, load_tokenizer
+from softh_probe.models.loading_errors import first_sentence
+from softh_probe.models.source import resolve_model
+from softh_probe.redaction import redacted
+from softh_probe.run.pipeline import plan_run, read_corpus, run
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import SweepFolder, make_durable
-from softh_probe.sweep.grid import Point
+from softh_probe.sweep.grid import GridPoint
 
 #: How a measuring process ends: well; with a reason; asked to stop; for want of disk space.
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_DISK_FULL = 0, 1, 75, 74
 
 
-def measure(config: SweepConfig, point: Point, *, killed: int, reason: Any) -> None:
+def measure(config: SweepConfig, point: GridPoint, *, killed: int, reason: Any) -> None:
     """Download, measure, write the result; the process ends with an exit code.
 
     Args:
@@ -69,14 +69,14 @@ def measure(config: SweepConfig, point: Point, *, killed: int, reason: Any) -> N
         sys.stderr.write(redacted(traceback.format_exc()))
         disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = EXIT_DISK_FULL if disk_full else EXIT_FAILED
-        text = str(error) if isinstance(error, SofthProbeError) else f"{type(error).__name__}: {essence(error)}"
+        text = str(error) if isinstance(error, SofthProbeError) else f"{type(error).__name__}: {first_sentence(error)}"
         reason.send(redacted(text))
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def fetch_ahead(config: SweepConfig, point: Point) -> None:
+def fetch_ahead(config: SweepConfig, point: GridPoint) -> None:
     """Download a checkpoint that is likely to be next. What goes wrong is told when it is its turn."""
     folder = SweepFolder(config.out)
     _settle(folder.log(point))

@@ -13,12 +13,12 @@ from pathlib import Path
 from huggingface_hub.errors import RevisionNotFoundError
 
 from softh_probe.errors import InputError
-from softh_probe.loading_errors import essence
+from softh_probe.models.loading_errors import first_sentence
 from softh_probe.result import RESULT_JSON
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import GB, size_on_hub
-from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, State, SweepFolder, duration
-from softh_probe.sweep.grid import Point, expand
+from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, CheckpointStatus, SweepFolder, duration
+from softh_probe.sweep.grid import GridPoint, expand
 from softh_probe.sweep.launcher import new_pool
 
 #: Names of a list that are shown.
@@ -58,12 +58,12 @@ def plan(config: SweepConfig) -> str:
     return "\n".join(lines)
 
 
-def _counts(states: dict[Point, State]) -> str:
+def _counts(states: dict[GridPoint, CheckpointStatus]) -> str:
     counts = {s: sum(state.status == s for state in states.values()) for s in (DONE, RUNNING, FAILED, WAITING)}
     return ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
-def _lines(states: dict[Point, State]) -> list[str]:
+def _lines(states: dict[GridPoint, CheckpointStatus]) -> list[str]:
     """What is worth a line: who runs, what failed and why, and what waits."""
     lines = []
     for point, state in states.items():
@@ -84,7 +84,7 @@ def _lines(states: dict[Point, State]) -> list[str]:
     return lines
 
 
-def _described(point: Point) -> str:
+def _described(point: GridPoint) -> str:
     told = [
         f"step {point.step:,}" if point.step is not None else "",
         f"{point.tokens:,} tokens" if point.tokens else "",
@@ -113,7 +113,7 @@ def _time(folder: SweepFolder, n: int, n_workers: int) -> str:
     return f"{duration(rounds * each)} ({duration(each)} each, from {len(seconds)} done)"
 
 
-def _size(points: Sequence[Point], config: SweepConfig) -> int:
+def _size(points: Sequence[GridPoint], config: SweepConfig) -> int:
     """Bytes of a revision: those of one model are of one size. Names that the hub does not know are passed over."""
     for point in points[:-1]:
         with contextlib.suppress(RevisionNotFoundError):
@@ -121,10 +121,10 @@ def _size(points: Sequence[Point], config: SweepConfig) -> int:
     return size_on_hub(points[-1].model, points[-1].revision, allow_pickle=config.allow_pickle).n_bytes
 
 
-def _disk(config: SweepConfig, folder: SweepFolder, todo: Sequence[Point]) -> str:
+def _disk(config: SweepConfig, folder: SweepFolder, todo: Sequence[GridPoint]) -> str:
     """Hub checkpoints, by the hub's file sizes, and results, by those that are there."""
     parts = []
-    by_model: dict[str, list[Point]] = {}
+    by_model: dict[str, list[GridPoint]] = {}
     for point in todo:
         if not point.local:
             by_model.setdefault(point.model, []).append(point)
@@ -133,7 +133,7 @@ def _disk(config: SweepConfig, folder: SweepFolder, todo: Sequence[Point]) -> st
         try:
             each = _size(points, config)
         except Exception as error:  # an estimate is no reason to stop
-            parts.append(f"{model}: unknown ({essence(error)})")
+            parts.append(f"{model}: unknown ({first_sentence(error)})")
             continue
         total, largest = total + each * len(points), max(largest, each)
         parts.append(f"{model}: {each / GB:.3g} GB each, {each * len(points) / GB:.3g} GB together")

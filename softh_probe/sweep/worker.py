@@ -19,8 +19,8 @@ from softh_probe.result import RESULT_JSON, is_result
 from softh_probe.sweep.claims import BEAT_S, is_running
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
-from softh_probe.sweep.folder import DONE, WAITING, SweepFolder, is_whole
-from softh_probe.sweep.grid import Point
+from softh_probe.sweep.folder import DONE, WAITING, SweepFolder, is_intact
+from softh_probe.sweep.grid import GridPoint
 
 #: Seconds that a stopped measurement has to write its snapshot. Slurm's warning comes 90 s before the end.
 STOP_S = 75.0
@@ -50,12 +50,12 @@ class Worker:
     """
 
     config: SweepConfig
-    points: Sequence[Point]
+    points: Sequence[GridPoint]
     devices: str | None = None
     launcher: list[Any] | None = None
-    first: Point | None = None
+    first: GridPoint | None = None
     _child: BaseProcess | None = field(default=None, init=False)
-    _claimed: Point | None = field(default=None, init=False)
+    _claimed: GridPoint | None = field(default=None, init=False)
 
     def __call__(self) -> int:
         if self.devices is not None:
@@ -68,13 +68,13 @@ class Worker:
         self.folder = SweepFolder(self.config.out)
         self.downloads = Downloads(self.folder, self.config)
         # Whole results stay so: looking at thousands of them needs no lock, for which others wait.
-        self._finished = {f.name for f in self.folder.finished_folders() if is_whole(f)}
+        self._finished = {f.name for f in self.folder.finished_folders() if is_intact(f)}
         from softh_probe.sweep.measure import fetch_ahead, measure  # what is imported before a fork is shared
 
         # A fork starts at once; where that is unsafe, each process imports everything anew.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         tried = 0
-        ahead: tuple[Point, BaseProcess] | None = None
+        ahead: tuple[GridPoint, BaseProcess] | None = None
         try:
             while point := self._claim(prefer=ahead[0] if ahead else self.first):
                 tried += 1
@@ -132,7 +132,7 @@ class Worker:
             os._exit(1)
         raise Stopped
 
-    def _claim(self, prefer: Point | None) -> Point | None:
+    def _claim(self, prefer: GridPoint | None) -> GridPoint | None:
         """Take a checkpoint that waits, by preference one that is here already."""
         first = [prefer] if prefer else []
         with self.folder.lock():
@@ -143,7 +143,7 @@ class Worker:
                 if owner and not is_result(self.folder.result(point)):
                     self._lost(point, owner)
                 state = self.folder.state(point)
-                if state.status == DONE and not is_whole(self.folder.result(point)):
+                if state.status == DONE and not is_intact(self.folder.result(point)):
                     print(f"{point.checkpoint}: its result is damaged and is measured again", flush=True)
                     (self.folder.result(point) / RESULT_JSON).unlink()
                 elif state.status == DONE:
@@ -156,7 +156,7 @@ class Worker:
                     return point
         return None
 
-    def _following(self, current: Point) -> Point | None:
+    def _following(self, current: GridPoint) -> GridPoint | None:
         """What is likely to be next, if it has to be downloaded."""
         free = [p for p in self.points if p.folder not in self._finished and not p.local and p != current]
         claimed = set(self.folder.claims.names())
@@ -166,7 +166,7 @@ class Worker:
         rank = sorted(claimed).index(current.folder) if current.folder in claimed else 0
         return behind[min(rank, len(behind) - 1)] if behind else None
 
-    def _wait(self, child: BaseProcess, point: Point) -> bool:
+    def _wait(self, child: BaseProcess, point: GridPoint) -> bool:
         """Until the measurement ends; False where its claim is another's by now."""
         beaten = time.monotonic()
         while child.exitcode is None:
@@ -182,7 +182,7 @@ class Worker:
                     return False
         return True
 
-    def _settle(self, point: Point, code: int | None, reading: Any) -> None:
+    def _settle(self, point: GridPoint, code: int | None, reading: Any) -> None:
         """Note how a measurement ended."""
         from softh_probe.sweep.measure import EXIT_DISK_FULL, EXIT_STOPPED
 
@@ -191,7 +191,7 @@ class Worker:
         except EOFError:
             reason = f"its process ended with exit code {code} and said nothing"
         retries = self.config.retries
-        if is_whole(self.folder.result(point)):
+        if is_intact(self.folder.result(point)):
             self.folder.failure_path(point).unlink(missing_ok=True)
             print(f"{point.checkpoint}: done", flush=True)
             return
@@ -210,7 +210,7 @@ class Worker:
             f"{point.checkpoint}: {'failed' if failure.final else 'failed, will be tried again'}: {reason}", flush=True
         )
 
-    def _lost(self, point: Point, owner: dict[str, Any]) -> None:
+    def _lost(self, point: GridPoint, owner: dict[str, Any]) -> None:
         reason = f"its worker was killed or lost (process {owner['processes'][0][0]} on {owner['host']})"
         self.folder.record(point, reason, retries=self.config.retries, lost=True)
 

@@ -1,0 +1,1 @@
+"""Running sums of soft assignments, per layer and per label."""

@@ -1,0 +1,175 @@
+"""Add one batch's hidden states to the running sums of its layers, several layers at a time.
+
+As each layer runs, its hidden states are projected onto the anchors, into one tensor for several layers. All that
+follows, from the softmax to the label tables, is done for these together: of a batch of a small model a layer at a
+time, it would mostly be the cost of starting small operations.
+
+Shape suffixes: G layers, N positions, E positions in bags, L bags, S anchor sets, M anchors, D width, K columns of a
+row of sums (see `softh_probe.accumulators.label_tables`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.accumulators.label_tables import add_bags, mass, position_entropy
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.errors import ProbeError
+from softh_probe.estimators.soft_entropy import anchor_logits, assignments
+
+#: Layers that are added at a time, at most, and bytes that their logits take on a CPU, whose caches are small, and on
+#: an accelerator. What follows takes about four times as much for a moment.
+MOST_LAYERS = 32
+MOST_BYTES = {"cpu": 2**22}
+MOST_BYTES_ELSEWHERE = 2**26
+
+
+class BatchAccumulator:
+    """Adds one batch to the sums of layers, on whichever devices they are.
+
+    Args:
+        labels: what all layers share, in host memory.
+    """
+
+    def __init__(self, labels: Dispatch) -> None:
+        self.labels = labels
+        self._on_device: dict[torch.device, _DeviceAccumulator] = {}
+
+    def add(self, sums: LayerSums, hidden: Tensor) -> None:
+        """Take in one layer's hidden states [..., D], whose leading dimensions are the batch's positions."""
+        device = hidden.device
+        if device not in self._on_device:
+            self._on_device[device] = _DeviceAccumulator(self.labels.to(device))
+        with _without_autocast(device):
+            self._on_device[device].add(sums, hidden)
+
+    def add_waiting_only(self, sums: LayerSums) -> None:
+        """Take in a layer of which positions wait, in a batch that has none."""
+        self.add(sums, sums.points_SMD.new_empty(0, sums.dim))
+
+    def finish(self) -> None:
+        """Add what was taken in last; until then, sums lack it."""
+        for device, adding in self._on_device.items():
+            with _without_autocast(device):
+                adding.finish()
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Everything inside is computed in float32; entering torch.autocast costs far more than asking for it."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+
+
+class _DeviceAccumulator:
+    def __init__(self, labels: Dispatch) -> None:
+        self._labels = labels
+        self._layers: list[LayerSums] = []
+        self._valid: list[Tensor | None] = []
+        self._logits_GNK: Tensor | None = None
+        self._bags: tuple[Tensor, Tensor] | None = None
+
+    @torch.inference_mode()
+    def add(self, sums: LayerSums, hidden: Tensor) -> None:
+        if self._layers and self._layers[0].host is not sums.host:
+            self._add_layers()
+        h_ND = hidden.detach().reshape(-1, sums.dim)
+        if self._labels.computed is not None:
+            h_ND = h_ND.index_select(0, self._labels.computed)
+        if self._logits_GNK is None:
+            self._logits_GNK = self._new_logits(len(h_ND), sums)
+        out_NK = self._logits_GNK[len(self._layers)]
+        _, valid_N = anchor_logits(h_ND.float(), sums.points_SMD, sums.temperature, out=out_NK)
+        self._layers.append(sums)
+        self._valid.append(valid_N)
+        if len(self._layers) == len(self._logits_GNK):
+            self._add_layers()
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        if self._layers:
+            self._add_layers()
+
+    def _new_logits(self, n: int, sums: LayerSums) -> Tensor:
+        n_mass = sums.n_sets * sums.n_anchors
+        most = MOST_BYTES.get(sums.points_SMD.device.type, MOST_BYTES_ELSEWHERE)
+        n_layers = most // (4 * max(n + self._labels.n_carried, 1) * n_mass)
+        return sums.points_SMD.new_empty(min(max(n_layers, 1), MOST_LAYERS), n, n_mass)
+
+    def _add_layers(self) -> None:
+        labels = self._labels
+        layers, self._layers = self._layers, []
+        valid, self._valid = self._valid, []
+        rows_GNK = self._rows(layers, valid)
+        if labels.number is not None:
+            rows_GNK = self._with_waiting(layers, rows_GNK)
+        if len(labels.bag_offsets) == 1:  # nothing counts
+            return
+        positions_E, offsets_L = self._bags_of(len(layers), rows_GNK.shape[1])
+        bags_LK = torch.nn.functional.embedding_bag(
+            positions_E, rows_GNK.flatten(0, 1), offsets_L, mode="sum", include_last_offset=True
+        )
+        bags_GLK = bags_LK.unflatten(0, (len(layers), -1))
+        n_weighted = labels.weights_XL.shape[1]
+        for sums, bags in zip(layers, bags_GLK[:, :n_weighted].double(), strict=True):
+            sums.sums_XK.addmm_(labels.weights_XL, bags)
+        if len(labels.sample_slots):
+            sampled_GRK = rows_GNK.index_select(1, labels.sample_positions)
+            for sums, sampled in zip(layers, sampled_GRK, strict=True):
+                sums.sample.index_copy_(0, labels.sample_slots, sampled[:, : sums.sample.shape[1]])
+        bags_GLK = bags_GLK[:, n_weighted:]
+        if not bags_GLK.shape[1]:  # no label: nothing for the tables
+            return
+        if host := layers[0].host:
+            for sums, bags in zip(layers, bags_GLK, strict=True):
+                host.add(sums.unfinished_tables, bags, labels.on_host)
+        else:
+            add_bags([sums.tables for sums in layers], bags_GLK, labels)
+
+    def _rows(self, layers: list[LayerSums], valid: list[Tensor | None]) -> Tensor:
+        """Rows of sums that each position alone would give; all zero where the hidden state has no direction."""
+        assert self._logits_GNK is not None
+        logits_GNK = self._logits_GNK[: len(layers)]
+        n_sets, n_anchors, n_columns = layers[0].n_sets, layers[0].n_anchors, layers[0].sums_XK.shape[1]
+        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], n_columns)
+        mass_GNSM = mass(rows_GNK, n_sets, n_anchors)
+        _, entropy_GNS = assignments(logits_GNK.unflatten(2, (n_sets, n_anchors)), out=mass_GNSM)
+        position_entropy(rows_GNK, n_sets).copy_(entropy_GNS)
+        rows_GNK[..., -1] = 1.0
+        for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
+            if valid_N is not None:
+                rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
+        return rows_GNK
+
+    def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> Tensor:
+        """Rows of the batch, then those that waited; some wait on."""
+        labels = self._labels
+        assert labels.number is not None
+        assert labels.held_positions is not None
+        waited = [sums.waiting.pop(labels.number, None) for sums in layers]
+        if labels.n_carried:
+            there = [rows_CK for rows_CK in waited if rows_CK is not None and len(rows_CK) == labels.n_carried]
+            if len(there) < len(layers):
+                raise ProbeError("positions that waited for their labels are not there")
+            rows_GNK = torch.cat([rows_GNK, torch.stack(there)], dim=1)
+        if len(labels.held_positions):
+            held_GCK = rows_GNK.index_select(1, labels.held_positions)
+            for sums, held_CK in zip(layers, held_GCK, strict=True):
+                sums.waiting[labels.number] = held_CK
+        return rows_GNK
+
+    def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:
+        """Positions and offsets of bags of layer after layer, whose rows lie one after the other."""
+        assert self._logits_GNK is not None
+        positions_E, offsets_L = self._labels.bag_positions, self._labels.bag_offsets
+        n_positions, n_bags = len(positions_E), len(offsets_L) - 1
+        if self._bags is None:
+            layers_G1 = torch.arange(len(self._logits_GNK), dtype=torch.int32, device=positions_E.device).unsqueeze(1)
+            starts_G1 = n_positions * layers_G1
+            offsets = torch.cat([(offsets_L[:-1] + starts_G1).flatten(), starts_G1[-1] + n_positions])
+            self._bags = (positions_E + n_rows * layers_G1).flatten(), offsets
+        positions, offsets = self._bags
+        return positions[: n_layers * n_positions], offsets[: n_layers * n_bags + 1]

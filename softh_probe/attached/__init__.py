@@ -1,0 +1,1 @@
+"""Labels of tokens that other code feeds to the model."""

@@ -1,0 +1,121 @@
+"""`generate`: the tokens of its sequences, which of them have ended, and which are only drafts.
+
+It keeps on feeding sequences that have ended, with tokens that its masks call real, until the last one has; what
+ends a sequence and what comes after it does not count. Beams go on, whichever token they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, StoppingCriteriaList
+
+from softh_probe.attached.inputs import InputHints
+from softh_probe.attached.tracker import InputTracker
+from softh_probe.patching import replaced
+
+
+@contextmanager
+def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
+    """Tell a feed what `generate` knows, be it the model's own or that of a model that it is a part of."""
+
+    def generate(original: Callable[..., Any], generator: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        others = all(part is not model for part in generator.modules()) and all(
+            p is not generator for p in model.modules()
+        )
+        if others or tracker.is_paused:  # an assistant's, say
+            return original(generator, *args, **kwargs)
+        listener = _Listener(tracker, is_encoder_decoder=_is_encoder_decoder(generator))
+        with ExitStack() as undo:
+            for name, wrapper in listener.wrappers.items():
+                undo.enter_context(replaced(generator, name, wrapper))
+            try:
+                return original(generator, *args, **kwargs)
+            finally:
+                tracker.told, tracker.tentative = None, False
+
+    with replaced(GenerationMixin, "generate", generate):
+        yield
+
+
+class _Listener:
+    def __init__(self, tracker: InputTracker, *, is_encoder_decoder: bool) -> None:
+        self._tracker = tracker
+        self._mask = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
+        self._ends: _Ends | None = None
+
+    @property
+    def wrappers(self) -> dict[str, Callable[..., Any]]:
+        wrappers = {
+            "prepare_inputs_for_generation": self.prepare_inputs,
+            "_get_stopping_criteria": self.stopping_criteria,
+            "_get_candidate_generator": self.drafts,
+        }
+        return {name: partial(self._unless_paused, wrapper) for name, wrapper in wrappers.items()}
+
+    def _unless_paused(
+        self, wrapper: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        return original(*args, **kwargs) if self._tracker.is_paused else wrapper(original, *args, **kwargs)
+
+    def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        inputs = original(input_ids, *args, **kwargs)
+        mask = kwargs.get(self._mask)
+        ends = self._ends.ends_B if self._ends is not None else None
+        if ends is not None and len(ends) != len(input_ids):
+            ends = None
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._tracker.told = InputHints(ids_BL=input_ids, mask_BL=mask, ends_B=ends)
+        return inputs
+
+    def stopping_criteria(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        criteria = original(*args, **kwargs)
+        config = kwargs.get("generation_config", args[0] if args else None)
+        if getattr(config, "num_beams", 1) not in (None, 1):
+            self._ends = None
+            return criteria
+        self._ends = _Ends(criteria, self._tracker)
+        return self._ends
+
+    def drafts(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Assisted decoding begins. A model that drafts for itself, with its first layers, is not measured at that."""
+        self._tracker.tentative = True
+        generator = original(*args, **kwargs)
+        propose = generator.get_candidates
+
+        def get_candidates(*args: Any, **kwargs: Any) -> Any:
+            with self._tracker.paused():
+                return propose(*args, **kwargs)
+
+        generator.get_candidates = get_candidates
+        return generator
+
+
+class _Ends(StoppingCriteriaList):
+    """Stopping criteria that remember how many tokens of each sequence count: all but the one that ended it."""
+
+    def __init__(self, criteria: StoppingCriteriaList, tracker: InputTracker) -> None:
+        super().__init__(criteria)
+        self._criteria, self._tracker = criteria, tracker  # which may be another probe's
+        self.ends_B: np.ndarray | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self._tracker.tentative:  # drafts that were rejected have been cropped from the cache by now
+            self._tracker.accept_drafts()
+        done: Tensor = self._criteria(input_ids, scores, **kwargs)
+        never = np.iinfo(np.int64).max
+        if self.ends_B is None or len(self.ends_B) != len(input_ids):
+            self.ends_B = np.full(len(input_ids), never)
+        now = torch.as_tensor(done).cpu().numpy() & (self.ends_B == never)
+        self.ends_B = np.where(now, input_ids.shape[1] - 1, self.ends_B)
+        return done
+
+
+def _is_encoder_decoder(generator: nn.Module) -> bool:
+    return bool(getattr(getattr(generator, "config", None), "is_encoder_decoder", False))

@@ -1,0 +1,22 @@
+"""PEFT's trained prompts: positions in front of the tokens that are no tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from softh_probe.attached.tracker import InputTracker
+
+
+@contextmanager
+def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
+    """Tell a feed how many positions a PEFT model puts before its tokens, or into its cache."""
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        tracker.n_virtual = int(getattr(config, "num_virtual_tokens", 0) or 0)
+    try:
+        yield
+    finally:
+        tracker.n_virtual = 0

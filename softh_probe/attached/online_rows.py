@@ -1,0 +1,381 @@
+"""Rows that grow: where labels live when the future is unknown, attached to somebody else's evaluation.
+
+No label's row is ever given back, but labels that have occurred once may share one (`sharing`). n-grams are keyed by
+their tokens' bytes and labels of one's own by their number, so keys are exact and two probes' rows can be matched to
+merge them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+
+from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_dispatch, in_pieces, sort_into_bags
+from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
+from softh_probe.attached.inputs import TokenBatch
+from softh_probe.attached.sequences import NOT_LABELS, CachedSequences, empty_sequences
+from softh_probe.attached.shared_rows import SharedRows
+from softh_probe.errors import ProbeError
+from softh_probe.labels import LabelSet, context
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+class OnlineRows:
+    """Rows of the labels seen so far; each batch's labels are found from its tokens.
+
+    n-grams take open rows, labels of one's own (`SoftEntropyProbe.labelled`) take kept ones, in sets that appear
+    with their first batch. The attributes that results read are those of `Plan`.
+
+    Args:
+        label_sets: the n-gram label sets.
+        unique_prefixes: whether each distinct prefix counts once, rather than each time that it is fed.
+    """
+
+    n_buckets = 0
+    n_sample = SAMPLE_SIZE
+    singleton_sets = singleton_labels = np.zeros(0, dtype=np.int64)
+    bucket_sets = bucket_counts = bucket_labels = np.zeros(0, dtype=np.int64)
+    bucket_names: list[str | None] = []  # noqa: RUF012
+
+    def __init__(self, label_sets: Sequence[LabelSet], *, unique_prefixes: bool = False) -> None:
+        self.label_sets = tuple(label_sets)
+        self.unique_prefixes = unique_prefixes
+        self._seen: set[bytes] = set()
+        self._before, self._after = context(label_sets)
+        self._shared = SharedRows()
+        self._open = self._tables()
+        self._kept: dict[str, dict[int, int]] = {}
+        self._next_kept = count()
+        self._sample = BottomKSample()
+        self._n_sequences = 0
+
+    @property
+    def sample_order(self) -> np.ndarray:
+        """Slots of the sample in the order of their positions' keys: one order however they came."""
+        return np.argsort(self._sample.keys, kind="stable")
+
+    @property
+    def set_names(self) -> list[str]:
+        return [s.name for s in self.label_sets] + list(self._kept)
+
+    @property
+    def keeps_labels(self) -> list[bool]:
+        return [False] * len(self.label_sets) + [True] * len(self._kept)
+
+    @property
+    def n_live(self) -> int:
+        return self._shared.n_rows
+
+    @property
+    def n_kept(self) -> int:
+        return sum(len(table) for table in self._kept.values())
+
+    @property
+    def live_sets(self) -> np.ndarray:
+        """Of each open row its set; −1 where labels of several sets may share it."""
+        owners = np.full(self.n_live, -1)
+        for i, (rows, is_shared) in enumerate(map(self._live_rows, self._open)):
+            owners[rows[~is_shared]] = i
+        return owners
+
+    @property
+    def shared_rows(self) -> list[np.ndarray]:
+        """Of each n-gram set the rows of its labels that occurred once."""
+        return [rows[is_shared] for rows, is_shared in map(self._live_rows, self._open)]
+
+    @property
+    def kept_sets(self) -> np.ndarray:
+        owners = np.zeros(self.n_kept, dtype=np.int64)
+        for i, table in enumerate(self._kept.values()):
+            owners[list(table.values())] = len(self.label_sets) + i
+        return owners
+
+    @property
+    def kept_names(self) -> list[str | None]:
+        by_row = {row: str(label) for table in self._kept.values() for label, row in table.items()}
+        return [by_row[row] for row in range(len(by_row))]
+
+    def new_sequences(self, fed: TokenBatch, *, past_known: bool = True) -> CachedSequences:
+        """CachedSequences that begin with a forward pass, before its tokens are added."""
+        return empty_sequences(self._sequence_keys(fed), past_known=past_known)
+
+    def batch(
+        self,
+        fed: TokenBatch,
+        own: Mapping[str, np.ndarray],
+        sequences: CachedSequences,
+        *,
+        waits: bool = False,
+        tentative: bool = False,
+    ) -> Dispatch:
+        """What the hooks need to know of one forward pass, whose tokens are added to their sequences.
+
+        Args:
+            fed: its tokens; their ids may be unknown where there are no n-gram label sets.
+            own: labels of one's own, by set, [B, T]; negative where a position has none.
+            sequences: what was fed before.
+            waits: whether positions whose labels are yet to be fed may wait for them.
+            tentative: whether all positions wait, for they may be taken back.
+        """
+        past = sequences.extend(fed, own, self.unique_prefixes)
+        defined_BL, may_be_BL = self._defined(sequences)
+        row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
+        n_tokens = fed.real_BT.shape[1]
+        row_N, column_N, place_N = (
+            np.concatenate(parts)
+            for parts in (
+                (row_N, sequences.waiting_rows),
+                (column_N + past, sequences.waiting_columns),
+                (row_N * n_tokens + column_N, fed.real_BT.size + sequences.waiting_places),
+            )
+        )
+        counts_N = defined_BL[row_N, column_N]
+        held_N = ~counts_N & may_be_BL[row_N, column_N]
+        if tentative:  # also what was fed before waits, for its labels may be taken back
+            held_N |= counts_N
+            counts_N[:] = False
+        return self._instructions(sequences, row_N, column_N, place_N, counts_N, held_N, fed)
+
+    def complete(self, sequences: CachedSequences) -> Dispatch:
+        """Count what waits although it is complete, without a forward pass."""
+        none = np.zeros((len(sequences.keys_B), 0), dtype=bool)
+        defined_BL, may_be_BL = self._defined(sequences)
+        rows, columns = sequences.waiting_rows, sequences.waiting_columns
+        counts, held = defined_BL[rows, columns], may_be_BL[rows, columns]
+        return self._instructions(
+            sequences,
+            rows,
+            columns,
+            sequences.waiting_places,
+            counts,
+            held & ~counts,
+            TokenBatch(real_BT=none, ids_BT=None),
+        )
+
+    def _instructions(
+        self,
+        sequences: CachedSequences,
+        row_N: np.ndarray,
+        column_N: np.ndarray,
+        place_N: np.ndarray,
+        counts_N: np.ndarray,
+        held_N: np.ndarray,
+        fed: TokenBatch,
+    ) -> Dispatch:
+        """Labels of candidate positions: of those that count; the held ones wait on.
+
+        Args:
+            row_N, column_N: where in the sequences; place_N: where among the layer's rows of assignments.
+        """
+        n_carried, number = sequences.n_held, sequences.number
+        if self.unique_prefixes:
+            counts_N[counts_N] = self._first_time(sequences, row_N[counts_N], column_N[counts_N])
+        held_places = place_N[held_N]
+        sequences.set_waiting(row_N[held_N], column_N[held_N])
+        row_N, column_N, place_N = row_N[counts_N], column_N[counts_N], place_N[counts_N]
+
+        own = {name: values for name, values in sequences.columns.items() if name not in NOT_LABELS}
+        for name in own:
+            self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
+        kept = [
+            _rows(table, own[name][row_N, column_N]) if name in own else np.full(len(row_N), -1)
+            for name, table in self._kept.items()
+        ]
+        opened = []
+        for label_set, table in zip(self.label_sets, self._open, strict=True):
+            start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
+            opened.append(_numbers(table, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
+        n_kept = self.n_kept
+        n_groups = n_kept + sum(map(len, self._open))
+        groups = [np.where(rows < 0, n_groups, rows) for rows in kept] + [n_kept + labels for labels in opened]
+        groups_SN = np.stack(groups) if groups else np.zeros((0, len(place_N)), dtype=np.int64)
+        bags = sort_into_bags(groups_SN, place_N, n_groups, n_pieced=n_kept)
+        kept_end = np.searchsorted(bags.groups_L, n_kept)
+        sizes = np.diff(bags.starts_L, append=len(bags.positions_E))
+        placed = self._shared.assign(
+            bags.groups_L[kept_end:] - n_kept, sizes[kept_end:] == 1, bags.positions_E[bags.starts_L[kept_end:]]
+        )
+        # Labels that share their position's row have no bag of their own, but the position has.
+        has_bag = np.concatenate([np.ones(kept_end, dtype=bool), placed.rows_L >= 0])
+        positions_E = np.concatenate([bags.positions_E[np.repeat(has_bag, sizes)], placed.positions_P])
+        sizes = np.concatenate([sizes[has_bag], np.ones_like(placed.positions_P)])
+        labels = Bags(positions_E, np.cumsum(sizes) - sizes, np.concatenate([bags.groups_L[has_bag], placed.rows_P]))
+        places = sequences.places()[row_N, column_N]
+        taken, slots = self._sample.offer(position_keys(sequences.keys_B[row_N], places))
+        by_sequence = np.argsort(row_N, kind="stable")
+        batch = build_dispatch(
+            shape=(fed.real_BT.shape[0], fed.real_BT.shape[1]),
+            n_tokens=int(fed.real_BT.sum()),
+            n_counted=len(place_N),
+            sequences=in_pieces(row_N[by_sequence], place_N[by_sequence]),
+            weights_WB=poisson_weights(sequences.keys_B),
+            labels=labels,
+            kept_rows=bags.groups_L[:kept_end],
+            live_rows=np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P]),
+            ending_rows=_NONE,
+            ended_buckets=_NONE,
+            sampled=place_N[taken],
+            sample_slots=slots,
+            n_kept=n_kept,
+            n_live=self.n_live,
+            left_rows=placed.left,
+            taken_rows=placed.taken,
+            number=number,
+            n_carried=n_carried,
+            held=held_places,
+        )
+        sequences.trim()
+        return batch
+
+    def _first_time(self, sequences: CachedSequences, row_N: np.ndarray, column_N: np.ndarray) -> np.ndarray:
+        """Which positions end a prefix that no counted position has ended before."""
+        if not sequences.past_known:
+            raise ProbeError(
+                "count: with 'unique_prefix' all tokens before a position have to be known, and those in this cache "
+                "were fed outside of the probe's block; feed them inside it, or use count='forwarded'"
+            )
+        assert sequences.prefixes_BL2 is not None
+        keys = np.ascontiguousarray(sequences.prefixes_BL2[row_N, column_N]).view("V16").reshape(-1).tolist()
+        fresh = np.zeros(len(keys), dtype=bool)
+        for i, key in enumerate(keys):
+            if key not in self._seen:
+                self._seen.add(key)
+                fresh[i] = True
+        return fresh
+
+    def _sequence_keys(self, fed: TokenBatch) -> np.ndarray:
+        """A number for each sequence: from its real tokens, or else from how many came before."""
+        if fed.ids_BT is not None:
+            keys = [sequence_key(ids[real]) for ids, real in zip(fed.ids_BT, fed.real_BT, strict=True)]
+        else:
+            keys = [sequence_key(np.array([self._n_sequences + b])) for b in range(len(fed.real_BT))]
+        self._n_sequences += len(fed.real_BT)
+        return np.array(keys, dtype=np.uint64)
+
+    def _defined(self, sequences: CachedSequences) -> tuple[np.ndarray, np.ndarray]:
+        """Real positions whose neighbours, as far as the n-grams reach, are real tokens of the same text; and those
+        that may become such when more is fed."""
+        real_BL, segment_BL = sequences.real, sequences.columns["segment"]
+        defined_BL = real_BL.copy()
+        for k in range(1, self._before + 1):
+            defined_BL[:, k:] &= real_BL[:, :-k] & (segment_BL[:, k:] == segment_BL[:, :-k])
+            defined_BL[:, :k] = False
+        may_be_BL = defined_BL.copy()
+        for k in range(1, self._after + 1):
+            follows = real_BL[:, k:] & (segment_BL[:, k:] == segment_BL[:, :-k])
+            may_be_BL[:, :-k] &= follows
+            defined_BL[:, :-k] &= follows
+            defined_BL[:, -k:] = False
+        return defined_BL, may_be_BL & ~defined_BL
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keys in the order of their rows: of each n-gram set its tokens [L, n], of each own set its labels [L]."""
+        ngrams = [
+            torch.from_numpy(np.frombuffer(b"".join(table), dtype=np.int32).reshape(-1, s.order).copy())
+            for s, table in zip(self.label_sets, self._open, strict=True)
+        ]
+        own = {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()}
+        opened = [self._live_rows(table) for table in self._open]
+        kept = [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()]
+        sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
+        seen = torch.from_numpy(np.frombuffer(b"".join(self._seen), dtype=np.int64).reshape(-1, 2).copy())
+        return {
+            "ngrams": ngrams,
+            "own": own,
+            "rows": [torch.from_numpy(rows) for rows, _ in opened],
+            "shared": [torch.from_numpy(is_shared) for _, is_shared in opened],
+            "own_rows": kept,
+            "sample": sample,
+            "sequences": self._n_sequences,
+            "seen": seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sample, self._n_sequences = BottomKSample(), state["sequences"]
+        self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
+        self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
+        self._shared = SharedRows()
+        self._open = self._tables()
+        for table, tokens in zip(self._open, state["ngrams"], strict=True):
+            _numbers(table, _keys(tokens.numpy()))
+        if self._open:
+            rows, is_shared = (np.concatenate([part.numpy() for part in state[name]]) for name in ("rows", "shared"))
+            self._shared.load(rows, is_shared)
+        self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
+        self._kept = {}
+        for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):
+            self._kept[name] = defaultdict(self._next_kept.__next__)
+            self._kept[name].update(zip(labels.tolist(), rows.tolist(), strict=True))
+
+    def merge(self, other: OnlineRows) -> MergeMap:
+        """Take in another's labels and sample."""
+        if both := len(self._seen & other._seen):
+            warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=3)
+        self._seen |= other._seen
+        kept_rows = np.zeros(other.n_kept, dtype=np.int64)
+        for name, theirs in other._kept.items():
+            ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
+            kept_rows[list(theirs.values())] = [ours[label] for label in theirs]
+        pairs = zip(self._open, other._open, strict=True)
+        labels = np.concatenate([_NONE, *(_numbers(ours, list(theirs)) for ours, theirs in pairs)])
+        rows, is_shared = other._shared.lookup(np.concatenate([_NONE, *map(_values, other._open)]))
+        placed = self._shared.assign(labels, is_shared, rows)
+        has_row = placed.rows_L >= 0
+        taken, slots = self._sample.offer(other._sample.keys)
+        self._n_sequences += other._n_sequences
+        tensors = map(
+            torch.from_numpy,
+            (
+                kept_rows,
+                np.concatenate([rows[has_row], placed.positions_P]),
+                np.concatenate([placed.rows_L[has_row], placed.rows_P]),
+                placed.left,
+                placed.taken,
+                taken,
+                slots,
+            ),
+        )
+        return MergeMap(*tensors)
+
+    def _tables(self) -> list[dict[bytes, int]]:
+        """Dictionaries that number each new n-gram, each another set's."""
+        return [defaultdict(self._shared.next_label.__next__) for _ in self.label_sets]
+
+    def _live_rows(self, table: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of a set's labels the row, and whether it may be shared."""
+        return self._shared.lookup(_values(table))
+
+
+def _values(table: Mapping[Any, int]) -> np.ndarray:
+    return np.fromiter(table.values(), dtype=np.int64, count=len(table))
+
+
+def _numbers(table: Mapping[bytes, int], ngrams: Sequence[bytes]) -> np.ndarray:
+    """The number of each n-gram; new ones are numbered."""
+    return np.fromiter(map(table.__getitem__, ngrams), dtype=np.int64, count=len(ngrams))
+
+
+def _rows(table: Mapping[int, int], labels: np.ndarray) -> np.ndarray:
+    """The kept row of each label, new ones taken as needed; −1 for a negative label."""
+    distinct, inverse = np.unique(labels, return_inverse=True)
+    rows = [table[label] if label >= 0 else -1 for label in distinct.tolist()]
+    return np.array(rows, dtype=np.int64)[inverse]
+
+
+def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> list[bytes]:
+    """The n tokens from start on, as opaque values of 4·n bytes, [N]."""
+    if not len(start_N):
+        return []
+    return _keys(sliding_window_view(ids_BT.astype(np.int32), order, axis=1)[sequence_N, start_N])
+
+
+def _keys(tokens_Ln: np.ndarray) -> list[bytes]:
+    return np.ascontiguousarray(tokens_Ln, dtype=np.int32).view(f"V{4 * tokens_Ln.shape[1]}").reshape(-1).tolist()

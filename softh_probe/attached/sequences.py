@@ -1,0 +1,173 @@
+"""What sequences have been fed so far, where a model is fed them in pieces: prompts first, then token by token.
+
+A model with a cache is fed only what is new, so the tokens before a position, which label it, were fed in an
+earlier forward pass, and those after it will be fed in a later one. `Sequences` remembers the former and holds back
+the positions that wait for the latter. It follows its cache: when beams reorder that, or rejected drafts are
+cropped from it, the same happens here.
+
+Shape suffixes: B sequences, L columns (tokens fed so far, padding included), C positions that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from softh_probe.accumulators.sampling import GOLDEN, splitmix64
+from softh_probe.attached.inputs import TokenBatch
+from softh_probe.errors import ProbeError
+
+#: Columns that are remembered. Labels need a few; a cache that is cropped by more is one whose past is unknown.
+REMEMBERED = 256
+
+#: Columns that are no labels of one's own.
+NOT_LABELS = ("real", "ids", "segment")
+
+#: Steps of the two halves, of 64 bits each, of the key of a prefix.
+_STEPS = np.array([GOLDEN, 0xD1B54A32D192ED03], dtype=np.uint64)
+
+_numbers = count()
+
+
+@dataclass(kw_only=True)
+class CachedSequences:
+    """The sequences of one cache, or of one forward pass without one.
+
+    Attributes:
+        columns: by name, [B, L], of the last L columns: `real` (bool), `ids` (token ids; −1 where unknown),
+            `segment` (which of the texts packed into a row) and labels of one's own (−1 where there is none).
+        prefixes_BL2: uint64, of each column the key of all real tokens up to it; None where nobody asks.
+        keys_B: uint64, a number for each sequence that stays the same as it grows.
+        n_before_B: real tokens before these columns.
+        waiting_rows, waiting_columns, waiting_places: positions that wait, and where each layer has kept their soft
+            assignments, among n_held.
+        n_columns: all columns fed so far.
+        past_known: False if something was fed before that nobody saw.
+        number: under which layers keep what waits.
+    """
+
+    columns: dict[str, np.ndarray]
+    prefixes_BL2: np.ndarray | None
+    keys_B: np.ndarray
+    n_before_B: np.ndarray
+    waiting_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    waiting_columns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    waiting_places: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    n_held: int = 0
+    n_columns: int = 0
+    past_known: bool = True
+    number: int = field(default_factory=_numbers.__next__)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n_sequences, length = self.columns["real"].shape
+        return n_sequences, length
+
+    @property
+    def real(self) -> np.ndarray:
+        """[B, L]"""
+        return self.columns["real"]
+
+    def select(self, rows: np.ndarray) -> None:
+        """Sequence i becomes what sequence rows[i] was: beams were reordered, or sequences repeated.
+
+        A position that waits goes on in the first sequence that has it, for it was fed once.
+        """
+        self.columns = {name: values[rows] for name, values in self.columns.items()}
+        self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[rows]
+        self.keys_B, self.n_before_B = self.keys_B[rows], self.n_before_B[rows]
+        first = np.full(int(max(self.waiting_rows.max(initial=0), rows.max(initial=0))) + 1, -1)
+        first[rows[::-1]] = np.arange(len(rows))[::-1]
+        self._keep_waiting(first[self.waiting_rows] >= 0)
+        self.waiting_rows = first[self.waiting_rows]
+
+    def crop(self, n_columns: int) -> int:
+        """Forget the last columns; returns how many of their positions had been fed."""
+        length = self.shape[1]
+        n_columns = min(n_columns, length)
+        left = length - n_columns
+        n_real = int(self.real[:, left:].sum())
+        self.columns = {name: values[:, :left] for name, values in self.columns.items()}
+        self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[:, :left]
+        self._keep_waiting(self.waiting_columns < left)
+        self.n_columns -= n_columns
+        return n_real
+
+    def extend(self, fed: TokenBatch, own: Mapping[str, np.ndarray], with_prefixes: bool) -> int:
+        """Add the columns of a forward pass; returns how many were remembered before it."""
+        n_sequences, n_new = fed.real_BT.shape
+        if n_sequences != self.shape[0]:
+            raise ProbeError(f"cache: expected {self.shape[0]} sequences, got {n_sequences}")
+        past = self.shape[1]
+        ids = np.full(fed.real_BT.shape, -1) if fed.ids_BT is None else fed.ids_BT
+        last_segment = self.columns["segment"][:, -1:] if past else np.zeros((n_sequences, 1), dtype=np.int64)
+        segment = last_segment + (0 if fed.starts_BT is None else fed.starts_BT.cumsum(axis=1))
+        new = {"real": fed.real_BT, "ids": ids, "segment": np.broadcast_to(segment, fed.real_BT.shape), **own}
+        for name in {*new, *self.columns}:
+            absent = [np.full((n_sequences, n), -1) for n in (past, n_new)]
+            self.columns[name] = np.concatenate([self.columns.get(name, absent[0]), new.get(name, absent[1])], axis=1)
+        self.n_columns += n_new
+        if with_prefixes:
+            self._extend_prefixes(past)
+        return past
+
+    def trim(self) -> None:
+        """Forget the oldest columns."""
+        oldest = max(0, self.shape[1] - REMEMBERED)
+        if len(self.waiting_columns):
+            oldest = min(oldest, int(self.waiting_columns.min()))
+        if oldest:
+            self.n_before_B = self.n_before_B + self.real[:, :oldest].sum(axis=1)
+            self.columns = {name: values[:, oldest:] for name, values in self.columns.items()}
+            self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[:, oldest:]
+            self.waiting_columns = self.waiting_columns - oldest
+
+    def set_waiting(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        """Positions that wait from now on; layers keep their soft assignments in this order."""
+        self.waiting_rows, self.waiting_columns = rows, columns
+        self.waiting_places, self.n_held = np.arange(len(rows)), len(rows)
+
+    def places(self) -> np.ndarray:
+        """[B, L], of each column, how many real tokens of its sequence come before it."""
+        return self.n_before_B[:, None] + self.real.cumsum(axis=1) - self.real
+
+    def _keep_waiting(self, kept_C: np.ndarray) -> None:
+        self.waiting_rows, self.waiting_columns = self.waiting_rows[kept_C], self.waiting_columns[kept_C]
+        self.waiting_places = self.waiting_places[kept_C]
+
+    def _extend_prefixes(self, past: int) -> None:
+        """The key of a prefix is made from that of the prefix before it and its last token."""
+        real, ids, segment = self.real, self.columns["ids"].astype(np.uint64), self.columns["segment"]
+        n_sequences, length = self.shape
+        keys = np.zeros((n_sequences, length, 2), dtype=np.uint64)
+        if self.prefixes_BL2 is not None:
+            keys[:, :past] = self.prefixes_BL2
+        state = keys[:, past - 1] if past else np.zeros((n_sequences, 2), dtype=np.uint64)
+        for t in range(past, length):
+            if t:
+                state = np.where((segment[:, t] != segment[:, t - 1])[:, None], np.uint64(0), state)
+            following = splitmix64(state + (ids[:, t, None] + np.uint64(1)) * _STEPS)
+            state = np.where(real[:, t, None], following, state)
+            keys[:, t] = state
+        self.prefixes_BL2 = keys
+
+
+def empty_sequences(keys_B: np.ndarray, *, past_known: bool = True) -> CachedSequences:
+    """CachedSequences before their first token; with an unknown past, one column stands for it."""
+    shape = (len(keys_B), 0 if past_known else 1)
+    columns: dict[str, Any] = {
+        "real": np.zeros(shape, dtype=bool),
+        "ids": np.full(shape, -1),
+        "segment": np.zeros(shape, dtype=np.int64),
+    }
+    return CachedSequences(
+        columns=columns,
+        prefixes_BL2=None,
+        keys_B=keys_B,
+        n_before_B=np.zeros(len(keys_B), dtype=np.int64),
+        past_known=past_known,
+    )

@@ -1,0 +1,285 @@
+"""Documents -> tokens -> batches of tokens. Names: B documents of a batch, T tokens of its longest."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from softh_probe.data.documents import Document
+from softh_probe.data.tokenizing import Windows, encode
+from softh_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+NO_LABEL = -1
+OVERFLOW = ("truncate", "split")
+
+#: Documents that are sorted by length together. Fewer give labels shorter lives, more give less padding; a run of
+#: the paper's 10,000 documents is one window.
+SORT_WINDOW = 10_000
+
+_CHUNK_DOCUMENTS = 256
+_CHUNK_CHARACTERS = 1 << 20  # a tokenizer takes some 200 bytes a character while it works
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """One label column of a corpus."""
+
+    ids: np.ndarray
+    """int32 [n_documents], index into `names`; NO_LABEL = the document has none."""
+    names: list[str]
+    """The labels in order of first appearance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Tokens of all documents, one document after the other, in the order of the data."""
+
+    tokens: np.ndarray
+    """int32 [n_tokens]."""
+    offsets: np.ndarray
+    """int64 [n_documents + 1], where each document starts in `tokens`."""
+    source: np.ndarray
+    """int32 [n_documents], ascending: equal for the windows of one document that was split."""
+    columns: dict[str, LabelColumn]
+    """Label columns by name."""
+    n_read: int
+    """Documents seen, the empty ones included."""
+    n_empty: int
+    """Documents without text or without tokens; they are not in the corpus."""
+    n_truncated: int
+    """Documents longer than max_length, which were cut or split."""
+    token_name: Callable[[int], Any] = str
+    """A token id in words, as the tokenizer writes it."""
+
+    @property
+    def n_documents(self) -> int:
+        """Documents in the corpus; each window of a split one counts."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [n_documents], tokens of each document."""
+        return np.diff(self.offsets)
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All of it but the token names, as arrays and JSON values, to store."""
+        columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
+        return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
+            "columns": [[name, column.names] for name, column in self.columns.items()],
+            "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], head: Mapping[str, Any], token_name: Callable[[int], Any]
+    ) -> "Corpus":
+        """What `arrays` gave."""
+        columns = {
+            name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
+        }
+        tokens, offsets, source = (arrays[name] for name in ("tokens", "offsets", "source"))
+        counts = head["counts"]
+        return cls(tokens=tokens, offsets=offsets, source=source, columns=columns, token_name=token_name, **counts)
+
+    def document(self, index: int) -> np.ndarray:
+        """int32 [length], the tokens of one document; a view."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the documents' number and lengths (int64) and the tokens (int32), all little endian."""
+        digest = hashlib.sha256(np.int64(self.n_documents).astype("<i8").tobytes())
+        digest.update(self.lengths.astype("<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.tokens, dtype="<i4").data)
+        return digest.hexdigest()
+
+
+def tokenize(
+    documents: Iterable[Document],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int = 512,
+    overflow: str = "truncate",
+    progress: bool = True,
+) -> Corpus:
+    """Tokenize documents as the tokenizer does by default, conversations by its chat template.
+
+    A document of more than `max_length` tokens is cut by the tokenizer's own truncation ("truncate"), or
+    becomes successive windows of that length, each a document with the same labels ("split"). Empty documents
+    are counted and left out. Memory: 4 bytes a token (8 while joining), and some 200 bytes a character of the
+    longest document while it is tokenized.
+
+    Raises `InputError` where no document has text, `max_length` leaves no room for it, `overflow` is unknown,
+    or a conversation meets a tokenizer without a chat template that takes it.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"?": 0, "a": 1, "rose": 2, "is": 3}, unk_token="?"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> roses = [Document(content="a rose is a rose", columns={"by": "Stein"})]
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    >>> corpus = tokenize(roses, tokenizer, max_length=3, overflow="split", progress=False)
+    >>> [corpus.document(i).tolist() for i in range(corpus.n_documents)]
+    [[1, 2, 3], [1, 2]]
+    >>> corpus.columns["by"].ids.tolist(), corpus.columns["by"].names
+    ([0, 0], ['Stein'])
+    """
+    if overflow not in OVERFLOW:
+        raise InputError(f"overflow: {overflow!r} is not one of {', '.join(OVERFLOW)}")
+    shortest = max(2, tokenizer.num_special_tokens_to_add() + 1)
+    if max_length < shortest:
+        raise InputError(f"max_length: {max_length} tokens leave no room for text, give {shortest} or more")
+    corpus = _GrowingCorpus()
+    total = len(documents) if isinstance(documents, Sized) else None
+    with tqdm(desc="tokenize", unit=" documents", total=total, disable=not progress) as bar:
+        for chunk in _chunks(documents):
+            windows, n_long = encode(
+                tokenizer,
+                [document.content for document in chunk],
+                max_length=max_length,
+                overflow=overflow,
+                first_number=corpus.n_read + 1,
+            )
+            corpus.add(chunk, windows, n_long)
+            bar.update(len(chunk))
+            bar.set_postfix(tokens=f"{corpus.n_tokens:,}")
+    if not corpus.lengths:
+        raise InputError(f"data: none of {corpus.n_read} documents has any text; check data and text_column")
+    return corpus.finish(token_name=tokenizer.convert_ids_to_tokens)
+
+
+def length_batches(
+    lengths: np.ndarray, tokens_per_batch: int, keep: np.ndarray | None = None, window: int = SORT_WINDOW
+) -> list[np.ndarray]:
+    """Group documents of like length: padded to its longest, a batch has at most `tokens_per_batch` tokens.
+
+    Documents are sorted within windows of neighbours: that costs little padding, while labels that live among
+    neighbours (of one language, one topic) are over with their window. A window's longest documents come first,
+    equal ones keep their order. A document longer than the budget is a batch alone.
+
+    `lengths` is int [n_documents], `keep` an optional bool mask of the documents to take, `window` a number of
+    documents taken. Returns int64 arrays of document indices.
+
+    >>> [batch.tolist() for batch in length_batches(np.array([2, 5, 2, 3]), tokens_per_batch=6)]
+    [[1], [3, 0], [2]]
+    """
+    if tokens_per_batch < 1:
+        raise InputError(f"tokens_per_batch: {tokens_per_batch}, but it has to be 1 or more")
+    lengths = np.asarray(lengths)
+    taken = np.arange(len(lengths)) if keep is None else np.flatnonzero(keep)
+    batches = []
+    for first in range(0, len(taken), window):
+        neighbours = taken[first : first + window]
+        order = neighbours[np.argsort(-lengths[neighbours], kind="stable")]
+        start = 0
+        while start < len(order):
+            size = max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
+            batches.append(order[start : start + size])
+            start += size
+    return batches
+
+
+def pad_batch(
+    corpus: Corpus, documents: Sequence[int] | np.ndarray, pad_id: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents as `input_ids` and `attention_mask`, int64 [B, T], padded on the right with `pad_id`.
+
+    >>> corpus = Corpus(tokens=np.array([7, 8, 9], dtype=np.int32), offsets=np.array([0, 2, 3]),
+    ...                 source=np.array([0, 1]), columns={}, n_read=2, n_empty=0, n_truncated=0)
+    >>> pad_batch(corpus, [1, 0])
+    (tensor([[9, 0],
+            [7, 8]]), tensor([[1, 0],
+            [1, 1]]))
+    """
+    rows = [corpus.document(int(index)) for index in documents]
+    lengths_B = np.array([len(row) for row in rows])
+    mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+    ids_BT = np.full(mask_BT.shape, pad_id, dtype=np.int64)
+    ids_BT[mask_BT] = np.concatenate(rows)
+    return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64))
+
+
+class _GrowingCorpus:
+    """A corpus in the making: chunks of tokens, joined at the end."""
+
+    def __init__(self) -> None:
+        self.chunks: list[np.ndarray] = []
+        self.lengths: list[int] = []
+        self.source: list[int] = []
+        self.labels: dict[str, _GrowingLabels] = {}
+        self.n_read = self.n_empty = self.n_truncated = self.n_tokens = 0
+
+    def add(self, documents: Sequence[Document], windows: Sequence[Windows], n_long: int) -> None:
+        if self.n_read == 0:
+            self.labels = {name: _GrowingLabels() for name in documents[0].columns}
+        for document, of_document in zip(documents, windows, strict=True):
+            self.n_read += 1
+            self.n_empty += not of_document
+            if document.columns.keys() != self.labels.keys():
+                raise InputError(f"documents: number {self.n_read} has other label columns than the first")
+            self.source += [self.n_read - 1] * len(of_document)
+            for name, value in document.columns.items():
+                self.labels[name].add(value, times=len(of_document))
+        flat = [ids for of_document in windows for ids in of_document]
+        lengths = [len(ids) for ids in flat]
+        self.chunks.append(np.fromiter(itertools.chain.from_iterable(flat), np.int32, count=sum(lengths)))
+        self.lengths += lengths
+        self.n_tokens += len(self.chunks[-1])
+        self.n_truncated += n_long
+
+    def finish(self, token_name: Callable[[int], Any]) -> Corpus:
+        return Corpus(
+            tokens=np.concatenate(self.chunks),
+            offsets=np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]),
+            source=np.array(self.source, dtype=np.int32),
+            columns={name: labels.finish() for name, labels in self.labels.items()},
+            n_read=self.n_read,
+            n_empty=self.n_empty,
+            n_truncated=self.n_truncated,
+            token_name=token_name,
+        )
+
+
+class _GrowingLabels:
+    """A label column in the making."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.names: dict[str, int] = {}
+
+    def add(self, value: Any, times: int) -> None:
+        if value is None or value != value:  # NaN
+            self.ids += [NO_LABEL] * times
+        elif times:
+            self.ids += [self.names.setdefault(str(value), len(self.names))] * times
+
+    def finish(self) -> LabelColumn:
+        return LabelColumn(ids=np.array(self.ids, dtype=np.int32), names=list(self.names))
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Enough documents to keep the tokenizer busy, few enough to bound its memory."""
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.content) if isinstance(document.content, str) else 0
+        if len(chunk) >= _CHUNK_DOCUMENTS or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,1 @@
+"""Pure functions of the estimator: temperature, anchors, soft entropy, bias correction."""

@@ -1,0 +1,100 @@
+"""The fixed anchors: points on the unit sphere onto which hidden states are projected."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softh_probe.errors import InputError
+from softh_probe.estimators.calibration import resolve_temperature
+
+KINDS = ("iid", "antithetic")
+
+
+def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -> Tensor:
+    """Anchors drawn uniformly from the unit sphere, the same on every device.
+
+    >>> sample_anchors(100, 576).shape
+    torch.Size([100, 576])
+
+    Args:
+        n_anchors: number of anchors m, at least 2.
+        dim: width d of the hidden states, at least 2.
+        seed: of a generator of its own; the global random state is neither read nor moved.
+        kind: "iid", all drawn independently, as published; "antithetic", half of them drawn and the other half
+            their opposites (w and −w), so that entropies vary less from one draw to the next.
+
+    Returns:
+        Tensor [n_anchors, dim], float32, on the CPU, rows of unit length.
+    """
+    if not isinstance(n_anchors, int) or n_anchors < 2:
+        raise InputError(f"n_anchors: expected an integer of at least 2, got {n_anchors!r}; the published value is 100")
+    if dim < 2:
+        raise InputError(f"dim: expected hidden states of width 2 or more, got {dim}")
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed: expected an integer of 64 bits, got {seed!r}")
+    if kind not in KINDS:
+        raise InputError(f"anchors: expected {' or '.join(KINDS)}, got {kind!r}")
+    if kind == "antithetic" and n_anchors % 2:
+        raise InputError(f"n_anchors: antithetic anchors come in pairs; expected an even number, got {n_anchors}")
+    n_drawn = n_anchors // 2 if kind == "antithetic" else n_anchors
+    generator = torch.Generator("cpu").manual_seed(seed)
+    w_MD = torch.randn(n_drawn, dim, generator=generator, dtype=torch.float32, device="cpu")
+    w_MD = torch.nn.functional.normalize(w_MD, dim=-1)
+    return torch.cat([w_MD, -w_MD]) if kind == "antithetic" else w_MD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchors:
+    """One or several sets of anchors of one width, and the temperature that goes with them.
+
+    >>> anchors = Anchors.sample(n_anchors=100, dim=576, n_sets=2, seed=0)
+    >>> anchors.points_SMD.shape, round(anchors.temperature, 8)
+    (torch.Size([2, 100, 576]), 0.01356618)
+
+    Attributes:
+        points_SMD: [n_sets, n_anchors, dim], float32, CPU; set s is drawn with seed + s.
+        temperature: ε of the softmax over cosine similarities.
+        sha256: of the points' bytes (little-endian float32, set by set): equal digests mean equal anchors.
+    """
+
+    points_SMD: Tensor
+    temperature: float
+    sha256: str
+
+    @classmethod
+    def sample(
+        cls,
+        *,
+        n_anchors: int,
+        dim: int,
+        n_sets: int = 1,
+        seed: int = 0,
+        kind: str = "iid",
+        calibration: str | float = "exact",
+    ) -> Anchors:
+        if not isinstance(n_sets, int) or n_sets < 1:
+            raise InputError(f"anchor_sets: expected an integer of at least 1, got {n_sets!r}")
+        if not isinstance(seed, int):
+            raise InputError(f"seed: expected an integer, got {seed!r}")
+        points_SMD = torch.stack([sample_anchors(n_anchors, dim, seed + s, kind) for s in range(n_sets)])
+        return cls(
+            points_SMD=points_SMD,
+            temperature=resolve_temperature(calibration, n_anchors, dim),
+            sha256=hashlib.sha256(points_SMD.numpy().astype("<f4").tobytes()).hexdigest(),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says of its anchors (plain JSON values)."""
+        n_sets, n_anchors, dim = self.points_SMD.shape
+        return {
+            "dim": dim,
+            "n_anchors": n_anchors,
+            "sets": n_sets,
+            "temperature": self.temperature,
+            "sha256": self.sha256,
+        }

@@ -1,0 +1,134 @@
+"""The temperature ε of the soft assignment.
+
+ε is chosen so that one soft assignment is as sharp as the anchors are many: a von Mises-Fisher density of
+concentration κ = 1/ε on the unit sphere S^(d−1) lies `log m` nats from the uniform one (Conklin 2025,
+arXiv 2505.23960):
+
+    KL(vMF(κ) ‖ Uniform) = κ·(log Z)'(κ) − log Z(κ) = log m,    Z(κ) = ₀F₁(; d/2; κ²/4)
+
+Z is the ratio of the two densities' normalisers. It is evaluated without ever forming a Bessel function, which
+under- and overflows for large orders: as its power series, whose terms are all positive, or, where κ is far
+larger than the order, as Hankel's expansion for large arguments (DLMF 10.40.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from numbers import Real
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import logsumexp
+
+from softh_probe.errors import InputError, short_repr
+
+METHODS = ("exact", "leading_order")
+#: Temperatures with which float32 still has logits. Far inside, an assignment is one anchor, or uniform.
+_LEAST, _MOST = 1e-12, 1e12
+
+
+@lru_cache(maxsize=1024)
+def temperature(n_anchors: int, dim: int, method: str = "exact") -> float:
+    """Temperature ε of the softmax over cosine similarities (dimensionless).
+
+    >>> round(temperature(100, 576), 12)
+    0.013566183548
+    >>> round(temperature(100, 576, method="leading_order"), 12)
+    0.01372937977
+
+    Args:
+        n_anchors: number of anchors m, at least 2.
+        dim: width d of the hidden states, at least 2.
+        method: "exact" solves KL(vMF(1/ε) ‖ Uniform) = log m to 1e-9 relative for d and m up to 65,536;
+            "leading_order" is its limit for large d, 1/sqrt(2·d·log m).
+
+    Raises:
+        InputError: n_anchors or dim below 2, or an unknown method.
+    """
+    if n_anchors < 2:
+        raise InputError(f"n_anchors: expected at least 2, got {n_anchors}; the published value is 100")
+    if dim < 2:
+        raise InputError(f"dim: expected hidden states of width 2 or more, got {dim}")
+    leading_order = 1.0 / math.sqrt(2.0 * dim * math.log(n_anchors))
+    if method == "leading_order":
+        return leading_order
+    if method != "exact":
+        raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    return 1.0 / _solve_increasing(lambda kappa: vmf_divergence(kappa, dim), math.log(n_anchors), 1.0 / leading_order)
+
+
+def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> float:
+    """Temperature from what a user may write: "exact", "leading_order", or a number that is ε itself.
+
+    >>> resolve_temperature(0.02, 100, 576)
+    0.02
+    """
+    if isinstance(calibration, str):
+        if calibration not in METHODS:
+            raise InputError(
+                f"calibration: expected {' or '.join(METHODS)}, or the temperature as a number, got {calibration!r}"
+            )
+        return temperature(n_anchors, dim, method=calibration)
+    if not (isinstance(calibration, Real) and not isinstance(calibration, bool) and _LEAST <= calibration <= _MOST):
+        raise InputError(
+            f"calibration: a temperature must be a positive finite number, {_LEAST:g} to {_MOST:g}, got "
+            f"{short_repr(calibration)}"
+        )
+    return float(calibration)
+
+
+def vmf_divergence(kappa: float, dim: int) -> float:
+    """KL(vMF(κ) ‖ Uniform) on S^(d−1), in nats; increases from 0 with κ.
+
+    >>> vmf_divergence(1e-9, 3) < 1e-15
+    True
+    """
+    order = dim / 2.0 - 1.0
+    if kappa > 200.0 and kappa > order * order:
+        return _divergence_by_hankel(kappa, order)
+    return _divergence_by_series(kappa, dim)
+
+
+def _divergence_by_series(kappa: float, dim: int) -> float:
+    """Z = Σ_k t_k with t_k = (κ²/4)^k / (k!·(d/2)_k), so that κ·(log Z)' = 2·E[k] under the weights t_k."""
+    # Past the largest term, near k(k + d/2) = κ²/4, every ratio t_k/t_(k−1) falls; at k > κ it is below 1/4.
+    k = np.arange(1.0, 200.0 + kappa)
+    log_terms = np.concatenate(([0.0], np.cumsum(np.log(kappa * kappa / 4.0 / (k * (k - 1.0 + dim / 2.0))))))
+    log_z = logsumexp(log_terms)
+    mean_k = float(np.arange(log_terms.size) @ np.exp(log_terms - log_z))
+    return 2.0 * mean_k - float(log_z)
+
+
+def _divergence_by_hankel(kappa: float, order: float) -> float:
+    """log Z = κ − (ν+½) log κ + c + log S with S = Σ (−1)^k a_k(ν)/κ^k; κ itself cancels from the divergence."""
+    s, kappa_ds, term = 1.0, 0.0, 1.0
+    for k in range(1, 60):
+        ratio = -(4.0 * order * order - (2.0 * k - 1.0) ** 2) / (8.0 * k * kappa)
+        if abs(ratio) >= 1.0 or abs(term) < 1e-18:
+            break
+        term *= ratio
+        s += term
+        kappa_ds -= k * term
+    constant = math.lgamma(order + 1.0) + order * math.log(2.0) - 0.5 * math.log(2.0 * math.pi)
+    return (order + 0.5) * (math.log(kappa) - 1.0) - constant - math.log(s) + kappa_ds / s
+
+
+def _solve_increasing(function: Callable[[float], float], target: float, start: float) -> float:
+    """The x > 0 at which an increasing function reaches target, sought outward from start."""
+    low = high = start
+    while function(low) > target:
+        low /= 2.0
+    while function(high) < target:
+        high *= 2.0
+    if low == high:
+        return low
+    root = brentq(
+        lambda log_x: function(math.exp(log_x)) - target,
+        math.log(low),
+        math.log(high),
+        xtol=1e-15,
+        rtol=1e-14,
+    )
+    return math.exp(root)

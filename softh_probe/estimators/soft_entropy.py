@@ -1,0 +1,181 @@
+"""The estimator's maths: pure functions on tensors (Conklin 2025, arXiv 2505.23960).
+
+For a hidden state h and anchors w_j on the unit sphere, temperature ε:
+
+    q_j = softmax_j(cos(h, w_j) / ε)        the soft assignment of one position; sums to 1
+    H(Z) = −Σ_j p̂_j log p̂_j                 p̂ = mean of q over positions
+    I(X;Z) = H(Z) − Σ_x P(x) H(p̂_x)          p̂_x = mean of q over the positions with label x
+
+Shape suffixes: N positions, D width of a hidden state, S anchor sets, M anchors, L labels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softh_probe.errors import InputError
+from softh_probe.estimators.anchors import sample_anchors
+from softh_probe.estimators.calibration import resolve_temperature
+
+#: Norms of which float32 squares are neither lost nor infinite.
+_SAFE = (1e-12, 1e15)
+_LOG2_E = 1.0 / math.log(2.0)
+
+
+def anchor_logits(
+    z_ND: Tensor, anchors_SMD: Tensor, temperature: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """cos(h, w_j) / ε, of which the softmax over j is the soft assignment.
+
+    The division by ‖h‖·ε follows the projection, where it costs M/D of what it would cost before.
+
+    Args:
+        z_ND: hidden states, float32 or float64.
+        anchors_SMD: anchors of the same dtype, on the same device.
+        temperature: ε.
+        out: [N, S·M], where the logits go.
+
+    Returns:
+        logits [N, S, M], and valid [N], bool: False where the hidden state has no direction, being zero (logits are
+        0 there) or not finite (they may be NaN). It is None where a look at values showed that all have one.
+    """
+    n_sets, n_anchors, dim = anchors_SMD.shape
+    norm_N, valid_N = _norm(z_ND)
+    scale_N = norm_N * temperature
+    if valid_N is not None:
+        scale_N = torch.where(valid_N, scale_N, 1.0)
+    logits_NK = torch.mm(z_ND, anchors_SMD.reshape(n_sets * n_anchors, dim).T, out=out).div_(scale_N.unsqueeze(-1))
+    return logits_NK.unflatten(-1, (n_sets, n_anchors)), valid_N
+
+
+def assignments(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Soft assignments q, and the entropy of each in nats.
+
+    >>> q, entropies = assignments(torch.zeros(1, 4))
+    >>> q.tolist(), round(entropies.item() / math.log(4), 6)
+    ([[0.25, 0.25, 0.25, 0.25]], 1.0)
+
+    Args:
+        logits: [..., M], which are used up.
+        out: [..., M], where q goes.
+
+    Returns:
+        q [..., M] and −Σ_j q_j log q_j [...].
+    """
+    log_q = torch.log_softmax(logits, dim=-1, out=logits)
+    q = torch.mul(log_q, _LOG2_E, out=out).exp2_()  # that is e^(log q), and on a CPU several times as fast
+    return q, -log_q.mul_(q).sum(dim=-1)
+
+
+def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> Tensor:
+    """Logarithm of the soft assignments of hidden states to anchors: [N, S, M]; arguments as in `anchor_logits`."""
+    logits_NSM, _ = anchor_logits(z_ND, anchors_SMD, temperature)
+    return torch.log_softmax(logits_NSM, dim=-1)
+
+
+def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+    """‖z‖ [N], also where squares in float32 over- or underflow; and where it gives a direction, if not everywhere."""
+    if z_ND.device.type == "cpu" and len(z_ND):  # where float64 costs a copy, and looking at values costs nothing
+        norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
+        least, most = (bound.item() for bound in norm_N.aminmax())
+        if least > _SAFE[0] and most < _SAFE[1]:
+            return norm_N, None
+    norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
+    return norm_N, (norm_N > 0) & (norm_N < math.inf)
+
+
+def entropy(mass: Tensor) -> Tensor:
+    """Shannon entropy, in nats, of unnormalised non-negative mass along the last dimension.
+
+    >>> round(entropy(torch.tensor([1.0, 1.0, 0.0])).item(), 6) == round(math.log(2), 6)
+    True
+
+    No mass at all gives NaN: there is no distribution to take the entropy of.
+    """
+    p = mass / mass.sum(dim=-1, keepdim=True)
+    # Unlike torch.special.entr, this has a finite gradient where p underflows to 0.
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1)
+
+
+def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact") -> Tensor:
+    """H(Z) of a sample of hidden states, in units of log(n_anchors): 0 is one direction, 1 is uniform.
+
+    >>> z = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    >>> 0.98 < soft_entropy(z).item() < 1
+    True
+
+    Args:
+        z: hidden states [N, D] (or [..., D]: leading dimensions are positions). Half precisions are computed in
+            float32, float64 in float64. Zero vectors have no direction and count as uniform, as in the published
+            code; NaN gives NaN.
+        n_anchors: number of anchors M.
+        seed: of the anchors.
+        calibration: "exact", "leading_order", or a float that is the temperature itself.
+
+    Returns:
+        Tensor [], on z's device; differentiable with respect to z.
+
+    Raises:
+        InputError: z has no positions, or is not a floating point tensor of at least two dimensions.
+    """
+    q_NM = _soft_assignments(z, n_anchors, seed, calibration)
+    return entropy(q_NM.mean(dim=0)) / math.log(n_anchors)
+
+
+def soft_mutual_information(
+    z: Tensor, labels: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact"
+) -> Tensor:
+    """I(X;Z) between labels and hidden states, in units of log(n_anchors); one pass however many labels.
+
+    >>> z = torch.eye(8).repeat(50, 1)
+    >>> labels = torch.arange(8).repeat(50)
+    >>> soft_mutual_information(z, labels).item() > 0.1
+    True
+
+    Args:
+        z: hidden states [N, D] (or [..., D]), as in `soft_entropy`.
+        labels: integers of any value, one per position: [N], or z's leading dimensions.
+        n_anchors, seed, calibration: as in `soft_entropy`.
+
+    Returns:
+        Tensor [], on z's device; differentiable with respect to z.
+
+    Raises:
+        InputError: as in `soft_entropy`, or labels are not integers, one per position.
+    """
+    _require_states(z)
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels: expected a tensor of integers, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"labels: expected integers, got {labels.dtype}; number the classes first")
+    if labels.shape != z.shape[:-1]:
+        raise InputError(f"labels: expected one per position, shape {list(z.shape[:-1])}, got {list(labels.shape)}")
+    q_NM = _soft_assignments(z, n_anchors, seed, calibration)
+    _, label_N, count_L = labels.to(z.device).reshape(-1).unique(return_inverse=True, return_counts=True)
+    mass_LM = q_NM.new_zeros(len(count_L), n_anchors).index_add(0, label_N, q_NM)
+    conditional = ((count_L / len(q_NM)).to(q_NM.dtype) * entropy(mass_LM)).sum()
+    return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(n_anchors)
+
+
+def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
+    """q [N, M] of hidden states [..., D]."""
+    _require_states(z)
+    z_ND = z.reshape(-1, z.shape[-1])
+    if len(z_ND) == 0:
+        raise InputError("z: no positions; entropy needs at least one hidden state")
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z_ND = z_ND.float()
+    anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed).to(z_ND)
+    temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
+    with torch.autocast(z.device.type, enabled=False):  # which would project in half precision
+        log_q_N1M = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
+    return log_q_N1M.squeeze(1).exp()
+
+
+def _require_states(z: object) -> None:
+    if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
+        got = f"{z.dtype} {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"z: expected floating point hidden states [N, D] in a tensor, got {got}")

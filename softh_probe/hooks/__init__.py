@@ -1,0 +1,1 @@
+"""Where the hooks go, and what they do in a forward pass."""

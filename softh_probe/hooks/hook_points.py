@@ -1,0 +1,286 @@
+"""Where the hooks go: the blocks of a transformers model, found by structure.
+
+What is found is confirmed when the model runs (`ResidualChain`): the output of each block is the input of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from softh_probe.errors import InputError, ProbeError
+
+#: Model types that have a causal language model.
+CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookPoints:
+    """What to hook.
+
+    Attributes:
+        entry: the module whose call is one forward pass: the backbone, without a language-model head.
+        blocks: the transformer blocks, in order.
+        norms: normalisations beside the blocks or further out; the one called after the last block is the final norm.
+        path: name of the block list inside the model given.
+    """
+
+    entry: nn.Module
+    blocks: tuple[nn.Module, ...]
+    norms: tuple[nn.Module, ...]
+    path: str
+
+
+def find_backbone(model: nn.Module) -> nn.Module:
+    """The part of a transformers model that holds the blocks, without its head."""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    if isinstance(decoder, nn.Module) and _block_lists(decoder):
+        return decoder
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The one transformers model that something else is built around (a sentence embedder, a parallel wrapper)."""
+    if isinstance(model, PreTrainedModel) or hasattr(model, "base_model"):
+        return model
+    inside = _outermost_models(model)
+    return inside[0] if len(inside) == 1 else model
+
+
+def _outermost_models(module: nn.Module) -> list[nn.Module]:
+    children = list(module.children())
+    return [m for c in children for m in ([c] if isinstance(c, PreTrainedModel) else _outermost_models(c))]
+
+
+def stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model that are probed one by one: `encoder` and `decoder`, or "" and the model itself."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        found = {name: getattr(model, f"get_{name}", lambda: None)() for name in ("encoder", "decoder")}
+        parts = {name: part for name, part in found.items() if isinstance(part, nn.Module) and part is not model}
+        if len({id(part) for part in parts.values() if _block_lists(part)}) == 2:
+            return parts
+    return {"": model}
+
+
+def find_hook_points(model: nn.Module) -> HookPoints:
+    """The backbone and its blocks.
+
+    Raises:
+        InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
+    """
+    inner = unwrapped(model)
+    if len(stacks(inner)) > 1:
+        raise InputError(
+            f"model: {type(inner).__name__} is an encoder-decoder, whose stacks read texts of their own; attach to "
+            "model.get_encoder() or to model.get_decoder(), and run the whole model as ever"
+        )
+    backbone = find_backbone(inner)
+    prefix = next((name for name, module in model.named_modules() if module is backbone), "")
+    candidates = _block_lists(backbone)
+    n_layers = getattr(getattr(backbone, "config", None), "num_hidden_layers", None)
+    fitting = [path for path, blocks in candidates.items() if len(blocks) == n_layers]
+    chosen = fitting if len(fitting) == 1 else list(candidates)
+    if len(chosen) != 1:
+        listed = ", ".join(f"{path} ({len(blocks)})" for path, blocks in candidates.items()) or "none"
+        raise InputError(
+            f"model: cannot tell which modules of {type(model).__name__} are its transformer blocks; lists of "
+            f"modules found: {listed}; name the modules to probe with modules={{name: module}}"
+        )
+    path = chosen[0]
+    parts = path.split(".")[:-1]
+    parents = [backbone.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
+    return HookPoints(
+        entry=backbone,
+        blocks=tuple(candidates[path]),
+        norms=tuple(child for parent in parents for child in parent.children() if _is_norm(child)),
+        path=f"{prefix}.{path}".lstrip("."),
+    )
+
+
+def count_calls(found: HookPoints) -> int:
+    """How many block calls a forward pass makes, as far as can be told before: more than there are blocks where the
+    config says so and a model without values, run once, does so."""
+    config: Any = getattr(found.entry, "config", None)
+    n_blocks = len(found.blocks)
+    n_layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(found.entry, PreTrainedModel) or not isinstance(n_layers, int) or n_layers <= n_blocks:
+        return n_blocks
+    try:
+        with torch.device("meta"):
+            skeleton = type(found.entry)(config).eval()
+        traced = dry_run(find_hook_points(skeleton))
+    except Exception:  # a model that cannot be made from its config alone; its first pass will tell
+        return n_blocks
+    return sum(row not in (EMBEDDINGS, FINAL_NORM) for row, *_ in traced) or n_blocks
+
+
+def dry_run(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
+    """What a forward pass of a model on the meta device calls: row, module and width.
+
+    Nothing where the model looks at values, or wants other inputs than token ids.
+    """
+    rows: list[tuple[str, nn.Module, int | None]] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not rows:
+            rows.append((EMBEDDINGS, module, hidden_state(args or kwargs, EMBEDDINGS).shape[-1]))
+
+    def after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        row = block_name(len(rows))
+        rows.append((row, module, hidden_state(output, row).shape[-1]))
+
+    def after_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if len(rows) > len(found.blocks):
+            rows.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
+
+    handles = [found.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+    handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(found.blocks)]
+    handles += [norm.register_forward_hook(after_norm) for norm in found.norms]
+    try:
+        with torch.no_grad():
+            found.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ProbeError):
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows if len(rows) > len(found.blocks) else []
+
+
+def block_name(index: int) -> str:
+    """Name of the row of the i-th block call, counted from 1.
+
+    >>> block_name(1)
+    'layer.1'
+    """
+    return f"layer.{index}"
+
+
+def select_layers(names: Iterable[str | int] | None, available: list[str]) -> list[str]:
+    """The rows asked for, by name or by index (negative ones from the end), in the model's order.
+
+    >>> select_layers([-1, "layer.1"], ["embeddings", "layer.1", "final_norm"])
+    ['layer.1', 'final_norm']
+    """
+    if names is None:
+        return available
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise InputError("layers: expected at least one, got none; None measures all")
+    chosen = set()
+    for name in names:
+        if isinstance(name, int) and -len(available) <= name < len(available):
+            chosen.add(available[name])
+        elif name in available:
+            chosen.add(str(name))
+        else:
+            raise InputError(f"layers: no layer {name!r}; expected any of {', '.join(available)}, or their indices")
+    return [row for row in available if row in chosen]
+
+
+def require_causal(found: HookPoints | None) -> None:
+    """Refuse a model in which what follows a token, or another text, bears on its hidden state.
+
+    Raises:
+        InputError: the model is not causal, or cannot be told to be.
+    """
+    attentions = [m.is_causal for b in (found.blocks if found else ()) for m in b.modules() if hasattr(m, "is_causal")]
+    config = getattr(found.entry, "config", None) if found else None
+    listed = getattr(config, "model_type", None) in CAUSAL and not getattr(config, "is_encoder_decoder", False)
+    if not (listed and all(attentions)):
+        raise InputError(
+            "count: 'unique_prefix' needs a causal model, in which a hidden state depends on the tokens up to it and "
+            "on nothing else; use count='forwarded'"
+        )
+
+
+class ResidualChain:
+    """Whether blocks hand their hidden states to one another, call by call: what makes a list of modules a stack.
+
+    Tensors are compared by where they lie, never by value: a device is not waited for. Something in between may
+    change some of them (images that are mixed in, a steering hook), so the links of a stack that is right hold for
+    the most part, and those of another list (attentions of a model that has no blocks) for the least.
+    """
+
+    def __init__(self) -> None:
+        self.links = self.broken = 0
+        self.last: Tensor | None = None
+
+    def add(self, taken: Tensor, given: Tensor) -> None:
+        """One call: the hidden state it took, and the one it gave."""
+        if self.last is not None and taken.device == self.last.device:
+            self.links += 1
+            self.broken += taken.shape != self.last.shape or not _same_place(taken, self.last)
+        self.last = given
+
+    @property
+    def holds(self) -> bool:
+        return 2 * self.broken <= self.links
+
+
+def is_time_first(last: object, output: object) -> bool:
+    """Whether a last layer with as many sequences as tokens gave [T, B, D], told by the model's output [B, T, D].
+
+    Shapes cannot tell, so values are compared, and the device is waited for.
+    """
+    try:
+        inner, outer = hidden_state(last, "last layer"), hidden_state(output, "output")
+    except ProbeError:
+        return False  # an output without hidden states tells nothing
+    if inner.shape != outer.shape or inner.device != outer.device:
+        return False  # the model went on from there
+    if _same_place(inner, outer) and inner.stride() == outer.stride():
+        return False
+    return torch.equal(inner.transpose(0, 1), outer) and not torch.equal(inner, outer)
+
+
+def hidden_state(value: object, row: str) -> Tensor:
+    """The hidden state among what a module took or gave: what is called so, else the first floating point tensor."""
+    if isinstance(value, Tensor):
+        return value
+    if is_dataclass(value) and not isinstance(value, Mapping):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):  # a named tuple
+        value = value._asdict()
+    named = value.get("hidden_states") if isinstance(value, Mapping) else None
+    if isinstance(named, Tensor):
+        return named
+    values = value.values() if isinstance(value, Mapping) else value
+    for item in values if isinstance(values, Iterable) else ():
+        if isinstance(item, Tensor) and item.is_floating_point():
+            return item
+    raise ProbeError(f"{row}: expected a tensor of hidden states, got {type(value).__name__}")
+
+
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.data_ptr() == other.data_ptr() != 0)
+
+
+def _block_lists(backbone: nn.Module) -> dict[str, nn.ModuleList]:
+    """ModuleLists that are not inside another one's elements, by their path.
+
+    Those of models inside the model (which read its images) count only where there are no others.
+    """
+    found: dict[str, nn.ModuleList] = {}
+    models: list[str] = []
+    for path, module in backbone.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            found[path] = module
+        elif path and hasattr(module, "get_input_embeddings"):
+            models.append(path)
+    own = {path: blocks for path, blocks in found.items() if not any(path.startswith(f"{m}.") for m in models)}
+    return own or found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None

@@ -1,0 +1,82 @@
+"""What the libraries raise and print while they load a checkpoint, made readable."""
+
+import errno
+import pickle
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from textwrap import shorten
+from typing import Any
+
+import transformers
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from huggingface_hub.utils import enable_progress_bars as enable_hub_progress_bars
+from safetensors import SafetensorError
+from transformers.utils import logging as hf_logging
+
+from softh_probe.errors import InputError
+
+RELOAD_HINT = f"copy or download it again; if it is whole, transformers {transformers.__version__} cannot read it"
+
+
+def model_error(model: str, problem: str) -> InputError:
+    return InputError(f"model {model!r}: {problem}")
+
+
+def abbreviated(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def first_sentence(error: BaseException) -> str:
+    """An error's first sentence, in one line; with its type where that says what the sentence does not."""
+    sentence = shorten(str(error).split(". ")[0].rstrip("."), 160, placeholder=" …")
+    return sentence if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {sentence}"
+
+
+@contextmanager
+def as_input_error(what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
+    """Make one line of what the libraries raise for bad files; out of memory and the like pass unchanged."""
+    known: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, LookupError, EOFError, *also)
+    known += (ArithmeticError, SafetensorError, pickle.UnpicklingError, struct.error, hub_errors.StrictDataclassError)
+    signs = ("PytorchStreamReader", "unexpected EOF", "automatic conversion of the weights")
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{what} needs a package that is not installed: {first_sentence(error)}") from error
+    except known as error:
+        broken = not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError)
+        broken |= any(sign in str(error) for sign in signs)
+        if not broken or getattr(error, "errno", None) == errno.ENOMEM:
+            raise
+        if "trust_remote_code" in str(error):
+            trust = "read the Python code that comes with it, then add --trust-remote-code"
+            raise InputError(f"{what} cannot be used without running code; {trust}") from error
+        raise InputError(f"{what}: {first_sentence(error)}; {remedy}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars, no load reports (what matters in them is checked here); the settings are put back."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub_bars = not are_progress_bars_disabled()
+    reader: dict[str, Any] = {}
+    with suppress(ImportError):  # its bar listens to no setting
+        reader = vars(import_module("transformers.modeling_gguf_pytorch_utils"))
+    reader_bar = reader.get("tqdm")
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()  # the hub's too
+    if reader_bar:
+        reader["tqdm"] = hf_logging.tqdm
+    try:
+        yield
+    finally:
+        if reader_bar:
+            reader["tqdm"] = reader_bar
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+        (enable_hub_progress_bars if hub_bars else disable_progress_bars)()

@@ -1,0 +1,144 @@
+"""Where a checkpoint is, and its files: found, downloaded, looked at before anything is loaded from them."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
+
+from softh_probe.errors import InputError
+from softh_probe.models.loading_errors import RELOAD_HINT, abbreviated, as_input_error, first_sentence, model_error
+
+_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"  # sharded: the same name and ".index.json"
+# The base of the HTTP client's errors; which client that is changes with huggingface_hub's version.
+_HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", hub_errors.HfHubHTTPError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a checkpoint is: in `folder`, or (None) on the hub under its `name`, which is what the user wrote."""
+
+    name: str
+    revision: str | None = None
+    folder: Path | None = None
+    gguf_file: str | None = None  # its name in `folder`
+
+
+def resolve_model(model: str, *, revision: str | None = None, need_weights: bool = True) -> ModelSource:
+    """Find a hub id, a local folder or a .gguf file; an existing path wins. Loads and downloads nothing.
+
+    need_weights: whether a folder without weights is an error.
+
+    >>> resolve_model("EleutherAI/pythia-160m", revision="step1000").revision
+    'step1000'
+
+    Raises InputError: no such path; a folder without config.json or weights, or with several .gguf files.
+    """
+    path = os.path.expanduser(model)
+    if os.path.exists(path):
+        if revision is not None:
+            raise InputError(f"revision {revision!r}: model {model!r} is local and has none; leave it out")
+        return _resolve_local(model, Path(path).absolute(), need_weights)
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
+        raise model_error(model, "no such file or folder; check the path, or give a hub id")
+    try:
+        validate_repo_id(model)
+    except hub_errors.HFValidationError as error:
+        raise model_error(model, "no such path, and no hub id; expected a path or owner/name") from error
+    return ModelSource(name=model, revision=revision)
+
+
+def _resolve_local(name: str, path: Path, need_weights: bool) -> ModelSource:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise model_error(name, "is a file; give its folder (with config.json), or a .gguf file")
+        return ModelSource(name=name, folder=path.parent, gguf_file=path.name)
+    has_config, has_weights = (path / "config.json").is_file(), any(_weight_files(path))
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    if ggufs and not (has_config and has_weights):
+        if len(ggufs) > 1:
+            raise model_error(name, f"the folder has several .gguf files; name one: {', '.join(ggufs)}")
+        return ModelSource(name=name, folder=path, gguf_file=ggufs[0])
+    if not has_config:
+        expected = "expected what save_pretrained writes, or one .gguf file"
+        if (path / "adapter_config.json").is_file():
+            expected = "it is an adapter: merge it into its base model and save that"
+        raise model_error(name, f"folder {path} has no config.json; {expected}")
+    if need_weights and not has_weights:
+        raise model_error(name, f"folder {path} has no weights; expected {_SAFE} beside config.json")
+    return ModelSource(name=name, folder=path)
+
+
+def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the (safetensors, pickle) files that transformers would load; of shards, those in the index."""
+
+    def files(single: str) -> list[str]:
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file() or not index.is_file():
+            return [single] if (folder / single).is_file() else []
+        with as_input_error(f"file {index}", "copy or download it again", TypeError, AttributeError):
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+    return files(_SAFE), files(_PICKLE)
+
+
+def check_weights(name: str, folder: Path, allow_pickle: bool) -> list[str]:
+    """The names of the weight files, each looked at; safetensors before pickles, and no pickle unasked."""
+    safe, pickled = _weight_files(folder)
+    if not safe and pickled and not allow_pickle:
+        problem = f"its weights are pickles ({abbreviated(pickled)}), which can carry code"
+        raise model_error(name, f"{problem}; convert them to safetensors, or add --allow-pickle")
+    files = safe or pickled or [_SAFE]
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise model_error(name, f"folder {folder} has no {abbreviated(missing)}; copy or download it again")
+    for file in safe:  # the header says how long the file has to be
+        with as_input_error(f"model {name!r}: damaged file {folder / file}", RELOAD_HINT):
+            safe_open(folder / file, framework="pt").__exit__(None, None, None)
+    return files
+
+
+def fetch_weights(source: ModelSource, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
+    """Download the weights that will be loaded and no others: many a repository has them in five formats."""
+    folder = fetch(source, small_files(trust_remote_code))
+    if not (folder / "config.json").is_file():
+        remedy = "give a transformers model; a .gguf file has to be downloaded and given by its path"
+        raise model_error(source.name, f"the hub has no config.json of it; {remedy}")
+    pinned = replace(source, revision=folder.name)
+    safe, pickled = _weight_files(folder)  # an index is among the small files
+    folder = fetch(pinned, ["config.json", *(safe or [_SAFE])])
+    if not _weight_files(folder)[0]:
+        if not allow_pickle:
+            raise model_error(source.name, f"no {_SAFE} on the hub; if it has {_PICKLE}, add --allow-pickle")
+        folder = fetch(pinned, ["config.json", *(pickled or [_PICKLE])])
+    return folder
+
+
+def small_files(code: bool) -> list[str]:
+    """Patterns of what a repository holds beside its weights: configs, tokenizers, indices of shards."""
+    endings = ["json", "txt", "model", "jinja", "tiktoken", "bpe", "codes", "spm", "vocab", "tokenizer"]
+    return [f"*.{ending}" for ending in endings + ["py"] * code]
+
+
+def fetch(source: ModelSource, patterns: list[str]) -> Path:
+    """The cache folder (named by the commit) with these files of the repository's root, downloaded if needed."""
+    name, revision, deeper = source.name, source.revision, "*/*"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=deeper))
+    except hub_errors.GatedRepoError as error:
+        remedy = "ask for it on the model's page, then log in with 'hf auth login'"
+        raise model_error(name, f"access is restricted by its owner; {remedy}") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        remedy = "check the name, or log in with 'hf auth login' if it is private"
+        raise model_error(name, f"no such path here and no such model on the hub; {remedy}") from error
+    except hub_errors.RevisionNotFoundError as error:
+        remedy = "see 'Files and versions' on the model's page"
+        raise model_error(name, f"has no revision {revision!r}; {remedy}") from error
+    except (hub_errors.LocalEntryNotFoundError, _HTTP_ERROR) as error:
+        reason = first_sentence(error.__cause__ or error)
+        problem = f"no such path here, not in the hub's local cache, and no download ({reason})"
+        remedy = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder"
+        raise model_error(name, f"{problem}; {remedy}") from error

@@ -1,0 +1,1 @@
+"""Labels of a corpus that is known before the forward pass."""

@@ -1,0 +1,171 @@
+"""What the sums of a planned run take, where they go, and whether they fit: known before the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from softh_probe.accumulators.label_tables import columns
+from softh_probe.accumulators.sampling import N_REPLICATES
+from softh_probe.errors import InputError
+from softh_probe.planned.plan import Plan
+
+GIB = 2**30
+
+#: Of the memory that is free, what sums may take; the rest is for the model's own tensors.
+SHARE_OF_FREE = 0.8
+
+#: What every row takes whatever the labels: its totals, bootstrap replicates and sample.
+ALL_POSITIONS = "all positions"
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumsMemory:
+    """Where the sums of each row go.
+
+    Attributes:
+        bytes_by_set: bytes that one row's sums take for each label set, and for all positions.
+        labels_by_set, rows_by_set: distinct labels of each set, and table rows they have when most are in use.
+        devices: the device of each row.
+        on_host: rows whose tables are in host memory although their layer is on an accelerator.
+        budgets: bytes that sums may take on each device and, as "cpu", in host memory.
+    """
+
+    bytes_by_set: dict[str, int]
+    labels_by_set: dict[str, int]
+    rows_by_set: dict[str, int]
+    devices: dict[str, torch.device]
+    on_host: frozenset[str]
+    budgets: dict[str, int]
+
+    @property
+    def bytes_per_row(self) -> int:
+        return sum(self.bytes_by_set.values())
+
+    @property
+    def bytes_by_place(self) -> dict[str, int]:
+        """Bytes on each device, and in host memory as "cpu"."""
+        places = ["cpu" if row in self.on_host else str(device) for row, device in self.devices.items()]
+        return {place: places.count(place) * self.bytes_per_row for place in dict.fromkeys(places)}
+
+    def info(self) -> dict[str, object]:
+        """For a result's records (JSON values), in GiB."""
+        n = len(self.devices)
+        return {
+            "by_label_set_gib": {name: n * size / GIB for name, size in self.bytes_by_set.items()},
+            "by_place_gib": {place: size / GIB for place, size in self.bytes_by_place.items()},
+            "in_host_memory": sorted(self.on_host),
+        }
+
+    def describe(self) -> str:
+        """A table for people: what each label set takes, over all rows, and where it is."""
+        n = len(self.devices)
+        lines = [f"  {'label set':<22}{'labels':>12}{'rows at once':>14}{'GiB':>8}"]
+        for name, size in self.bytes_by_set.items():
+            counts = f"{self.labels_by_set[name]:>12,}{self.rows_by_set[name]:>14,}"
+            lines.append(f"  {name:<22}{counts}{n * size / GIB:>8.2f}")
+        places = "; ".join(
+            f"{size / GIB:.2f} on {place}, at most {self.budgets[place] / GIB:.1f}"
+            for place, size in self.bytes_by_place.items()
+        )
+        total = sum(self.bytes_by_place.values()) / GIB
+        counts = f"{sum(self.labels_by_set.values()):>12,}{sum(self.rows_by_set.values()):>14,}"
+        return "\n".join([*lines, f"  {'all':<22}{counts}{total:>8.2f}  ({places})"])
+
+
+def place_sums(
+    plan: Plan,
+    devices: Mapping[str, torch.device],
+    *,
+    n_anchors: int,
+    anchor_sets: int,
+    sums_memory_gb: float | None = None,
+    n_processes: int = 1,
+) -> SumsMemory:
+    """Decide for each row whether its tables go beside its layer or to host memory.
+
+    Args:
+        devices: of each row, the device of its layer.
+        sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
+        n_processes: on this machine, which share its free host memory.
+
+    Raises:
+        InputError: there is not as much memory as they take; the message says which label sets to leave out.
+    """
+    budgets = {}
+    for place in dict.fromkeys([*map(str, devices.values()), "cpu"]):
+        limited = sums_memory_gb is not None and (place != "cpu" or set(map(str, devices.values())) == {"cpu"})
+        if limited and sums_memory_gb:
+            budgets[place] = int(sums_memory_gb * GIB)
+        else:
+            budgets[place] = free_bytes(place) // (n_processes if place == "cpu" else 1)
+    bytes_by_set = _bytes_by_set(plan, n_anchors, anchor_sets)
+    size = sum(bytes_by_set.values())
+    on_host = set()
+    for place in budgets:
+        rows = [row for row, device in devices.items() if str(device) == place]
+        if place != "cpu":
+            on_host |= set(rows[budgets[place] // max(size, 1) :])
+    memory = SumsMemory(
+        bytes_by_set=bytes_by_set,
+        labels_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
+        rows_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True))},
+        devices=dict(devices),
+        on_host=frozenset(on_host),
+        budgets=budgets,
+    )
+    if memory.bytes_by_place.get("cpu", 0) > budgets["cpu"]:
+        raise InputError(_too_much(memory))
+    return memory
+
+
+def free_bytes(place: str) -> int:
+    """What sums may take by default of the memory that is free on a device, or in host memory as "cpu"."""
+    if place != "cpu":
+        device = torch.device(place)
+        module = getattr(torch, device.type)
+        module.empty_cache()
+        return int(SHARE_OF_FREE * module.mem_get_info(device)[0])
+    free = psutil.virtual_memory().available
+    with_limit = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if all(path.is_file() for path in with_limit):  # a container's or a job's own limit
+        limit, used = (path.read_text().strip() for path in with_limit)
+        if limit.isdigit():
+            free = min(free, int(limit) - int(used))
+    return max(0, int(SHARE_OF_FREE * free))
+
+
+def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int]:
+    n = plan.numbering
+    n_columns = columns(anchor_sets, n_anchors)
+    kept, buckets, single = (
+        np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.singleton_sets)
+    )
+    sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 16 * anchor_sets * buckets
+    of_positions = 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * plan.n_sample
+    return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
+
+
+def _too_much(memory: SumsMemory) -> str:
+    n = len(memory.devices)
+    needed, there = sum(memory.bytes_by_place.values()), sum(memory.budgets.values())
+    dropped, excess = [], needed - there
+    for name, size in sorted(memory.bytes_by_set.items(), key=lambda item: -item[1]):
+        if excess <= 0:
+            break
+        if name == ALL_POSITIONS:
+            continue
+        dropped.append(f"{name} ({n * size / GIB:.2f} GiB)")
+        excess -= n * size
+    places = ", ".join(f"{size / GIB:.2f} on {place}" for place, size in memory.budgets.items())
+    return (
+        f"sums_memory_gb: the sums of {n} layers take {needed / GIB:.2f} GiB, there are {there / GIB:.2f} GiB for them "
+        f"({places}); leave out of labels: {', '.join(dropped)}; or use fewer anchor sets or layers"
+    )

@@ -1,0 +1,261 @@
+"""The plan of rows: where each label lives, when the whole corpus is known before the forward pass.
+
+The tables are as long as the largest number of labels alive at once, and the same plan serves all layers and all
+checkpoints of a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from softh_probe.accumulators.dispatch import Bags, Dispatch, build_dispatch, in_pieces, sort_by_sets, sort_into_bags
+from softh_probe.accumulators.sampling import SAMPLE_SIZE, bottom_k, poisson_weights, position_keys, sequence_key
+from softh_probe.errors import InputError
+from softh_probe.labels import LabelSet, context, shortest_document
+from softh_probe.planned.row_allocation import RowAllocation, allocate_rows, label_ids, n_counted, ranges
+
+if TYPE_CHECKING:
+    from softh_probe.data.corpus import Corpus
+
+
+class Plan:
+    """Rows of every label of a corpus whose batches are fixed.
+
+    Args:
+        label_sets: the label sets, whose order numbers them.
+        batches: the documents of each batch.
+        per_label: names of label sets of which results show every label, beside columns of few values.
+        numbering: what `allocate_rows` found for the same corpus, label sets, batches, per_label and n_shares; found
+            anew if it is not given.
+        n_shares: processes that measure a share of the batches each: every n_shares-th one.
+
+    Attributes:
+        batches: share by share.
+        shares: of each process, the indices of its batches.
+        n_too_short: documents of which no position counts; they are not run.
+
+    Raises:
+        InputError: every document is too short for one position to count, or a column has no label.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        label_sets: Sequence[LabelSet],
+        batches: Sequence[np.ndarray],
+        per_label: Sequence[str] = (),
+        numbering: RowAllocation | None = None,
+        n_shares: int = 1,
+    ) -> None:
+        self.corpus = corpus
+        self.label_sets = tuple(label_sets)
+        dealt = [batches[share::n_shares] for share in range(n_shares)]
+        self.batches = [batch for share in dealt for batch in share]
+        ends = np.cumsum([len(share) for share in dealt]).tolist()
+        self.shares = [range(end - len(share), end) for share, end in zip(dealt, ends, strict=True)]
+        needed = shortest_document(label_sets)
+        self.n_too_short = int((corpus.lengths < needed).sum())
+        if self.n_too_short == corpus.n_documents:
+            raise InputError(
+                f"labels: every document is too short: one position needs {needed} tokens, the longest document "
+                f"has {corpus.lengths.max()}; ask for lower n-gram orders or longer documents"
+            )
+        starts = [share.start for share in self.shares]
+        self.numbering = numbering or allocate_rows(corpus, label_sets, self.batches, per_label, starts)
+        self._draw()
+
+    def batch(self, index: int) -> Dispatch:
+        """What the hooks need to know of one batch, its documents right-padded to the longest."""
+        n = self.numbering
+        documents = self.batches[index]
+        longest = int(self.corpus.lengths[documents].max())
+        before, _ = context(self.label_sets)
+        counts = n_counted(self.corpus, self.label_sets, documents)
+        positions_N = ranges(np.arange(len(documents)) * longest + before, counts)
+        groups_SN = self._groups(documents, len(positions_N))
+        bags = sort_into_bags(groups_SN, positions_N, n.n_bagged, n_pieced=n.n_kept)
+        ending = n.n_kept + n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
+        kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.live_rows)])
+        bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:open_end], ending)), open_end)
+        going_on = open_end - len(ending)
+        singles, single_PL = sort_by_sets(n.occurs_once[groups_SN[n.singleton_sets]], positions_N)
+        first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
+        return build_dispatch(
+            shape=(len(documents), longest),
+            n_tokens=int(self.corpus.lengths[documents].sum()),
+            n_counted=len(positions_N),
+            sequences=in_pieces(positions_N // longest, positions_N),
+            weights_WB=poisson_weights(self._source_keys[documents]),
+            singles=singles,
+            single_PL=single_PL,
+            labels=bags,
+            kept_rows=bags.groups_L[:kept_end].astype(np.int64),
+            live_rows=n.live_rows[bags.groups_L[kept_end:going_on] - n.n_kept],
+            ending_rows=n.live_rows[bags.groups_L[going_on:open_end] - n.n_kept],
+            ended_buckets=n.bucket_of[bags.groups_L[going_on:] - n.n_kept],
+            sampled=positions_N[self._sampled[first:last] - self._batch_starts[index]],
+            sample_slots=self._slots[first:last],
+            n_kept=n.n_kept,
+            n_live=n.n_live,
+        )
+
+    @property
+    def retired_at_the_end(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Open rows of labels that several shares have, and their buckets: for the sums of all shares."""
+        n = self.numbering
+        labels = n.retired[n.retired_starts[-1] :]
+        return torch.from_numpy(n.live_rows[labels]), torch.from_numpy(n.bucket_of[labels])
+
+    def _draw(self) -> None:
+        """Choose the positions whose assignments are kept, and the documents' keys."""
+        corpus, documents = self.corpus, np.concatenate(self.batches)
+        keys = np.zeros(corpus.n_documents, dtype=np.uint64)
+        for d in range(corpus.n_documents):
+            keys[d] = sequence_key(corpus.document(d))
+        _, first_window, source = np.unique(corpus.source, return_index=True, return_inverse=True)
+        self._source_keys = keys[first_window][source]
+        counts = n_counted(corpus, self.label_sets, documents)
+        before, _ = context(self.label_sets)
+        places = ranges(np.full(len(documents), before), counts)
+        chosen = bottom_k(position_keys(np.repeat(keys[documents], counts), places), SAMPLE_SIZE)
+        in_order = np.argsort(chosen)
+        self._sampled, self._slots = chosen[in_order], in_order
+        ends = np.cumsum([len(batch) for batch in self.batches])
+        self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
+
+    def _groups(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
+        """[n_label_sets, N], the number of the label of each counted position."""
+        groups_SN = np.empty((len(self.label_sets), n_positions), dtype=np.int32)
+        for row_N, label_set, numbers in zip(groups_SN, self.label_sets, self.numbering.numbers, strict=True):
+            ids_N = label_ids(self.corpus, self.numbering.ngrams, self.label_sets, label_set, documents)
+            row_N[:] = numbers[ids_N]
+        return groups_SN
+
+    # --- what results and sums need to know of the rows ----------------------------------------------------
+
+    @property
+    def n_positions(self) -> int:
+        """Positions that will be counted."""
+        return self.numbering.n_positions
+
+    @property
+    def n_kept(self) -> int:
+        return self.numbering.n_kept
+
+    @property
+    def n_live(self) -> int:
+        return self.numbering.n_live
+
+    @property
+    def n_sample(self) -> int:
+        """Positions whose assignments are kept."""
+        return len(self._sampled)
+
+    @property
+    def sample_order(self) -> np.ndarray:
+        """Slots of the sample in the order of their positions' keys."""
+        return np.arange(self.n_sample)
+
+    @property
+    def singleton_sets(self) -> np.ndarray:
+        return self.numbering.singleton_sets
+
+    @property
+    def singleton_labels(self) -> np.ndarray:
+        return self.numbering.singleton_labels
+
+    @property
+    def n_buckets(self) -> int:
+        return len(self.numbering.bucket_sets)
+
+    @property
+    def set_names(self) -> list[str]:
+        return [s.name for s in self.label_sets]
+
+    @property
+    def keeps_labels(self) -> list[bool]:
+        return self.numbering.keeps_labels.tolist()
+
+    @property
+    def kept_sets(self) -> np.ndarray:
+        return self.numbering.kept_sets
+
+    @cached_property
+    def kept_names(self) -> list[str | None]:
+        n = self.numbering
+        return [self._name(s, i) if i >= 0 else None for s, i in zip(n.kept_sets, n.kept_ids, strict=True)]
+
+    @property
+    def live_sets(self) -> np.ndarray:
+        """Sets of the open rows still in use when all batches are done: none."""
+        return np.zeros(0, dtype=np.int64)
+
+    @property
+    def shared_rows(self) -> list[np.ndarray]:
+        """Open rows that labels of several sets share: none."""
+        return []
+
+    @property
+    def bucket_sets(self) -> np.ndarray:
+        return self.numbering.bucket_sets
+
+    @property
+    def bucket_counts(self) -> np.ndarray:
+        return self.numbering.bucket_counts
+
+    @property
+    def bucket_labels(self) -> np.ndarray:
+        return self.numbering.bucket_labels
+
+    @cached_property
+    def bucket_names(self) -> list[str | None]:
+        n = self.numbering
+        return [self._name(s, i) if i >= 0 else None for s, i in zip(n.bucket_sets, n.bucket_ids, strict=True)]
+
+    @property
+    def labels_by_set(self) -> np.ndarray:
+        """[X], distinct labels of each set."""
+        n, n_sets = self.numbering, len(self.label_sets)
+        found = np.bincount(n.kept_sets[n.kept_ids >= 0], minlength=n_sets)
+        np.add.at(found, n.bucket_sets, n.bucket_labels)
+        np.add.at(found, n.singleton_sets, n.singleton_labels)
+        return found
+
+    @property
+    def rows_by_set(self) -> np.ndarray:
+        """[X], rows of each set when most are in use."""
+        return self.numbering.peak_rows + np.bincount(self.numbering.kept_sets, minlength=len(self.label_sets))
+
+    def _name(self, set_index: int, label_id: int) -> str:
+        """A label in words: the value of the column, or the n-gram's tokens."""
+        label_set = self.label_sets[set_index]
+        if label_set.direction == "column":
+            return self.corpus.columns[label_set.column].names[label_id]
+        end = self._example[label_set.order - 1][label_id] + 1
+        tokens = self.corpus.tokens[end - label_set.order : end].tolist()
+        return " ".join(str(self.corpus.token_name(token)) for token in tokens)
+
+    @cached_property
+    def _example(self) -> list[np.ndarray]:
+        """Of each order and n-gram, a token at which it ends."""
+        found = []
+        for ids in self.numbering.ngrams:
+            where = np.zeros(int(ids.max()) + 1, dtype=np.int64)
+            defined = np.flatnonzero(ids >= 0)
+            where[ids[defined]] = defined
+            found.append(where)
+        return found
+
+
+def _moved_back(bags: Bags, moved: np.ndarray, to: int) -> Bags:
+    """The bags in another order: some of the first ones after the rest of them."""
+    n_bags = len(bags.groups_L)
+    order = np.concatenate([np.delete(np.arange(to), moved), moved, np.arange(to, n_bags)])
+    sizes = np.diff(bags.starts_L, append=len(bags.positions_E))[order]
+    positions_E = bags.positions_E[ranges(bags.starts_L[order], sizes)]
+    return Bags(positions_E, np.cumsum(sizes) - sizes, bags.groups_L[order])

@@ -1,0 +1,305 @@
+"""The numbers of all labels of a corpus whose batches are fixed: which need a row, when, and which row.
+
+A label that occurs once needs no row, one that occurs within a single batch neither; every other takes a row at
+its first batch and gives it back after its last one. Labels of all sets are numbered together: first the kept
+ones (their number is their row), then the open ones, which come and go, then the closed ones, which occur in one
+batch only; those that occur once share the number after the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softh_probe.errors import InputError
+from softh_probe.labels import LabelSet, context, ngram_ids
+
+if TYPE_CHECKING:
+    from softh_probe.data.corpus import Corpus
+
+#: A column with at most this many distinct values keeps a row for each to the end, so that results show each.
+KEPT_LABELS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowAllocation:
+    """Plain arrays: everything about the labels that takes time to find out, and that is worth storing.
+
+    X label sets; buckets are the pools in which labels that are over end: one of each set and count, or, in sets
+    whose labels are wanted one by one, one of each label.
+
+    Attributes:
+        ngrams: of each order up to the highest wanted, the dense id of the n-gram that ends at each token.
+        numbers: of each set, the number of each label id; the last entry is that of positions without a label.
+        n_positions: positions that count.
+        keeps_labels: [X], whether all the set's labels keep their rows to the end.
+        kept_sets, kept_ids: of each kept row its set and its label's id, −1 for positions without a label.
+        singleton_sets: sets whose labels come and go; singleton_labels: how many of each occur once and have no bucket.
+        occurs_once: of each number, whether its labels occur once; those that have no number of their own share
+            the last one.
+        live_rows: of each open label its row; n_live: how many rows that takes.
+        peak_rows: [X], open rows of each set when most are in use.
+        retired: open labels ordered by their last batch; those of batch b are retired_starts[b:b+2], those of
+            several shares come last.
+        bucket_of: the bucket of each open, then each closed label.
+        bucket_sets, bucket_counts, bucket_labels, bucket_ids: of each bucket its set, its labels' count, how many
+            labels it pools, and the label's id where it holds a single one by choice, else −1.
+    """
+
+    ngrams: list[np.ndarray]
+    numbers: list[np.ndarray]
+    n_positions: int
+    keeps_labels: np.ndarray
+    kept_sets: np.ndarray
+    kept_ids: np.ndarray
+    singleton_sets: np.ndarray
+    singleton_labels: np.ndarray
+    occurs_once: np.ndarray
+    live_rows: np.ndarray
+    n_live: int
+    peak_rows: np.ndarray
+    retired: np.ndarray
+    retired_starts: np.ndarray
+    bucket_of: np.ndarray
+    bucket_sets: np.ndarray
+    bucket_counts: np.ndarray
+    bucket_labels: np.ndarray
+    bucket_ids: np.ndarray
+
+    @property
+    def n_kept(self) -> int:
+        return len(self.kept_sets)
+
+    @property
+    def n_bagged(self) -> int:
+        """Kept, open and closed labels: all that have a number of their own."""
+        return len(self.occurs_once) - 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it under flat names, to store."""
+        found: dict[str, np.ndarray] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                found |= {f"{field.name}.{i}": array for i, array in enumerate(value)}
+            else:
+                found[field.name] = np.asarray(value)
+        return found
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RowAllocation:
+        """What `arrays` gave."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.type == "int":
+                values[field.name] = int(arrays[field.name].item())
+            elif field.type == "np.ndarray":
+                values[field.name] = arrays[field.name]
+            else:
+                n = sum(name.startswith(f"{field.name}.") for name in arrays)
+                values[field.name] = [arrays[f"{field.name}.{i}"] for i in range(n)]
+        return cls(**values)
+
+
+def n_counted(corpus: Corpus, label_sets: Sequence[LabelSet], documents: np.ndarray) -> np.ndarray:
+    """Positions of each document that count."""
+    return np.maximum(corpus.lengths[documents] - sum(context(label_sets)), 0)
+
+
+def label_ids(
+    corpus: Corpus, ngrams: Sequence[np.ndarray], label_sets: Sequence[LabelSet], label_set: LabelSet, documents: Any
+) -> np.ndarray:
+    """The set's label ids at the counted positions of documents; −1 where there is none."""
+    counts = n_counted(corpus, label_sets, documents)
+    if label_set.direction == "column":
+        return np.repeat(corpus.columns[label_set.column].ids[documents], counts)
+    before, _ = context(label_sets)
+    ahead = label_set.order if label_set.direction == "output" else 0
+    return ngrams[label_set.order - 1][ranges(corpus.offsets[documents] + before + ahead, counts)]
+
+
+def allocate_rows(
+    corpus: Corpus,
+    label_sets: Sequence[LabelSet],
+    batches: Sequence[np.ndarray],
+    per_label: Sequence[str] = (),
+    share_starts: Sequence[int] = (0,),
+) -> RowAllocation:
+    """Number the labels of all sets.
+
+    Args:
+        per_label: names of the sets whose labels are wanted one by one.
+        share_starts: the first batch of each process's share.
+
+    Raises:
+        InputError: a column has no label anywhere.
+    """
+    orders = [s.order for s in label_sets]
+    ngrams = ngram_ids(corpus.tokens, corpus.offsets, max(orders)) if any(orders) else []
+    documents = np.concatenate(batches)
+    batch_of_document = np.repeat(np.arange(len(batches)), [len(b) for b in batches])
+    batch_N = np.repeat(batch_of_document, n_counted(corpus, label_sets, documents)).astype(np.int32)
+    lives = [_lifetimes(label_ids(corpus, ngrams, label_sets, s, documents), batch_N) for s in label_sets]
+    for s, life in zip(label_sets, lives, strict=True):
+        if not len(life.count):
+            raise InputError(f"labels: {s.name} is null in every document that is long enough; leave it out")
+
+    n_sets = len(label_sets)
+    kept = [
+        s.direction == "column" and len(life.count) <= KEPT_LABELS for s, life in zip(label_sets, lives, strict=True)
+    ]
+    one_by_one = [i for i in range(n_sets) if label_sets[i].name in per_label and not kept[i]]
+    moving = [i for i in range(n_sets) if not kept[i]]
+    kept_sets: list[int] = []
+    kept_ids: list[int] = []
+    first_kept = []
+    for i, life in enumerate(lives):
+        first_kept.append(len(kept_sets))
+        ids = list(range(len(life.count))) * kept[i] + [-1] * life.has_unlabelled
+        kept_ids += ids
+        kept_sets += [i] * len(ids)
+
+    opened = [np.flatnonzero(lives[i].is_live) for i in moving]
+    closed = [np.flatnonzero(lives[i].is_batch_local(with_singletons=i in one_by_one)) for i in moving]
+    n_kept, n_opened, n_closed = len(kept_sets), sum(map(len, opened)), sum(map(len, closed))
+    n_bagged = n_kept + n_opened + n_closed
+    numbers = [np.full(len(life.count) + 1, n_bagged, dtype=np.int32) for life in lives]
+    for i, life in enumerate(lives):
+        if kept[i]:
+            numbers[i][:-1] = first_kept[i] + np.arange(len(life.count))
+        if life.has_unlabelled:  # ids of −1 find their number at the end
+            numbers[i][-1] = first_kept[i] + (len(life.count) if kept[i] else 0)
+    first, last = (_gather([getattr(lives[i], name) for i in moving], opened) for name in ("first", "last"))
+    by_first = np.argsort(first, kind="stable")
+    number = np.empty(n_opened, dtype=np.int32)
+    number[by_first] = n_kept + np.arange(n_opened, dtype=np.int32)
+    _scatter(numbers, moving, opened, number)
+    _scatter(numbers, moving, closed, n_kept + n_opened + np.arange(n_closed, dtype=np.int32))
+    first, last = first[by_first], last[by_first]
+    share_of_first, share_of_last = (np.searchsorted(share_starts, batch, side="right") for batch in (first, last))
+    last = np.where(share_of_first == share_of_last, last, len(batches))
+    live_rows, n_live = _assign_rows(first, last, len(batches))
+    retired = np.argsort(last, kind="stable")
+
+    def of_each(values: list[np.ndarray]) -> np.ndarray:
+        """Of each open label, in the order of numbers, then of each closed one."""
+        return np.concatenate([_gather(values, opened)[by_first], _gather(values, closed)])
+
+    set_of = of_each([np.full(len(lives[i].count), i) for i in moving])
+    count_of = of_each([lives[i].count for i in moving])
+    id_of = np.where(np.isin(set_of, one_by_one), of_each([np.arange(len(lives[i].count)) for i in moving]), -1)
+    alone = id_of >= 0
+    key = set_of * (int(count_of.max(initial=0)) + 1) + count_of
+    of_one = set_of * (int(id_of.max(initial=0)) + 1) + id_of  # an order that no batching changes
+    key[alone] = key.max(initial=0) + 1 + of_one[alone]
+    _, example, bucket_of, n_labels = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    return RowAllocation(
+        ngrams=ngrams,
+        numbers=numbers,
+        n_positions=len(batch_N),
+        keeps_labels=np.array(kept, dtype=bool),
+        kept_sets=np.array(kept_sets, dtype=np.int64),
+        kept_ids=np.array(kept_ids, dtype=np.int64),
+        singleton_sets=np.array(moving, dtype=np.int64),
+        singleton_labels=np.array(
+            [(i not in one_by_one) * (lives[i].count == 1).sum() for i in moving], dtype=np.int64
+        ),
+        occurs_once=np.concatenate([np.zeros(n_kept, dtype=bool), count_of == 1, [True]]),
+        live_rows=live_rows,
+        n_live=n_live,
+        peak_rows=_rows_at_peak(first, last, set_of[:n_opened], len(batches), n_sets),
+        retired=retired,
+        retired_starts=np.searchsorted(last[retired], np.arange(len(batches) + 1)),
+        bucket_of=bucket_of.reshape(-1),
+        bucket_sets=set_of[example],
+        bucket_counts=count_of[example],
+        bucket_labels=n_labels,
+        bucket_ids=id_of[example],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lifetimes:
+    """Of each label of one set: how often it occurs, and its first and last batch."""
+
+    count: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    has_unlabelled: bool
+
+    @property
+    def is_live(self) -> np.ndarray:
+        return (self.count > 1) & (self.first < self.last)
+
+    def is_batch_local(self, *, with_singletons: bool) -> np.ndarray:
+        return (self.count > (0 if with_singletons else 1)) & (self.first == self.last)
+
+
+def _lifetimes(ids_N: np.ndarray, batch_N: np.ndarray) -> _Lifetimes:
+    labelled = ids_N >= 0
+    has_unlabelled = not labelled.all()
+    if has_unlabelled:
+        ids_N, batch_N = ids_N[labelled], batch_N[labelled]
+    count = np.bincount(ids_N)
+    first, last = np.zeros(len(count), dtype=np.int32), np.zeros(len(count), dtype=np.int32)
+    last[ids_N] = batch_N  # of repeated ids the last assignment stays
+    first[ids_N[::-1]] = batch_N[::-1]
+    return _Lifetimes(count=count, first=first, last=last, has_unlabelled=has_unlabelled)
+
+
+def _assign_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[np.ndarray, int]:
+    """Rows for labels that live from batch first to batch last, ordered by first; and how many rows it takes.
+
+    A last batch after the last one is none: the row is not given back.
+    """
+    rows = np.empty(len(first), dtype=np.int64)
+    starts = np.searchsorted(first, np.arange(n_batches + 1))
+    by_last = np.argsort(last, kind="stable")
+    ends = np.searchsorted(last[by_last], np.arange(n_batches + 1))
+    free, n_free, n_rows = np.empty(len(first), dtype=np.int64), 0, 0
+    for b in range(n_batches):
+        n_new = starts[b + 1] - starts[b]
+        n_reused = min(n_new, n_free)
+        n_free -= n_reused
+        rows[starts[b] : starts[b] + n_reused] = free[n_free : n_free + n_reused]
+        rows[starts[b] + n_reused : starts[b + 1]] = np.arange(n_rows, n_rows + n_new - n_reused)
+        n_rows += n_new - n_reused
+        ended = rows[by_last[ends[b] : ends[b + 1]]]
+        free[n_free : n_free + len(ended)] = ended
+        n_free += len(ended)
+    return rows, int(n_rows)
+
+
+def _rows_at_peak(first: np.ndarray, last: np.ndarray, set_of: np.ndarray, n_batches: int, n_sets: int) -> np.ndarray:
+    """Open rows of each set in the batch in which most rows are in use; they add up to all rows there are."""
+    started = np.cumsum(np.bincount(first, minlength=n_batches))
+    ended = np.bincount(last, minlength=n_batches)[:n_batches]
+    ended_before = np.cumsum(ended) - ended
+    peak = int(np.argmax(started - ended_before))
+    return np.bincount(set_of[(first <= peak) & (last >= peak)], minlength=n_sets)
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The integers starts[i] … starts[i] + counts[i] − 1 for each i, one after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+def _gather(arrays: list[np.ndarray], indices: list[np.ndarray]) -> np.ndarray:
+    parts = [array[index] for array, index in zip(arrays, indices, strict=True)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)
+
+
+def _scatter(targets: list[np.ndarray], owners: list[int], indices: list[np.ndarray], values: np.ndarray) -> None:
+    """Hand out values, in order, to targets[owners[i]][indices[i]]."""
+    taken = 0
+    for owner, index in zip(owners, indices, strict=True):
+        targets[owner][index] = values[taken : taken + len(index)]
+        taken += len(index)

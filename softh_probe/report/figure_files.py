@@ -1,0 +1,92 @@
+"""Figures as files, PNG and SVG, for papers."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
+from softh_probe.report.sweep_data import Sweep
+from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
+from softh_probe.result import ProbeResult
+
+_SUFFIXES = ("png", "svg")
+#: Metrics of a sweep that are drawn against the training step, and what their files are called.
+_BY_STEP = {"entropy": "entropy", "mutual_information": "information", "optimality": "optimality"}
+_MOST_BYTES = 120  # of a name; file systems take 255 with what stands around it
+
+
+def write_figures(result: ProbeResult, folder: Path) -> None:
+    """The figures of one result."""
+    sets = dict.fromkeys(label_set for label_set, _ in result.labels)
+    _write(((name, FIGURES[name](result)) for name in figures_of(result)), folder)
+    _write(((f"entropy_by_{name.removeprefix('column:')}", entropy_by_label(result, name)) for name in sets), folder)
+
+
+def write_comparison_figures(results: Sequence[ProbeResult], titles: Sequence[str], folder: Path) -> None:
+    """Several results, overlaid."""
+    metrics = {"entropy": "entropy"}
+    if any(result.label_sets for result in results):
+        metrics |= {"information": "mutual_information", "corrected": "mutual_information_corrected"}
+    _write(((name, compared_by_depth(results, titles, metric)) for name, metric in metrics.items()), folder)
+
+
+def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
+    """Layers by steps, metrics against steps and the information plane, for each model of a sweep."""
+    _write(_of_sweep(sweep), folder)
+
+
+def _of_sweep(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
+    models = list(dict.fromkeys(str(c["model"]) for c in sweep.done))
+    steps = {c["checkpoint"]: c.get("step") for c in sweep.done}
+    metrics = set(sweep.table.metric.unique())
+    for model in models:
+        names = [c["checkpoint"] for c in sweep.done if str(c["model"]) == model]
+        table = sweep.table[sweep.table.checkpoint.isin(names)]
+        table = table.assign(step=table.checkpoint.map(steps).astype("Int64"))
+        prefix = "" if len(models) == 1 else f"{Path(model).name}_"
+        yield f"{prefix}entropy", layers_by_step(table, "entropy")
+        for label_set in sweep.label_sets:
+            yield f"{prefix}information_{label_set}", layers_by_step(table, "mutual_information", label_set)
+        for metric, name in _BY_STEP.items():
+            if metric in metrics:
+                yield f"{prefix}{name}_by_step", metric_by_step(table, metric)
+        if "optimality" in metrics:
+            yield f"{prefix}plane", plane_through_training(table)
+            yield f"{prefix}plane_corrected", plane_through_training(table, "mutual_information_corrected")
+
+
+def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
+    """Figures by name, each in files of its own."""
+    taken: set[str] = set()
+    for name, figure in figures:
+        stem = _stem(name, taken)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a label's script: shown as boxes
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, for all formats
+            for suffix in _SUFFIXES:
+                part = folder / f".{stem}.{suffix}.part"
+                figure.savefig(part, dpi=150, format=suffix)
+                os.replace(part, folder / f"{stem}.{suffix}")
+
+
+def _stem(name: str, taken: set[str]) -> str:
+    """A file's name for any text, which no other file of those taken has; some file systems don't tell case apart.
+
+    >>> taken = set()
+    >>> [_stem(name, taken) for name in ("by_a b", "by_a/b", "by_../../x")]
+    ['by_a_b', 'by_a_b-2', 'by_.._.._x']
+    """
+    cut = re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:_MOST_BYTES].decode(errors="ignore") or "figure"
+    stem, n = cut, 1
+    while stem.casefold() in taken:
+        n += 1
+        stem = f"{cut}-{n}"
+    taken.add(stem.casefold())
+    return stem

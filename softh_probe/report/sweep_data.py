@@ -1,0 +1,245 @@
+"""A sweep's folder, read for its page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from softh_probe.errors import InputError, short_repr
+from softh_probe.models.loading_errors import abbreviated
+from softh_probe.report.page_data import numbers
+from softh_probe.result import RESULT_JSON, ProbeResult
+
+SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
+#: Of sweep.json; `softh-probe collect` makes a sweep's files anew from its results.
+SWEEP_VERSION = 1
+#: Columns of its table that are read.
+_TEXT, _VALUES = ["checkpoint", "name", "label_set", "metric"], ["layer", "value", "sd"]
+#: Values (and as many sd) that a page holds: it stays below 15 MB, and a browser draws it in seconds.
+MOST_VALUES = 500_000
+#: Names of a list that are written out.
+_MOST_NAMES = 20
+#: Digits of a sweep's values, in units of log m: the page of 200 checkpoints stays small.
+_DIGITS, _SD_DIGITS = 5, 4
+#: Of each checkpoint, what is text for sure.
+_TEXTS = ("checkpoint", "model", "status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Many checkpoints.
+
+    Attributes:
+        table: a line a checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m; by checkpoint,
+            whose categories are in the order of `done`.
+        checkpoints: what sweep.json says of each: checkpoint, model, revision, step, tokens, status, reason, …
+        duplicates: names of checkpoints whose weights are the same.
+        not_monotone: names of checkpoints whose order of steps is not that of their names or dates.
+        n_anchors: anchors a set.
+        settings: (name, value) of the sweep's configuration.
+        name: of the folder.
+    """
+
+    table: pd.DataFrame
+    checkpoints: list[dict[str, Any]]
+    duplicates: list[list[str]]
+    not_monotone: list[list[str]]
+    n_anchors: int
+    settings: list[tuple[str, str]]
+    name: str
+
+    @cached_property
+    def done(self) -> list[dict[str, Any]]:
+        """Checkpoints with values, in the order of steps; those without a step as they come."""
+        of_name = {c["checkpoint"]: c for c in self.checkpoints}
+        return [of_name[name] for name in self.table.checkpoint.cat.categories]
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Indices, among those done, of the checkpoints that the page draws: all, or of each model's as many as there
+        is room for, evenly chosen."""
+        n_rows, n_series = int(self.table.layer.max()) + 1, len(self.table[["metric", "label_set"]].drop_duplicates())
+        share = MOST_VALUES / (n_rows * n_series * len(self.done))
+        if share >= 1:
+            return np.arange(len(self.done))
+        model = np.array([str(c["model"]) for c in self.done])
+        chosen = []
+        for name in dict.fromkeys(model):
+            of_model = np.flatnonzero(model == name)
+            n = max(2, int(share * len(of_model)))
+            chosen.append(of_model[np.linspace(0, len(of_model) - 1, n).round().astype(int)])
+        return np.unique(np.concatenate(chosen))
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [c for c in self.checkpoints if c["status"] == "failed"]
+
+    @property
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Checkpoints without a result: failed ones first, with the reason."""
+        order = {"failed": 0, "running": 1, "waiting": 2}
+        found = [c for c in self.checkpoints if c["status"] != "done"]
+        return sorted(found, key=lambda c: order.get(c["status"], 3))
+
+    @property
+    def title(self) -> str:
+        models = list(dict.fromkeys(Path(str(c["model"])).name for c in self.checkpoints))
+        return ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "") or self.name
+
+    @property
+    def summary(self) -> str:
+        counts = Counter(c["status"] for c in self.checkpoints)
+        states = ", ".join(f"{counts[s]} {s}" for s in ("done", "failed", "running", "waiting") if counts[s])
+        text = f"{len(self.checkpoints)} checkpoint{'s' * (len(self.checkpoints) != 1)}: {states}"
+        n = len(self.drawn)
+        return (
+            text
+            if n == len(self.done)
+            else f"{text}; {n} of those done are drawn, evenly chosen; sweep.parquet holds all"
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        found = []
+        if self.failed:
+            found.append(
+                f"{len(self.failed)} of {len(self.checkpoints)} checkpoints failed; see the list of them below."
+            )
+        if ("trust_remote_code", "True") in self.settings:
+            found.append("Python code that comes with the checkpoints was allowed to run (trust_remote_code).")
+        for names in self.duplicates:
+            found.append(f"These checkpoints have the same weights: {abbreviated(names, _MOST_NAMES)}.")
+        for names in self.not_monotone:
+            found.append(
+                f"The order of steps disagrees with the order of these checkpoints: {abbreviated(names, _MOST_NAMES)}."
+            )
+        return found
+
+    @cached_property
+    def label_sets(self) -> list[str]:
+        return list(self.table.label_set[self.table.metric == "mutual_information"].unique())
+
+    def data(self) -> dict[str, Any]:
+        """What the page draws: of each "metric|label set", values and sd [checkpoint][layer]."""
+        done = [self.done[i] for i in self.drawn]
+        place = np.full(len(self.done), -1)
+        place[self.drawn] = np.arange(len(done))
+        table = self.table.assign(place=place[self.table.checkpoint.cat.codes])
+        table = table[table.place >= 0]
+        longest = table.place.to_numpy()[table.layer.to_numpy().argmax()]
+        rows = list(table.name[table.place == longest].unique())
+        series: dict[str, dict[str, Any]] = {}
+        for (metric, label_set), part in table.groupby(["metric", "label_set"], sort=False, observed=True):
+            wide = np.full((2, len(done), len(rows)), np.nan)
+            wide[:, part.place, part.layer] = part[["value", "sd"]].to_numpy(float).T
+            entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
+            if part.sd.notna().any():
+                entry["s"] = [numbers(line, _SD_DIGITS) for line in wide[1]]
+            series[f"{metric}|{label_set}"] = entry
+        shown = ("checkpoint", "model", "revision", "step", "tokens")
+        return {
+            "kind": "sweep",
+            "log_m": math.log(self.n_anchors),
+            "rows": rows,
+            "label_sets": self.label_sets,
+            "checkpoints": [{key: c.get(key) for key in shown} for c in done],
+            "series": series,
+        }
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """What a sweep's folder holds.
+
+    Raises:
+        InputError: its files are missing or damaged, or no checkpoint is done yet.
+    """
+    anew = f"`softh-probe collect {folder}` makes them anew"
+    try:
+        info = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
+        if (version := info["version"]) != SWEEP_VERSION:
+            raise InputError(
+                f"{folder}: expected a {SWEEP_JSON} of version {SWEEP_VERSION}, got {short_repr(version)}; {anew}"
+            )
+        content = (folder / SWEEP_PARQUET).read_bytes()
+        if hashlib.sha256(content).hexdigest() != info.get("parquet_sha256", hashlib.sha256(content).hexdigest()):
+            raise InputError(f"{folder}: {SWEEP_PARQUET} is not the one that {SWEEP_JSON} tells of; {anew}")
+        # Of millions of lines, names in words would take gigabytes.
+        file = pq.ParquetFile(io.BytesIO(content), read_dictionary=_TEXT)
+        table = file.read([n for n in (*_TEXT, *_VALUES) if n in file.schema_arrow.names]).to_pandas()
+        checkpoints = info["checkpoints"]
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{folder}: the sweep's files cannot be read: {error}; {anew}") from error
+    _check(info, table, f"{folder}: the sweep's files", anew)
+    if table.empty:
+        raise InputError(f"{folder}: no checkpoint of this sweep is done yet; there is nothing to show")
+    measured = set(table.checkpoint.unique())
+    in_order = [
+        c["checkpoint"]
+        for c in sorted(checkpoints, key=lambda c: (str(c["model"]), math.inf if c.get("step") is None else c["step"]))
+        if c["checkpoint"] in measured
+    ]
+    table["checkpoint"] = table.checkpoint.cat.set_categories(in_order)
+    return Sweep(
+        table=table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True),
+        checkpoints=checkpoints,
+        duplicates=info.get("duplicates") or [],
+        not_monotone=info.get("not_monotone") or [],
+        n_anchors=_n_anchors(folder, checkpoints),
+        settings=_flat(info.get("config") or {}),
+        name=folder.resolve().name,
+    )
+
+
+def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) -> None:
+    """Refuse files that are not those of a sweep."""
+    if absent := [name for name in (*_TEXT, *_VALUES) if name not in table]:
+        raise InputError(f"{what} lack columns of {SWEEP_PARQUET}: {', '.join(absent)}; {remedy}")
+    if wrong := [name for name in _VALUES if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise InputError(f"{what}: expected numbers in {', '.join(wrong)} of {SWEEP_PARQUET}; {remedy}")
+    if not isinstance(info["checkpoints"], list):
+        raise InputError(f"{what}: checkpoints: expected a list, got {short_repr(info['checkpoints'])}; {remedy}")
+    for checkpoint in info["checkpoints"]:
+        whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(n), str) for n in _TEXTS)
+        if not whole or not isinstance(checkpoint.get("step"), int | None):
+            raise InputError(
+                f"{what}: expected checkpoints with {', '.join(_TEXTS)}, got {short_repr(checkpoint)}; {remedy}"
+            )
+    for name in ("duplicates", "not_monotone"):
+        groups = info.get(name) or []
+        if not isinstance(groups, list) or not all(isinstance(g, list) and {*map(type, g)} <= {str} for g in groups):
+            raise InputError(f"{what}: {name}: expected lists of names, got {short_repr(groups)}; {remedy}")
+    if not isinstance(info.get("config") or {}, dict):
+        raise InputError(f"{what}: config: expected a mapping, got {short_repr(info['config'])}; {remedy}")
+
+
+def _n_anchors(folder: Path, checkpoints: list[dict[str, Any]]) -> int:
+    """Anchors a set, as the checkpoints' results have it."""
+    for checkpoint in checkpoints:
+        path = folder / str(checkpoint.get("folder")) / RESULT_JSON
+        if checkpoint["status"] == "done" and path.is_file():
+            return ProbeResult.load(path.parent).n_anchors
+    raise InputError(f"{folder}: no result of a checkpoint lies in this sweep; its units are unknown")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            text = abbreviated([*map(str, value)], _MOST_NAMES) if isinstance(value, list) else str(value)
+            found.append((f"{prefix}{name}", text))
+    return found

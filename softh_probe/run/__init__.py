@@ -1,0 +1,5 @@
+"""One checkpoint x one corpus: from a configuration to a folder of results."""
+
+from softh_probe.run.pipeline import run
+
+__all__ = ["run"]

@@ -1,0 +1,149 @@
+"""Several processes that measure one run together, as torchrun and accelerate launch start them.
+
+    torchrun --nproc-per-node 8 --no-python softh-probe run --config run.yaml
+    accelerate launch --multi_gpu --num_processes 8 -m softh_probe.cli run --config run.yaml
+
+Each loads the model, on the accelerator of its number, and takes every eighth batch; the first one tokenises before
+the others begin, hears what the others measured, and alone writes results and speaks. Each writes its own snapshots:
+the same command goes on from them. From Python:
+
+    with launched() as processes:
+        result = run(config, processes=processes)  # the same in every process
+
+One that fails says why and ends; the launcher then stops the others, and those that wait for it end by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from softh_probe.errors import InputError, Interrupted, LostProcessError, SofthProbeError
+
+#: What the launchers tell each process.
+LAUNCHER_VARS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: The first tokenises, and shares end when they end: whoever waits does so as long as the others live.
+BARRIER_TIMEOUT = timedelta(days=30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of one run, seen from one of them.
+
+    Attributes:
+        rank, count: this one's number, from 0, and how many there are.
+        local_rank, local_count: the same among those of this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+    group: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def describe_sharing(self) -> str:
+        """For a line to read: among whom work is shared out, if among several."""
+        return f", shared among {self.count} processes" if self.count > 1 else ""
+
+    @contextmanager
+    def first_ahead(self) -> Iterator[None]:
+        """The first goes through the block alone, the others after it."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            with _as_lost_process():
+                dist.barrier(group=self.group)
+
+    def from_first(self, value: Any) -> Any:
+        """The first one's value, in every process."""
+        if self.count > 1:
+            found = [value]
+            with _as_lost_process():
+                dist.broadcast_object_list(found, group=self.group, group_src=0)
+            (value,) = found
+        return value
+
+    def agree(self, what: Mapping[str, Any]) -> None:
+        """Make sure that all mean the same.
+
+        Raises:
+            InputError: in each process that differs from the first one.
+        """
+        first = self.from_first(dict(what))
+        if differing := [name for name in first if what.get(name) != first[name]]:
+            raise InputError(
+                f"{', '.join(differing)}: not the same as in the first process; give all processes the same "
+                "configuration, data and weights"
+            )
+        self.wait()
+
+    def add_others(self, tensor: torch.Tensor) -> None:
+        """In the first process, add to a tensor in host memory, in place, those of the others; of no use in theirs."""
+        if self.count > 1:
+            with _as_lost_process():
+                dist.reduce(tensor, group=self.group, group_dst=0)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def launched() -> Iterator[Processes]:
+    """The processes that torchrun or accelerate launch started with this one; this one alone if neither did.
+
+    In a process that is not the first, errors say which one it is, and `Interrupted` and `LostProcessError` end it
+    without a word: the first one has said it.
+    """
+    told = {name: os.environ.get(name) for name in LAUNCHER_VARS}
+    if not all(told.values()) or told["WORLD_SIZE"] == "1":
+        yield ALONE
+        return
+    if not dist.is_available() or not dist.is_gloo_available():
+        raise InputError("several processes need a torch that was built with gloo; run a single one")
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+    rank, count = dist.get_rank(), dist.get_world_size()
+    processes = Processes(
+        rank=rank,
+        count=count,
+        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", count)),
+        group=dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
+    )
+    try:
+        yield processes
+    except (Interrupted, LostProcessError) as error:
+        if processes.is_first:
+            raise
+        raise SystemExit(128 + error.signal if isinstance(error, Interrupted) else 1) from error
+    except SofthProbeError as error:
+        raise type(error)(f"process {rank} of {count}: {error}" if rank else str(error)) from error
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _as_lost_process() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's own words are of sockets
+        raise LostProcessError("another process of this run has ended; what it said tells why") from error

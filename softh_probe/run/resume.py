@@ -1,0 +1,98 @@
+"""Whether a folder's unfinished run is the one that is asked for, and going on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from softh_probe.cache import digest
+from softh_probe.config import EXECUTION_FIELDS, RunConfig, plain_config
+from softh_probe.errors import InputError
+from softh_probe.models.checkpoint import Checkpoint
+from softh_probe.planned.plan import Plan
+from softh_probe.probe import SoftEntropyProbe
+from softh_probe.run.snapshots import Progress, Snapshots
+
+Unfinished = tuple[Progress, dict[str, Any]]
+
+_START_ANEW = "name another folder, or add --no-resume to start it anew"
+
+
+def load_snapshot(config: RunConfig, snapshots: Snapshots, say: Callable[[str], None]) -> Unfinished | None:
+    """The last snapshot of an unfinished run of this configuration; what is not to be gone on with is removed.
+
+    Raises:
+        InputError: the folder holds an unfinished run of another configuration, of another number of processes or of
+            another version of softh_probe, and neither `overwrite` is on nor `resume` off.
+    """
+    if count := snapshots.of_another_count():
+        if config.resume and not config.overwrite:
+            raise InputError(
+                f"out: {config.out} holds an unfinished run of {count} process{'es' * (count > 1)}; start as many, "
+                f"{_START_ANEW}"
+            )
+        snapshots.clear_others()
+    there = snapshots.folder.is_dir()
+    try:
+        found = snapshots.newest() if config.resume else None
+    except InputError:
+        if not config.overwrite:
+            raise
+        snapshots.clear()
+        return None
+    if found is None:
+        if there and config.resume:
+            say("warning: the unfinished run's snapshots are damaged; starting anew")
+        snapshots.clear()
+        return None
+    theirs, ours = found[0].run["config"], _config_of(config)
+    differing = [name for name in ours if theirs.get(name) != ours[name]]
+    if differing and config.overwrite:
+        snapshots.clear()
+        return None
+    if differing:
+        what = "; ".join(f"{name}: expected {theirs.get(name)!r}, got {ours[name]!r}" for name in differing)
+        raise InputError(f"out: {config.out} holds an unfinished run of another configuration ({what}); {_START_ANEW}")
+    return found
+
+
+def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """What determines a run's numbers, the same in all its processes (JSON values)."""
+    return {
+        "config": _config_of(config),
+        "weights": checkpoint.info["weights_sha256"],
+        "dtype": checkpoint.info["dtype"],
+        "corpus": plan.corpus.sha256,
+        "columns": digest(*(column.ids for column in plan.corpus.columns.values())),
+        "batches": digest(*plan.batches),
+    }
+
+
+def resume(
+    unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any], say: Callable[[str], None]
+) -> Progress:
+    """Give the probe what an unfinished run has measured.
+
+    Returns:
+        Where the run goes on.
+
+    Raises:
+        InputError: what the configuration names has changed since.
+    """
+    if unfinished is None:
+        return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
+    progress, state = unfinished
+    if changed := [name for name in run if progress.run.get(name) != run[name]]:
+        raise InputError(
+            f"out: since the unfinished run in this folder began, {', '.join(changed)} changed though the "
+            f"configuration is the same; {_START_ANEW}"
+        )
+    probe.load_state_dict(state)
+    say(f"going on after {progress.batches:,} batches, which took {progress.seconds:,.0f} s")
+    return Progress(
+        run=run, batches=progress.batches, seconds=progress.seconds, interruptions=progress.interruptions + 1
+    )
+
+
+def _config_of(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in plain_config(config).items() if name not in EXECUTION_FIELDS}

@@ -1,0 +1,71 @@
+"""Layers that are added together: how many at a time changes nothing."""
+
+import pytest
+import torch
+
+from softh_probe import SoftEntropyProbe
+from softh_probe.accumulators import batch as batch_module
+from tests.conftest import assert_same_values, tiny_llama
+from tests.planned.test_plan import COLUMNS, corpus_of, run_planned, values_of
+from tests.test_probe import NAMES, documents
+
+
+def run_over_a_corpus():
+    language, topic = values_of(40)
+    corpus = corpus_of(documents(40), language=language, topic=topic)
+    return run_planned(tiny_llama(), corpus, [*NAMES, *COLUMNS], 70, anchor_sets=2)
+
+
+def attached_to_generate():
+    model, ids = tiny_llama(), torch.tensor([documents(1)[0][:5]] * 3)
+    with SoftEntropyProbe(model, labels=NAMES) as probe:
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=300, do_sample=True, num_beams=2)
+    return probe
+
+
+def states_without_direction():
+    """Zero in one layer, not finite in another: these positions are counted in the layers next to them."""
+    model = tiny_llama()
+
+    def spoil(value):
+        def hook(module, args, output):
+            spoilt = output.clone()
+            spoilt[:, 2:4] = value
+            return spoilt
+
+        return hook
+
+    ids = torch.tensor(documents(6)[0] * 4).view(4, -1)
+    handles = [model.model.layers[i].register_forward_hook(spoil(v)) for i, v in ((0, 0.0), (2, float("nan")))]
+    with SoftEntropyProbe(model, labels=NAMES) as probe, torch.inference_mode():
+        for _ in range(3):
+            model(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return probe
+
+
+@pytest.mark.parametrize("measure", [run_over_a_corpus, attached_to_generate, states_without_direction])
+@pytest.mark.parametrize(("most_layers", "most_bytes"), [(1, 2**23), (2, 2**23), (32, 1)])
+def test_layers_at_a_time_change_nothing(measure, most_layers, most_bytes, monkeypatch):
+    together = measure().result().to_pandas("nats")
+    monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)
+    monkeypatch.setattr(batch_module, "MOST_BYTES", {"cpu": most_bytes})
+    assert_same_values(measure().result().to_pandas("nats"), together)
+
+
+def test_layers_are_added_together_as_far_as_memory_allows(monkeypatch):
+    groups, add_layers = [], batch_module._DeviceAccumulator._add_layers
+
+    def watched(self):
+        groups.append(len(self._layers))
+        add_layers(self)
+
+    monkeypatch.setattr(batch_module._DeviceAccumulator, "_add_layers", watched)
+    model, ids = tiny_llama(), torch.ones(2, 10, dtype=torch.int64)
+    for most_bytes, expected in ((2**23, [5]), (4 * 20 * 100 * 2, [2, 2, 1]), (1, [1] * 5)):
+        groups.clear()
+        monkeypatch.setattr(batch_module, "MOST_BYTES", {"cpu": most_bytes})
+        with SoftEntropyProbe(model, labels=["input_unigram"]), torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+        assert groups == expected

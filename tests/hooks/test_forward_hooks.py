@@ -1,0 +1,112 @@
+"""What a hook does, operation by operation: nothing that would wait for an accelerator, and few kernels."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from softh_probe import SoftEntropyProbe
+from softh_probe.accumulators import batch as batch_module
+from softh_probe.data.corpus import pad_batch
+from softh_probe.estimators import soft_entropy
+from tests.conftest import around_accumulation, tiny_llama
+from tests.planned.test_plan import COLUMNS, corpus_of, planned, values_of
+from tests.test_probe import NAMES, documents
+
+#: Operations whose result the host has to know before it goes on; also indexing by a mask.
+WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
+#: Kernels for a layer and batch, at most, where so many layers are added at a time: on an accelerator each takes some
+#: microseconds to launch.
+MOST_KERNELS = pytest.mark.parametrize(("most_layers", "most_kernels"), [(32, 25), (1, 40)])
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations on tensors that are called, views and new memory left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        masks = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert name not in WAITING, name
+        assert not masks, f"{name} by a mask"
+        if not operation.is_view and not name.startswith(("empty", "new_empty", "detach")):
+            self.names.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Of each time that hooks add to sums, how many kernels it launches; on a CPU the norm alone takes its own way."""
+    counts = []
+
+    def as_elsewhere(z_ND):
+        norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
+        return norm_N, (norm_N > 0) & (norm_N < torch.inf)
+
+    @contextmanager
+    def counted():
+        with Operations() as operations:
+            yield
+        counts.append(len(operations.names))
+
+    monkeypatch.setattr(soft_entropy, "_norm", as_elsewhere)
+    around_accumulation(monkeypatch, counted)
+    return counts
+
+
+def most_for_a_layer(kernels, n_batches):
+    """Of five layers, which each take in their hidden states and are then finished together."""
+    assert len(kernels) == n_batches * (5 + 1)
+    return max(np.reshape(kernels, (n_batches, 5 + 1)).sum(axis=1)) / 5
+
+
+@MOST_KERNELS
+@pytest.mark.parametrize("anchor_sets", [1, 8])
+def test_a_planned_runs_hooks_never_wait_and_launch_few_kernels(
+    kernels, anchor_sets, most_layers, most_kernels, monkeypatch
+):
+    monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)
+    language, topic = values_of(60)
+    plan = planned(corpus_of(documents(60), language=language, topic=topic), [*NAMES, *COLUMNS], 200)
+    model = tiny_llama()
+    probe = SoftEntropyProbe(model, plan=plan, anchor_sets=anchor_sets)
+    probe.reserve()
+    with probe, torch.inference_mode():
+        for i, batch in enumerate(plan.batches):
+            ids, mask = pad_batch(plan.corpus, batch)
+            with probe.batch(plan.batch(i)):
+                model(input_ids=ids, attention_mask=mask)
+    probe.check()
+    assert 10 < most_for_a_layer(kernels, len(plan.batches)) <= most_kernels
+
+
+@MOST_KERNELS
+def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels, most_layers, most_kernels, monkeypatch):
+    monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)
+    model = tiny_llama()
+    probe = SoftEntropyProbe(model, labels=NAMES)
+    generator = torch.Generator().manual_seed(0)
+    with probe, torch.inference_mode():
+        for _ in range(4):
+            model(input_ids=torch.randint(40, (4, 30), generator=generator))
+    probe.check()
+    assert 10 < most_for_a_layer(kernels, 4) <= most_kernels
+
+
+@pytest.mark.parametrize("real", [8, 30])
+def test_nothing_is_computed_of_positions_that_do_not_count(monkeypatch, real):
+    computed, project = [], batch_module.anchor_logits
+    monkeypatch.setattr(
+        batch_module, "anchor_logits", lambda h, *a, **k: computed.append(len(h)) or project(h, *a, **k)
+    )
+    model, ids, mask = tiny_llama(), torch.randint(40, (4, 30)), torch.ones(4, 30, dtype=torch.int64)
+    mask[:, real:] = 0
+    with SoftEntropyProbe(model, labels=["output_bigram"]) as probe, torch.inference_mode():
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert probe.positions == 4 * (real - 2)
+    assert set(computed) == {4 * (real - 2) if real == 8 else 4 * 30}  # where nearly all count, none is picked out

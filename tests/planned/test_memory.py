@@ -1,0 +1,148 @@
+"""Where sums go, what that is known to take, and tables in host memory."""
+
+import numpy as np
+import pytest
+import torch
+
+from softh_probe import SoftEntropyProbe
+from softh_probe.accumulators.label_tables import HostWorker, LabelTables, weighted_entropy
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.data.corpus import pad_batch
+from softh_probe.errors import InputError
+from softh_probe.planned import memory, row_allocation
+from softh_probe.planned.memory import GIB, free_bytes, place_sums
+from tests.helpers import references
+from tests.planned.test_plan import COLUMNS, corpus_of, planned, values_of
+from tests.test_probe import NAMES, documents
+
+SIZES = {"n_anchors": 20, "anchor_sets": 2}
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    monkeypatch.setattr(row_allocation, "KEPT_LABELS", 4)  # language keeps its rows, topic does not
+    language, topic = values_of(60)
+    return planned(corpus_of(documents(60), language=language, topic=topic), [*NAMES, *COLUMNS], 60)
+
+
+def probe_of(model, plan, on_host=()):
+    probe = SoftEntropyProbe(model, plan=plan, **SIZES)
+    probe.reserve(on_host)
+    return probe
+
+
+def run(probe, model, plan):
+    with probe, torch.inference_mode():
+        for i, batch in enumerate(plan.batches):
+            ids, mask = pad_batch(plan.corpus, batch)
+            with probe.batch(plan.batch(i)):
+                model(input_ids=ids, attention_mask=mask)
+
+
+def test_what_is_said_is_what_the_tables_take(model, plan):
+    devices = probe_of(model, plan).layer_devices()
+    assert list(devices) == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
+    said = place_sums(plan, devices, **SIZES)
+    probe = probe_of(model, plan, said.on_host)
+    taken = [getattr(s.tables, name).nbytes for s in probe._sums.values() for name in LabelTables.STATE]
+    storages = [getattr(s, name).untyped_storage() for s in probe._sums.values() for name in LayerSums.STATE]
+    taken += {storage.data_ptr(): storage.nbytes() for storage in storages}.values()
+    assert sum(taken) == sum(said.bytes_by_place.values()) == 5 * said.bytes_per_row
+    assert sum(said.rows_by_set.values()) == plan.n_live + plan.n_kept
+    assert sum(said.labels_by_set.values()) == plan.labels_by_set.sum()
+    text = said.describe()
+    assert all(name in text for name in [*NAMES, *COLUMNS])
+    before = {row: sums.tables.open.data_ptr() for row, sums in probe._sums.items()}
+    run(probe, model, plan)
+    assert before == {row: sums.tables.open.data_ptr() for row, sums in probe._sums.items()}, "tables grew"
+
+
+def test_tables_in_host_memory_give_the_same_bits(model, plan):
+    results = []
+    for on_host in ((), ("layer.1", "final_norm")):
+        probe = probe_of(model, plan, on_host)
+        run(probe, model, plan)
+        results.append(probe)
+    here, there = results
+    assert torch.equal(here.sums, there.sums)
+    assert here.result().to_pandas().equals(there.result().to_pandas())
+    for row in here.layers:
+        ours, theirs = here._sums[row].state_dict(), there._sums[row].state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_more_than_the_accelerator_takes_goes_to_the_host(model, plan, monkeypatch):
+    one = place_sums(plan, probe_of(model, plan).layer_devices(), **SIZES).bytes_per_row
+    monkeypatch.setattr(memory, "free_bytes", lambda place: int({"cpu": 100, "cuda:0": 2.5, "cuda:1": 9}[place] * one))
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    devices = {"embeddings": first, "layer.1": first, "layer.2": first, "layer.3": second, "final_norm": second}
+    said = place_sums(plan, devices, **SIZES)
+    assert said.on_host == {"layer.2"}
+    assert said.bytes_by_place == {"cuda:0": 2 * one, "cpu": one, "cuda:1": 2 * one}
+    tight = place_sums(plan, devices, **SIZES, sums_memory_gb=1.2 * one / GIB)
+    assert tight.on_host == {"layer.1", "layer.2", "final_norm"}
+
+
+def test_too_little_memory_names_the_label_sets_to_leave_out(model, plan):
+    devices = probe_of(model, plan).layer_devices()
+    said = place_sums(plan, devices, **SIZES)
+    largest, second, *_ = sorted([*NAMES, *COLUMNS], key=lambda name: -said.bytes_by_set[name])
+    need = sum(said.bytes_by_place.values())
+    enough = need - 5 * said.bytes_by_set[largest]
+    with pytest.raises(InputError, match=f"leave out of labels: {largest} .*GiB.; or use fewer") as caught:
+        place_sums(plan, devices, **SIZES, sums_memory_gb=enough / GIB)
+    assert second not in str(caught.value)
+    with pytest.raises(InputError, match=f"leave out of labels: {largest} .*, {second}"):
+        place_sums(plan, devices, **SIZES, sums_memory_gb=(enough - 1000) / GIB)
+
+
+def test_free_memory_heeds_a_containers_limit(tmp_path, monkeypatch):
+    unlimited = free_bytes("cpu")
+    assert 0 < unlimited < 2**50
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes("cpu") > 2000
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert free_bytes("cpu") == 1600
+
+
+def test_the_host_worker_waits_when_much_is_waiting_and_tells_what_went_wrong(model, plan):
+    labels = plan.batch(0)
+    tables = LabelTables((2, 20), torch.device("cpu"))
+    worker = HostWorker(most_bytes=1)
+    bags = torch.zeros(len(labels.kept_rows) + len(labels.live_rows) + len(labels.ended_buckets), 43)
+    for _ in range(5):
+        worker.add(LabelTables((2, 20), torch.device("cpu"), n_buckets=plan.n_buckets), bags, labels)
+        assert len(worker._waiting) == 1
+    worker.finish()
+    worker.add(tables, bags[:, :5], labels)
+    with pytest.raises(RuntimeError):
+        worker.finish()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighted_entropy_is_the_count_times_the_entropy(dtype):
+    q = torch.rand(7, 3, 50, dtype=torch.float64)
+    q[0, 0, :40] = 0
+    q[1] = 0
+    q[2] = torch.nn.functional.one_hot(torch.arange(3), 50)
+    n = torch.tensor([2.0, 3, 4, 50, 1000, 1e6, 1e7], dtype=torch.float64)[:, None, None]
+    mass = q / q.sum(dim=-1, keepdim=True).clamp_min(1e-9) * n
+    got = weighted_entropy(mass.to(dtype)) / n.squeeze(-1)
+    for i, s in np.ndindex(7, 3):
+        expected = 0.0 if i == 1 else references.entropy(mass[i, s].numpy())
+        assert got[i, s] == pytest.approx(expected, abs=1e-12 if dtype == torch.float64 else 3e-6)
+
+
+def test_tables_grow_in_place_and_never_into_memory_of_others():
+    tables = LabelTables((1, 3), torch.device("cpu"))
+    state = torch.ones(10, 5)
+    tables.open = state[:3]  # what was loaded may be part of something larger
+    tables.grow("open", 5)
+    place = tables.open.data_ptr()
+    tables.open[4] = 1.0
+    tables.grow("open", 20)
+    assert (state == 1).all()
+    assert tables.open.data_ptr() == place
+    assert tables.open.sum(dim=1).tolist() == [5, 5, 5, 0, 5, *[0] * 15]

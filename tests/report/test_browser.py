@@ -1,0 +1,223 @@
+"""Pages in a real Chromium: nothing fetched, no error, all drawn, and text from data stays text."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from softh_probe.report.page import sweep_page, write_report
+from softh_probe.report.sweep_data import read_sweep
+from tests.conftest import tiny_llama
+from tests.helpers.report_data import HOSTILE, NGRAMS, result_of, save, sweep_folder
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.chromium
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+DRAWN = "html[data-drawn]"
+N_DRAWN = "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.plot-container .main-svg')).length"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("no chromium; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        # A container's root has no sandbox to give.
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page; when the test ends, nothing has gone wrong in it and nothing was fetched."""
+    contexts, wrong = [], []
+
+    def open_(path: Path, scheme: str = "light", width: int = 1280):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda r: None if r.url.split(":")[0] in ("file", "data", "blob") else wrong.append(r.url))
+        page.goto(path.resolve().as_uri())
+        page.wait_for_selector(DRAWN)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def page_of_a_run(tmp_path_factory):
+    """30 layers, 8 label sets and a column."""
+    folder = tmp_path_factory.mktemp("run")
+    return write_report([save(result_of(tiny_llama(num_hidden_layers=28), labels=[*NGRAMS]), folder)], folder)
+
+
+def numbers(page, selector):
+    return page.eval_on_selector_all(selector, "cells => cells.map(c => parseFloat(c.firstChild.textContent))")
+
+
+def test_everything_is_drawn(page_of_a_run, open_page):
+    page = open_page(page_of_a_run)
+    # entropy, 9 label sets, optimality and plane of 4 orders, a heat map
+    assert page.evaluate(N_DRAWN) == 1 + 9 + 4 + 4 + 1
+    assert page.locator(".plot .heatmaplayer image").count() == 1
+    for chart in ("entropy", "information", "optimality", "plane"):
+        assert page.locator(f'[data-chart="{chart}"] .scatterlayer .js-line').count() > 0
+
+
+def test_the_unit_switch_rescales_figures_and_table(page_of_a_run, open_page):
+    page = open_page(page_of_a_run)
+    read = "document.querySelector('[data-chart=entropy] .plot').data.at(-1).y"
+    before, cells = page.evaluate(read), numbers(page, "#layer-table td:nth-child(2)")
+    page.get_by_text("bits", exact=True).click()
+    log2_m = 4.321928094887363  # of 20 anchors
+    assert page.evaluate(read) == pytest.approx([v * log2_m for v in before])
+    assert numbers(page, "#layer-table td:nth-child(2)") == pytest.approx([v * log2_m for v in cells], abs=5e-4)
+    assert "H(Z) (bits)" in page.locator('[data-chart="entropy"] .ytitle').text_content()
+    page.get_by_text("share of log m", exact=True).click()
+    assert page.evaluate(read) == before
+
+
+def test_the_table_sorts_by_each_column_both_ways(page_of_a_run, open_page):
+    page = open_page(page_of_a_run)
+    heading = page.locator("#layer-table thead th").nth(1)
+    for expected, order in (("ascending", False), ("descending", True)):
+        heading.click()
+        assert heading.get_attribute("aria-sort") == expected
+        values = numbers(page, "#layer-table td:nth-child(2)")
+        assert values == sorted(values, reverse=order)
+        assert len(set(values)) > 10
+    page.locator("#layer-table thead th").nth(0).click()
+    assert page.locator("#layer-table tbody th").nth(0).text_content() == "embeddings"
+    assert page.locator("#layer-table tbody th").nth(-1).text_content() == "final_norm"
+
+
+def test_another_metric_fills_the_table(page_of_a_run, open_page):
+    page = open_page(page_of_a_run)
+    before = numbers(page, "#layer-table td:nth-child(3)")
+    page.locator("#table-metric").select_option("mutual_information_corrected")
+    assert numbers(page, "#layer-table td:nth-child(3)") != before
+
+
+def test_hover_shows_the_exact_value(page_of_a_run, open_page):
+    page = open_page(page_of_a_run)
+    plot = page.locator('[data-chart="entropy"] .plot')
+    plot.scroll_into_view_if_needed()
+    point = plot.locator(".scatterlayer .point").nth(4)
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    value = page.evaluate("document.querySelector('[data-chart=entropy] .plot').data.at(-1).y[4]")
+    shown = plot.locator(".hoverlayer").text_content()
+    assert "layer.4" in shown
+    assert f"{value:.4f}" in shown
+
+
+def test_a_key_hides_its_line(page_of_a_run, open_page):
+    page = open_page(page_of_a_run)
+    count = "document.querySelectorAll('[data-chart=information] .scatterlayer .js-line').length"
+    before = page.evaluate(count)
+    page.get_by_role("button", name="by chance").click()
+    assert page.evaluate(count) == before - 9
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_ink_stands_out_in_both_schemes_and_on_paper(page_of_a_run, open_page, scheme):
+    page = open_page(page_of_a_run, scheme)
+    luminance = """(colour) => { const c = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; }"""
+    for selector, key in ((".subtitle", "color"), (".xtick text", "fill"), (".ytitle", "fill"), (".read", "color")):
+        for media in ("screen", "print"):
+            page.emulate_media(media=media, color_scheme=scheme)
+            ink, paper = (
+                page.evaluate(f"({luminance})(getComputedStyle(document.querySelector('{s}')).{k})")
+                for s, k in ((selector, key), ("body", "backgroundColor"))
+            )
+            lighter, darker = max(ink, paper), min(ink, paper)
+            assert (lighter + 0.05) / (darker + 0.05) > 4.5
+            assert paper > 0.9 if scheme == "light" or media == "print" else paper < 0.1
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_page_fits_every_width(page_of_a_run, open_page, width):
+    page = open_page(page_of_a_run, width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_hostile_text_shows_as_text(open_page, tmp_path):
+    texts = [
+        HOSTILE,
+        '<a href="https://example.org/">x</a>',
+        "<b>bold</b>",
+        "%{y} $x^2$ &lt;",
+        "<img src=x onerror=alert(1)>",
+    ]
+    result = result_of(tiny_llama(), labels=["input_unigram", "output_unigram"], topics=texts)
+    result.info["model"] = {"model": f"m/{texts[4]}", "revision": texts[2]}
+    result.info["warnings"] = texts
+    page = open_page(write_report([save(result, tmp_path)], tmp_path))
+    assert page.locator("h1").text_content() == f"{texts[4]} @ {texts[2]}"
+    assert page.locator(".warnings li").all_text_contents() == texts
+    ticks = page.locator('[data-chart="labels"] .ytick text').all_text_contents()
+    assert len(ticks) == 5
+    assert any(tick.startswith("<b>bold</b>") for tick in ticks)
+    assert any(tick.startswith("%{y} $x^2$ &lt;") for tick in ticks)
+    assert page.locator("img, main a[href^=http], svg a, .plot b").count() == 0
+    for x, y in ((0.3, 0.3), (0.3, 0.5), (0.5, 0.7)):
+        box = page.locator('[data-chart="labels"] .plot').bounding_box()
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    assert page.locator(".hoverlayer a, .hoverlayer img").count() == 0
+
+
+def test_a_comparison_marks_differences_within_the_anchor_spread(open_page, tmp_path):
+    one = result_of(tiny_llama(), labels=NGRAMS[:2])
+    other = result_of(tiny_llama(initializer_range=0.1), labels=NGRAMS[:2])
+    folders = [save(r, tmp_path / name) for r, name in ((one, "one"), (one, "same"), (other, "other"))]
+    page = open_page(write_report(folders, tmp_path / "report"))
+    assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1
+    cells = page.locator("#difference-table td")
+    assert {text[0] for text in cells.all_text_contents() if text != "–"} == {"≈"}  # nothing differs from itself
+    page.locator("#difference-run").select_option("1")
+    beyond = page.locator("#difference-table td.beyond")
+    assert 0 < beyond.count() < cells.count()
+    page.get_by_role("button", name="tiny (same)").click()
+    assert page.evaluate("document.querySelector('[data-chart=entropy] .plot').data.length") == 4
+
+
+def test_a_sweep_plays_through_training(open_page, tmp_path):
+    folder = sweep_folder(tmp_path / "sweep", n_checkpoints=6, reason=HOSTILE)
+    page = open_page(write_report([folder], folder))
+    assert page.evaluate(N_DRAWN) == 3
+    assert page.locator("#unfinished td.text").text_content() == HOSTILE
+    read = "document.querySelector('[data-chart=path] .plot').data.at(-1).x"
+    last = page.evaluate(read)
+    assert page.locator("#checkpoint-name").text_content() == "step 6"
+    page.locator("#checkpoint").fill("0")
+    assert page.locator("#checkpoint-name").text_content() == "step 0"
+    assert page.evaluate(read) != last
+    page.get_by_role("button", name="Play").click()
+    playwright.expect(page.locator("#checkpoint")).to_have_value("5")
+    assert page.evaluate(read) == last
+    before = page.locator('[data-chart="map"] .heatmaplayer image').get_attribute("href")
+    page.locator("#map-key").select_option("mutual_information|input_unigram")
+    assert page.locator('[data-chart="map"] .heatmaplayer image').get_attribute("href") != before
+    page.locator("#checkpoint-table thead th").nth(1).click()
+    page.locator("#checkpoint-table thead th").nth(1).click()
+    assert page.locator("#checkpoint-table tbody th").nth(0).text_content() == "step6"
+
+
+def test_a_page_of_200_checkpoints_opens(open_page, tmp_path):
+    folder = sweep_folder(tmp_path / "sweep", n_checkpoints=200, layers=30, labels=NGRAMS)
+    (folder / "report.html").write_text(sweep_page(read_sweep(folder)))
+    page = open_page(folder / "report.html")
+    assert page.evaluate(N_DRAWN) == 3
+    assert page.locator("#checkpoint-table tbody tr").count() == 200
