@@ -214,7 +214,7 @@ class Reference:
                     self.hidden[row][places.reshape(-1)] = counted.reshape(-1, WIDTH)
 
     def assignments(self, row: str, positions: np.ndarray | slice) -> np.ndarray:
-        """q of positions [N, M], float64."""
+        """Q of positions [N, M], float64."""
         h = self.hidden[row][positions].astype(np.float64)
         logits = (h / np.linalg.norm(h, axis=1, keepdims=True)) @ self.anchors.T / self.temperature
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -84,7 +84,7 @@ def _less(bias):
 
 
 def shrunk_theta(divergence, n, c0, c1):
-    """b = b(1) / (1 + (n−1)θ), θ = θ0^(b(1)/c0(1)), θ0 that of chance: solved by damped iteration."""
+    """B = b(1) / (1 + (n−1)θ), θ = θ0^(b(1)/c0(1)), θ0 that of chance: solved by damped iteration."""
     theta0 = ((c1 / c0 - 1) / (n - 1)).clamp(1e-6, 1)
     theta = theta0
     for _ in range(200):

@@ -262,7 +262,8 @@ class OnlineRows:
 
     def _defined(self, sequences: CachedSequences) -> tuple[np.ndarray, np.ndarray]:
         """Real positions whose neighbours, as far as the n-grams reach, are real tokens of the same text; and those
-        that may become such when more is fed."""
+        that may become such when more is fed.
+        """
         real_BL, segment_BL = sequences.real, sequences.columns["segment"]
         defined_BL = real_BL.copy()
         for k in range(1, self._before + 1):

@@ -108,7 +108,8 @@ class InputTracker:
     @contextmanager
     def fallback_mask(self, mask: Tensor | None, decoder_mask: Tensor | None = None) -> Iterator[None]:
         """Forward passes inside of which nobody else tells have these masks [B, T], a decoder's that reads an encoder's
-        output the second one."""
+        output the second one.
+        """
         previous, self._assumed = self._assumed, (mask, decoder_mask)
         try:
             yield

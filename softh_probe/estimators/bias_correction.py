@@ -250,7 +250,7 @@ def _draws(n_rows: int, seed: int) -> _Draws:
 
 
 def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Tensor:
-    """g [K, G] of labels that share parts of the positions' variance, drawn from infinitely many positions."""
+    """G [K, G] of labels that share parts of the positions' variance, drawn from infinitely many positions."""
     mean_M = logits_RM.mean(dim=0)
     shared_K11 = torch.tensor(SHARED).view(-1, 1, 1)
     # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
@@ -281,7 +281,6 @@ def _mean_entropies(q_NM: Tensor, entropy_N: Tensor, rows_HR: Tensor, largest: i
     Returns:
         The n in falling order, and the mean entropy of each, [..., G], float64 in nats.
     """
-
     found = {1: entropy_N[rows_HR].mean(dim=(-2, -1), dtype=torch.float64)}
     for size in (2, 3):
         bags_HRn = rows_HR[..., : rows_HR.shape[-1] // size * size].unflatten(-1, (-1, size))

@@ -102,7 +102,7 @@ def _divergence_by_series(kappa: float, dim: int) -> float:
 
 
 def _divergence_by_hankel(kappa: float, order: float) -> float:
-    """log Z = κ − (ν+½) log κ + c + log S with S = Σ (−1)^k a_k(ν)/κ^k; κ itself cancels from the divergence."""
+    """Log Z = κ − (ν+½) log κ + c + log S with S = Σ (−1)^k a_k(ν)/κ^k; κ itself cancels from the divergence."""
     s, kappa_ds, term = 1.0, 0.0, 1.0
     for k in range(1, 60):
         ratio = -(4.0 * order * order - (2.0 * k - 1.0) ** 2) / (8.0 * k * kappa)

@@ -161,7 +161,7 @@ def soft_mutual_information(
 
 
 def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
-    """q [N, M] of hidden states [..., D]."""
+    """Q [N, M] of hidden states [..., D]."""
     _require_states(z)
     z_ND = z.reshape(-1, z.shape[-1])
     if len(z_ND) == 0:

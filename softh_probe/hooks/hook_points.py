@@ -108,7 +108,8 @@ def find_hook_points(model: nn.Module) -> HookPoints:
 
 def count_calls(found: HookPoints) -> int:
     """How many block calls a forward pass makes, as far as can be told before: more than there are blocks where the
-    config says so and a model without values, run once, does so."""
+    config says so and a model without values, run once, does so.
+    """
     config: Any = getattr(found.entry, "config", None)
     n_blocks = len(found.blocks)
     n_layers = getattr(config, "num_hidden_layers", None)

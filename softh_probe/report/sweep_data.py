@@ -68,7 +68,8 @@ class Sweep:
     @cached_property
     def drawn(self) -> np.ndarray:
         """Indices, among those done, of the checkpoints that the page draws: all, or of each model's as many as there
-        is room for, evenly chosen."""
+        is room for, evenly chosen.
+        """
         n_rows, n_series = int(self.table.layer.max()) + 1, len(self.table[["metric", "label_set"]].drop_duplicates())
         share = MOST_VALUES / (n_rows * n_series * len(self.done))
         if share >= 1:

@@ -73,7 +73,7 @@ def forward(
 
 @contextmanager
 def _quiet_matmul() -> Iterator[None]:
-    """bitsandbytes says at each multiplication in 8 bits that it rounds to float16: a line a matrix and batch."""
+    """Bitsandbytes says at each multiplication in 8 bits that it rounds to float16: a line a matrix and batch."""
     logger = logging.getLogger("bitsandbytes.autograd._functions")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -61,7 +61,8 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 @contextmanager
 def shared_folder(path: str | Path) -> Iterator[Path]:
     """Where a process that is not the first of a run may write snapshots: the folder of the first one's
-    `output_folder`, or, on another machine, one of that name; what was made is removed if it is left empty."""
+    `output_folder`, or, on another machine, one of that name; what was made is removed if it is left empty.
+    """
     work = Path(path).expanduser().resolve() / UNFINISHED
     try:
         yield work
