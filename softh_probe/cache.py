@@ -6,12 +6,9 @@ Entries are only ever written whole, so any number of runs can share a folder. I
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from softh_probe.files import write_bytes
+from softh_probe.hashing import arrays_sha256, text_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,16 +65,12 @@ class Cache:
         whole = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
         text = json.dumps(head)
         path = self._path(kind, key)
-        part = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # save_file would keep others from reading it
-            part.write_bytes(save(whole, metadata={"head": text, "checksum": _checksum(whole, text)}))
-            os.replace(part, path)
+            write_bytes(path, save(whole, metadata={"head": text, "checksum": _checksum(whole, text)}))
         except (OSError, SafetensorError) as error:
             print(f"warning: {path} could not be written and is not kept: {error}", file=sys.stderr)
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
 
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None
@@ -94,16 +90,7 @@ def cache_folder(setting: str) -> Path | None:
 def key_of(**parts: Any) -> str:
     """A name for everything in parts (JSON values), and nothing else."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of arrays: their types, shapes and bytes."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(f"{array.dtype.str} {array.shape} ".encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
+    return text_sha256(text)[:32]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -125,4 +112,4 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], head: str) -> str:
-    return hashlib.sha256((head + digest(*(arrays[name] for name in sorted(arrays)))).encode()).hexdigest()
+    return text_sha256(head + arrays_sha256(*(arrays[name] for name in sorted(arrays))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,8 @@ from torch import Tensor
 from softh_probe.accumulators.statistics import LayerStatistics, Rows, named_labels
 from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import entropy
+from softh_probe.files import replacing
+from softh_probe.hashing import file_sha256
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.result_files import checked, damaged, sealed, unsealed
 
@@ -310,13 +311,10 @@ def _none_here(folder: Path, name: str) -> InputError:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> str:
-    """Write under a temporary name, then rename; returns the file's SHA-256."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.replace(part, path)
-    return digest
+    """Write a file at once or not at all; return its SHA-256."""
+    with replacing(path) as part:
+        write(part)
+        return file_sha256(part)
 
 
 def is_result(folder: Path) -> bool:

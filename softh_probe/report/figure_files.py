@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from softh_probe.files import replacing
 from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
@@ -71,9 +71,8 @@ def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # laid out once, for all formats
             for suffix in _SUFFIXES:
-                part = folder / f".{stem}.{suffix}.part"
-                figure.savefig(part, dpi=150, format=suffix)
-                os.replace(part, folder / f"{stem}.{suffix}")
+                with replacing(folder / f"{stem}.{suffix}") as part:
+                    figure.savefig(part, dpi=150, format=suffix)
 
 
 def _stem(name: str, taken: set[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from softh_probe.errors import InputError
+from softh_probe.files import write_bytes
 from softh_probe.report.compare import check_comparable, differences
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
@@ -192,7 +192,4 @@ def _csp_hash(script: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    # Bytes as they were hashed: no translation of line ends.
-    part.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(part, path)
+    write_bytes(path, text.encode("utf-8", "replace"))  # the bytes that the content security policy hashes

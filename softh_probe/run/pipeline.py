@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from softh_probe.cache import Cache, cache_folder, digest, key_of, tokenizer_fingerprint
+from softh_probe.cache import Cache, cache_folder, key_of, tokenizer_fingerprint
 from softh_probe.config import RunConfig, config_yaml, plain_config, tokens_per_batch_on
 from softh_probe.data.corpus import Corpus, length_batches, tokenize
 from softh_probe.data.documents import read_documents
 from softh_probe.data.sources import data_identity
 from softh_probe.errors import InputError
+from softh_probe.hashing import arrays_sha256
 from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.models.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer, own_device
 from softh_probe.models.source import resolve_model
@@ -187,17 +188,18 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
     cache = Cache(cache_folder(config.cache))
     key = key_of(
         corpus=corpus.sha256,
-        columns=digest(*(column.ids for column in corpus.columns.values())),
+        columns=arrays_sha256(*(column.ids for column in corpus.columns.values())),
         labels=config.labels,
         per_label=config.per_label,
-        batches=digest(*batches) if batches else "",
+        batches=arrays_sha256(*batches) if batches else "",
         shares=n_processes,
+        arrays=[field.name for field in dataclasses.fields(RowAllocation)],
     )
-    stored = cache.load("row_allocation", key)
+    stored = cache.load("plan", key)
     numbering = RowAllocation.from_arrays(stored[0]) if stored else None
     plan = Plan(corpus, label_sets, batches, config.per_label, numbering, n_processes)
     if not stored:
-        cache.store("row_allocation", key, plan.numbering.arrays(), {})
+        cache.store("plan", key, plan.numbering.arrays(), {})
     return plan
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from softh_probe.cache import digest
 from softh_probe.config import EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
+from softh_probe.hashing import arrays_sha256
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
@@ -63,8 +63,8 @@ def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> di
         "weights": checkpoint.info["weights_sha256"],
         "dtype": checkpoint.info["dtype"],
         "corpus": plan.corpus.sha256,
-        "columns": digest(*(column.ids for column in plan.corpus.columns.values())),
-        "batches": digest(*plan.batches),
+        "columns": arrays_sha256(*(column.ids for column in plan.corpus.columns.values())),
+        "batches": arrays_sha256(*plan.batches),
     }
 
 

@@ -16,8 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
+from softh_probe.files import write_text
 from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
 from softh_probe.sweep.claims import Claims
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig, is_local, measured_fields
@@ -285,23 +285,6 @@ def config_yaml(config: SweepConfig) -> str:
     """The configuration as a file that `softh-probe sweep --config` takes."""
     plain = {name: value for name, value in plain_config(config).items() if name not in SWEEP_CONTROLLED_FIELDS}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name of one's own, then rename."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of paths that are no UTF-8
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def duration(seconds: float) -> str:
