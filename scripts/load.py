@@ -136,7 +136,7 @@ def measure(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str
         "tokens": corpus.n_tokens,
         "documents": corpus.n_documents,
         "labels": int(plan.labels_by_set.sum()),
-        "rows": plan.n_live,
+        "rows": plan.allocation.n_live,
         "sums_gib": sum(memory.bytes_by_place.values()) / 2**30,
         "planned_gib": planned_gib,
         "peak_gib": peak_gib(),

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from softh_probe.accumulators.statistics import LayerStatistics, Rows, named_labels
+from softh_probe.accumulators.row_labels import RowLabels
+from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import entropy
 from softh_probe.files import replacing
@@ -77,7 +78,7 @@ class ProbeResult:
 
     @classmethod
     def from_layers(
-        cls, layers: Mapping[str, LayerStatistics], labels: Rows, *, settings: Mapping[str, Any], **info: Any
+        cls, layers: Mapping[str, LayerStatistics], labels: RowLabels, *, settings: Mapping[str, Any], **info: Any
     ) -> ProbeResult:
         """Gather the layers' statistics; `labels` says what their label sets and kept labels are called."""
         sets = labels.set_names
@@ -88,7 +89,7 @@ class ProbeResult:
             rows=list(layers),
             label_sets=sets,
             tensors=tensors,
-            labels=named_labels(labels),
+            labels=labels.named_labels(),
             info={"settings": dict(settings), **info, "labelled_positions": labelled},
         )
 

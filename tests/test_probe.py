@@ -145,7 +145,7 @@ def test_a_state_of_other_rows_is_refused(model):
         SoftEntropyProbe(model).load_state_dict(one.state_dict())
     shallow = tiny_llama(num_hidden_layers=2)
     other = run(SoftEntropyProbe(shallow), shallow, docs)
-    with pytest.raises(InputError, match="state: expected rows embeddings, "):
+    with pytest.raises(InputError, match="state: expected layers embeddings, "):
         SoftEntropyProbe(model).load_state_dict(other.state_dict())
 
 

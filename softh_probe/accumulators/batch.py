@@ -32,18 +32,18 @@ class BatchAccumulator:
     """Adds one batch to the sums of layers, on whichever devices they are.
 
     Args:
-        labels: what all layers share, in host memory.
+        dispatch: the rows that positions are added to, the same for all layers; in host memory.
     """
 
-    def __init__(self, labels: Dispatch) -> None:
-        self.labels = labels
+    def __init__(self, dispatch: Dispatch) -> None:
+        self.dispatch = dispatch
         self._on_device: dict[torch.device, _DeviceAccumulator] = {}
 
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Take in one layer's hidden states [..., D], whose leading dimensions are the batch's positions."""
         device = hidden.device
         if device not in self._on_device:
-            self._on_device[device] = _DeviceAccumulator(self.labels.to(device))
+            self._on_device[device] = _DeviceAccumulator(self.dispatch.to(device))
         with _without_autocast(device):
             self._on_device[device].add(sums, hidden)
 

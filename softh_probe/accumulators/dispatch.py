@@ -40,8 +40,8 @@ class Dispatch:
             positions whatever their labels (`LayerSums`): the total has all sequences; each set whose labels come
             and go has the single positions whose label of the set occurs once in the corpus; each bootstrap
             replicate has a sequence as often as it drew its document.
-        kept_rows, live_rows, ending_rows: int64, the rows of the third, fourth and fifth group.
-        ended_buckets: int64, the buckets that the labels of the last two groups are pooled in.
+        kept_rows, live_rows, retiring_rows: int64, the rows of the third, fourth and fifth group.
+        retired_buckets: int64, the buckets that the labels of the last two groups are pooled in.
         sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
         n_kept, n_live: rows that must exist before the batch is added.
         left_rows, taken_rows: int64, open rows that labels shared until now, and those of their own that they take
@@ -61,8 +61,8 @@ class Dispatch:
     weights_XL: Tensor
     kept_rows: Tensor
     live_rows: Tensor
-    ending_rows: Tensor
-    ended_buckets: Tensor
+    retiring_rows: Tensor
+    retired_buckets: Tensor
     sample_positions: Tensor
     sample_slots: Tensor
     n_kept: int
@@ -86,6 +86,17 @@ class Dispatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **tensors, made_from=self.on_host)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeStep:
+    """One more token for each sequence of a cache, counted together with those of later steps.
+
+    Attributes:
+        shape: (B, 1).
+    """
+
+    shape: tuple[int, int]
 
 
 class MergeMap(NamedTuple):

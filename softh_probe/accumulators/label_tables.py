@@ -1,4 +1,4 @@
-"""The label tables of one layer: rows of sums, one a label, and what remains of labels that are over.
+"""The label tables of one layer: a row of sums for each label, and the pooled entropies of retired labels.
 
 Shape suffixes: G layers, S anchor sets, M anchors, L labels, K = S·M + S + 1 columns of a row of sums:
 
@@ -7,9 +7,8 @@ Shape suffixes: G layers, S anchor sets, M anchors, L labels, K = S·M + S + 1 c
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,16 +22,17 @@ _SMALL = 2**28  # bytes of a table
 class LabelTables:
     """Rows of sums of one layer's labels, on one device.
 
-        kept    [n_kept, K]     float64  labels whose rows are wanted at the end
-        open    [n_live, K]     float32  labels that occurred and will, or may, occur again
-        folded  [n_buckets, 2S] float64  of labels that are over, pooled: Σ n·H(p̂_x), Σ of assignment entropies
+        kept     [n_kept, K]      float64  labels whose rows are kept to the end
+        live     [n_live, K]      float32  labels that occurred and will, or may, occur again
+        retired  [n_buckets, 2S]  float64  pools of retired labels: Σ n·H(p̂_x), Σ of assignment entropies
 
     Args:
         shape: (S, M).
-        n_kept, n_live, n_buckets: rows to begin with; kept and open ones grow as batches ask for more.
+        n_kept, n_live, n_buckets: rows at the start; kept and live rows grow with the batches.
     """
 
-    STATE = ("kept", "open", "folded")
+    #: Attributes that are the state, and their keys on disk.
+    STATE: ClassVar = {"kept": "kept", "live": "open", "retired": "folded"}
 
     def __init__(
         self, shape: tuple[int, int], device: torch.device, *, n_kept: int = 0, n_live: int = 0, n_buckets: int = 0
@@ -43,36 +43,36 @@ class LabelTables:
         # Tensors made in inference mode could not be updated outside of it later.
         with torch.inference_mode(False):
             self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
-            self.open = torch.zeros(n_live, n_columns, dtype=torch.float32, device=device)
-            self.folded = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
-        self._longer: dict[str, Tensor] = {}  # what tables that grew are the first rows of
+            self.live = torch.zeros(n_live, n_columns, dtype=torch.float32, device=device)
+            self.retired = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
+        self._longer: dict[str, Tensor] = {}  # the longer table of which each grown one is the first rows
 
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
-        """Fold the open rows of labels that are over into their buckets, and empty them."""
+        """Add the live rows of labels that occur no more to their buckets, and empty the rows."""
         remains = _remains(self.take(rows), self.n_sets, self.n_anchors)
-        self.folded.index_add_(0, buckets, remains)
+        self.retired.index_add_(0, buckets, remains)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Open rows, which are given back: they are zero from now on."""
-        taken_LK = self.open.index_select(0, rows)
-        self.open.index_fill_(0, rows, 0.0)
+        """Return a copy of live rows and set the rows to zero, so that other labels can use them."""
+        taken_LK = self.live.index_select(0, rows)
+        self.live.index_fill_(0, rows, 0.0)
         return taken_LK
 
     def merge(self, other: LabelTables, rows: MergeMap) -> None:
         """Add another part's tables."""
-        self.folded += other.folded.to(self.folded)
+        self.retired += other.retired.to(self.retired)
         self.grow("kept", _end(rows.kept_rows))
-        self.grow("open", max(_end(rows.to_rows), _end(rows.taken_rows)))
+        self.grow("live", max(_end(rows.to_rows), _end(rows.taken_rows)))
         _add_rows(self.kept, rows.kept_rows, other.kept, torch.arange(len(rows.kept_rows)))
-        _add_rows(self.open, rows.taken_rows, self.open, rows.left_rows)
-        _add_rows(self.open, rows.to_rows, other.open, rows.from_rows)
+        _add_rows(self.live, rows.taken_rows, self.live, rows.left_rows)
+        _add_rows(self.live, rows.to_rows, other.live, rows.from_rows)
 
     def grow(self, name: str, n_rows: int) -> None:
-        """Give a table so many rows, if it has fewer; new ones are zero.
+        """Extend a table to `n_rows` zero-filled rows, if it has fewer.
 
-        They are the next ones of a longer table made before, else of a new one. On a CPU that is a far longer one as
-        long as the table is small, for memory that nobody has touched costs nothing there.
+        Memory is taken ahead: a table is the first rows of a longer one. On a CPU a small table takes eight times
+        what it needs, since memory that nothing has touched costs nothing there.
         """
         table = getattr(self, name)
         n_old, n_columns = table.shape
@@ -96,76 +96,29 @@ def add_bags(tables: Sequence[LabelTables], bags_GLK: Tensor, labels: Dispatch) 
     Args:
         bags_GLK: of each layer the sums of each bag of the batch, in the order of its labels; they are used up.
     """
-    n_kept, n_live, n_ending = len(labels.kept_rows), len(labels.live_rows), len(labels.ending_rows)
-    ended_GLK = bags_GLK[:, n_kept + n_live :]
-    for table, bags_LK, ended_LK in zip(tables, bags_GLK, ended_GLK, strict=True):
+    n_kept, n_live, n_retiring = len(labels.kept_rows), len(labels.live_rows), len(labels.retiring_rows)
+    retired_GLK = bags_GLK[:, n_kept + n_live :]
+    for table, bags_LK, retired_LK in zip(tables, bags_GLK, retired_GLK, strict=True):
         if n_kept:
             table.grow("kept", labels.n_kept)
             table.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
         if n_live:
-            table.grow("open", labels.n_live)
+            table.grow("live", labels.n_live)
             if labels.left_rows is not None and labels.taken_rows is not None:
-                table.open.index_add_(0, labels.taken_rows, table.open[labels.left_rows])
-            table.open.index_add_(0, labels.live_rows, bags_LK[n_kept : n_kept + n_live])
-        if n_ending:
-            ended_LK[:n_ending] += table.take(labels.ending_rows)
-    if ended_GLK.shape[1]:
-        remains_GL2S = _remains(ended_GLK, tables[0].n_sets, tables[0].n_anchors)
+                table.live.index_add_(0, labels.taken_rows, table.live[labels.left_rows])
+            table.live.index_add_(0, labels.live_rows, bags_LK[n_kept : n_kept + n_live])
+        if n_retiring:
+            retired_LK[:n_retiring] += table.take(labels.retiring_rows)
+    if retired_GLK.shape[1]:
+        remains_GL2S = _remains(retired_GLK, tables[0].n_sets, tables[0].n_anchors)
         for table, remains in zip(tables, remains_GL2S, strict=True):
-            table.folded.index_add_(0, labels.ended_buckets, remains)
+            table.retired.index_add_(0, labels.retired_buckets, remains)
 
 
-def _remains(ended_LK: Tensor, n_sets: int, n_anchors: int) -> Tensor:
-    """What remains of labels that are over, n·H(p̂_x) and the sum of assignment entropies: [..., K] -> [..., 2S]."""
-    weighted_LS = weighted_entropy(mass(ended_LK, n_sets, n_anchors))
-    return torch.cat([weighted_LS, position_entropy(ended_LK, n_sets)], dim=-1)
-
-
-class HostWorker:
-    """Adds batches to tables in host memory while the accelerator goes on: one thread, first in, first out.
-
-    Args:
-        most_bytes: of sums that may wait to be added; when there are more, the caller waits too.
-    """
-
-    def __init__(self, most_bytes: int = 2**30) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="softh_probe-host")
-        self._waiting: deque[tuple[Future[None], int]] = deque()
-        self._most_bytes = most_bytes
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
-
-    def add(self, tables: LabelTables, bags_LK: Tensor, labels: Dispatch) -> None:
-        """Have a batch added to tables in host memory; its sums are copied there without waiting for them."""
-        while sum(size for _, size in self._waiting) + bags_LK.nbytes > self._most_bytes and self._waiting:
-            self._waiting.popleft()[0].result()
-        bags, copied = self._copy(bags_LK)
-
-        def work() -> None:
-            if copied is not None:
-                copied.synchronize()
-            add_bags([tables], bags.unsqueeze(0), labels)
-
-        self._waiting.append((self._thread.submit(work), bags_LK.nbytes))
-
-    def finish(self) -> None:
-        """Wait until everything is added; raises what went wrong."""
-        while self._waiting:
-            self._waiting.popleft()[0].result()
-
-    def _copy(self, bags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Sums in host memory, and what tells when they have arrived."""
-        if bags.device.type != "cuda":
-            return bags.cpu(), None
-        if bags.device not in self._streams:
-            self._streams[bags.device] = torch.cuda.Stream(bags.device)
-        stream = self._streams[bags.device]
-        stream.wait_stream(torch.cuda.current_stream(bags.device))
-        with torch.cuda.stream(stream):
-            on_host = bags.to("cpu", non_blocking=True)
-            bags.record_stream(stream)  # its memory is not given to others before the copy is done
-            copied = torch.cuda.Event()
-            copied.record(stream)
-        return on_host, copied
+def _remains(retired_LK: Tensor, n_sets: int, n_anchors: int) -> Tensor:
+    """Compute n·H(p̂_x) and the sum of assignment entropies of each label: [..., K] -> [..., 2S]."""
+    weighted_LS = weighted_entropy(mass(retired_LK, n_sets, n_anchors))
+    return torch.cat([weighted_LS, position_entropy(retired_LK, n_sets)], dim=-1)
 
 
 def columns(n_sets: int, n_anchors: int) -> int:

@@ -1,4 +1,4 @@
-"""The running sums of one layer: what `adding` adds batches to; they merge, and come out as state.
+"""The running sums of one layer.
 
 Shape suffixes: P label sets whose labels come and go, W bootstrap replicates, X = 1 + P + W sums of positions
 whatever their labels, R positions of the sample, S anchor sets, M anchors, C positions that wait, K columns of a row
@@ -7,33 +7,38 @@ of sums (see `softh_probe.accumulators.label_tables`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from softh_probe.accumulators.dispatch import MergeMap
-from softh_probe.accumulators.label_tables import HostWorker, LabelTables, columns
+from softh_probe.accumulators.host_offload import HostWorker
+from softh_probe.accumulators.label_tables import LabelTables, columns
+from softh_probe.accumulators.row_labels import TableSizes
 from softh_probe.accumulators.sampling import N_REPLICATES
 
 
 class LayerSums:
-    """Running sums of one layer, on that layer's device; the label tables may be in host memory instead.
+    """Accumulate one layer's soft assignments on its device; the label tables may be in host memory.
 
     The state is that of the tables, and
 
-        total       [K]       float64  over all counted positions
-        single      [P, K]    float64  over positions whose label of a set occurs once
-        replicates  [W, S·M]  float64  the mass of each bootstrap replicate of the documents
-        sample      [R, S·M]  float32  the assignments of a uniform sample of positions; zero where there is none
+        total       [K]       float64  all counted positions
+        singleton   [P, K]    float64  positions whose label of a set occurs once
+        replicates  [W, S·M]  float64  mass of each bootstrap replicate of the documents
+        sample      [R, S·M]  float32  assignments of a uniform sample of positions; zero in empty slots
 
     Args:
         points_SMD: the anchors, on the layer's device.
         temperature: ε.
-        host: who adds to the tables if they are to be in host memory.
-        n_singleton_sets, n_sample: P and R.
-        n_kept, n_live, n_buckets: rows of the tables.
+        host: the worker that fills the tables, if they are in host memory.
+        sizes: P, R and the rows of the tables.
     """
 
-    STATE = ("total", "single", "replicates", "sample")
+    #: Attributes that are the state, and their keys on disk.
+    STATE: ClassVar = {"total": "total", "singleton": "single", "replicates": "replicates", "sample": "sample"}
 
     def __init__(
         self,
@@ -41,11 +46,7 @@ class LayerSums:
         temperature: float,
         *,
         host: HostWorker | None = None,
-        n_singleton_sets: int = 0,
-        n_sample: int = 0,
-        n_kept: int = 0,
-        n_live: int = 0,
-        n_buckets: int = 0,
+        sizes: TableSizes = TableSizes(),  # noqa: B008 - frozen
     ) -> None:
         self.points_SMD, self.temperature = points_SMD, temperature
         self.n_sets, self.n_anchors, self.dim = points_SMD.shape
@@ -54,40 +55,44 @@ class LayerSums:
         here = points_SMD.device
         shape = (self.n_sets, self.n_anchors)
         on_host = torch.device("cpu") if host else here
-        self.unfinished_tables = LabelTables(shape, on_host, n_kept=n_kept, n_live=n_live, n_buckets=n_buckets)
+        self.unfinished_tables = LabelTables(
+            shape, on_host, n_kept=sizes.n_kept, n_live=sizes.n_live, n_buckets=sizes.n_buckets
+        )
         self.waiting: dict[int, Tensor] = {}  # by number of their sequences, rows of positions that wait [C, K]
         with torch.inference_mode(False):
-            n_sums = 1 + n_singleton_sets + N_REPLICATES
+            n_sums = 1 + sizes.n_singleton_sets + N_REPLICATES
             self.sums_XK = torch.zeros(n_sums, columns(*shape), dtype=torch.float64, device=here)
-            self.total, self.single = self.sums_XK[0], self.sums_XK[1 : 1 + n_singleton_sets]
-            self.replicates = self.sums_XK[1 + n_singleton_sets :, :n_mass]
-            self.sample = torch.zeros(n_sample, n_mass, dtype=torch.float32, device=here)
+            self.total, self.singleton = self.sums_XK[0], self.sums_XK[1 : 1 + sizes.n_singleton_sets]
+            self.replicates = self.sums_XK[1 + sizes.n_singleton_sets :, :n_mass]
+            self.sample = torch.zeros(sizes.n_sample, n_mass, dtype=torch.float32, device=here)
 
     @property
     def tables(self) -> LabelTables:
-        """The label tables, once everything is added."""
+        """The label tables, after every queued batch is added."""
         if self.host:
             self.host.finish()
         return self.unfinished_tables
 
     def drop(self, number: int) -> None:
-        """Give up what waits of these sequences."""
+        """Discard the waiting positions of sequences that ended."""
         self.waiting.pop(number, None)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Copy the state, by its keys on disk."""
         owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
-        return {name: getattr(owner, name).clone() for names, owner in owners for name in names}
+        return {key: getattr(owner, name).clone() for state, owner in owners for name, key in state.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in self.STATE:
-            getattr(self, name).copy_(state[name])
-        for name in LabelTables.STATE:
-            setattr(self.tables, name, state[name].to(getattr(self.tables, name)))
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the sums by those of a state."""
+        for name, key in self.STATE.items():
+            getattr(self, name).copy_(state[key])
+        for name, key in LabelTables.STATE.items():
+            setattr(self.tables, name, state[key].to(getattr(self.tables, name)))
 
     def merge(self, other: LayerSums, rows: MergeMap) -> None:
-        """Add another part's sums."""
+        """Add the sums of another part of the data."""
         self.total += other.total.to(self.total)
-        self.single += other.single.to(self.single)
+        self.singleton += other.singleton.to(self.singleton)
         self.replicates += other.replicates.to(self.replicates)
         theirs, slots = rows.sample.to(self.sample.device), rows.slots.to(self.sample.device)
         self.sample.index_copy_(0, slots, other.sample.to(self.sample)[theirs])

@@ -1,4 +1,4 @@
-"""From one layer's running sums to its entropies.
+"""Entropies of one layer, from its running sums.
 
 Shape suffixes: X label sets, S anchor sets, M anchors, L labels.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,49 +14,11 @@ from torch import Tensor
 
 from softh_probe.accumulators.label_tables import mass, position_entropy, weighted_entropy
 from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.estimators.bias_correction import bias_curves, corrected_information, null_information
 from softh_probe.estimators.soft_entropy import entropy
 
-
-class Rows(Protocol):
-    """What the rows of the running sums mean: `Plan` or `OnlineRows`."""
-
-    @property
-    def set_names(self) -> list[str]: ...
-    @property
-    def keeps_labels(self) -> list[bool]: ...
-    @property
-    def kept_sets(self) -> np.ndarray: ...
-    @property
-    def kept_names(self) -> list[str | None]: ...
-    @property
-    def live_sets(self) -> np.ndarray: ...
-    @property
-    def sample_order(self) -> np.ndarray: ...
-    @property
-    def shared_rows(self) -> list[np.ndarray]: ...
-    @property
-    def singleton_sets(self) -> np.ndarray: ...
-    @property
-    def singleton_labels(self) -> np.ndarray: ...
-    @property
-    def bucket_sets(self) -> np.ndarray: ...
-    @property
-    def bucket_counts(self) -> np.ndarray: ...
-    @property
-    def bucket_labels(self) -> np.ndarray: ...
-    @property
-    def bucket_names(self) -> list[str | None]: ...
-
-
 _ROWS_AT_ONCE = 8192  # of a table of labels, while their entropies are taken in float64
-
-
-def named_labels(rows: Rows) -> list[tuple[str, str]]:
-    """Label set and name of each label that results show one by one, in the order of their statistics."""
-    sets = [*rows.kept_sets.tolist(), *rows.bucket_sets.tolist()]
-    names = [*rows.kept_names, *rows.bucket_names]
-    return [(rows.set_names[i], name) for i, name in zip(sets, names, strict=True) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +55,17 @@ class LayerStatistics:
     label_entropy: Tensor
 
 
-def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
-    """Close the books of one layer: every row that is still there is folded into its set's totals."""
+def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
+    """Compute a layer's plug-in entropies, null and corrected information from its accumulators.
+
+    Args:
+        sums: the layer's running sums.
+        rows: the label of each of their rows.
+    """
     total, tables, (n_sets, n_anchors) = sums.total.cpu(), sums.tables, sums.points_SMD.shape[:2]
-    single = sums.single.cpu()
-    kept, opened = tables.kept[: len(rows.kept_names)].cpu(), tables.open[: len(rows.live_sets)].cpu()
-    folded = tables.folded.cpu()
+    single = sums.singleton.cpu()
+    kept, live = tables.kept[: len(rows.kept_names)].cpu(), tables.live[: len(rows.live_sets)].cpu()
+    retired = tables.retired.cpu()
     kept_sets, live_sets = torch.from_numpy(rows.kept_sets), torch.from_numpy(rows.live_sets)
     bucket_sets, singleton_sets = torch.from_numpy(rows.bucket_sets), torch.from_numpy(rows.singleton_sets)
     keeps_labels = torch.tensor(rows.keeps_labels, dtype=torch.bool)
@@ -114,18 +80,18 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     # Covered positions are those whose label is not the only one of its kind.
     covered = labelled.clone().index_add_(0, singleton_sets, -single)
     by_count = _ByCount(len(keeps_labels), n_sets)
-    for part_sets, part in _parts(kept_sets[has_label], kept[has_label], live_sets, opened):
+    for part_sets, part in _parts(kept_sets[has_label], kept[has_label], live_sets, live):
         entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
         by_count.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
         alone = part[:, -1] == 1
         covered.index_add_(0, part_sets[alone], -part[alone])
     for x, shared in enumerate(rows.shared_rows):
-        once = sum((opened[part].sum(dim=0, dtype=torch.float64) for part in _pieces(shared)), torch.zeros_like(total))
+        once = sum((live[part].sum(dim=0, dtype=torch.float64) for part in _pieces(shared)), torch.zeros_like(total))
         covered[x] -= once
         of_positions = position_entropy(once, n_sets).unsqueeze(0)
         by_count.add(torch.tensor([x]), torch.tensor([1]), once[-1:], of_positions, of_positions)
     counts, n_labels = torch.from_numpy(rows.bucket_counts), torch.from_numpy(rows.bucket_labels)
-    by_count.add(bucket_sets, counts, n_labels, folded[:, :n_sets], folded[:, n_sets:])
+    by_count.add(bucket_sets, counts, n_labels, retired[:, :n_sets], retired[:, n_sets:])
     n_singleton_sets = torch.from_numpy(rows.singleton_labels)
     pooled, alone_entropy = n_singleton_sets > 0, position_entropy(single, n_sets)
     ones = torch.ones_like(n_singleton_sets)
@@ -143,7 +109,7 @@ def layer_statistics(sums: LayerSums, rows: Rows) -> LayerStatistics:
     one_by_one = torch.tensor([name is not None for name in rows.bucket_names], dtype=torch.bool)
     label_positions = torch.cat([kept[has_label][:, -1], torch.from_numpy(rows.bucket_counts)[one_by_one].double()])
     label_weighted = torch.cat(
-        [weighted_entropy(mass(kept[has_label], n_sets, n_anchors)), folded[one_by_one, :n_sets]]
+        [weighted_entropy(mass(kept[has_label], n_sets, n_anchors)), retired[one_by_one, :n_sets]]
     )
     return LayerStatistics(
         mass=all_mass,
@@ -189,10 +155,10 @@ class _ByCount:
         return counts_C, labels.squeeze(2), entropies[0], entropies[1]
 
 
-def _parts(kept_sets: Tensor, kept: Tensor, live_sets: Tensor, opened: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(kept_sets: Tensor, kept: Tensor, live_sets: Tensor, live: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows that are a label's own and their sets, some thousands at a time, in float64."""
     yield kept_sets, kept
-    for sets, rows in zip(live_sets.split(_ROWS_AT_ONCE), opened.split(_ROWS_AT_ONCE), strict=True):
+    for sets, rows in zip(live_sets.split(_ROWS_AT_ONCE), live.split(_ROWS_AT_ONCE), strict=True):
         own = sets >= 0
         yield sets[own], rows[own].double()
 

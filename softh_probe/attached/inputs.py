@@ -54,7 +54,7 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return {**given.get("kwargs", {}), **given}
 
 
-def require_tokens(given: dict[str, Any], outer: dict[str, Any], n_virtual: int = 0) -> None:
+def require_tokens(given: Mapping[str, Any], outer: Mapping[str, Any], n_virtual: int = 0) -> None:
     """Refuse a backbone that is not fed the tokens that the model around it takes, but what that made of them.
 
     Its positions (latents, a shorter sequence, tokens put before the text) are then other ones, and as many only by
@@ -78,7 +78,12 @@ def require_tokens(given: dict[str, Any], outer: dict[str, Any], n_virtual: int 
 
 
 def read_inputs(
-    given: dict[str, Any], outer: dict[str, Any], told: InputHints | None = None, *, n_past: int = 0, n_virtual: int = 0
+    given: Mapping[str, Any],
+    outer: Mapping[str, Any],
+    told: InputHints | None = None,
+    *,
+    n_past: int = 0,
+    n_virtual: int = 0,
 ) -> TokenBatch | None:
     """What a backbone is about to be fed: `input_ids` or `inputs_embeds`, `attention_mask` and `position_ids`.
 
@@ -133,7 +138,7 @@ def read_inputs(
 
 
 def _real(
-    given: dict[str, Any], outer: dict[str, Any], told: InputHints | None, shape: tuple[int, int], n_past: int
+    given: Mapping[str, Any], outer: Mapping[str, Any], told: InputHints | None, shape: tuple[int, int], n_past: int
 ) -> np.ndarray:
     """Which positions are real tokens, by the first mask that says so; all, where there is none."""
     n_sequences, n_tokens = shape
@@ -164,7 +169,7 @@ def _real(
     )
 
 
-def _starts(given: dict[str, Any], outer: dict[str, Any], real_BT: np.ndarray) -> np.ndarray | None:
+def _starts(given: Mapping[str, Any], outer: Mapping[str, Any], real_BT: np.ndarray) -> np.ndarray | None:
     """Where position_ids start again, or, without them, where a row packed for flash attention says so."""
     again = np.zeros(real_BT.shape, dtype=bool)
     positions, lengths = (

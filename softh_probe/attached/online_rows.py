@@ -18,11 +18,12 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_dispatch, in_pieces, sort_into_bags
+from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
 from softh_probe.attached.inputs import TokenBatch
-from softh_probe.attached.sequences import NOT_LABELS, CachedSequences, empty_sequences
+from softh_probe.attached.sequences import RESERVED_COLUMNS, CachedSequences, empty_sequences
 from softh_probe.attached.shared_rows import SharedRows
-from softh_probe.errors import ProbeError
+from softh_probe.errors import InputError, ProbeError
 from softh_probe.labels import LabelSet, context
 
 _NONE = np.zeros(0, dtype=np.int64)
@@ -39,69 +40,57 @@ class OnlineRows:
         unique_prefixes: whether each distinct prefix counts once, rather than each time that it is fed.
     """
 
-    n_buckets = 0
-    n_sample = SAMPLE_SIZE
-    singleton_sets = singleton_labels = np.zeros(0, dtype=np.int64)
-    bucket_sets = bucket_counts = bucket_labels = np.zeros(0, dtype=np.int64)
-    bucket_names: list[str | None] = []  # noqa: RUF012
-
     def __init__(self, label_sets: Sequence[LabelSet], *, unique_prefixes: bool = False) -> None:
-        self.label_sets = tuple(label_sets)
+        self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         self.unique_prefixes = unique_prefixes
         self._seen: set[bytes] = set()
         self._before, self._after = context(label_sets)
         self._shared = SharedRows()
-        self._open = self._tables()
+        self._live = self._tables()
         self._kept: dict[str, dict[int, int]] = {}
         self._next_kept = count()
         self._sample = BottomKSample()
         self._n_sequences = 0
 
     @property
-    def sample_order(self) -> np.ndarray:
-        """Slots of the sample in the order of their positions' keys: one order however they came."""
-        return np.argsort(self._sample.keys, kind="stable")
-
-    @property
     def set_names(self) -> list[str]:
+        """Names of the n-gram sets, then of the user's own sets."""
         return [s.name for s in self.label_sets] + list(self._kept)
 
     @property
-    def keeps_labels(self) -> list[bool]:
-        return [False] * len(self.label_sets) + [True] * len(self._kept)
-
-    @property
     def n_live(self) -> int:
+        """Rows of n-grams."""
         return self._shared.n_rows
 
     @property
     def n_kept(self) -> int:
+        """Rows of labels of the user's own sets."""
         return sum(len(table) for table in self._kept.values())
 
-    @property
-    def live_sets(self) -> np.ndarray:
-        """Of each open row its set; −1 where labels of several sets may share it."""
-        owners = np.full(self.n_live, -1)
-        for i, (rows, is_shared) in enumerate(map(self._live_rows, self._open)):
-            owners[rows[~is_shared]] = i
-        return owners
-
-    @property
-    def shared_rows(self) -> list[np.ndarray]:
-        """Of each n-gram set the rows of its labels that occurred once."""
-        return [rows[is_shared] for rows, is_shared in map(self._live_rows, self._open)]
-
-    @property
-    def kept_sets(self) -> np.ndarray:
-        owners = np.zeros(self.n_kept, dtype=np.int64)
+    def row_labels(self) -> RowLabels:
+        """Describe the rows of the sums as they are now."""
+        live_sets, shared_rows = np.full(self.n_live, -1), []
+        for i, (rows, is_shared) in enumerate(map(self._live_rows, self._live)):
+            live_sets[rows[~is_shared]] = i
+            shared_rows.append(rows[is_shared])
+        kept_sets = np.zeros(self.n_kept, dtype=np.int64)
+        kept_names: dict[int, str] = {}
         for i, table in enumerate(self._kept.values()):
-            owners[list(table.values())] = len(self.label_sets) + i
-        return owners
+            kept_sets[list(table.values())] = len(self.label_sets) + i
+            kept_names |= {row: str(label) for label, row in table.items()}
+        return RowLabels(
+            set_names=self.set_names,
+            keeps_labels=[False] * len(self.label_sets) + [True] * len(self._kept),
+            kept_sets=kept_sets,
+            kept_names=[kept_names[row] for row in range(len(kept_names))],
+            live_sets=live_sets,
+            shared_rows=shared_rows,
+            sample_order=np.argsort(self._sample.keys, kind="stable"),
+        )
 
-    @property
-    def kept_names(self) -> list[str | None]:
-        by_row = {row: str(label) for table in self._kept.values() for label, row in table.items()}
-        return [by_row[row] for row in range(len(by_row))]
+    def table_sizes(self) -> TableSizes:
+        """Give the sizes of a layer's sums as they are now; tables grow as batches need it."""
+        return TableSizes(n_kept=self.n_kept, n_live=self.n_live, n_sample=SAMPLE_SIZE)
 
     def new_sequences(self, fed: TokenBatch, *, past_known: bool = True) -> CachedSequences:
         """CachedSequences that begin with a forward pass, before its tokens are added."""
@@ -182,7 +171,7 @@ class OnlineRows:
         sequences.set_waiting(row_N[held_N], column_N[held_N])
         row_N, column_N, place_N = row_N[counts_N], column_N[counts_N], place_N[counts_N]
 
-        own = {name: values for name, values in sequences.columns.items() if name not in NOT_LABELS}
+        own = {name: values for name, values in sequences.columns.items() if name not in RESERVED_COLUMNS}
         for name in own:
             self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
         kept = [
@@ -190,11 +179,11 @@ class OnlineRows:
             for name, table in self._kept.items()
         ]
         opened = []
-        for label_set, table in zip(self.label_sets, self._open, strict=True):
+        for label_set, table in zip(self.label_sets, self._live, strict=True):
             start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
             opened.append(_numbers(table, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
         n_kept = self.n_kept
-        n_groups = n_kept + sum(map(len, self._open))
+        n_groups = n_kept + sum(map(len, self._live))
         groups = [np.where(rows < 0, n_groups, rows) for rows in kept] + [n_kept + labels for labels in opened]
         groups_SN = np.stack(groups) if groups else np.zeros((0, len(place_N)), dtype=np.int64)
         bags = sort_into_bags(groups_SN, place_N, n_groups, n_pieced=n_kept)
@@ -220,8 +209,8 @@ class OnlineRows:
             labels=labels,
             kept_rows=bags.groups_L[:kept_end],
             live_rows=np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P]),
-            ending_rows=_NONE,
-            ended_buckets=_NONE,
+            retiring_rows=_NONE,
+            retired_buckets=_NONE,
             sampled=place_N[taken],
             sample_slots=slots,
             n_kept=n_kept,
@@ -281,10 +270,10 @@ class OnlineRows:
         """Keys in the order of their rows: of each n-gram set its tokens [L, n], of each own set its labels [L]."""
         ngrams = [
             torch.from_numpy(np.frombuffer(b"".join(table), dtype=np.int32).reshape(-1, s.order).copy())
-            for s, table in zip(self.label_sets, self._open, strict=True)
+            for s, table in zip(self.label_sets, self._live, strict=True)
         ]
         own = {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()}
-        opened = [self._live_rows(table) for table in self._open]
+        opened = [self._live_rows(table) for table in self._live]
         kept = [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()]
         sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
         seen = torch.from_numpy(np.frombuffer(b"".join(self._seen), dtype=np.int64).reshape(-1, 2).copy())
@@ -304,10 +293,10 @@ class OnlineRows:
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
         self._shared = SharedRows()
-        self._open = self._tables()
-        for table, tokens in zip(self._open, state["ngrams"], strict=True):
+        self._live = self._tables()
+        for table, tokens in zip(self._live, state["ngrams"], strict=True):
             _numbers(table, _keys(tokens.numpy()))
-        if self._open:
+        if self._live:
             rows, is_shared = (np.concatenate([part.numpy() for part in state[name]]) for name in ("rows", "shared"))
             self._shared.load(rows, is_shared)
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
@@ -316,8 +305,14 @@ class OnlineRows:
             self._kept[name] = defaultdict(self._next_kept.__next__)
             self._kept[name].update(zip(labels.tolist(), rows.tolist(), strict=True))
 
-    def merge(self, other: OnlineRows) -> MergeMap:
-        """Take in another's labels and sample."""
+    def merge(self, other: object) -> MergeMap:
+        """Take over the labels and the sample of another part of the data.
+
+        Raises:
+            InputError: the other part was measured with a plan.
+        """
+        if not isinstance(other, OnlineRows):
+            raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
         if both := len(self._seen & other._seen):
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=3)
         self._seen |= other._seen
@@ -325,9 +320,9 @@ class OnlineRows:
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
             kept_rows[list(theirs.values())] = [ours[label] for label in theirs]
-        pairs = zip(self._open, other._open, strict=True)
+        pairs = zip(self._live, other._live, strict=True)
         labels = np.concatenate([_NONE, *(_numbers(ours, list(theirs)) for ours, theirs in pairs)])
-        rows, is_shared = other._shared.lookup(np.concatenate([_NONE, *map(_values, other._open)]))
+        rows, is_shared = other._shared.lookup(np.concatenate([_NONE, *map(_values, other._live)]))
         placed = self._shared.assign(labels, is_shared, rows)
         has_row = placed.rows_L >= 0
         taken, slots = self._sample.offer(other._sample.keys)

@@ -24,8 +24,8 @@ from softh_probe.errors import ProbeError
 #: Columns that are remembered. Labels need a few; a cache that is cropped by more is one whose past is unknown.
 REMEMBERED = 256
 
-#: Columns that are no labels of one's own.
-NOT_LABELS = ("real", "ids", "segment")
+#: Names of columns that cannot be label sets.
+RESERVED_COLUMNS = ("real", "ids", "segment")
 
 #: Steps of the two halves, of 64 bits each, of the key of a prefix.
 _STEPS = np.array([GOLDEN, 0xD1B54A32D192ED03], dtype=np.uint64)
@@ -59,6 +59,7 @@ class CachedSequences:
     waiting_places: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     n_held: int = 0
     n_columns: int = 0
+    n_queued: int = 0
     past_known: bool = True
     number: int = field(default_factory=_numbers.__next__)
 
@@ -66,6 +67,11 @@ class CachedSequences:
     def shape(self) -> tuple[int, int]:
         n_sequences, length = self.columns["real"].shape
         return n_sequences, length
+
+    @property
+    def n_fed(self) -> int:
+        """Tokens a sequence was fed in all, those of queued decode steps included."""
+        return self.n_columns + self.n_queued
 
     @property
     def real(self) -> np.ndarray:

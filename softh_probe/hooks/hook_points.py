@@ -1,12 +1,12 @@
-"""Where the hooks go: the blocks of a transformers model, found by structure.
+"""Find the modules to hook: the blocks of a transformers model, by structure.
 
-What is found is confirmed when the model runs (`ResidualChain`): the output of each block is the input of the next.
+`softh_probe.hooks.chain` confirms them when the model runs: the output of each block is the input of the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -24,19 +24,50 @@ EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
 
 @dataclass(frozen=True, kw_only=True)
 class HookPoints:
-    """What to hook.
+    """The modules to hook.
 
     Attributes:
         entry: the module whose call is one forward pass: the backbone, without a language-model head.
-        blocks: the transformer blocks, in order.
+        blocks: the transformer blocks, in order; empty where modules are named.
         norms: normalisations beside the blocks or further out; the one called after the last block is the final norm.
         path: name of the block list inside the model given.
+        modules: name -> module whose output is measured, where the user names them.
     """
 
     entry: nn.Module
-    blocks: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, ...]
-    path: str
+    blocks: tuple[nn.Module, ...] = ()
+    norms: tuple[nn.Module, ...] = ()
+    path: str = ""
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the hidden states, as far as the config says."""
+        width = getattr(getattr(self.entry, "config", None), "hidden_size", None)
+        return width if isinstance(width, int) else None
+
+    def block_layers(self, n_calls: int) -> list[str]:
+        """Name the layers that every forward pass measures, for a pass of `n_calls` block calls."""
+        return list(self.modules) or [EMBEDDINGS, *(block_name(i + 1) for i in range(n_calls))]
+
+    def layer_names(self, n_calls: int) -> list[str]:
+        """Name all layers in the order of calls, for a forward pass of `n_calls` block calls."""
+        return self.block_layers(n_calls) + [FINAL_NORM] * bool(self.norms)
+
+    def layer_devices(self, n_calls: int) -> dict[str, torch.device]:
+        """Find the device of the sums of each layer: that of its block's weights, which must be loaded.
+
+        Apple's GPUs have no float64, and offloaded weights come and go: the sums of these layers are in host memory.
+        Empty where modules are named.
+        """
+        if not self.blocks:
+            return {}
+        cpu = torch.device("cpu")
+        blocks = [self.blocks[i % len(self.blocks)] for i in range(n_calls)]
+        devices = [next((p.device for p in block.parameters()), cpu) for block in blocks]
+        devices = [cpu if device.type in ("mps", "meta") else device for device in devices]
+        names = self.layer_names(n_calls)
+        return dict(zip(names, [devices[0], *devices, devices[-1]], strict=False))
 
 
 def find_backbone(model: nn.Module) -> nn.Module:
@@ -106,25 +137,28 @@ def find_hook_points(model: nn.Module) -> HookPoints:
     )
 
 
-def count_calls(found: HookPoints) -> int:
-    """How many block calls a forward pass makes, as far as can be told before: more than there are blocks where the
-    config says so and a model without values, run once, does so.
+def count_calls(points: HookPoints) -> int:
+    """Count the block calls of a forward pass, as far as they are known beforehand; 0 where modules are named.
+
+    There are more calls than blocks where the config says so and a run of the model without values does so.
     """
-    config: Any = getattr(found.entry, "config", None)
-    n_blocks = len(found.blocks)
+    if not points.blocks:
+        return 0
+    config: Any = getattr(points.entry, "config", None)
+    n_blocks = len(points.blocks)
     n_layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(found.entry, PreTrainedModel) or not isinstance(n_layers, int) or n_layers <= n_blocks:
+    if not isinstance(points.entry, PreTrainedModel) or not isinstance(n_layers, int) or n_layers <= n_blocks:
         return n_blocks
     try:
         with torch.device("meta"):
-            skeleton = type(found.entry)(config).eval()
+            skeleton = type(points.entry)(config).eval()
         traced = dry_run(find_hook_points(skeleton))
     except Exception:  # a model that cannot be made from its config alone; its first pass will tell
         return n_blocks
     return sum(row not in (EMBEDDINGS, FINAL_NORM) for row, *_ in traced) or n_blocks
 
 
-def dry_run(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
+def dry_run(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
     """What a forward pass of a model on the meta device calls: row, module and width.
 
     Nothing where the model looks at values, or wants other inputs than token ids.
@@ -140,21 +174,21 @@ def dry_run(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
         rows.append((row, module, hidden_state(output, row).shape[-1]))
 
     def after_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if len(rows) > len(found.blocks):
+        if len(rows) > len(points.blocks):
             rows.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
 
-    handles = [found.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
-    handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(found.blocks)]
-    handles += [norm.register_forward_hook(after_norm) for norm in found.norms]
+    handles = [points.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+    handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(points.blocks)]
+    handles += [norm.register_forward_hook(after_norm) for norm in points.norms]
     try:
         with torch.no_grad():
-            found.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+            points.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
     except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ProbeError):
         return []
     finally:
         for handle in handles:
             handle.remove()
-    return rows if len(rows) > len(found.blocks) else []
+    return rows if len(rows) > len(points.blocks) else []
 
 
 def block_name(index: int) -> str:
@@ -188,60 +222,20 @@ def select_layers(names: Iterable[str | int] | None, available: list[str]) -> li
     return [row for row in available if row in chosen]
 
 
-def require_causal(found: HookPoints | None) -> None:
+def require_causal(points: HookPoints) -> None:
     """Refuse a model in which what follows a token, or another text, bears on its hidden state.
 
     Raises:
         InputError: the model is not causal, or cannot be told to be.
     """
-    attentions = [m.is_causal for b in (found.blocks if found else ()) for m in b.modules() if hasattr(m, "is_causal")]
-    config = getattr(found.entry, "config", None) if found else None
+    attentions = [m.is_causal for b in points.blocks for m in b.modules() if hasattr(m, "is_causal")]
+    config = getattr(points.entry, "config", None)
     listed = getattr(config, "model_type", None) in CAUSAL and not getattr(config, "is_encoder_decoder", False)
-    if not (listed and all(attentions)):
+    if not (points.blocks and listed and all(attentions)):
         raise InputError(
             "count: 'unique_prefix' needs a causal model, in which a hidden state depends on the tokens up to it and "
             "on nothing else; use count='forwarded'"
         )
-
-
-class ResidualChain:
-    """Whether blocks hand their hidden states to one another, call by call: what makes a list of modules a stack.
-
-    Tensors are compared by where they lie, never by value: a device is not waited for. Something in between may
-    change some of them (images that are mixed in, a steering hook), so the links of a stack that is right hold for
-    the most part, and those of another list (attentions of a model that has no blocks) for the least.
-    """
-
-    def __init__(self) -> None:
-        self.links = self.broken = 0
-        self.last: Tensor | None = None
-
-    def add(self, taken: Tensor, given: Tensor) -> None:
-        """One call: the hidden state it took, and the one it gave."""
-        if self.last is not None and taken.device == self.last.device:
-            self.links += 1
-            self.broken += taken.shape != self.last.shape or not _same_place(taken, self.last)
-        self.last = given
-
-    @property
-    def holds(self) -> bool:
-        return 2 * self.broken <= self.links
-
-
-def is_time_first(last: object, output: object) -> bool:
-    """Whether a last layer with as many sequences as tokens gave [T, B, D], told by the model's output [B, T, D].
-
-    Shapes cannot tell, so values are compared, and the device is waited for.
-    """
-    try:
-        inner, outer = hidden_state(last, "last layer"), hidden_state(output, "output")
-    except ProbeError:
-        return False  # an output without hidden states tells nothing
-    if inner.shape != outer.shape or inner.device != outer.device:
-        return False  # the model went on from there
-    if _same_place(inner, outer) and inner.stride() == outer.stride():
-        return False
-    return torch.equal(inner.transpose(0, 1), outer) and not torch.equal(inner, outer)
 
 
 def hidden_state(value: object, row: str) -> Tensor:
@@ -260,10 +254,6 @@ def hidden_state(value: object, row: str) -> Tensor:
         if isinstance(item, Tensor) and item.is_floating_point():
             return item
     raise ProbeError(f"{row}: expected a tensor of hidden states, got {type(value).__name__}")
-
-
-def _same_place(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.data_ptr() == other.data_ptr() != 0)
 
 
 def _block_lists(backbone: nn.Module) -> dict[str, nn.ModuleList]:

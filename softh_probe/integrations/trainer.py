@@ -113,8 +113,8 @@ class SoftEntropyCallback(TrainerCallback):
     def _prediction_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self._probe is None:
             return original(model, inputs, *args, **kwargs)
-        tracker = self._probe.tracker
-        with tracker.fallback_mask(*masks_from_labels(inputs)), tracker.only_sequences(own_rows(inputs)):
+        context = self._probe.context
+        with context.fallback_mask(*masks_from_labels(inputs)), context.only_sequences(own_rows(inputs)):
             return original(model, inputs, *args, **kwargs)
 
 

@@ -87,11 +87,11 @@ def _devices(skeleton: PreTrainedModel, placement: str) -> Callable[[str], str]:
     return device_of
 
 
-def _calls(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
+def _calls(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
     """The rows in the order of calls, each with its module and width."""
-    width = getattr(getattr(found.entry, "config", None), "hidden_size", None)
-    return dry_run(found) or [
-        (EMBEDDINGS, found.blocks[0], width),
-        *((block_name(i), block, width) for i, block in enumerate(found.blocks, start=1)),
-        *((FINAL_NORM, norm, width) for norm in found.norms[-1:]),
+    width = getattr(getattr(points.entry, "config", None), "hidden_size", None)
+    return dry_run(points) or [
+        (EMBEDDINGS, points.blocks[0], width),
+        *((block_name(i), block, width) for i, block in enumerate(points.blocks, start=1)),
+        *((FINAL_NORM, norm, width) for norm in points.norms[-1:]),
     ]

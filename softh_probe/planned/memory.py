@@ -143,7 +143,7 @@ def free_bytes(place: str) -> int:
 
 
 def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int]:
-    n = plan.numbering
+    n = plan.allocation
     n_columns = columns(anchor_sets, n_anchors)
     kept, buckets, single = (
         np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.singleton_sets)

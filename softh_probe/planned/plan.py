@@ -6,14 +6,22 @@ checkpoints of a tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from softh_probe.accumulators.dispatch import Bags, Dispatch, build_dispatch, in_pieces, sort_by_sets, sort_into_bags
+from softh_probe.accumulators.dispatch import (
+    Bags,
+    Dispatch,
+    MergeMap,
+    build_dispatch,
+    in_pieces,
+    sort_by_sets,
+    sort_into_bags,
+)
+from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, bottom_k, poisson_weights, position_keys, sequence_key
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelSet, context, shortest_document
@@ -30,7 +38,7 @@ class Plan:
         label_sets: the label sets, whose order numbers them.
         batches: the documents of each batch.
         per_label: names of label sets of which results show every label, beside columns of few values.
-        numbering: what `allocate_rows` found for the same corpus, label sets, batches, per_label and n_shares; found
+        allocation: what `allocate_rows` found for the same corpus, label sets, batches, per_label and n_shares; found
             anew if it is not given.
         n_shares: processes that measure a share of the batches each: every n_shares-th one.
 
@@ -49,11 +57,11 @@ class Plan:
         label_sets: Sequence[LabelSet],
         batches: Sequence[np.ndarray],
         per_label: Sequence[str] = (),
-        numbering: RowAllocation | None = None,
+        allocation: RowAllocation | None = None,
         n_shares: int = 1,
     ) -> None:
         self.corpus = corpus
-        self.label_sets = tuple(label_sets)
+        self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         dealt = [batches[share::n_shares] for share in range(n_shares)]
         self.batches = [batch for share in dealt for batch in share]
         ends = np.cumsum([len(share) for share in dealt]).tolist()
@@ -66,12 +74,12 @@ class Plan:
                 f"has {corpus.lengths.max()}; ask for lower n-gram orders or longer documents"
             )
         starts = [share.start for share in self.shares]
-        self.numbering = numbering or allocate_rows(corpus, label_sets, self.batches, per_label, starts)
+        self.allocation = allocation or allocate_rows(corpus, label_sets, self.batches, per_label, starts)
         self._draw()
 
     def batch(self, index: int) -> Dispatch:
         """What the hooks need to know of one batch, its documents right-padded to the longest."""
-        n = self.numbering
+        n = self.allocation
         documents = self.batches[index]
         longest = int(self.corpus.lengths[documents].max())
         before, _ = context(self.label_sets)
@@ -96,20 +104,13 @@ class Plan:
             labels=bags,
             kept_rows=bags.groups_L[:kept_end].astype(np.int64),
             live_rows=n.live_rows[bags.groups_L[kept_end:going_on] - n.n_kept],
-            ending_rows=n.live_rows[bags.groups_L[going_on:open_end] - n.n_kept],
-            ended_buckets=n.bucket_of[bags.groups_L[going_on:] - n.n_kept],
+            retiring_rows=n.live_rows[bags.groups_L[going_on:open_end] - n.n_kept],
+            retired_buckets=n.bucket_of[bags.groups_L[going_on:] - n.n_kept],
             sampled=positions_N[self._sampled[first:last] - self._batch_starts[index]],
             sample_slots=self._slots[first:last],
             n_kept=n.n_kept,
             n_live=n.n_live,
         )
-
-    @property
-    def retired_at_the_end(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Open rows of labels that several shares have, and their buckets: for the sums of all shares."""
-        n = self.numbering
-        labels = n.retired[n.retired_starts[-1] :]
-        return torch.from_numpy(n.live_rows[labels]), torch.from_numpy(n.bucket_of[labels])
 
     def _draw(self) -> None:
         """Choose the positions whose assignments are kept, and the documents' keys."""
@@ -131,25 +132,64 @@ class Plan:
     def _groups(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
         """[n_label_sets, N], the number of the label of each counted position."""
         groups_SN = np.empty((len(self.label_sets), n_positions), dtype=np.int32)
-        for row_N, label_set, numbers in zip(groups_SN, self.label_sets, self.numbering.numbers, strict=True):
-            ids_N = label_ids(self.corpus, self.numbering.ngrams, self.label_sets, label_set, documents)
+        for row_N, label_set, numbers in zip(groups_SN, self.label_sets, self.allocation.numbers, strict=True):
+            ids_N = label_ids(self.corpus, self.allocation.ngrams, self.label_sets, label_set, documents)
             row_N[:] = numbers[ids_N]
         return groups_SN
 
-    # --- what results and sums need to know of the rows ----------------------------------------------------
+    def row_labels(self) -> RowLabels:
+        """Describe the rows of the sums after the last batch: no live row is in use then."""
+        n = self.allocation
+        retired = n.retired[n.retired_starts[-1] :]
+        return RowLabels(
+            set_names=self.set_names,
+            keeps_labels=n.keeps_labels.tolist(),
+            kept_sets=n.kept_sets,
+            kept_names=[self._name(s, i) if i >= 0 else None for s, i in zip(n.kept_sets, n.kept_ids, strict=True)],
+            singleton_sets=n.singleton_sets,
+            singleton_labels=n.singleton_labels,
+            bucket_sets=n.bucket_sets,
+            bucket_counts=n.bucket_counts,
+            bucket_labels=n.bucket_labels,
+            bucket_names=[
+                self._name(s, i) if i >= 0 else None for s, i in zip(n.bucket_sets, n.bucket_ids, strict=True)
+            ],
+            sample_order=np.arange(self.n_sample),
+            retired_rows=n.live_rows[retired],
+            retired_buckets=n.bucket_of[retired],
+        )
+
+    def table_sizes(self) -> TableSizes:
+        """Give the sizes of a layer's sums."""
+        n = self.allocation
+        return TableSizes(
+            n_kept=n.n_kept,
+            n_live=n.n_live,
+            n_buckets=len(n.bucket_sets),
+            n_singleton_sets=len(n.singleton_sets),
+            n_sample=self.n_sample,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give nothing: corpus and settings determine the rows."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: corpus and settings determine the rows."""
+
+    def merge(self, other: object) -> MergeMap:
+        """Raise InputError: shares of a plan are merged by `SoftEntropyProbe.merge_shares`."""
+        raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
+
+    @property
+    def set_names(self) -> list[str]:
+        """Names of the label sets."""
+        return [s.name for s in self.label_sets]
 
     @property
     def n_positions(self) -> int:
         """Positions that will be counted."""
-        return self.numbering.n_positions
-
-    @property
-    def n_kept(self) -> int:
-        return self.numbering.n_kept
-
-    @property
-    def n_live(self) -> int:
-        return self.numbering.n_live
+        return self.allocation.n_positions
 
     @property
     def n_sample(self) -> int:
@@ -157,70 +197,9 @@ class Plan:
         return len(self._sampled)
 
     @property
-    def sample_order(self) -> np.ndarray:
-        """Slots of the sample in the order of their positions' keys."""
-        return np.arange(self.n_sample)
-
-    @property
-    def singleton_sets(self) -> np.ndarray:
-        return self.numbering.singleton_sets
-
-    @property
-    def singleton_labels(self) -> np.ndarray:
-        return self.numbering.singleton_labels
-
-    @property
-    def n_buckets(self) -> int:
-        return len(self.numbering.bucket_sets)
-
-    @property
-    def set_names(self) -> list[str]:
-        return [s.name for s in self.label_sets]
-
-    @property
-    def keeps_labels(self) -> list[bool]:
-        return self.numbering.keeps_labels.tolist()
-
-    @property
-    def kept_sets(self) -> np.ndarray:
-        return self.numbering.kept_sets
-
-    @cached_property
-    def kept_names(self) -> list[str | None]:
-        n = self.numbering
-        return [self._name(s, i) if i >= 0 else None for s, i in zip(n.kept_sets, n.kept_ids, strict=True)]
-
-    @property
-    def live_sets(self) -> np.ndarray:
-        """Sets of the open rows still in use when all batches are done: none."""
-        return np.zeros(0, dtype=np.int64)
-
-    @property
-    def shared_rows(self) -> list[np.ndarray]:
-        """Open rows that labels of several sets share: none."""
-        return []
-
-    @property
-    def bucket_sets(self) -> np.ndarray:
-        return self.numbering.bucket_sets
-
-    @property
-    def bucket_counts(self) -> np.ndarray:
-        return self.numbering.bucket_counts
-
-    @property
-    def bucket_labels(self) -> np.ndarray:
-        return self.numbering.bucket_labels
-
-    @cached_property
-    def bucket_names(self) -> list[str | None]:
-        n = self.numbering
-        return [self._name(s, i) if i >= 0 else None for s, i in zip(n.bucket_sets, n.bucket_ids, strict=True)]
-
-    @property
     def labels_by_set(self) -> np.ndarray:
         """[X], distinct labels of each set."""
-        n, n_sets = self.numbering, len(self.label_sets)
+        n, n_sets = self.allocation, len(self.label_sets)
         found = np.bincount(n.kept_sets[n.kept_ids >= 0], minlength=n_sets)
         np.add.at(found, n.bucket_sets, n.bucket_labels)
         np.add.at(found, n.singleton_sets, n.singleton_labels)
@@ -229,7 +208,7 @@ class Plan:
     @property
     def rows_by_set(self) -> np.ndarray:
         """[X], rows of each set when most are in use."""
-        return self.numbering.peak_rows + np.bincount(self.numbering.kept_sets, minlength=len(self.label_sets))
+        return self.allocation.peak_rows + np.bincount(self.allocation.kept_sets, minlength=len(self.label_sets))
 
     def _name(self, set_index: int, label_id: int) -> str:
         """A label in words: the value of the column, or the n-gram's tokens."""
@@ -244,7 +223,7 @@ class Plan:
     def _example(self) -> list[np.ndarray]:
         """Of each order and n-gram, a token at which it ends."""
         found = []
-        for ids in self.numbering.ngrams:
+        for ids in self.allocation.ngrams:
             where = np.zeros(int(ids.max()) + 1, dtype=np.int64)
             defined = np.flatnonzero(ids >= 0)
             where[ids[defined]] = defined

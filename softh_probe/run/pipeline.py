@@ -196,10 +196,10 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
         arrays=[field.name for field in dataclasses.fields(RowAllocation)],
     )
     stored = cache.load("plan", key)
-    numbering = RowAllocation.from_arrays(stored[0]) if stored else None
-    plan = Plan(corpus, label_sets, batches, config.per_label, numbering, n_processes)
+    allocation = RowAllocation.from_arrays(stored[0]) if stored else None
+    plan = Plan(corpus, label_sets, batches, config.per_label, allocation, n_processes)
     if not stored:
-        cache.store("plan", key, plan.numbering.arrays(), {})
+        cache.store("plan", key, plan.allocation.arrays(), {})
     return plan
 
 

@@ -62,7 +62,7 @@ class GridPoint:
 
 
 def parse_step(name: str, pattern: str | None = None) -> tuple[int | None, int | None]:
-    """DecodeStep and tokens that a name tells; None for what it does not.
+    """Step and tokens that a name tells; None for what it does not.
 
     >>> parse_step("stage1-step1000-tokens5B")
     (1000, 5000000000)

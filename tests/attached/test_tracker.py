@@ -658,7 +658,7 @@ def test_nothing_holds_a_probe_but_its_owner(model):
         probe = SoftEntropyProbe(model)
         with probe:
             model.generate(**inputs, max_new_tokens=5)
-        parts = [weakref.ref(part) for part in (probe, probe.tracker, probe._rows, probe._sums["layer.1"].tables)]
+        parts = [weakref.ref(part) for part in (probe, probe._recorder, probe._source, probe._sums["layer.1"].tables)]
         del probe
         assert [part() for part in parts] == [None] * 4
     finally:
@@ -694,7 +694,7 @@ def test_a_step_that_fails_is_left_out(model):
             with pytest.raises(RuntimeError, match="out of memory"):
                 model(input_ids=text[None, 9:10], past_key_values=cache)
             broken.remove()
-    assert not any(probe._steps.values())
+    assert not any(probe._recorder._steps.values())
     assert {sums.total[-1].item() for sums in probe._sums.values()} == {8.0}
 
 

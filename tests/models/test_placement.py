@@ -100,7 +100,7 @@ def test_layers_on_several_devices_keep_their_sums_there(model):
     # The meta device stands for a second one: sums are made where the hidden states are.
     probe = SoftEntropyProbe(model, labels=())
     for device in ("cpu", "meta"):
-        sums = probe._sums_of(f"layer.{device}", torch.ones(1, 2, 24, device=device))
+        sums = probe._sums.of(f"layer.{device}", torch.ones(1, 2, 24, device=device))
         assert sums.total.device.type == device
 
 
@@ -175,7 +175,7 @@ def worker(rank: int, world: int, folder: str, fail: bool) -> None:
     try:
         probe = measured(tiny_llama(), parts=batches()[rank::world])
         if fail and rank == 1:
-            probe._problems.append("layer.2: something")
+            probe._recorder.problems.append("layer.2: something")
         try:
             everything = gather(probe)
         except ProbeError as error:
@@ -215,5 +215,5 @@ def test_without_process_groups_all_is_this_process(model):
     assert everything is not probe
     assert_same(everything, probe)
     with pytest.raises(ProbeError, match=r"layer\.1: something"):
-        probe._problems.append("layer.1: something")
+        probe._recorder.problems.append("layer.1: something")
         gather(probe)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.accumulators.label_tables import HostWorker, LabelTables, weighted_entropy
+from softh_probe.accumulators.host_offload import HostWorker
+from softh_probe.accumulators.label_tables import LabelTables, weighted_entropy
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.data.corpus import pad_batch
 from softh_probe.errors import InputError
@@ -48,13 +49,13 @@ def test_what_is_said_is_what_the_tables_take(model, plan):
     storages = [getattr(s, name).untyped_storage() for s in probe._sums.values() for name in LayerSums.STATE]
     taken += {storage.data_ptr(): storage.nbytes() for storage in storages}.values()
     assert sum(taken) == sum(said.bytes_by_place.values()) == 5 * said.bytes_per_row
-    assert sum(said.rows_by_set.values()) == plan.n_live + plan.n_kept
+    assert sum(said.rows_by_set.values()) == plan.allocation.n_live + plan.allocation.n_kept
     assert sum(said.labels_by_set.values()) == plan.labels_by_set.sum()
     text = said.describe()
     assert all(name in text for name in [*NAMES, *COLUMNS])
-    before = {row: sums.tables.open.data_ptr() for row, sums in probe._sums.items()}
+    before = {row: sums.tables.live.data_ptr() for row, sums in probe._sums._layers.items()}
     run(probe, model, plan)
-    assert before == {row: sums.tables.open.data_ptr() for row, sums in probe._sums.items()}, "tables grew"
+    assert before == {row: sums.tables.live.data_ptr() for row, sums in probe._sums._layers.items()}, "tables grew"
 
 
 def test_tables_in_host_memory_give_the_same_bits(model, plan):
@@ -111,9 +112,9 @@ def test_the_host_worker_waits_when_much_is_waiting_and_tells_what_went_wrong(mo
     labels = plan.batch(0)
     tables = LabelTables((2, 20), torch.device("cpu"))
     worker = HostWorker(most_bytes=1)
-    bags = torch.zeros(len(labels.kept_rows) + len(labels.live_rows) + len(labels.ended_buckets), 43)
+    bags = torch.zeros(len(labels.kept_rows) + len(labels.live_rows) + len(labels.retired_buckets), 43)
     for _ in range(5):
-        worker.add(LabelTables((2, 20), torch.device("cpu"), n_buckets=plan.n_buckets), bags, labels)
+        worker.add(LabelTables((2, 20), torch.device("cpu"), n_buckets=plan.table_sizes().n_buckets), bags, labels)
         assert len(worker._waiting) == 1
     worker.finish()
     worker.add(tables, bags[:, :5], labels)
@@ -138,11 +139,11 @@ def test_weighted_entropy_is_the_count_times_the_entropy(dtype):
 def test_tables_grow_in_place_and_never_into_memory_of_others():
     tables = LabelTables((1, 3), torch.device("cpu"))
     state = torch.ones(10, 5)
-    tables.open = state[:3]  # what was loaded may be part of something larger
-    tables.grow("open", 5)
-    place = tables.open.data_ptr()
-    tables.open[4] = 1.0
-    tables.grow("open", 20)
+    tables.live = state[:3]  # what was loaded may be part of something larger
+    tables.grow("live", 5)
+    place = tables.live.data_ptr()
+    tables.live[4] = 1.0
+    tables.grow("live", 20)
     assert (state == 1).all()
-    assert tables.open.data_ptr() == place
-    assert tables.open.sum(dim=1).tolist() == [5, 5, 5, 0, 5, *[0] * 15]
+    assert tables.live.data_ptr() == place
+    assert tables.live.sum(dim=1).tolist() == [5, 5, 5, 0, 5, *[0] * 15]

@@ -158,17 +158,17 @@ def test_shares_put_together_are_the_whole(model, n_shares, kept_labels, monkeyp
     assert_same_values(ours.to_pandas("nats"), theirs.to_pandas("nats"))
     assert ours.labels == theirs.labels
     np.testing.assert_allclose(ours.tensors["label_entropy"], theirs.tensors["label_entropy"], atol=1e-6)
-    assert all(not sums.tables.open.any() for sums in parts[0]._sums.values())
+    assert all(not sums.tables.live.any() for sums in parts[0]._sums.values())
 
 
 def test_a_numbering_reads_back_from_plain_arrays():
     language, topic = values_of(24)
     corpus = corpus_of(documents(24), language=language, topic=topic)
     plan = planned(corpus, [*NAMES, *COLUMNS], 70, per_label=["input_unigram"])
-    arrays = {name: array.copy() for name, array in plan.numbering.arrays().items()}
-    again = Plan(corpus, plan.label_sets, plan.batches, numbering=RowAllocation.from_arrays(arrays))
-    assert again.kept_names == plan.kept_names
-    assert again.bucket_names == plan.bucket_names
+    arrays = {name: array.copy() for name, array in plan.allocation.arrays().items()}
+    again = Plan(corpus, plan.label_sets, plan.batches, allocation=RowAllocation.from_arrays(arrays))
+    assert again.row_labels().kept_names == plan.row_labels().kept_names
+    assert again.row_labels().bucket_names == plan.row_labels().bucket_names
     for i in range(len(plan.batches)):
         ours, theirs = plan.batch(i), again.batch(i)
         for field in dataclasses.fields(ours):
@@ -181,9 +181,9 @@ def test_rows_are_given_back_and_all_end_empty(model):
     plan = planned(corpus, NAMES, 60)
     distinct = sum(len(np.unique(_labels(corpus, name))) for name in NAMES)
     assert plan.labels_by_set.sum() == distinct
-    assert 0 < plan.n_live < distinct / 2
+    assert 0 < plan.allocation.n_live < distinct / 2
     probe = run_planned(model, corpus, NAMES, 60)
-    assert all(not sums.tables.open.any() for sums in probe._sums.values())
+    assert all(not sums.tables.live.any() for sums in probe._sums.values())
 
 
 def _labels(corpus, name):
@@ -205,11 +205,11 @@ def test_a_row_is_never_shared_by_two_labels_alive():
     in_use: set[int] = set()
     for i in range(len(plan.batches)):
         labels = plan.batch(i)
-        going_on, ending = labels.live_rows.tolist(), set(labels.ending_rows.tolist())
-        assert len(going_on) + len(labels.ending_rows) == len(set(going_on) | ending)
+        going_on, ending = labels.live_rows.tolist(), set(labels.retiring_rows.tolist())
+        assert len(going_on) + len(labels.retiring_rows) == len(set(going_on) | ending)
         assert ending <= in_use
         in_use |= set(going_on)
-        assert len(in_use) <= plan.n_live
+        assert len(in_use) <= plan.allocation.n_live
         in_use -= ending
     assert not in_use
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, StoppingCriteriaList
 
 from softh_probe.attached.inputs import InputHints
-from softh_probe.attached.tracker import InputTracker
 from softh_probe.patching import replaced
+
+if TYPE_CHECKING:
+    from softh_probe.attached.tracker import InputTracker
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
         others = all(part is not model for part in generator.modules()) and all(
             p is not generator for p in model.modules()
         )
-        if others or tracker.is_paused:  # an assistant's, say
+        if others or tracker.context.is_paused:  # an assistant's, say
             return original(generator, *args, **kwargs)
         listener = _Listener(tracker, is_encoder_decoder=_is_encoder_decoder(generator))
         with ExitStack() as undo:
@@ -38,7 +40,7 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
             try:
                 return original(generator, *args, **kwargs)
             finally:
-                tracker.told, tracker.tentative = None, False
+                tracker.context.hints, tracker.context.tentative = None, False
 
     with replaced(GenerationMixin, "generate", generate):
         yield
@@ -62,7 +64,7 @@ class _Listener:
     def _unless_paused(
         self, wrapper: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        return original(*args, **kwargs) if self._tracker.is_paused else wrapper(original, *args, **kwargs)
+        return original(*args, **kwargs) if self._tracker.context.is_paused else wrapper(original, *args, **kwargs)
 
     def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         inputs = original(input_ids, *args, **kwargs)
@@ -71,7 +73,7 @@ class _Listener:
         if ends is not None and len(ends) != len(input_ids):
             ends = None
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self._tracker.told = InputHints(ids_BL=input_ids, mask_BL=mask, ends_B=ends)
+        self._tracker.context.hints = InputHints(ids_BL=input_ids, mask_BL=mask, ends_B=ends)
         return inputs
 
     def stopping_criteria(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -85,12 +87,12 @@ class _Listener:
 
     def drafts(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Assisted decoding begins. A model that drafts for itself, with its first layers, is not measured at that."""
-        self._tracker.tentative = True
+        self._tracker.context.tentative = True
         generator = original(*args, **kwargs)
         propose = generator.get_candidates
 
         def get_candidates(*args: Any, **kwargs: Any) -> Any:
-            with self._tracker.paused():
+            with self._tracker.context.paused():
                 return propose(*args, **kwargs)
 
         generator.get_candidates = get_candidates
@@ -106,7 +108,7 @@ class _Ends(StoppingCriteriaList):
         self.ends_B: np.ndarray | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if self._tracker.tentative:  # drafts that were rejected have been cropped from the cache by now
+        if self._tracker.context.tentative:  # drafts that were rejected have been cropped from the cache by now
             self._tracker.accept_drafts()
         done: Tensor = self._criteria(input_ids, scores, **kwargs)
         never = np.iinfo(np.int64).max

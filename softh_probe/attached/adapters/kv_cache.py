@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from softh_probe.attached.tracker import InputTracker
+if TYPE_CHECKING:
+    from softh_probe.attached.tracker import InputTracker
+
 
 _listeners: list[InputTracker] = []
 _originals: list[tuple[type, str, Any]] = []

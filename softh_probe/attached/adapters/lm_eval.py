@@ -17,14 +17,16 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softh_probe.attached.tracker import InputTracker
 from softh_probe.patching import replaced
+
+if TYPE_CHECKING:
+    from softh_probe.attached.tracker import InputTracker
 
 _MODULE = "lm_eval.models.huggingface"
 
@@ -81,11 +83,11 @@ class _Listener:
         labels = kwargs.get("labels", args[1] if len(args) > 1 else None)
         masks = [next((mask for padded, mask in self._padded if padded is fed), None) for fed in (inps, labels)]
         self._padded = []
-        with self._tracker.fallback_mask(*masks):
+        with self._tracker.context.fallback_mask(*masks):
             return original(lm, inps, *args, **kwargs)
 
     def detect_batch_size(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self._tracker.paused():
+        with self._tracker.context.paused():
             return original(*args, **kwargs)
 
 
@@ -131,14 +133,14 @@ class _Repeats:
         if lm.world_size > 1:
             self._key, self._left = key, Counter(key(text) for text, is_own in zip(texts, own, strict=True) if is_own)
         try:
-            with self._tracker.only_sequences(None):
+            with self._tracker.context.only_sequences(None):
                 yield
         finally:
             self._left = None
 
     def batches(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
         for batch in original(*args, **kwargs):
-            with self._tracker.only_sequences(self._count(batch)):
+            with self._tracker.context.only_sequences(self._count(batch)):
                 yield batch
 
     def _count(self, batch: Sequence[Any]) -> np.ndarray | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from softh_probe.attached.tracker import InputTracker
+if TYPE_CHECKING:
+    from softh_probe.attached.tracker import InputTracker
 
 
 @contextmanager
@@ -15,8 +17,8 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
     """Tell a feed how many positions a PEFT model puts before its tokens, or into its cache."""
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
-        tracker.n_virtual = int(getattr(config, "num_virtual_tokens", 0) or 0)
+        tracker.context.n_virtual = int(getattr(config, "num_virtual_tokens", 0) or 0)
     try:
         yield
     finally:
-        tracker.n_virtual = 0
+        tracker.context.n_virtual = 0

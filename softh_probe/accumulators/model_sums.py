@@ -1,0 +1,169 @@
+"""The running sums of every layer of a model, each on the device of its layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softh_probe.accumulators.dispatch import MergeMap
+from softh_probe.accumulators.host_offload import HostWorker
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.row_labels import TableSizes
+from softh_probe.errors import ProbeError
+from softh_probe.estimators.anchors import Anchors
+
+
+class ModelSums:
+    """Create, hold and merge the sums of the layers of one model.
+
+    Args:
+        sizes: gives the sizes of a new layer's sums.
+        n_anchors, anchor_sets, seed, anchors, calibration: as `SoftEntropyProbe` takes them.
+
+    Attributes:
+        measured: names of the layers that have counted a position, or were loaded.
+
+    Raises:
+        InputError: no anchors can be drawn with these settings.
+    """
+
+    def __init__(
+        self,
+        sizes: Callable[[], TableSizes],
+        *,
+        n_anchors: int,
+        anchor_sets: int,
+        seed: int,
+        anchors: str,
+        calibration: str | float,
+    ) -> None:
+        self.measured: set[str] = set()
+        self._sizes = sizes
+        self._anchor_settings: dict[str, Any] = {
+            "n_anchors": n_anchors,
+            "n_sets": anchor_sets,
+            "seed": seed,
+            "kind": anchors,
+            "calibration": calibration,
+        }
+        self._layers: dict[str, LayerSums] = {}
+        self._anchors: dict[int, Anchors] = {}
+        self._points: dict[tuple[int, torch.device], Tensor] = {}
+        self._on_host: frozenset[str] = frozenset()
+        self._host = HostWorker()
+        self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
+        self._anchors.clear()
+
+    def __getitem__(self, layer: str) -> LayerSums:
+        return self._layers[layer]
+
+    def values(self) -> Iterable[LayerSums]:
+        """Sums of all layers, in the order in which they were made."""
+        return self._layers.values()
+
+    def of(self, layer: str, hidden: Tensor) -> LayerSums:
+        """Find the sums that hidden states are added to, on the device of the hidden states.
+
+        Args:
+            layer: the layer's name.
+            hidden: [..., D].
+
+        Raises:
+            ProbeError: the layer's states had another width before.
+        """
+        sums = self._layers.get(layer)
+        if sums is None or (sums.dim != hidden.shape[-1] and layer not in self.measured):
+            sums = self._layers[layer] = self._new(layer, hidden.shape[-1], hidden.device)
+        self.measured.add(layer)
+        if sums.dim != hidden.shape[-1]:
+            raise ProbeError(f"{layer}: expected hidden states of width {sums.dim}, got {list(hidden.shape)}")
+        if sums.total.device != hidden.device:
+            moved = self._new(layer, sums.dim, hidden.device)
+            moved.load_state_dict(sums.state_dict())
+            moved.waiting = {number: rows.to(hidden.device) for number, rows in sums.waiting.items()}
+            sums = self._layers[layer] = moved
+        return sums
+
+    def reserve(self, devices: Mapping[str, torch.device], dim: int | None, on_host: Collection[str] = ()) -> None:
+        """Take the memory of the sums before the model runs.
+
+        Args:
+            devices: of each layer, the device of its sums.
+            dim: width of the hidden states; None reserves nothing.
+            on_host: layers whose label tables go to host memory although the layer is on an accelerator.
+        """
+        self._on_host = frozenset(on_host)
+        for layer, device in devices.items() if dim is not None else ():
+            if layer not in self._layers:
+                assert dim is not None
+                self._layers[layer] = self._new(layer, dim, device)
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Discard the waiting positions of sequences that ended, by the numbers of these sequences."""
+        for number in numbers:
+            for sums in self._layers.values():
+                sums.drop(number)
+
+    def merge(self, other: ModelSums, rows: MergeMap) -> None:
+        """Add the sums of another part of the data; `rows` maps its rows to rows here."""
+        for layer, theirs in other._layers.items():
+            if layer not in self._layers:
+                self._layers[layer] = self._new(layer, theirs.dim, theirs.total.device)
+            self._layers[layer].merge(theirs, rows)
+        self.measured |= other.measured
+
+    def merge_shares(
+        self, layers: Iterable[str], add_others: Callable[[Tensor], None], rows: Tensor, buckets: Tensor
+    ) -> None:
+        """Add the sums of all other shares of a planned run, then retire the labels that shares have in common.
+
+        Args:
+            layers: names of the layers, in the same order in every process.
+            add_others: adds to a tensor in host memory, in place, the tensors of all other shares.
+            rows, buckets: live rows that are retired now, and the buckets they go to.
+        """
+        for layer in layers:
+            sums = self._layers[layer]
+            state = {key: tensor.cpu() for key, tensor in sums.state_dict().items()}
+            for tensor in state.values():
+                add_others(tensor)
+            sums.load_state_dict(state)
+            device = sums.tables.device
+            sums.tables.retire(rows.to(device), buckets.to(device))
+
+    def state(self, layers: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Give the state of each of the layers that were measured, copied when its turn comes."""
+        measured = {layer: self._layers[layer] for layer in layers if layer in self.measured}
+        return ((layer, {"dim": sums.dim, **sums.state_dict()}) for layer, sums in measured.items())
+
+    def load(self, layers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace all sums by the states of layers; memory that was reserved for them is used."""
+        reserved, self._layers = self._layers, {}
+        for layer, state in layers.items():
+            sums = reserved.pop(layer, None)
+            if sums is None or sums.dim != state["dim"]:
+                sums = self._new(layer, state["dim"], torch.device("cpu"))
+            sums.waiting.clear()
+            sums.load_state_dict(state)
+            self._layers[layer] = sums
+        self.measured = set(self._layers)
+
+    def describe_anchors(self) -> list[dict[str, Any]]:
+        """Describe the anchors of each width, for a result (JSON values)."""
+        return [self._anchors[dim].describe() for dim in sorted(self._anchors)]
+
+    def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
+        anchors = self._anchors_of(dim)
+        if (dim, device) not in self._points:
+            with torch.inference_mode(False):
+                self._points[dim, device] = anchors.points_SMD.to(device)
+        host = self._host if layer in self._on_host else None
+        return LayerSums(self._points[dim, device], anchors.temperature, host=host, sizes=self._sizes())
+
+    def _anchors_of(self, dim: int) -> Anchors:
+        if dim not in self._anchors:
+            self._anchors[dim] = Anchors.sample(dim=dim, **self._anchor_settings)
+        return self._anchors[dim]

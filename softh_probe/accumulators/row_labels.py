@@ -1,0 +1,74 @@
+"""The meaning of the rows of the label tables, and how large the tables are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def _none() -> np.ndarray:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSizes:
+    """Sizes of the sums of one layer; see `softh_probe.accumulators.layer_sums.LayerSums`.
+
+    Attributes:
+        n_kept: rows of labels that are kept to the end.
+        n_live: rows of labels that have occurred and will, or may, occur again.
+        n_buckets: pools of labels that have occurred for the last time.
+        n_singleton_sets: label sets that sum the positions whose label occurs once.
+        n_sample: positions whose soft assignment is kept.
+    """
+
+    n_kept: int = 0
+    n_live: int = 0
+    n_buckets: int = 0
+    n_singleton_sets: int = 0
+    n_sample: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLabels:
+    """The label that each row of the sums belongs to. Label sets are numbered in the order of their names.
+
+    `softh_probe.planned.plan.Plan` and `softh_probe.attached.online_rows.OnlineRows` each build one; statistics and
+    results read it and do not ask which of them did.
+
+    Attributes:
+        set_names: names of the label sets.
+        keeps_labels: of each set, whether all its labels have kept rows.
+        kept_sets, kept_names: of each kept row its set and its label; None for positions without a label.
+        live_sets: of each live row its set; −1 where labels of several sets may share it.
+        shared_rows: of each set, the live rows of its labels that occurred once and may share a row.
+        singleton_sets: sets whose labels come and go.
+        singleton_labels: of each of these, how many labels occur once and have no bucket.
+        bucket_sets, bucket_counts, bucket_labels: of each bucket its set, its labels' count, and how many it pools.
+        bucket_names: of each bucket its label, where it holds a single one by choice; else None.
+        sample_order: slots of the sample in the order of their positions' keys.
+        retired_rows, retired_buckets: live rows that are retired when the shares of several processes are merged.
+    """
+
+    set_names: list[str] = field(default_factory=list)
+    keeps_labels: list[bool] = field(default_factory=list)
+    kept_sets: np.ndarray = field(default_factory=_none)
+    kept_names: list[str | None] = field(default_factory=list)
+    live_sets: np.ndarray = field(default_factory=_none)
+    shared_rows: list[np.ndarray] = field(default_factory=list)
+    singleton_sets: np.ndarray = field(default_factory=_none)
+    singleton_labels: np.ndarray = field(default_factory=_none)
+    bucket_sets: np.ndarray = field(default_factory=_none)
+    bucket_counts: np.ndarray = field(default_factory=_none)
+    bucket_labels: np.ndarray = field(default_factory=_none)
+    bucket_names: list[str | None] = field(default_factory=list)
+    sample_order: np.ndarray = field(default_factory=_none)
+    retired_rows: np.ndarray = field(default_factory=_none)
+    retired_buckets: np.ndarray = field(default_factory=_none)
+
+    def named_labels(self) -> list[tuple[str, str]]:
+        """List the set and name of each label that results show one by one, in the order of their statistics."""
+        sets = [*self.kept_sets.tolist(), *self.bucket_sets.tolist()]
+        names = [*self.kept_names, *self.bucket_names]
+        return [(self.set_names[i], name) for i, name in zip(sets, names, strict=True) if name is not None]

@@ -1,0 +1,130 @@
+"""The source of labels: where a forward pass finds the rows that its positions are added to.
+
+There are two: `softh_probe.planned.announced.AnnouncedBatches`, for a corpus that is known beforehand, and
+`softh_probe.attached.tracker.InputTracker`, for a model that other code runs. Probe, hooks and recorder use this
+interface alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import nn
+
+from softh_probe.accumulators.dispatch import DecodeStep, Dispatch, MergeMap
+from softh_probe.accumulators.row_labels import RowLabels, TableSizes
+from softh_probe.attached.pass_context import PassContext
+from softh_probe.labels import LabelSet
+
+
+class LabelRows(Protocol):
+    """The rows of all labels: `softh_probe.planned.plan.Plan` or `softh_probe.attached.online_rows.OnlineRows`."""
+
+    label_sets: Sequence[LabelSet]
+
+    def row_labels(self) -> RowLabels:
+        """Describe the rows as they are now."""
+        ...
+
+    def table_sizes(self) -> TableSizes:
+        """Give the sizes of a layer's sums."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a probe's state holds of the rows; nothing where a plan determines them."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from such a state."""
+        ...
+
+    def merge(self, other: Any) -> MergeMap:
+        """Take over the labels of another part of the data, measured with the same label sets.
+
+        Raises:
+            InputError: rows of a plan are not merged.
+        """
+        ...
+
+
+class LabelSource(Protocol):
+    """The labels of each forward pass.
+
+    Attributes:
+        n_rejected: positions that were counted as fed and taken back since.
+    """
+
+    n_rejected: int
+
+    @property
+    def rows(self) -> LabelRows:
+        """The rows of all labels."""
+        ...
+
+    @property
+    def fails_fast(self) -> bool:
+        """Whether an unforeseen error stops the forward pass, or is kept for the end of the block."""
+        ...
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether forward passes do not count at the moment."""
+        ...
+
+    @property
+    def context(self) -> PassContext:
+        """The facts about forward passes that their arguments do not show.
+
+        Raises:
+            InputError: a planned run knows them from its corpus.
+        """
+        ...
+
+    def follow(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Observe, inside the block, what the code that runs the model does with caches and sequences."""
+        ...
+
+    def announce(self, dispatch: Dispatch) -> AbstractContextManager[None]:
+        """Give the labels of the next forward pass.
+
+        Raises:
+            InputError: an attached probe finds them by itself.
+        """
+        ...
+
+    def begin(self, inputs: Mapping[str, Any], outer: Mapping[str, Any]) -> Dispatch | DecodeStep | None:
+        """Find the labels of a forward pass.
+
+        Args:
+            inputs: the backbone's arguments; outer: those of the model around it.
+
+        Returns:
+            The rows of its positions; a `DecodeStep` where they come with those of later steps; None where the
+            arguments hold neither tokens nor embeddings (call again with the first hidden states).
+
+        Raises:
+            ProbeError: the labels cannot be found.
+        """
+        ...
+
+    def finish(self, output: Any) -> None:
+        """End the forward pass that began last; `output` is None where it failed."""
+        ...
+
+    def flush(self) -> None:
+        """Make all positions ready that can be counted without another forward pass."""
+        ...
+
+    def take_ready(self) -> list[Dispatch]:
+        """Take the dispatches of decode steps and waiting positions, in the order in which they are to be applied."""
+        ...
+
+    def take_ended(self) -> list[int]:
+        """Take the numbers of sequences that ended, whose waiting positions never count."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all sequences."""
+        ...

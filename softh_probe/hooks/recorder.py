@@ -1,0 +1,265 @@
+"""Record one forward pass after the other: hidden states in, running sums out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.dispatch import DecodeStep, Dispatch
+from softh_probe.accumulators.model_sums import ModelSums
+from softh_probe.errors import ProbeError
+from softh_probe.hooks.chain import ResidualChain, is_time_first
+from softh_probe.hooks.hook_points import FINAL_NORM, HookPoints, block_name, count_calls, hidden_state
+from softh_probe.hooks.label_source import LabelSource
+
+
+class Recorder:
+    """Add the hidden states of each forward pass to the sums of their layers, where the label source says.
+
+    Hooks call `begin`, then `hidden`, `block` or `norm` for each layer, then `end`. Nothing here raises into the model
+    that is being run: problems are kept for `raise_problems`, unless the label source fails fast.
+
+    Args:
+        source: the labels of each forward pass.
+        sums: the sums of every layer.
+        points: the hooked modules.
+
+    Attributes:
+        layers: names of the layers to measure; None measures all.
+        n_blocks: block calls of a forward pass, as far as they are known.
+        positions, tokens: counted so far.
+        training_passes: forward passes in training mode, which did not count.
+        problems: errors so far, as one line each.
+    """
+
+    def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
+        self.layers: Collection[str] | None = None
+        self.n_blocks = count_calls(points)
+        self.positions = self.tokens = self.training_passes = 0
+        self.problems: list[str] = []
+        self._source, self._sums, self._points = source, sums, points
+        self._steps: dict[str, list[Tensor]] = {}
+        self._pass: _ForwardPass | None = None
+        self._layout_known = False
+
+    def wants(self, layer: str) -> bool:
+        """Whether a layer is to be measured."""
+        return self.layers is None or layer in self.layers
+
+    # --- a forward pass ---------------------------------------------------------------------------------------
+
+    def begin(self, inputs: Callable[[], Mapping[str, Any]], outer: Mapping[str, Any], *, training: bool) -> None:
+        """Begin a forward pass.
+
+        Args:
+            inputs: gives the backbone's arguments by name; outer: those of the model around it.
+            training: whether the model is in training mode; such passes do not count.
+        """
+        if self._source.is_paused:
+            return
+        if training:
+            self.training_passes += 1
+            return
+        self.drain()
+        try:
+            self._pass = _ForwardPass(self._source.begin(inputs(), outer))
+        except Exception as problem:
+            self.note(problem, "labels")
+        self.drain()
+
+    def block(self, taken: object, output: object) -> None:
+        """Record a call of a transformer block: the state it took, for the first one, and the state it gave."""
+        current = self._pass
+        if current is None:
+            return
+        current.n_block_calls += 1
+        layer = block_name(current.n_block_calls)
+        self.hidden(layer, output)
+        if isinstance(current.labels, DecodeStep):  # the sequences' first pass has confirmed the blocks
+            return
+        try:
+            current.last = output
+            current.chain.add(hidden_state(taken, layer), hidden_state(output, layer))
+        except Exception as problem:
+            self.note(problem, layer)
+
+    def first_input(self, layer: str, taken: object) -> None:
+        """Record the input of the first block."""
+        if self._pass is not None and not self._pass.n_block_calls:
+            self.hidden(layer, taken)
+
+    def norm(self, output: object) -> None:
+        """Record a call of a norm: after the last block it is the final one."""
+        if self._pass is not None and self._pass.n_block_calls >= self.n_blocks:
+            self._pass.last = output
+            self.hidden(FINAL_NORM, output)
+
+    def hidden(self, layer: str, value: object) -> None:
+        """Add one layer's hidden states; those of a decode step are kept, to be added together with others."""
+        current = self._pass
+        if current is None:
+            return
+        if layer in current.layers:
+            self.problems.append(f"{layer}: called twice in a forward pass; its calls are of different depth")
+            return
+        current.layers[layer] = None
+        if not self.wants(layer):
+            return
+        try:
+            hidden = hidden_state(value, layer)
+            if hidden.is_mps:
+                hidden = hidden.cpu()  # Apple's GPUs have no float64
+            if current.labels is None and hidden.ndim in (2, 3):
+                states = hidden if hidden.ndim == 3 else hidden.unsqueeze(1)
+                current.labels = self._source.begin({"inputs_embeds": states}, {})
+            expected = current.shapes
+            if hidden.shape[:-1] not in expected:
+                raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
+            if isinstance(current.labels, DecodeStep):
+                self._steps.setdefault(layer, []).append(hidden.detach().clone())
+            else:
+                current.accumulator.add(self._sums.of(layer, hidden), hidden)
+        except Exception as problem:
+            self.note(problem, layer)
+
+    def end(self, output: Any) -> None:
+        """End a forward pass, counted or not; `output` is None where it failed."""
+        current, self._pass = self._pass, None
+        if current is not None and current.layers and isinstance(current.labels, Dispatch):
+            self._finish(current.accumulator)
+        if current is not None and isinstance(current.labels, DecodeStep) and output is None:
+            for layer in current.layers:
+                if self._steps.get(layer):
+                    self._steps[layer].pop()
+        self._source.finish(output)
+        self.drain()
+        if current is not None:
+            self._check_pass(current, output)
+
+    def discard(self) -> None:
+        """Give up the forward pass under way, and all sequences whose caches may be fed again."""
+        self._pass = None
+        self._source.reset()
+        self.drain()
+
+    def drain(self) -> None:
+        """Apply the dispatches that are ready, then drop the waiting positions of sequences that ended."""
+        ended = self._source.take_ended()
+        for dispatch in self._source.take_ready():
+            accumulator = BatchAccumulator(dispatch)
+            if dispatch.shape[1]:
+                self._add_steps(accumulator)
+            else:
+                self._add_waiting(accumulator)
+            self._finish(accumulator)
+        self._sums.drop(ended)
+
+    # --- problems ---------------------------------------------------------------------------------------------
+
+    def note(self, problem: Exception, where: str) -> None:
+        """Keep a problem for the end of the block: an evaluation does not fail because it is measured."""
+        known = isinstance(problem, ProbeError)
+        if self._source.fails_fast and not known:
+            raise problem
+        self.problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
+
+    def raise_problems(self) -> None:
+        """Raise ProbeError if there was any problem; names the first three."""
+        if self.problems:
+            distinct = list(dict.fromkeys(self.problems))
+            more = f"; and {len(distinct) - 3} more" if len(distinct) > 3 else ""
+            raise ProbeError("; ".join(distinct[:3]) + more)
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _add_waiting(self, accumulator: BatchAccumulator) -> None:
+        """Add positions that waited to every layer, without a forward pass."""
+        try:
+            for layer in self._sums.measured:
+                accumulator.add_waiting_only(self._sums[layer])
+        except Exception as problem:
+            self.note(problem, "labels")
+
+    def _add_steps(self, accumulator: BatchAccumulator) -> None:
+        """Add the hidden states of decode steps that were kept to be added together."""
+        n_steps = accumulator.dispatch.shape[1]
+        steps, self._steps = self._steps, {}
+        for layer, parts in steps.items():
+            try:
+                if len(parts) < n_steps:
+                    raise ProbeError(f"{layer}: expected {n_steps} steps, got {len(parts)}")
+                hidden = torch.stack([step.flatten(0, -2) for step in parts[:n_steps]], dim=1)
+                accumulator.add(self._sums.of(layer, hidden), hidden)
+                if parts[n_steps:]:
+                    self._steps[layer] = parts[n_steps:]
+            except Exception as problem:
+                self.note(problem, layer)
+
+    def _finish(self, accumulator: BatchAccumulator) -> None:
+        """Add what is left of a batch, and count it."""
+        try:
+            accumulator.finish()
+        except Exception as problem:
+            self.note(problem, "sums")
+        self.positions += accumulator.dispatch.n_counted
+        self.tokens += accumulator.dispatch.n_tokens
+
+    def _check_pass(self, current: _ForwardPass, output: Any) -> None:
+        """Note layers that were not called, or modules that turn out not to be blocks."""
+        self.n_blocks = max(self.n_blocks, current.n_block_calls)
+        missing = [name for name in self._points.block_layers(self.n_blocks) if name not in current.layers]
+        if missing and output is None and current.layers:
+            *_, last = current.layers
+            self.problems.append(f"a forward pass failed after {last}: later layers lack its positions")
+        elif missing and output is not None:
+            names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
+            self.problems.append(
+                f"{names}: never called in a forward pass (a compiled model skips hooks; some models skip blocks that "
+                "would read images, or run their blocks without calling them as modules)"
+            )
+        elif self._points.blocks and output is not None:
+            self._confirm_blocks(current, output)
+
+    def _confirm_blocks(self, current: _ForwardPass, output: Any) -> None:
+        path, chain = self._points.path, current.chain
+        if not chain.holds:
+            self.problems.append(
+                f"{path}: these are not blocks whose outputs are the next one's inputs ({chain.broken} of "
+                f"{chain.links} are not); name the modules to probe with modules={{name: module}}"
+            )
+        n_sequences, n_tokens, *_ = (*current.shapes[0], 1)
+        if not self._layout_known and n_sequences == n_tokens > 1 and is_time_first(current.last, output):
+            self.problems.append(f"{path}: expected hidden states [B, T, D], got [T, B, D]")
+        self._layout_known |= n_sequences != n_tokens
+
+
+class _ForwardPass:
+    """State of one forward pass: the labels of its positions, and the layers measured so far."""
+
+    def __init__(self, labels: Dispatch | DecodeStep | None) -> None:
+        self.labels = labels
+        self.layers: dict[str, None] = {}  # in their order
+        self.n_block_calls = 0
+        self.chain = ResidualChain()
+        self.last: object = None
+        self._accumulator: BatchAccumulator | None = None
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Leading dimensions that hidden states may have; without a second one, a position is a row."""
+        if self.labels is None:
+            return [(-1, -1)]
+        n_sequences, n_tokens = self.labels.shape
+        return [(n_sequences, n_tokens)] + [(n_sequences,)] * (n_tokens == 1)
+
+    @property
+    def accumulator(self) -> BatchAccumulator:
+        """The accumulator of the batch, made when its first layer is added."""
+        if self._accumulator is None:
+            assert isinstance(self.labels, Dispatch)
+            self._accumulator = BatchAccumulator(self.labels)
+        return self._accumulator

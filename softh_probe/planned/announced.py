@@ -1,0 +1,84 @@
+"""The labels of a planned run: each batch is announced before its forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.attached.inputs import require_tokens
+from softh_probe.attached.pass_context import PassContext
+from softh_probe.errors import InputError, ProbeError
+from softh_probe.planned.plan import Plan
+
+
+class AnnouncedBatches:
+    """Give each forward pass the labels that its batch has in the plan; a `LabelSource`.
+
+    Args:
+        plan: the rows of all labels.
+        has_backbone: whether the hooked model has to be fed tokens.
+    """
+
+    n_rejected = 0
+    is_paused = False
+
+    def __init__(self, plan: Plan, *, has_backbone: bool) -> None:
+        self.rows = plan
+        self._has_backbone = has_backbone
+        self._announced: Dispatch | None = None
+
+    @property
+    def fails_fast(self) -> bool:
+        """An unforeseen error, such as out of memory, stops the run."""
+        return self._announced is not None
+
+    @property
+    def context(self) -> PassContext:
+        """Raise InputError: the corpus determines what counts."""
+        raise InputError("plan: the batches and labels of a planned run are those of its data set")
+
+    def follow(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Observe nothing: batches are announced."""
+        return nullcontext()
+
+    @contextmanager
+    def announce(self, dispatch: Dispatch) -> Iterator[None]:
+        """Give the labels of the forward pass inside the block."""
+        self._announced = dispatch
+        try:
+            yield
+        finally:
+            self._announced = None
+
+    def begin(self, inputs: Mapping[str, Any], outer: Mapping[str, Any]) -> Dispatch:
+        """Give the announced labels.
+
+        Raises:
+            ProbeError: no batch was announced, or the backbone is not fed tokens.
+        """
+        if self._announced is None:
+            raise ProbeError("plan: no batch was announced; run the model inside probe.batch(plan.batch(index))")
+        if self._has_backbone:
+            require_tokens(inputs, outer)
+        return self._announced
+
+    def finish(self, output: Any) -> None:
+        """Do nothing: no sequence lasts longer than its batch."""
+
+    def flush(self) -> None:
+        """Do nothing: no position waits."""
+
+    def reset(self) -> None:
+        """Do nothing: no sequence is remembered."""
+
+    def take_ready(self) -> list[Dispatch]:
+        """Give nothing: hooks add all positions of a batch."""
+        return []
+
+    def take_ended(self) -> list[int]:
+        """Give nothing."""
+        return []
