@@ -1,8 +1,8 @@
 """Add one batch's hidden states to the running sums of its layers, several layers at a time.
 
-As each layer runs, its hidden states are projected onto the anchors, into one tensor for several layers. All that
-follows, from the softmax to the label tables, is done for these together: of a batch of a small model a layer at a
-time, it would mostly be the cost of starting small operations.
+Each layer's hidden states are projected onto the anchors as the layer runs, into one tensor for several layers. The
+rest, from the softmax to the label tables, runs for these layers together: layer by layer, a small model would
+mostly pay for starting small operations.
 
 Shape suffixes: G layers, N positions, E positions in bags, L bags, S anchor sets, M anchors, D width, K columns of a
 row of sums (see `softh_probe.accumulators.label_tables`).
@@ -21,15 +21,15 @@ from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.errors import ProbeError
 from softh_probe.estimators.soft_entropy import anchor_logits, assignments
 
-#: Layers that are added at a time, at most, and bytes that their logits take on a CPU, whose caches are small, and on
-#: an accelerator. What follows takes about four times as much for a moment.
+#: Limits on the layers of one group: their number, and the bytes of their logits on a CPU (whose caches are small) and
+#: on an accelerator. The later steps briefly take about four times as many bytes.
 MOST_LAYERS = 32
 MOST_BYTES = {"cpu": 2**22}
 MOST_BYTES_ELSEWHERE = 2**26
 
 
 class BatchAccumulator:
-    """Adds one batch to the sums of layers, on whichever devices they are.
+    """Add one batch to the sums of layers, on the device of each layer.
 
     Args:
         dispatch: the rows that positions are added to, the same for all layers; in host memory.
@@ -40,7 +40,7 @@ class BatchAccumulator:
         self._on_device: dict[torch.device, _DeviceAccumulator] = {}
 
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
-        """Take in one layer's hidden states [..., D], whose leading dimensions are the batch's positions."""
+        """Add one layer's hidden states [..., D]; the leading dimensions are the batch's positions."""
         device = hidden.device
         if device not in self._on_device:
             self._on_device[device] = _DeviceAccumulator(self.dispatch.to(device))
@@ -48,18 +48,18 @@ class BatchAccumulator:
             self._on_device[device].add(sums, hidden)
 
     def add_waiting_only(self, sums: LayerSums) -> None:
-        """Take in a layer of which positions wait, in a batch that has none."""
+        """Add the waiting positions of a layer, in a batch that has no others."""
         self.add(sums, sums.points_SMD.new_empty(0, sums.dim))
 
     def finish(self) -> None:
-        """Add what was taken in last; until then, sums lack it."""
+        """Add the last group of layers; sums are complete after this."""
         for device, adding in self._on_device.items():
             with _without_autocast(device):
                 adding.finish()
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Everything inside is computed in float32; entering torch.autocast costs far more than asking for it."""
+    """Compute in float32 inside the block; entering torch.autocast costs far more than asking for its state."""
     enabled = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
@@ -130,7 +130,7 @@ class _DeviceAccumulator:
             add_bags([sums.tables for sums in layers], bags_GLK, labels)
 
     def _rows(self, layers: list[LayerSums], valid: list[Tensor | None]) -> Tensor:
-        """Rows of sums that each position alone would give; all zero where the hidden state has no direction."""
+        """Compute the row of sums of each single position; zero where the hidden state has no direction."""
         assert self._logits_GNK is not None
         logits_GNK = self._logits_GNK[: len(layers)]
         n_sets, n_anchors, n_columns = layers[0].n_sets, layers[0].n_anchors, layers[0].sums_XK.shape[1]
@@ -145,7 +145,7 @@ class _DeviceAccumulator:
         return rows_GNK
 
     def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> Tensor:
-        """Rows of the batch, then those that waited; some wait on."""
+        """Append the rows of positions that waited, and keep those of positions that wait after this batch."""
         labels = self._labels
         assert labels.number is not None
         assert labels.held_positions is not None
@@ -162,7 +162,7 @@ class _DeviceAccumulator:
         return rows_GNK
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:
-        """Positions and offsets of bags of layer after layer, whose rows lie one after the other."""
+        """Repeat bag positions and offsets for each layer; the layers' rows lie one after the other."""
         assert self._logits_GNK is not None
         positions_E, offsets_L = self._labels.bag_positions, self._labels.bag_offsets
         n_positions, n_bags = len(positions_E), len(offsets_L) - 1

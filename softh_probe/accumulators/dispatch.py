@@ -1,8 +1,8 @@
-"""Where the positions of one forward pass go: the instructions that all layers share.
+"""Dispatch of one forward pass: the accumulator rows that each position is added to, the same for all layers.
 
-Within a batch a label is a bag of positions, and so is a sequence. Bags are sorted once per batch; each layer then
-sums its soft assignments bag by bag and adds the results to its rows. Of positions that are in no bag, padding above
-all, nothing is computed.
+Within a batch a label is a bag of positions, and so is a sequence. Bags are sorted once per batch. Each layer then
+sums its soft assignments bag by bag and adds the sums to its rows. Positions in no bag, such as padding, are not
+computed.
 """
 
 from __future__ import annotations
@@ -15,41 +15,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Positions that are summed at a time in float32; sums of 131,072 would lose 1e-4 of their mass.
-N_SUMMED = 256
-#: Where more of a batch's positions than these are in bags, computing all of them is cheaper than picking them out.
-MOST = 0.85
+#: Positions of one float32 sum at most. Sums of 131,072 positions would lose 1e-4 of their mass.
+MAX_BAG = 256
+#: Share of a batch's positions in bags from which computing all positions is cheaper than gathering these.
+DENSE_SHARE = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dispatch:
-    """Which rows of the running sums each position is added to.
+    """Rows of the running sums that each position of a batch is added to.
 
-    Positions are numbered as the layers compute their soft assignments: those of the batch that are computed, then C
-    that waited from before. Bags of them come in six groups, one after the other: sequences, and single positions,
-    both in pieces of at most `N_SUMMED`; labels whose rows are kept to the end, in such pieces too; labels whose rows
-    are open, for they may occur again; those whose rows are open for the last time; and labels that occur in this
-    batch only. Labels that occur once in the whole corpus have no bag of their own: the entropy of their position's
-    own assignment is all there is to know.
+    Positions are numbered in the order in which layers compute their soft assignments: computed positions of the
+    batch, then C waiting positions of earlier batches. Bags come in six groups, one after the other:
+
+        sequences              in pieces of at most `MAX_BAG` positions
+        singleton positions    in such pieces: positions whose label occurs once in the corpus
+        kept labels            in such pieces: their rows stay to the end
+        live labels            their rows stay, since the label may occur again
+        retiring labels        their rows are freed after this batch
+        batch-local labels     they occur in this batch only and have no row
+
+    A label that occurs once in the corpus has no bag of its own: its entropy is that of its position's assignment.
 
     Attributes:
-        shape: (B, T) of the batch; n_tokens: how many of them are no padding; n_counted: how many count.
-        computed: int64, positions of the batch that are computed, of its B·T; None where all are.
+        shape: (B, T) of the batch.
+        n_tokens: tokens of the batch without padding; n_counted: positions that count.
+        computed: int64, computed positions among the B·T of the batch; None where all are computed.
         bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
-        weights_XL: float64 [X, L], how often the bags of the first two groups are added to each of the sums of
-            positions whatever their labels (`LayerSums`): the total has all sequences; each set whose labels come
-            and go has the single positions whose label of the set occurs once in the corpus; each bootstrap
-            replicate has a sequence as often as it drew its document.
-        kept_rows, live_rows, retiring_rows: int64, the rows of the third, fourth and fifth group.
-        retired_buckets: int64, the buckets that the labels of the last two groups are pooled in.
-        sample_positions, sample_slots: int64, positions whose assignments are kept, and where among those kept.
+        weights_XL: float64 [X, L], how often each bag of the first two groups is added to each of the sums over
+            positions (`LayerSums`). The total has all sequences. Each set with singletons has the positions whose
+            label of the set occurs once. Each bootstrap replicate has a sequence as often as it drew its document.
+        kept_rows, live_rows, retiring_rows: int64, rows of the third, fourth and fifth group.
+        retired_buckets: int64, buckets in which the labels of the last two groups are pooled.
+        sample_positions, sample_slots: int64, positions whose assignments are kept, and their slots in the sample.
         n_kept, n_live: rows that must exist before the batch is added.
-        left_rows, taken_rows: int64, open rows that labels shared until now, and those of their own that they take
-            instead: what is in the former is added to the latter, before the batch is.
-        number: of the sequences, whose waiting positions layers have kept; None where nothing waits.
-        n_carried: C, how many of these there are.
-        held_positions: int64, positions that wait from now on.
-        made_from: where this is a copy on an accelerator, the original.
+        left_rows, taken_rows: int64, live rows that labels shared until now, and rows of their own that they take
+            instead. The former are added to the latter before the batch is.
+        number: the number of the sequences of which positions wait; None where none can.
+        n_carried: C, the waiting positions of earlier batches.
+        held_positions: int64, positions that wait after this batch.
+        made_from: the original in host memory, where this is a copy on an accelerator.
     """
 
     shape: tuple[int, int]
@@ -76,10 +81,11 @@ class Dispatch:
 
     @property
     def on_host(self) -> Dispatch:
-        """The same in host memory, where it was made."""
+        """The dispatch in host memory, where it was made."""
         return self.made_from or self
 
     def to(self, device: torch.device) -> Dispatch:
+        """Copy the dispatch to a device without waiting for it."""
         tensors: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
@@ -100,13 +106,13 @@ class DecodeStep:
 
 
 class MergeMap(NamedTuple):
-    """Where another's labels and sample are among these.
+    """Map the rows and the sample of another part of the data to rows and slots here.
 
     Attributes:
-        kept_rows: of each of its kept rows the one it is added to.
-        from_rows, to_rows: its open rows, some more than once, and those they are added to.
-        left_rows, taken_rows: as in `Dispatch`, before that.
-        sample, slots: positions of its sample that are taken over, and the slots they go to.
+        kept_rows: for each of its kept rows, the row here.
+        from_rows, to_rows: its live rows, some of them several times, and the rows here.
+        left_rows, taken_rows: as in `Dispatch`; they are applied first.
+        sample, slots: positions of its sample that are taken over, and their slots here.
     """
 
     kept_rows: Tensor
@@ -119,7 +125,7 @@ class MergeMap(NamedTuple):
 
 
 class Bags(NamedTuple):
-    """Positions bag by bag; where each bag starts among them, and what it is a bag of."""
+    """Positions bag by bag, the start of each bag among them, and the group (label or sequence) of each bag."""
 
     positions_E: np.ndarray
     starts_L: np.ndarray
@@ -131,16 +137,16 @@ _NO_SETS = np.zeros((0, 0), dtype=bool)
 
 
 def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int, n_pieced: int = 0) -> Bags:
-    """Positions sorted by label.
+    """Sort positions by label.
 
     >>> sort_into_bags(np.array([[1, 0, 1]]), np.array([4, 5, 6]), n_groups=2)
     Bags(positions_E=array([5, 4, 6]), starts_L=array([0, 1]), groups_L=array([0, 1]))
 
     Args:
-        groups_SN: [n_label_sets, N], the label of each position in each set, numbered over all sets;
-            n_groups or more means that the position has no bag in that set.
+        groups_SN: [n_label_sets, N], the label of each position in each set, numbered over all sets; n_groups or
+            more means that the position has no bag in that set.
         positions_N: [N], the positions.
-        n_pieced: the first so many groups are cut into bags of at most `N_SUMMED` positions.
+        n_pieced: number of first groups that are cut into bags of at most `MAX_BAG` positions.
     """
     flat = groups_SN.reshape(-1)
     order = np.argsort(flat, kind="stable")
@@ -152,7 +158,7 @@ def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int
 
 
 def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, np.ndarray]:
-    """Positions sorted by the sets they belong to, in bags of at most `N_SUMMED`; those of no set are left out.
+    """Sort positions by the sets they belong to, in bags of at most `MAX_BAG`; leave out those of no set.
 
     >>> bags, member_PL = sort_by_sets(np.array([[True, False, True], [True, False, False]]), np.array([4, 5, 6]))
     >>> bags.positions_E.tolist(), bags.starts_L.tolist(), bags.groups_L.tolist()
@@ -161,7 +167,7 @@ def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, 
     [[True, True], [False, True]]
 
     Args:
-        member_PN: [P, N], bool, which sets each position belongs to.
+        member_PN: [P, N], bool, membership of each position in each set.
         positions_N: [N], the positions.
 
     Returns:
@@ -178,7 +184,7 @@ def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, 
 
 
 def in_pieces(groups_E: np.ndarray, positions_E: np.ndarray) -> Bags:
-    """Bags of at most `N_SUMMED` positions, which come sorted by their groups."""
+    """Cut positions that are sorted by group into bags of at most `MAX_BAG`."""
     starts = _starts_of_pieces(groups_E)
     return Bags(positions_E, starts, groups_E[starts])
 
@@ -186,12 +192,12 @@ def in_pieces(groups_E: np.ndarray, positions_E: np.ndarray) -> Bags:
 def _starts_of_pieces(groups_E: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.diff(groups_E, prepend=-1))
     within = np.arange(len(groups_E)) - np.repeat(starts, np.diff(starts, append=len(groups_E)))
-    return np.flatnonzero(within % N_SUMMED == 0)
+    return np.flatnonzero(within % MAX_BAG == 0)
 
 
 def _weights(weights_WQ: np.ndarray, weights_PL: np.ndarray) -> np.ndarray:
-    (n_replicates, n_sequences), (n_singleton_sets, n_singles) = weights_WQ.shape, weights_PL.shape
-    weights_XL = np.zeros((1 + n_singleton_sets + n_replicates, n_sequences + n_singles))
+    (n_replicates, n_sequences), (n_singleton_sets, n_singletons) = weights_WQ.shape, weights_PL.shape
+    weights_XL = np.zeros((1 + n_singleton_sets + n_replicates, n_sequences + n_singletons))
     weights_XL[0, :n_sequences] = 1.0
     weights_XL[1 : 1 + n_singleton_sets, n_sequences:] = weights_PL
     weights_XL[1 + n_singleton_sets :, :n_sequences] = weights_WQ
@@ -205,25 +211,29 @@ def build_dispatch(
     weights_WB: np.ndarray,
     labels: Bags,
     sampled: np.ndarray,
-    singles: Bags = _NO_BAGS,
-    single_PL: np.ndarray = _NO_SETS,
+    singletons: Bags = _NO_BAGS,
+    singleton_PL: np.ndarray = _NO_SETS,
     n_carried: int = 0,
     held: np.ndarray | None = None,
     **others: Any,
 ) -> Dispatch:
-    """The instructions of a batch, whose positions are numbered as they come, 0 … B·T − 1, then C that waited.
+    """Build the dispatch of a batch from positions numbered 0 … B·T − 1, then C that waited.
 
     Args:
-        sequences: counted positions of each sequence; weights_WB: how often each occurs in each replicate.
-        labels: of rows that are kept, open and ending, and of labels that occur in this batch only.
-        sampled: positions whose assignments are kept; held: those that wait from now on.
-        singles: positions by the sets in which their labels occur once, of the P sets whose labels come and go;
-            single_PL: which sets those of each bag are.
-        others: attributes of `Dispatch`, as arrays or whatever they are.
+        shape: (B, T).
+        sequences: counted positions of each sequence.
+        weights_WB: how often each sequence occurs in each bootstrap replicate.
+        labels: bags of the kept, live, retiring and batch-local labels.
+        sampled: positions whose assignments are kept.
+        singletons: positions by the sets in which their labels occur once, of the P sets with singletons.
+        singleton_PL: membership of each of these bags in each set.
+        n_carried: C.
+        held: positions that wait after this batch.
+        others: further attributes of `Dispatch`, as arrays or plain values.
     """
     n_fed = shape[0] * shape[1]
     held = np.zeros(0, dtype=np.int64) if held is None else held
-    all_bags = [sequences, singles, labels]
+    all_bags = [sequences, singletons, labels]
     ends = np.cumsum([len(bags.positions_E) for bags in all_bags])
     offsets = [bags.starts_L + start for bags, start in zip(all_bags, [0, *ends[:-1]], strict=True)]
     is_used = np.zeros(n_fed + n_carried, dtype=bool)
@@ -231,13 +241,13 @@ def build_dispatch(
     is_used[held] = True
     computed = np.flatnonzero(is_used[:n_fed])
     numbers = np.arange(n_fed + n_carried)
-    if picks := len(computed) < MOST * n_fed:
+    if picks := len(computed) < DENSE_SHARE * n_fed:
         numbers[computed] = np.arange(len(computed))
         numbers[n_fed:] -= n_fed - len(computed)
     given: dict[str, Any] = {
         "bag_positions": numbers[np.concatenate([bags.positions_E for bags in all_bags])].astype(np.int32),
         "bag_offsets": np.concatenate([*offsets, ends[-1:]]).astype(np.int32),
-        "weights_XL": _weights(weights_WB[:, sequences.groups_L], single_PL),
+        "weights_XL": _weights(weights_WB[:, sequences.groups_L], singleton_PL),
         "sample_positions": numbers[sampled],
         "held_positions": numbers[held],
         **others,

@@ -20,7 +20,7 @@ _SMALL = 2**28  # bytes of a table
 
 
 class LabelTables:
-    """Rows of sums of one layer's labels, on one device.
+    """Accumulate the soft assignments of one layer's labels, on one device.
 
         kept     [n_kept, K]      float64  labels whose rows are kept to the end
         live     [n_live, K]      float32  labels that occurred and will, or may, occur again
@@ -60,7 +60,7 @@ class LabelTables:
         return taken_LK
 
     def merge(self, other: LabelTables, rows: MergeMap) -> None:
-        """Add another part's tables."""
+        """Add the tables of another part of the data."""
         self.retired += other.retired.to(self.retired)
         self.grow("kept", _end(rows.kept_rows))
         self.grow("live", max(_end(rows.to_rows), _end(rows.taken_rows)))
@@ -94,7 +94,9 @@ def add_bags(tables: Sequence[LabelTables], bags_GLK: Tensor, labels: Dispatch) 
     """Add one batch to the tables of several layers of one device.
 
     Args:
-        bags_GLK: of each layer the sums of each bag of the batch, in the order of its labels; they are used up.
+        tables: of each layer.
+        bags_GLK: for each layer the sums of each bag, in the order of the dispatch; overwritten.
+        labels: the dispatch, on the device of the tables.
     """
     n_kept, n_live, n_retiring = len(labels.kept_rows), len(labels.live_rows), len(labels.retiring_rows)
     retired_GLK = bags_GLK[:, n_kept + n_live :]
@@ -122,25 +124,26 @@ def _remains(retired_LK: Tensor, n_sets: int, n_anchors: int) -> Tensor:
 
 
 def columns(n_sets: int, n_anchors: int) -> int:
-    """K, the columns of a row of sums."""
+    """Compute K, the columns of a row of sums."""
     return n_sets * n_anchors + n_sets + 1
 
 
 def mass(rows: Tensor, n_sets: int, n_anchors: int) -> Tensor:
-    """The running sums of soft assignments: [..., K] -> [..., S, M]."""
-    return rows[..., : n_sets * n_anchors].unflatten(-1, (n_sets, n_anchors))
+    """View the sums of soft assignments of rows: [..., K] -> [..., S, M]."""
+    mass_SM: Tensor = rows[..., : n_sets * n_anchors].unflatten(-1, (n_sets, n_anchors))
+    return mass_SM
 
 
 def position_entropy(rows: Tensor, n_sets: int) -> Tensor:
-    """Sum over positions of the entropy of their own assignment, in nats: [..., K] -> [..., S]."""
+    """View the sums of the positions' own assignment entropies, in nats: [..., K] -> [..., S]."""
     return rows[..., -n_sets - 1 : -1]
 
 
 def weighted_entropy(mass_LSM: Tensor) -> Tensor:
-    """Positions times the entropy of their mean assignment, n·H(p̂), in nats: mass [..., M] -> [...], float64.
+    """Compute n·H(p̂), positions times the entropy of their mean assignment, in nats: [..., M] -> [...], float64.
 
-    With s the mass and n its total, n·H = n·log n − Σ_j s_j·log s_j. No mass gives 0: a label all of whose
-    positions were invalid has no distribution, and no weight either.
+    With s the mass and n its total, n·H = n·log n − Σ_j s_j·log s_j. No mass gives 0: a label without a valid
+    position has no distribution and no weight.
     """
     n = mass_LSM.sum(dim=-1).double()
     tiny = torch.finfo(mass_LSM.dtype).tiny
@@ -148,7 +151,7 @@ def weighted_entropy(mass_LSM: Tensor) -> Tensor:
 
 
 def _add_rows(table: Tensor, to_rows: Tensor, other: Tensor, from_rows: Tensor) -> None:
-    """Add rows of another table, or of the same, some thousands at a time; rows beyond its end are zero."""
+    """Add rows of another table, or of the same one, in chunks; rows beyond its end are zero."""
     for to, rows in zip(to_rows.split(_ROWS_AT_ONCE), from_rows.split(_ROWS_AT_ONCE), strict=True):
         there = rows < len(other)
         table.index_add_(0, to[there].to(table.device), other[rows[there].to(other.device)].to(table))

@@ -131,19 +131,19 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
 
 
 class _ByCount:
-    """Labels of all sets, pooled by how often they occur."""
+    """Entropies of the labels of all sets, pooled by the labels' counts."""
 
     def __init__(self, n_label_sets: int, n_anchor_sets: int) -> None:
         self._n_label_sets, self._n_anchor_sets = n_label_sets, n_anchor_sets
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, sets_C: Tensor, counts_C: Tensor, labels_C: Tensor, weighted_CS: Tensor, own_CS: Tensor) -> None:
-        """Rows that are several labels of one set and count: Σ n·H(p̂_x), and Σ of assignment entropies."""
+        """Add pools of labels of one set and count: their number, Σ n·H(p̂_x), and Σ of assignment entropies."""
         sums = torch.cat([labels_C.double().unsqueeze(1), weighted_CS.double(), own_CS.double()], dim=1)
         self._parts.append((sets_C, counts_C, sums))
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Distinct counts n [C]; of each set and count the labels [X, C] and their two sums [X, C, S]."""
+        """Compute distinct counts n [C], and for each set and count the labels [X, C] and their sums [X, C, S]."""
         sets, counts, sums = (torch.cat(column) for column in zip(*self._parts, strict=True))
         counts_C, c = counts.unique(return_inverse=True)
         shape = (self._n_label_sets, len(counts_C))
@@ -156,7 +156,7 @@ class _ByCount:
 
 
 def _parts(kept_sets: Tensor, kept: Tensor, live_sets: Tensor, live: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows that are a label's own and their sets, some thousands at a time, in float64."""
+    """Yield rows that belong to one label, and their sets, in chunks, in float64."""
     yield kept_sets, kept
     for sets, rows in zip(live_sets.split(_ROWS_AT_ONCE), live.split(_ROWS_AT_ONCE), strict=True):
         own = sets >= 0
@@ -164,4 +164,5 @@ def _parts(kept_sets: Tensor, kept: Tensor, live_sets: Tensor, live: Tensor) -> 
 
 
 def _pieces(rows: np.ndarray) -> tuple[Tensor, ...]:
-    return torch.from_numpy(rows).split(_ROWS_AT_ONCE)
+    pieces: tuple[Tensor, ...] = torch.from_numpy(rows).split(_ROWS_AT_ONCE)
+    return pieces

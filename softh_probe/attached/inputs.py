@@ -1,4 +1,4 @@
-"""What a forward pass is fed: which positions are real tokens, and which tokens they are."""
+"""Read the tokens and masks of a forward pass from the arguments of the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TokenBatch:
     Attributes:
         real_BT: bool, False at padding.
         ids_BT: int64 token ids; None where the model is fed embeddings.
-        mask_known: whether anything told which positions are real.
+        mask_known: whether a mask or a hint says which positions are real.
         starts_BT: bool, True where another text begins in the middle of a row; None where none does.
     """
 
@@ -32,12 +32,12 @@ class TokenBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class InputHints:
-    """What code that runs the model knows of the next forward pass, and the model is not told. None is unknown.
+    """Facts about the next forward pass that the code around the model knows, and its arguments do not show.
 
     Attributes:
-        ids_BL: the sequences so far: their last tokens are those that the model is fed.
-        mask_BL: which of them, or of the last ones, are real.
-        ends_B: how many tokens of each sequence count; what comes after is fed for the sake of the others.
+        ids_BL: the sequences so far, the tokens of this pass last; None if unknown.
+        mask_BL: nonzero at real tokens, of these or of the last columns; None if unknown.
+        ends_B: tokens of each sequence that count; later ones are fed for the sake of other sequences; None if unknown.
     """
 
     ids_BL: Tensor | None = None
@@ -46,7 +46,7 @@ class InputHints:
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a module is about to be called with, by its forward's names of the arguments."""
+    """Bind the arguments of a call to the names of the module's forward method."""
     try:
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
     except TypeError:
@@ -55,10 +55,13 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def require_tokens(given: Mapping[str, Any], outer: Mapping[str, Any], n_virtual: int = 0) -> None:
-    """Refuse a backbone that is not fed the tokens that the model around it takes, but what that made of them.
+    """Refuse a backbone whose positions are not the tokens that the model around it takes.
 
-    Its positions (latents, a shorter sequence, tokens put before the text) are then other ones, and as many only by
-    chance. Arguments are those of `read_inputs`.
+    The positions of latents, of a shortened sequence or of tokens put before the text are others, even where their
+    number is the same. Arguments are those of `read_inputs`.
+
+    Raises:
+        ProbeError: the backbone is fed neither token ids nor embeddings of these tokens.
     """
     fed = any(isinstance(given.get(name), Tensor) for name in ("input_ids", "inputs_embeds"))
     masks = (given.get("attention_mask"), outer.get("attention_mask"), outer.get("input_ids"))
@@ -80,29 +83,29 @@ def require_tokens(given: Mapping[str, Any], outer: Mapping[str, Any], n_virtual
 def read_inputs(
     given: Mapping[str, Any],
     outer: Mapping[str, Any],
-    told: InputHints | None = None,
+    hints: InputHints | None = None,
     *,
     n_past: int = 0,
     n_virtual: int = 0,
 ) -> TokenBatch | None:
-    """What a backbone is about to be fed: `input_ids` or `inputs_embeds`, `attention_mask` and `position_ids`.
+    """Read a token batch from `input_ids` or `inputs_embeds`, `attention_mask` and `position_ids`.
 
     With a cache, the mask covers past and new tokens: its last T columns are those of the T new ones. Without a
-    mask all positions are real: padding is never guessed from token ids. Positions that start again in the middle
-    of a row are another text's, packed into it.
+    mask all positions are real: padding is never guessed from token ids. Where position ids restart in the middle
+    of a row, another text begins, packed into the same row.
 
     Args:
         given: the backbone's arguments.
-        outer: those of the model around it, for a few models do not hand the mask on (rwkv).
-        told: what is known besides.
+        outer: those of the model around it; a few models, such as rwkv, keep the mask to themselves.
+        hints: facts that neither shows.
         n_past: tokens in the cache.
-        n_virtual: trained prompts that may be put before the first token; they are none.
+        n_virtual: positions of trained prompts before the first token.
 
     Returns:
-        None if the module takes neither token ids nor embeddings nor a mask (any torch module).
+        None if the module takes neither token ids nor embeddings.
 
     Raises:
-        ProbeError: a mask that cannot be read, for one is then left to guess which positions are real.
+        ProbeError: the mask cannot be read.
     """
     ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
     fed = ids if isinstance(ids, Tensor) else embeds
@@ -114,21 +117,21 @@ def read_inputs(
             "what belongs together; use model.generate"
         )
     n_sequences, n_tokens = fed.shape[:2]
-    known = outer.get("input_ids") if told is None or told.ids_BL is None else told.ids_BL
+    known = outer.get("input_ids") if hints is None or hints.ids_BL is None else hints.ids_BL
     if not isinstance(ids, Tensor):  # the model around it embeds the tokens, and images beside them
         ids = known if isinstance(known, Tensor) and known.shape[0] == n_sequences else None
-        if ids is not None and told is not None:
+        if ids is not None and hints is not None:
             ids = ids[:, -n_tokens:]
     prompt = 0
     if ids is not None and ids.shape[1] != n_tokens:
         prompt = n_virtual if ids.shape[1] + n_virtual == n_tokens else 0
         ids = np.pad(_numpy(ids), ((0, 0), (n_virtual, 0)), constant_values=-1) if prompt else None
-    real_BT = _real(given, outer, told, (n_sequences, n_tokens), n_past)
-    mask_known = told is not None or any(a.get("attention_mask") is not None for a in (given, outer))
+    real_BT = _real(given, outer, hints, (n_sequences, n_tokens), n_past)
+    mask_known = hints is not None or any(a.get("attention_mask") is not None for a in (given, outer))
     real_BT[:, :prompt] = False
-    if told is not None and told.ends_B is not None and told.ids_BL is not None:
-        last = told.ids_BL.shape[1]
-        real_BT &= np.arange(last - n_tokens, last) < told.ends_B[:, None]
+    if hints is not None and hints.ends_B is not None and hints.ids_BL is not None:
+        last = hints.ids_BL.shape[1]
+        real_BT &= np.arange(last - n_tokens, last) < hints.ends_B[:, None]
     return TokenBatch(
         real_BT=real_BT,
         ids_BT=None if ids is None else _numpy(ids),
@@ -138,14 +141,14 @@ def read_inputs(
 
 
 def _real(
-    given: Mapping[str, Any], outer: Mapping[str, Any], told: InputHints | None, shape: tuple[int, int], n_past: int
+    given: Mapping[str, Any], outer: Mapping[str, Any], hints: InputHints | None, shape: tuple[int, int], n_past: int
 ) -> np.ndarray:
-    """Which positions are real tokens, by the first mask that says so; all, where there is none."""
+    """Find the real tokens [B, T] by the first mask of that shape; all are real where there is no mask."""
     n_sequences, n_tokens = shape
     mask = given.get("attention_mask")
     if isinstance(mask, Mapping):  # one for each kind of layer
         mask = mask.get("full_attention", next(iter(mask.values()), None))
-    two = [told.mask_BL if told else None, mask, outer.get("attention_mask")]
+    two = [hints.mask_BL if hints else None, mask, outer.get("attention_mask")]
     for candidate in two:
         if isinstance(candidate, Tensor) and candidate.ndim == 2 and candidate.shape[0] == n_sequences:
             missing = n_tokens - candidate.shape[1]
@@ -170,7 +173,7 @@ def _real(
 
 
 def _starts(given: Mapping[str, Any], outer: Mapping[str, Any], real_BT: np.ndarray) -> np.ndarray | None:
-    """Where position_ids start again, or, without them, where a row packed for flash attention says so."""
+    """Find the starts of packed texts [B, T]: restarts of position ids, or lengths given for flash attention."""
     again = np.zeros(real_BT.shape, dtype=bool)
     positions, lengths = (
         given.get(name) if isinstance(given.get(name), Tensor) else outer.get(name)

@@ -1,8 +1,8 @@
-"""Rows that grow: where labels live when the future is unknown, attached to somebody else's evaluation.
+"""Online rows: rows of labels that are seen as other code feeds the model.
 
-No label's row is ever given back, but labels that have occurred once may share one (`sharing`). n-grams are keyed by
-their tokens' bytes and labels of one's own by their number, so keys are exact and two probes' rows can be matched to
-merge them.
+A label keeps its row, since it may occur again; labels that have occurred once share rows (`shared_rows`). The keys of
+n-grams are their tokens' bytes, and those of the user's own labels are their integers. Keys are exact, so that the rows
+of two probes can be merged.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _NONE = np.zeros(0, dtype=np.int64)
 
 
 class OnlineRows:
-    """Rows of the labels seen so far; each batch's labels are found from its tokens.
+    """Assign rows to labels as they are seen, and build the dispatch of each batch from its tokens.
 
-    n-grams take open rows, labels of one's own (`SoftEntropyProbe.labelled`) take kept ones, in sets that appear
-    with their first batch. The attributes that results read are those of `Plan`.
+    n-grams take live rows. The user's own labels (`SoftEntropyProbe.labelled`) take kept rows; their sets appear with
+    their first batch.
 
     Args:
         label_sets: the n-gram label sets.
-        unique_prefixes: whether each distinct prefix counts once, rather than each time that it is fed.
+        unique_prefixes: count each distinct prefix once, not each time that it is fed.
     """
 
     def __init__(self, label_sets: Sequence[LabelSet], *, unique_prefixes: bool = False) -> None:
@@ -93,7 +93,7 @@ class OnlineRows:
         return TableSizes(n_kept=self.n_kept, n_live=self.n_live, n_sample=SAMPLE_SIZE)
 
     def new_sequences(self, fed: TokenBatch, *, past_known: bool = True) -> CachedSequences:
-        """CachedSequences that begin with a forward pass, before its tokens are added."""
+        """Make the sequences of a first forward pass, before its tokens are added."""
         return empty_sequences(self._sequence_keys(fed), past_known=past_known)
 
     def batch(
@@ -105,17 +105,17 @@ class OnlineRows:
         waits: bool = False,
         tentative: bool = False,
     ) -> Dispatch:
-        """What the hooks need to know of one forward pass, whose tokens are added to their sequences.
+        """Build the dispatch of a forward pass and append its tokens to their sequences.
 
         Args:
-            fed: its tokens; their ids may be unknown where there are no n-gram label sets.
-            own: labels of one's own, by set, [B, T]; negative where a position has none.
-            sequences: what was fed before.
-            waits: whether positions whose labels are yet to be fed may wait for them.
-            tentative: whether all positions wait, for they may be taken back.
+            fed: its tokens; the ids may be unknown where there are no n-gram label sets.
+            own: the user's own labels by set, [B, T]; negative where a position has none.
+            sequences: the sequences, with the tokens of earlier passes.
+            waits: whether positions may wait for labels that later passes complete.
+            tentative: whether all positions wait, since their tokens may be taken back.
         """
         past = sequences.extend(fed, own, self.unique_prefixes)
-        defined_BL, may_be_BL = self._defined(sequences)
+        defined_BL, may_be_BL = sequences.defined(self._before, self._after)
         row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
         n_tokens = fed.real_BT.shape[1]
         row_N, column_N, place_N = (
@@ -131,15 +131,15 @@ class OnlineRows:
         if tentative:  # also what was fed before waits, for its labels may be taken back
             held_N |= counts_N
             counts_N[:] = False
-        return self._instructions(sequences, row_N, column_N, place_N, counts_N, held_N, fed)
+        return self._build_dispatch(sequences, row_N, column_N, place_N, counts_N, held_N, fed)
 
     def complete(self, sequences: CachedSequences) -> Dispatch:
-        """Count what waits although it is complete, without a forward pass."""
+        """Build the dispatch of waiting positions whose labels are complete, without a forward pass."""
         none = np.zeros((len(sequences.keys_B), 0), dtype=bool)
-        defined_BL, may_be_BL = self._defined(sequences)
+        defined_BL, may_be_BL = sequences.defined(self._before, self._after)
         rows, columns = sequences.waiting_rows, sequences.waiting_columns
         counts, held = defined_BL[rows, columns], may_be_BL[rows, columns]
-        return self._instructions(
+        return self._build_dispatch(
             sequences,
             rows,
             columns,
@@ -149,7 +149,7 @@ class OnlineRows:
             TokenBatch(real_BT=none, ids_BT=None),
         )
 
-    def _instructions(
+    def _build_dispatch(
         self,
         sequences: CachedSequences,
         row_N: np.ndarray,
@@ -159,10 +159,14 @@ class OnlineRows:
         held_N: np.ndarray,
         fed: TokenBatch,
     ) -> Dispatch:
-        """Labels of candidate positions: of those that count; the held ones wait on.
+        """Build the dispatch of candidate positions: some count, some wait.
 
         Args:
-            row_N, column_N: where in the sequences; place_N: where among the layer's rows of assignments.
+            sequences: the sequences of the positions.
+            row_N, column_N: sequence and column of each position.
+            place_N: index of each position among the layer's assignments.
+            counts_N, held_N: whether a position counts now, or waits.
+            fed: the tokens of the forward pass.
         """
         n_carried, number = sequences.n_held, sequences.number
         if self.unique_prefixes:
@@ -192,7 +196,7 @@ class OnlineRows:
         placed = self._shared.assign(
             bags.groups_L[kept_end:] - n_kept, sizes[kept_end:] == 1, bags.positions_E[bags.starts_L[kept_end:]]
         )
-        # Labels that share their position's row have no bag of their own, but the position has.
+        # Labels that share their position's row have no bag of their own; the position has one.
         has_bag = np.concatenate([np.ones(kept_end, dtype=bool), placed.rows_L >= 0])
         positions_E = np.concatenate([bags.positions_E[np.repeat(has_bag, sizes)], placed.positions_P])
         sizes = np.concatenate([sizes[has_bag], np.ones_like(placed.positions_P)])
@@ -225,7 +229,7 @@ class OnlineRows:
         return batch
 
     def _first_time(self, sequences: CachedSequences, row_N: np.ndarray, column_N: np.ndarray) -> np.ndarray:
-        """Which positions end a prefix that no counted position has ended before."""
+        """Find the positions that end a prefix for the first time."""
         if not sequences.past_known:
             raise ProbeError(
                 "count: with 'unique_prefix' all tokens before a position have to be known, and those in this cache "
@@ -241,7 +245,7 @@ class OnlineRows:
         return fresh
 
     def _sequence_keys(self, fed: TokenBatch) -> np.ndarray:
-        """A number for each sequence: from its real tokens, or else from how many came before."""
+        """Compute a key of each sequence: from its real tokens, or from the number of sequences before it."""
         if fed.ids_BT is not None:
             keys = [sequence_key(ids[real]) for ids, real in zip(fed.ids_BT, fed.real_BT, strict=True)]
         else:
@@ -249,25 +253,8 @@ class OnlineRows:
         self._n_sequences += len(fed.real_BT)
         return np.array(keys, dtype=np.uint64)
 
-    def _defined(self, sequences: CachedSequences) -> tuple[np.ndarray, np.ndarray]:
-        """Real positions whose neighbours, as far as the n-grams reach, are real tokens of the same text; and those
-        that may become such when more is fed.
-        """
-        real_BL, segment_BL = sequences.real, sequences.columns["segment"]
-        defined_BL = real_BL.copy()
-        for k in range(1, self._before + 1):
-            defined_BL[:, k:] &= real_BL[:, :-k] & (segment_BL[:, k:] == segment_BL[:, :-k])
-            defined_BL[:, :k] = False
-        may_be_BL = defined_BL.copy()
-        for k in range(1, self._after + 1):
-            follows = real_BL[:, k:] & (segment_BL[:, k:] == segment_BL[:, :-k])
-            may_be_BL[:, :-k] &= follows
-            defined_BL[:, :-k] &= follows
-            defined_BL[:, -k:] = False
-        return defined_BL, may_be_BL & ~defined_BL
-
     def state_dict(self) -> dict[str, Any]:
-        """Keys in the order of their rows: of each n-gram set its tokens [L, n], of each own set its labels [L]."""
+        """Copy the keys in the order of their numbers: tokens [L, n] of each n-gram set, labels [L] of each own set."""
         ngrams = [
             torch.from_numpy(np.frombuffer(b"".join(table), dtype=np.int32).reshape(-1, s.order).copy())
             for s, table in zip(self.label_sets, self._live, strict=True)
@@ -289,6 +276,7 @@ class OnlineRows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all rows by those of a state."""
         self._sample, self._n_sequences = BottomKSample(), state["sequences"]
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
@@ -313,8 +301,11 @@ class OnlineRows:
         """
         if not isinstance(other, OnlineRows):
             raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
+        return self._merge(other)
+
+    def _merge(self, other: OnlineRows) -> MergeMap:
         if both := len(self._seen & other._seen):
-            warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=3)
+            warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=4)
         self._seen |= other._seen
         kept_rows = np.zeros(other.n_kept, dtype=np.int64)
         for name, theirs in other._kept.items():
@@ -342,11 +333,11 @@ class OnlineRows:
         return MergeMap(*tensors)
 
     def _tables(self) -> list[dict[bytes, int]]:
-        """Dictionaries that number each new n-gram, each another set's."""
+        """Make a dictionary for each set that numbers new n-grams."""
         return [defaultdict(self._shared.next_label.__next__) for _ in self.label_sets]
 
     def _live_rows(self, table: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Of a set's labels the row, and whether it may be shared."""
+        """Find the rows of a set's labels, and whether each may be shared."""
         return self._shared.lookup(_values(table))
 
 
@@ -355,19 +346,19 @@ def _values(table: Mapping[Any, int]) -> np.ndarray:
 
 
 def _numbers(table: Mapping[bytes, int], ngrams: Sequence[bytes]) -> np.ndarray:
-    """The number of each n-gram; new ones are numbered."""
+    """Find the number of each n-gram; new ones take the next numbers."""
     return np.fromiter(map(table.__getitem__, ngrams), dtype=np.int64, count=len(ngrams))
 
 
 def _rows(table: Mapping[int, int], labels: np.ndarray) -> np.ndarray:
-    """The kept row of each label, new ones taken as needed; −1 for a negative label."""
+    """Find the kept row of each label, and take new ones; −1 for a negative label."""
     distinct, inverse = np.unique(labels, return_inverse=True)
     rows = [table[label] if label >= 0 else -1 for label in distinct.tolist()]
     return np.array(rows, dtype=np.int64)[inverse]
 
 
 def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> list[bytes]:
-    """The n tokens from start on, as opaque values of 4·n bytes, [N]."""
+    """Key the n tokens from `start_N` on, as opaque values of 4·n bytes [N]."""
     if not len(start_N):
         return []
     return _keys(sliding_window_view(ids_BT.astype(np.int32), order, axis=1)[sequence_N, start_N])

@@ -1,9 +1,8 @@
-"""What sequences have been fed so far, where a model is fed them in pieces: prompts first, then token by token.
+"""The tokens that the sequences of a key-value cache were fed: the prompt first, then token by token.
 
-A model with a cache is fed only what is new, so the tokens before a position, which label it, were fed in an
-earlier forward pass, and those after it will be fed in a later one. `Sequences` remembers the former and holds back
-the positions that wait for the latter. It follows its cache: when beams reorder that, or rejected drafts are
-cropped from it, the same happens here.
+A model with a cache is fed new tokens only. The tokens before a position, which label it, came in an earlier forward
+pass, and the tokens after it come in a later one. `CachedSequences` remembers the former and keeps the positions that
+wait for the latter. It follows its cache when beams reorder it or rejected drafts are cropped.
 
 Shape suffixes: B sequences, L columns (tokens fed so far, padding included), C positions that wait.
 """
@@ -21,13 +20,13 @@ from softh_probe.accumulators.sampling import GOLDEN, splitmix64
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.errors import ProbeError
 
-#: Columns that are remembered. Labels need a few; a cache that is cropped by more is one whose past is unknown.
+#: Columns that are remembered. Labels need a few; after a crop by more the past is unknown.
 REMEMBERED = 256
 
 #: Names of columns that cannot be label sets.
 RESERVED_COLUMNS = ("real", "ids", "segment")
 
-#: Steps of the two halves, of 64 bits each, of the key of a prefix.
+#: SplitMix64 steps of the two 64-bit halves of a prefix key.
 _STEPS = np.array([GOLDEN, 0xD1B54A32D192ED03], dtype=np.uint64)
 
 _numbers = count()
@@ -38,10 +37,10 @@ class CachedSequences:
     """The sequences of one cache, or of one forward pass without one.
 
     Attributes:
-        columns: by name, [B, L], of the last L columns: `real` (bool), `ids` (token ids; −1 where unknown),
-            `segment` (which of the texts packed into a row) and labels of one's own (−1 where there is none).
-        prefixes_BL2: uint64, of each column the key of all real tokens up to it; None where nobody asks.
-        keys_B: uint64, a number for each sequence that stays the same as it grows.
+        columns: by name, [B, L], the last L columns: `real` (bool), `ids` (token ids; −1 where unknown),
+            `segment` (number of the text packed into a row) and the user's own labels (−1 where there is none).
+        prefixes_BL2: uint64, for each column the key of all real tokens up to it; None where prefixes are not counted.
+        keys_B: uint64, a key of each sequence that stays the same as it grows.
         n_before_B: real tokens before these columns.
         waiting_rows, waiting_columns, waiting_places: positions that wait, and where each layer has kept their soft
             assignments, among n_held.
@@ -65,6 +64,7 @@ class CachedSequences:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(B, L)."""
         n_sequences, length = self.columns["real"].shape
         return n_sequences, length
 
@@ -75,13 +75,13 @@ class CachedSequences:
 
     @property
     def real(self) -> np.ndarray:
-        """[B, L]"""
+        """Mask of real tokens, bool [B, L]."""
         return self.columns["real"]
 
     def select(self, rows: np.ndarray) -> None:
-        """Sequence i becomes what sequence rows[i] was: beams were reordered, or sequences repeated.
+        """Replace sequence i by sequence rows[i]: beams were reordered, or sequences repeated.
 
-        A position that waits goes on in the first sequence that has it, for it was fed once.
+        A waiting position stays in the first sequence that has it, since it was fed once.
         """
         self.columns = {name: values[rows] for name, values in self.columns.items()}
         self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[rows]
@@ -92,7 +92,7 @@ class CachedSequences:
         self.waiting_rows = first[self.waiting_rows]
 
     def crop(self, n_columns: int) -> int:
-        """Forget the last columns; returns how many of their positions had been fed."""
+        """Remove the last columns; return how many real tokens they held."""
         length = self.shape[1]
         n_columns = min(n_columns, length)
         left = length - n_columns
@@ -104,7 +104,7 @@ class CachedSequences:
         return n_real
 
     def extend(self, fed: TokenBatch, own: Mapping[str, np.ndarray], with_prefixes: bool) -> int:
-        """Add the columns of a forward pass; returns how many were remembered before it."""
+        """Append the columns of a forward pass; return the number of columns before it."""
         n_sequences, n_new = fed.real_BT.shape
         if n_sequences != self.shape[0]:
             raise ProbeError(f"cache: expected {self.shape[0]} sequences, got {n_sequences}")
@@ -113,7 +113,7 @@ class CachedSequences:
         last_segment = self.columns["segment"][:, -1:] if past else np.zeros((n_sequences, 1), dtype=np.int64)
         segment = last_segment + (0 if fed.starts_BT is None else fed.starts_BT.cumsum(axis=1))
         new = {"real": fed.real_BT, "ids": ids, "segment": np.broadcast_to(segment, fed.real_BT.shape), **own}
-        for name in {*new, *self.columns}:
+        for name in dict.fromkeys([*new, *self.columns]):  # in an order that no hash seed changes
             absent = [np.full((n_sequences, n), -1) for n in (past, n_new)]
             self.columns[name] = np.concatenate([self.columns.get(name, absent[0]), new.get(name, absent[1])], axis=1)
         self.n_columns += n_new
@@ -122,7 +122,7 @@ class CachedSequences:
         return past
 
     def trim(self) -> None:
-        """Forget the oldest columns."""
+        """Remove the oldest columns, up to the first that waits."""
         oldest = max(0, self.shape[1] - REMEMBERED)
         if len(self.waiting_columns):
             oldest = min(oldest, int(self.waiting_columns.min()))
@@ -133,20 +133,45 @@ class CachedSequences:
             self.waiting_columns = self.waiting_columns - oldest
 
     def set_waiting(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        """Positions that wait from now on; layers keep their soft assignments in this order."""
+        """Set the positions that wait; layers keep their soft assignments in this order."""
         self.waiting_rows, self.waiting_columns = rows, columns
         self.waiting_places, self.n_held = np.arange(len(rows)), len(rows)
 
     def places(self) -> np.ndarray:
-        """[B, L], of each column, how many real tokens of its sequence come before it."""
-        return self.n_before_B[:, None] + self.real.cumsum(axis=1) - self.real
+        """Count the real tokens of its sequence before each column [B, L]."""
+        before_BL: np.ndarray = self.n_before_B[:, None] + self.real.cumsum(axis=1) - self.real
+        return before_BL
+
+    def defined(self, n_before: int, n_after: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find positions whose n-gram labels are defined, and positions whose labels later tokens may complete.
+
+        A label is defined where the neighbours, as far as the n-grams reach, are real tokens of the same text.
+
+        Args:
+            n_before, n_after: tokens that labels need before and after a position.
+
+        Returns:
+            Two disjoint masks, bool [B, L].
+        """
+        real_BL, segment_BL = self.real, self.columns["segment"]
+        defined_BL = real_BL.copy()
+        for k in range(1, n_before + 1):
+            defined_BL[:, k:] &= real_BL[:, :-k] & (segment_BL[:, k:] == segment_BL[:, :-k])
+            defined_BL[:, :k] = False
+        may_be_BL = defined_BL.copy()
+        for k in range(1, n_after + 1):
+            follows = real_BL[:, k:] & (segment_BL[:, k:] == segment_BL[:, :-k])
+            may_be_BL[:, :-k] &= follows
+            defined_BL[:, :-k] &= follows
+            defined_BL[:, -k:] = False
+        return defined_BL, may_be_BL & ~defined_BL
 
     def _keep_waiting(self, kept_C: np.ndarray) -> None:
         self.waiting_rows, self.waiting_columns = self.waiting_rows[kept_C], self.waiting_columns[kept_C]
         self.waiting_places = self.waiting_places[kept_C]
 
     def _extend_prefixes(self, past: int) -> None:
-        """The key of a prefix is made from that of the prefix before it and its last token."""
+        """Compute the key of each prefix from that of the prefix before it and its last token."""
         real, ids, segment = self.real, self.columns["ids"].astype(np.uint64), self.columns["segment"]
         n_sequences, length = self.shape
         keys = np.zeros((n_sequences, length, 2), dtype=np.uint64)
@@ -163,7 +188,7 @@ class CachedSequences:
 
 
 def empty_sequences(keys_B: np.ndarray, *, past_known: bool = True) -> CachedSequences:
-    """CachedSequences before their first token; with an unknown past, one column stands for it."""
+    """Make sequences before their first token; one column stands for an unknown past."""
     shape = (len(keys_B), 0 if past_known else 1)
     columns: dict[str, Any] = {
         "real": np.zeros(shape, dtype=bool),

@@ -10,11 +10,11 @@ from softh_probe.hooks.hook_points import hidden_state
 
 
 class ResidualChain:
-    """Whether blocks hand their hidden states to one another, call by call: what makes a list of modules a stack.
+    """Count the links of a stack of blocks: the output of each block call is the input of the next.
 
-    Tensors are compared by where they lie, never by value: a device is not waited for. Something in between may
-    change some of them (images that are mixed in, a steering hook), so the links of a stack that is right hold for
-    the most part, and those of another list (attentions of a model that has no blocks) for the least.
+    Tensors are compared by address, never by value, so that no device is waited for. Images that are mixed in, or a
+    steering hook, may change some of them. So most links of a right stack hold, and few of another list (attentions of
+    a model that has no blocks).
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class ResidualChain:
         self.last: Tensor | None = None
 
     def add(self, taken: Tensor, given: Tensor) -> None:
-        """One call: the hidden state it took, and the one it gave."""
+        """Add one block call: the hidden state it took, and the one it gave."""
         if self.last is not None and taken.device == self.last.device:
             self.links += 1
             self.broken += taken.shape != self.last.shape or not _same_place(taken, self.last)
@@ -30,20 +30,21 @@ class ResidualChain:
 
     @property
     def holds(self) -> bool:
+        """Whether at least half of the links hold."""
         return 2 * self.broken <= self.links
 
 
 def is_time_first(last: object, output: object) -> bool:
-    """Whether a last layer with as many sequences as tokens gave [T, B, D], told by the model's output [B, T, D].
+    """Whether a last layer with as many sequences as tokens gave [T, B, D], where the model's output is [B, T, D].
 
-    Shapes cannot tell, so values are compared, and the device is waited for.
+    Shapes are equal, so values are compared; this waits for the device.
     """
     try:
         inner, outer = hidden_state(last, "last layer"), hidden_state(output, "output")
     except ProbeError:
-        return False  # an output without hidden states tells nothing
+        return False  # the output holds no hidden states
     if inner.shape != outer.shape or inner.device != outer.device:
-        return False  # the model went on from there
+        return False  # the model computed more after this layer
     if _same_place(inner, outer) and inner.stride() == outer.stride():
         return False
     return torch.equal(inner.transpose(0, 1), outer) and not torch.equal(inner, outer)

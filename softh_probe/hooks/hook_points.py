@@ -71,7 +71,7 @@ class HookPoints:
 
 
 def find_backbone(model: nn.Module) -> nn.Module:
-    """The part of a transformers model that holds the blocks, without its head."""
+    """Find the part of a transformers model that holds the blocks, without its head."""
     decoder = getattr(model, "get_decoder", lambda: None)()
     if isinstance(decoder, nn.Module) and _block_lists(decoder):
         return decoder
@@ -80,7 +80,7 @@ def find_backbone(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The one transformers model that something else is built around (a sentence embedder, a parallel wrapper)."""
+    """Find the one transformers model inside a wrapper (a sentence embedder, a parallel wrapper)."""
     if isinstance(model, PreTrainedModel) or hasattr(model, "base_model"):
         return model
     inside = _outermost_models(model)
@@ -93,7 +93,7 @@ def _outermost_models(module: nn.Module) -> list[nn.Module]:
 
 
 def stacks(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a model that are probed one by one: `encoder` and `decoder`, or "" and the model itself."""
+    """Split a model into parts that are probed one by one: `encoder` and `decoder`, or "" and the model itself."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         found = {name: getattr(model, f"get_{name}", lambda: None)() for name in ("encoder", "decoder")}
         parts = {name: part for name, part in found.items() if isinstance(part, nn.Module) and part is not model}
@@ -103,7 +103,7 @@ def stacks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_hook_points(model: nn.Module) -> HookPoints:
-    """The backbone and its blocks.
+    """Find the backbone and its blocks.
 
     Raises:
         InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
@@ -153,29 +153,29 @@ def count_calls(points: HookPoints) -> int:
         with torch.device("meta"):
             skeleton = type(points.entry)(config).eval()
         traced = dry_run(find_hook_points(skeleton))
-    except Exception:  # a model that cannot be made from its config alone; its first pass will tell
+    except Exception:  # the model cannot be made from its config alone; its first pass shows the calls
         return n_blocks
-    return sum(row not in (EMBEDDINGS, FINAL_NORM) for row, *_ in traced) or n_blocks
+    return sum(layer not in (EMBEDDINGS, FINAL_NORM) for layer, *_ in traced) or n_blocks
 
 
 def dry_run(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
-    """What a forward pass of a model on the meta device calls: row, module and width.
+    """Trace a forward pass of a model on the meta device: layer, module and width of each call.
 
-    Nothing where the model looks at values, or wants other inputs than token ids.
+    Empty where the model reads values, or takes other inputs than token ids.
     """
-    rows: list[tuple[str, nn.Module, int | None]] = []
+    calls: list[tuple[str, nn.Module, int | None]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not rows:
-            rows.append((EMBEDDINGS, module, hidden_state(args or kwargs, EMBEDDINGS).shape[-1]))
+        if not calls:
+            calls.append((EMBEDDINGS, module, hidden_state(args or kwargs, EMBEDDINGS).shape[-1]))
 
     def after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        row = block_name(len(rows))
-        rows.append((row, module, hidden_state(output, row).shape[-1]))
+        layer = block_name(len(calls))
+        calls.append((layer, module, hidden_state(output, layer).shape[-1]))
 
     def after_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if len(rows) > len(points.blocks):
-            rows.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
+        if len(calls) > len(points.blocks):
+            calls.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
 
     handles = [points.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
     handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(points.blocks)]
@@ -188,11 +188,11 @@ def dry_run(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
     finally:
         for handle in handles:
             handle.remove()
-    return rows if len(rows) > len(points.blocks) else []
+    return calls if len(calls) > len(points.blocks) else []
 
 
 def block_name(index: int) -> str:
-    """Name of the row of the i-th block call, counted from 1.
+    """Name the layer of the i-th block call, counted from 1.
 
     >>> block_name(1)
     'layer.1'
@@ -201,7 +201,7 @@ def block_name(index: int) -> str:
 
 
 def select_layers(names: Iterable[str | int] | None, available: list[str]) -> list[str]:
-    """The rows asked for, by name or by index (negative ones from the end), in the model's order.
+    """Select layers by name or by index (negative ones from the end), in the model's order.
 
     >>> select_layers([-1, "layer.1"], ["embeddings", "layer.1", "final_norm"])
     ['layer.1', 'final_norm']
@@ -219,11 +219,11 @@ def select_layers(names: Iterable[str | int] | None, available: list[str]) -> li
             chosen.add(str(name))
         else:
             raise InputError(f"layers: no layer {name!r}; expected any of {', '.join(available)}, or their indices")
-    return [row for row in available if row in chosen]
+    return [layer for layer in available if layer in chosen]
 
 
 def require_causal(points: HookPoints) -> None:
-    """Refuse a model in which what follows a token, or another text, bears on its hidden state.
+    """Refuse a model whose hidden states depend on later tokens or on other texts.
 
     Raises:
         InputError: the model is not causal, or cannot be told to be.
@@ -238,8 +238,12 @@ def require_causal(points: HookPoints) -> None:
         )
 
 
-def hidden_state(value: object, row: str) -> Tensor:
-    """The hidden state among what a module took or gave: what is called so, else the first floating point tensor."""
+def hidden_state(value: object, layer: str) -> Tensor:
+    """Find the hidden state in a module's input or output: the entry of that name, else the first float tensor.
+
+    Raises:
+        ProbeError: there is none.
+    """
     if isinstance(value, Tensor):
         return value
     if is_dataclass(value) and not isinstance(value, Mapping):
@@ -253,13 +257,13 @@ def hidden_state(value: object, row: str) -> Tensor:
     for item in values if isinstance(values, Iterable) else ():
         if isinstance(item, Tensor) and item.is_floating_point():
             return item
-    raise ProbeError(f"{row}: expected a tensor of hidden states, got {type(value).__name__}")
+    raise ProbeError(f"{layer}: expected a tensor of hidden states, got {type(value).__name__}")
 
 
 def _block_lists(backbone: nn.Module) -> dict[str, nn.ModuleList]:
-    """ModuleLists that are not inside another one's elements, by their path.
+    """Find ModuleLists that are not inside another one's elements, by their path.
 
-    Those of models inside the model (which read its images) count only where there are no others.
+    Lists of inner models, which read images, count only where there are no others.
     """
     found: dict[str, nn.ModuleList] = {}
     models: list[str] = []

@@ -1,4 +1,4 @@
-"""What the sums of a planned run take, where they go, and whether they fit: known before the model runs."""
+"""The memory of a planned run's sums: its size, its place, and whether it fits, before the model runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from softh_probe.planned.plan import Plan
 
 GIB = 2**30
 
-#: Of the memory that is free, what sums may take; the rest is for the model's own tensors.
+#: Share of the free memory that sums may take; the rest is for the model's own tensors.
 SHARE_OF_FREE = 0.8
 
-#: What every row takes whatever the labels: its totals, bootstrap replicates and sample.
+#: Name for the sums that do not depend on labels: totals, bootstrap replicates and sample.
 ALL_POSITIONS = "all positions"
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -28,13 +28,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, kw_only=True)
 class SumsMemory:
-    """Where the sums of each row go.
+    """Size and place of the sums of each layer.
 
     Attributes:
-        bytes_by_set: bytes that one row's sums take for each label set, and for all positions.
-        labels_by_set, rows_by_set: distinct labels of each set, and table rows they have when most are in use.
-        devices: the device of each row.
-        on_host: rows whose tables are in host memory although their layer is on an accelerator.
+        bytes_by_set: bytes of one layer's sums for each label set, and for all positions.
+        labels_by_set, rows_by_set: distinct labels of each set, and its table rows when most are in use.
+        devices: the device of each layer.
+        on_host: layers whose tables are in host memory although the layer is on an accelerator.
         budgets: bytes that sums may take on each device and, as "cpu", in host memory.
     """
 
@@ -46,17 +46,18 @@ class SumsMemory:
     budgets: dict[str, int]
 
     @property
-    def bytes_per_row(self) -> int:
+    def bytes_per_layer(self) -> int:
+        """Bytes of one layer's sums."""
         return sum(self.bytes_by_set.values())
 
     @property
     def bytes_by_place(self) -> dict[str, int]:
         """Bytes on each device, and in host memory as "cpu"."""
-        places = ["cpu" if row in self.on_host else str(device) for row, device in self.devices.items()]
-        return {place: places.count(place) * self.bytes_per_row for place in dict.fromkeys(places)}
+        places = ["cpu" if layer in self.on_host else str(device) for layer, device in self.devices.items()]
+        return {place: places.count(place) * self.bytes_per_layer for place in dict.fromkeys(places)}
 
     def info(self) -> dict[str, object]:
-        """For a result's records (JSON values), in GiB."""
+        """Describe the memory for a result's records (JSON values), in GiB."""
         n = len(self.devices)
         return {
             "by_label_set_gib": {name: n * size / GIB for name, size in self.bytes_by_set.items()},
@@ -65,7 +66,7 @@ class SumsMemory:
         }
 
     def describe(self) -> str:
-        """A table for people: what each label set takes, over all rows, and where it is."""
+        """Format a table of the memory of each label set, over all layers, and its place."""
         n = len(self.devices)
         lines = [f"  {'label set':<22}{'labels':>12}{'rows at once':>14}{'GiB':>8}"]
         for name, size in self.bytes_by_set.items():
@@ -89,10 +90,12 @@ def place_sums(
     sums_memory_gb: float | None = None,
     n_processes: int = 1,
 ) -> SumsMemory:
-    """Decide for each row whether its tables go beside its layer or to host memory.
+    """Decide for each layer whether its tables go to its device or to host memory.
 
     Args:
-        devices: of each row, the device of its layer.
+        plan: the rows of all labels.
+        devices: the device of each layer.
+        n_anchors, anchor_sets: M and S.
         sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
         n_processes: on this machine, which share its free host memory.
 
@@ -110,9 +113,9 @@ def place_sums(
     size = sum(bytes_by_set.values())
     on_host = set()
     for place in budgets:
-        rows = [row for row, device in devices.items() if str(device) == place]
+        layers = [layer for layer, device in devices.items() if str(device) == place]
         if place != "cpu":
-            on_host |= set(rows[budgets[place] // max(size, 1) :])
+            on_host |= set(layers[budgets[place] // max(size, 1) :])
     memory = SumsMemory(
         bytes_by_set=bytes_by_set,
         labels_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
@@ -127,7 +130,7 @@ def place_sums(
 
 
 def free_bytes(place: str) -> int:
-    """What sums may take by default of the memory that is free on a device, or in host memory as "cpu"."""
+    """Compute the bytes that sums may take by default on a device, or in host memory as "cpu"."""
     if place != "cpu":
         device = torch.device(place)
         module = getattr(torch, device.type)

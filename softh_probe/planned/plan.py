@@ -1,6 +1,6 @@
-"""The plan of rows: where each label lives, when the whole corpus is known before the forward pass.
+"""The plan of a run: the rows of every label, for a corpus that is known before the forward pass.
 
-The tables are as long as the largest number of labels alive at once, and the same plan serves all layers and all
+The tables are as long as the largest number of labels that are live at once. One plan serves all layers, and all
 checkpoints of a tokenizer.
 """
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """Rows of every label of a corpus whose batches are fixed.
+    """Allocate rows to the labels of a corpus whose batches are fixed, and build the dispatch of each batch.
 
     Args:
         label_sets: the label sets, whose order numbers them.
         batches: the documents of each batch.
         per_label: names of label sets of which results show every label, beside columns of few values.
-        allocation: what `allocate_rows` found for the same corpus, label sets, batches, per_label and n_shares; found
-            anew if it is not given.
-        n_shares: processes that measure a share of the batches each: every n_shares-th one.
+        allocation: the result of `allocate_rows` for the same corpus, label sets, batches, per_label and n_shares;
+            computed if it is not given.
+        n_shares: processes that each measure every n_shares-th batch.
 
     Attributes:
         batches: share by share.
-        shares: of each process, the indices of its batches.
-        n_too_short: documents of which no position counts; they are not run.
+        shares: for each process, the indices of its batches.
+        n_too_short: documents without a position that counts; they are not run.
 
     Raises:
         InputError: every document is too short for one position to count, or a column has no label.
@@ -78,7 +78,7 @@ class Plan:
         self._draw()
 
     def batch(self, index: int) -> Dispatch:
-        """What the hooks need to know of one batch, its documents right-padded to the longest."""
+        """Build the dispatch of one batch, whose documents are right-padded to the longest."""
         n = self.allocation
         documents = self.batches[index]
         longest = int(self.corpus.lengths[documents].max())
@@ -91,7 +91,7 @@ class Plan:
         kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.live_rows)])
         bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:open_end], ending)), open_end)
         going_on = open_end - len(ending)
-        singles, single_PL = sort_by_sets(n.occurs_once[groups_SN[n.singleton_sets]], positions_N)
+        singletons, singleton_PL = sort_by_sets(n.occurs_once[groups_SN[n.singleton_sets]], positions_N)
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         return build_dispatch(
             shape=(len(documents), longest),
@@ -99,8 +99,8 @@ class Plan:
             n_counted=len(positions_N),
             sequences=in_pieces(positions_N // longest, positions_N),
             weights_WB=poisson_weights(self._source_keys[documents]),
-            singles=singles,
-            single_PL=single_PL,
+            singletons=singletons,
+            singleton_PL=singleton_PL,
             labels=bags,
             kept_rows=bags.groups_L[:kept_end].astype(np.int64),
             live_rows=n.live_rows[bags.groups_L[kept_end:going_on] - n.n_kept],
@@ -113,7 +113,7 @@ class Plan:
         )
 
     def _draw(self) -> None:
-        """Choose the positions whose assignments are kept, and the documents' keys."""
+        """Draw the positions whose assignments are kept, and compute the documents' keys."""
         corpus, documents = self.corpus, np.concatenate(self.batches)
         keys = np.zeros(corpus.n_documents, dtype=np.uint64)
         for d in range(corpus.n_documents):
@@ -130,7 +130,7 @@ class Plan:
         self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
 
     def _groups(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
-        """[n_label_sets, N], the number of the label of each counted position."""
+        """Find the number of the label of each counted position [n_label_sets, N]."""
         groups_SN = np.empty((len(self.label_sets), n_positions), dtype=np.int32)
         for row_N, label_set, numbers in zip(groups_SN, self.label_sets, self.allocation.numbers, strict=True):
             ids_N = label_ids(self.corpus, self.allocation.ngrams, self.label_sets, label_set, documents)
@@ -198,7 +198,7 @@ class Plan:
 
     @property
     def labels_by_set(self) -> np.ndarray:
-        """[X], distinct labels of each set."""
+        """Distinct labels of each set [X]."""
         n, n_sets = self.allocation, len(self.label_sets)
         found = np.bincount(n.kept_sets[n.kept_ids >= 0], minlength=n_sets)
         np.add.at(found, n.bucket_sets, n.bucket_labels)
@@ -207,11 +207,11 @@ class Plan:
 
     @property
     def rows_by_set(self) -> np.ndarray:
-        """[X], rows of each set when most are in use."""
+        """Rows of each set when most are in use [X]."""
         return self.allocation.peak_rows + np.bincount(self.allocation.kept_sets, minlength=len(self.label_sets))
 
     def _name(self, set_index: int, label_id: int) -> str:
-        """A label in words: the value of the column, or the n-gram's tokens."""
+        """Name a label: the value of the column, or the n-gram's tokens."""
         label_set = self.label_sets[set_index]
         if label_set.direction == "column":
             return self.corpus.columns[label_set.column].names[label_id]
@@ -221,7 +221,7 @@ class Plan:
 
     @cached_property
     def _example(self) -> list[np.ndarray]:
-        """Of each order and n-gram, a token at which it ends."""
+        """A token at which each n-gram ends, for each order."""
         found = []
         for ids in self.allocation.ngrams:
             where = np.zeros(int(ids.max()) + 1, dtype=np.int64)
@@ -232,7 +232,7 @@ class Plan:
 
 
 def _moved_back(bags: Bags, moved: np.ndarray, to: int) -> Bags:
-    """The bags in another order: some of the first ones after the rest of them."""
+    """Reorder bags: move some of the first `to` bags behind the rest of these."""
     n_bags = len(bags.groups_L)
     order = np.concatenate([np.delete(np.arange(to), moved), moved, np.arange(to, n_bags)])
     sizes = np.diff(bags.starts_L, append=len(bags.positions_E))[order]

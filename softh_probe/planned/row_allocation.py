@@ -1,9 +1,9 @@
-"""The numbers of all labels of a corpus whose batches are fixed: which need a row, when, and which row.
+"""Linear-scan allocation of rows to the labels of a corpus whose batches are fixed.
 
-A label that occurs once needs no row, one that occurs within a single batch neither; every other takes a row at
-its first batch and gives it back after its last one. Labels of all sets are numbered together: first the kept
-ones (their number is their row), then the open ones, which come and go, then the closed ones, which occur in one
-batch only; those that occur once share the number after the last.
+A label that occurs once needs no row, nor does one that occurs in a single batch. Every other label takes a row at its
+first batch and frees it after its last one. The labels of all sets are numbered together: kept labels first (their
+number is their row), then live labels, which take and free rows, then batch-local labels, which occur in one batch
+only. Singletons, which occur once, share the number after the last.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from softh_probe.labels import LabelSet, context, ngram_ids
 if TYPE_CHECKING:
     from softh_probe.data.corpus import Corpus
 
-#: A column with at most this many distinct values keeps a row for each to the end, so that results show each.
+#: A column with at most this many distinct values keeps a row for each, so that results show each.
 KEPT_LABELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowAllocation:
-    """Plain arrays: everything about the labels that takes time to find out, and that is worth storing.
+    """Rows and lifetimes of all labels of a corpus, as plain arrays that can be stored.
 
-    X label sets; buckets are the pools in which labels that are over end: one of each set and count, or, in sets
-    whose labels are wanted one by one, one of each label.
+    X label sets. Buckets are the pools of retired labels: one for each set and count, or one for each label in sets
+    whose labels are shown one by one.
 
     Attributes:
-        ngrams: of each order up to the highest wanted, the dense id of the n-gram that ends at each token.
-        numbers: of each set, the number of each label id; the last entry is that of positions without a label.
+        ngrams: for each order, the dense id of the n-gram that ends at each token.
+        numbers: for each set, the number of each label id; the last entry is for positions without a label.
         n_positions: positions that count.
-        keeps_labels: [X], whether all the set's labels keep their rows to the end.
-        kept_sets, kept_ids: of each kept row its set and its label's id, −1 for positions without a label.
-        singleton_sets: sets whose labels come and go; singleton_labels: how many of each occur once and have no bucket.
-        occurs_once: of each number, whether its labels occur once; those that have no number of their own share
-            the last one.
-        live_rows: of each open label its row; n_live: how many rows that takes.
-        peak_rows: [X], open rows of each set when most are in use.
-        retired: open labels ordered by their last batch; those of batch b are retired_starts[b:b+2], those of
-            several shares come last.
-        bucket_of: the bucket of each open, then each closed label.
-        bucket_sets, bucket_counts, bucket_labels, bucket_ids: of each bucket its set, its labels' count, how many
-            labels it pools, and the label's id where it holds a single one by choice, else −1.
+        keeps_labels: [X], whether all labels of the set have kept rows.
+        kept_sets, kept_ids: for each kept row its set and its label's id, −1 for positions without a label.
+        singleton_sets: sets whose labels take and free rows.
+        singleton_labels: for each of these, how many labels occur once and have no bucket.
+        occurs_once: for each number, whether its labels occur once; labels without a number share the last one.
+        live_rows: row of each live label; n_live: how many rows there are.
+        peak_rows: [X], live rows of each set when most are in use.
+        retired: live labels ordered by their last batch. Those of batch b are retired_starts[b:b+2]; those of several
+            shares come last.
+        bucket_of: bucket of each live, then each batch-local label.
+        bucket_sets, bucket_counts, bucket_labels, bucket_ids: for each bucket its set, its labels' count, how many
+            labels it pools, and the label's id where it holds one by choice, else −1.
     """
 
     ngrams: list[np.ndarray]
@@ -71,15 +71,16 @@ class RowAllocation:
 
     @property
     def n_kept(self) -> int:
+        """Kept rows."""
         return len(self.kept_sets)
 
     @property
     def n_bagged(self) -> int:
-        """Kept, open and closed labels: all that have a number of their own."""
+        """Kept, live and batch-local labels: all that have a number of their own."""
         return len(self.occurs_once) - 1
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it under flat names, to store."""
+        """Give all arrays under flat names, to store them."""
         found: dict[str, np.ndarray] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -91,7 +92,7 @@ class RowAllocation:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RowAllocation:
-        """What `arrays` gave."""
+        """Restore an allocation from its `arrays`."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.type == "int":
@@ -105,20 +106,23 @@ class RowAllocation:
 
 
 def n_counted(corpus: Corpus, label_sets: Sequence[LabelSet], documents: np.ndarray) -> np.ndarray:
-    """Positions of each document that count."""
-    return np.maximum(corpus.lengths[documents] - sum(context(label_sets)), 0)
+    """Count the positions of each document that count."""
+    counts: np.ndarray = np.maximum(corpus.lengths[documents] - sum(context(label_sets)), 0)
+    return counts
 
 
 def label_ids(
     corpus: Corpus, ngrams: Sequence[np.ndarray], label_sets: Sequence[LabelSet], label_set: LabelSet, documents: Any
 ) -> np.ndarray:
-    """The set's label ids at the counted positions of documents; −1 where there is none."""
+    """Find the set's label ids at the counted positions of documents; −1 where there is none."""
     counts = n_counted(corpus, label_sets, documents)
     if label_set.direction == "column":
-        return np.repeat(corpus.columns[label_set.column].ids[documents], counts)
+        ids_N: np.ndarray = np.repeat(corpus.columns[label_set.column].ids[documents], counts)
+        return ids_N
     before, _ = context(label_sets)
     ahead = label_set.order if label_set.direction == "output" else 0
-    return ngrams[label_set.order - 1][ranges(corpus.offsets[documents] + before + ahead, counts)]
+    ids_N = ngrams[label_set.order - 1][ranges(corpus.offsets[documents] + before + ahead, counts)]
+    return ids_N
 
 
 def allocate_rows(
@@ -128,10 +132,13 @@ def allocate_rows(
     per_label: Sequence[str] = (),
     share_starts: Sequence[int] = (0,),
 ) -> RowAllocation:
-    """Number the labels of all sets.
+    """Number the labels of all sets and allocate their rows.
 
     Args:
-        per_label: names of the sets whose labels are wanted one by one.
+        corpus: the tokenised corpus.
+        label_sets: the label sets, in the order of their numbers.
+        batches: the documents of each batch.
+        per_label: names of the sets whose labels are shown one by one.
         share_starts: the first batch of each process's share.
 
     Raises:
@@ -142,42 +149,43 @@ def allocate_rows(
     documents = np.concatenate(batches)
     batch_of_document = np.repeat(np.arange(len(batches)), [len(b) for b in batches])
     batch_N = np.repeat(batch_of_document, n_counted(corpus, label_sets, documents)).astype(np.int32)
-    lives = [_lifetimes(label_ids(corpus, ngrams, label_sets, s, documents), batch_N) for s in label_sets]
-    for s, life in zip(label_sets, lives, strict=True):
-        if not len(life.count):
+    lifetimes = [_lifetimes(label_ids(corpus, ngrams, label_sets, s, documents), batch_N) for s in label_sets]
+    for s, lifetime in zip(label_sets, lifetimes, strict=True):
+        if not len(lifetime.count):
             raise InputError(f"labels: {s.name} is null in every document that is long enough; leave it out")
 
     n_sets = len(label_sets)
     kept = [
-        s.direction == "column" and len(life.count) <= KEPT_LABELS for s, life in zip(label_sets, lives, strict=True)
+        s.direction == "column" and len(lifetime.count) <= KEPT_LABELS
+        for s, lifetime in zip(label_sets, lifetimes, strict=True)
     ]
     one_by_one = [i for i in range(n_sets) if label_sets[i].name in per_label and not kept[i]]
     moving = [i for i in range(n_sets) if not kept[i]]
     kept_sets: list[int] = []
     kept_ids: list[int] = []
     first_kept = []
-    for i, life in enumerate(lives):
+    for i, lifetime in enumerate(lifetimes):
         first_kept.append(len(kept_sets))
-        ids = list(range(len(life.count))) * kept[i] + [-1] * life.has_unlabelled
+        ids = list(range(len(lifetime.count))) * kept[i] + [-1] * lifetime.has_unlabelled
         kept_ids += ids
         kept_sets += [i] * len(ids)
 
-    opened = [np.flatnonzero(lives[i].is_live) for i in moving]
-    closed = [np.flatnonzero(lives[i].is_batch_local(with_singletons=i in one_by_one)) for i in moving]
-    n_kept, n_opened, n_closed = len(kept_sets), sum(map(len, opened)), sum(map(len, closed))
-    n_bagged = n_kept + n_opened + n_closed
-    numbers = [np.full(len(life.count) + 1, n_bagged, dtype=np.int32) for life in lives]
-    for i, life in enumerate(lives):
+    live = [np.flatnonzero(lifetimes[i].is_live) for i in moving]
+    batch_local = [np.flatnonzero(lifetimes[i].is_batch_local(with_singletons=i in one_by_one)) for i in moving]
+    n_kept, n_live_labels, n_batch_local = len(kept_sets), sum(map(len, live)), sum(map(len, batch_local))
+    n_bagged = n_kept + n_live_labels + n_batch_local
+    numbers = [np.full(len(lifetime.count) + 1, n_bagged, dtype=np.int32) for lifetime in lifetimes]
+    for i, lifetime in enumerate(lifetimes):
         if kept[i]:
-            numbers[i][:-1] = first_kept[i] + np.arange(len(life.count))
-        if life.has_unlabelled:  # ids of −1 find their number at the end
-            numbers[i][-1] = first_kept[i] + (len(life.count) if kept[i] else 0)
-    first, last = (_gather([getattr(lives[i], name) for i in moving], opened) for name in ("first", "last"))
+            numbers[i][:-1] = first_kept[i] + np.arange(len(lifetime.count))
+        if lifetime.has_unlabelled:  # ids of −1 find their number at the end
+            numbers[i][-1] = first_kept[i] + (len(lifetime.count) if kept[i] else 0)
+    first, last = (_gather([getattr(lifetimes[i], name) for i in moving], live) for name in ("first", "last"))
     by_first = np.argsort(first, kind="stable")
-    number = np.empty(n_opened, dtype=np.int32)
-    number[by_first] = n_kept + np.arange(n_opened, dtype=np.int32)
-    _scatter(numbers, moving, opened, number)
-    _scatter(numbers, moving, closed, n_kept + n_opened + np.arange(n_closed, dtype=np.int32))
+    number = np.empty(n_live_labels, dtype=np.int32)
+    number[by_first] = n_kept + np.arange(n_live_labels, dtype=np.int32)
+    _scatter(numbers, moving, live, number)
+    _scatter(numbers, moving, batch_local, n_kept + n_live_labels + np.arange(n_batch_local, dtype=np.int32))
     first, last = first[by_first], last[by_first]
     share_of_first, share_of_last = (np.searchsorted(share_starts, batch, side="right") for batch in (first, last))
     last = np.where(share_of_first == share_of_last, last, len(batches))
@@ -185,16 +193,16 @@ def allocate_rows(
     retired = np.argsort(last, kind="stable")
 
     def of_each(values: list[np.ndarray]) -> np.ndarray:
-        """Of each open label, in the order of numbers, then of each closed one."""
-        return np.concatenate([_gather(values, opened)[by_first], _gather(values, closed)])
+        """Values of each live label, in the order of numbers, then of each batch-local one."""
+        return np.concatenate([_gather(values, live)[by_first], _gather(values, batch_local)])
 
-    set_of = of_each([np.full(len(lives[i].count), i) for i in moving])
-    count_of = of_each([lives[i].count for i in moving])
-    id_of = np.where(np.isin(set_of, one_by_one), of_each([np.arange(len(lives[i].count)) for i in moving]), -1)
-    alone = id_of >= 0
+    set_of = of_each([np.full(len(lifetimes[i].count), i) for i in moving])
+    count_of = of_each([lifetimes[i].count for i in moving])
+    id_of = np.where(np.isin(set_of, one_by_one), of_each([np.arange(len(lifetimes[i].count)) for i in moving]), -1)
+    by_itself = id_of >= 0
     key = set_of * (int(count_of.max(initial=0)) + 1) + count_of
     of_one = set_of * (int(id_of.max(initial=0)) + 1) + id_of  # an order that no batching changes
-    key[alone] = key.max(initial=0) + 1 + of_one[alone]
+    key[by_itself] = key.max(initial=0) + 1 + of_one[by_itself]
     _, example, bucket_of, n_labels = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
     return RowAllocation(
         ngrams=ngrams,
@@ -205,12 +213,12 @@ def allocate_rows(
         kept_ids=np.array(kept_ids, dtype=np.int64),
         singleton_sets=np.array(moving, dtype=np.int64),
         singleton_labels=np.array(
-            [(i not in one_by_one) * (lives[i].count == 1).sum() for i in moving], dtype=np.int64
+            [(i not in one_by_one) * (lifetimes[i].count == 1).sum() for i in moving], dtype=np.int64
         ),
         occurs_once=np.concatenate([np.zeros(n_kept, dtype=bool), count_of == 1, [True]]),
         live_rows=live_rows,
         n_live=n_live,
-        peak_rows=_rows_at_peak(first, last, set_of[:n_opened], len(batches), n_sets),
+        peak_rows=_rows_at_peak(first, last, set_of[:n_live_labels], len(batches), n_sets),
         retired=retired,
         retired_starts=np.searchsorted(last[retired], np.arange(len(batches) + 1)),
         bucket_of=bucket_of.reshape(-1),
@@ -223,7 +231,7 @@ def allocate_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class _Lifetimes:
-    """Of each label of one set: how often it occurs, and its first and last batch."""
+    """Count, first batch and last batch of each label of one set."""
 
     count: np.ndarray
     first: np.ndarray
@@ -232,10 +240,13 @@ class _Lifetimes:
 
     @property
     def is_live(self) -> np.ndarray:
+        """Labels that occur in several batches [L]."""
         return (self.count > 1) & (self.first < self.last)
 
     def is_batch_local(self, *, with_singletons: bool) -> np.ndarray:
-        return (self.count > (0 if with_singletons else 1)) & (self.first == self.last)
+        """Find the labels that occur in a single batch and need a number [L]; singletons only where asked for."""
+        found: np.ndarray = (self.count > (0 if with_singletons else 1)) & (self.first == self.last)
+        return found
 
 
 def _lifetimes(ids_N: np.ndarray, batch_N: np.ndarray) -> _Lifetimes:
@@ -251,9 +262,9 @@ def _lifetimes(ids_N: np.ndarray, batch_N: np.ndarray) -> _Lifetimes:
 
 
 def _assign_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[np.ndarray, int]:
-    """Rows for labels that live from batch first to batch last, ordered by first; and how many rows it takes.
+    """Assign rows to labels that live from batch `first` to batch `last`, ordered by `first`; count the rows.
 
-    A last batch after the last one is none: the row is not given back.
+    A label whose last batch is n_batches keeps its row.
     """
     rows = np.empty(len(first), dtype=np.int64)
     starts = np.searchsorted(first, np.arange(n_batches + 1))
@@ -274,7 +285,7 @@ def _assign_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[n
 
 
 def _rows_at_peak(first: np.ndarray, last: np.ndarray, set_of: np.ndarray, n_batches: int, n_sets: int) -> np.ndarray:
-    """Open rows of each set in the batch in which most rows are in use; they add up to all rows there are."""
+    """Count the live rows of each set in the batch in which most are in use; the sum is the number of rows."""
     started = np.cumsum(np.bincount(first, minlength=n_batches))
     ended = np.bincount(last, minlength=n_batches)[:n_batches]
     ended_before = np.cumsum(ended) - ended
@@ -283,13 +294,14 @@ def _rows_at_peak(first: np.ndarray, last: np.ndarray, set_of: np.ndarray, n_bat
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The integers starts[i] … starts[i] + counts[i] − 1 for each i, one after the other.
+    """Concatenate the integers starts[i] … starts[i] + counts[i] − 1 of each i.
 
     >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
     """
     ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return numbers
 
 
 def _gather(arrays: list[np.ndarray], indices: list[np.ndarray]) -> np.ndarray:
@@ -298,7 +310,7 @@ def _gather(arrays: list[np.ndarray], indices: list[np.ndarray]) -> np.ndarray:
 
 
 def _scatter(targets: list[np.ndarray], owners: list[int], indices: list[np.ndarray], values: np.ndarray) -> None:
-    """Hand out values, in order, to targets[owners[i]][indices[i]]."""
+    """Write values, in order, to targets[owners[i]][indices[i]]."""
     taken = 0
     for owner, index in zip(owners, indices, strict=True):
         targets[owner][index] = values[taken : taken + len(index)]

@@ -48,7 +48,7 @@ def test_what_is_said_is_what_the_tables_take(model, plan):
     taken = [getattr(s.tables, name).nbytes for s in probe._sums.values() for name in LabelTables.STATE]
     storages = [getattr(s, name).untyped_storage() for s in probe._sums.values() for name in LayerSums.STATE]
     taken += {storage.data_ptr(): storage.nbytes() for storage in storages}.values()
-    assert sum(taken) == sum(said.bytes_by_place.values()) == 5 * said.bytes_per_row
+    assert sum(taken) == sum(said.bytes_by_place.values()) == 5 * said.bytes_per_layer
     assert sum(said.rows_by_set.values()) == plan.allocation.n_live + plan.allocation.n_kept
     assert sum(said.labels_by_set.values()) == plan.labels_by_set.sum()
     text = said.describe()
@@ -73,7 +73,7 @@ def test_tables_in_host_memory_give_the_same_bits(model, plan):
 
 
 def test_more_than_the_accelerator_takes_goes_to_the_host(model, plan, monkeypatch):
-    one = place_sums(plan, probe_of(model, plan).layer_devices(), **SIZES).bytes_per_row
+    one = place_sums(plan, probe_of(model, plan).layer_devices(), **SIZES).bytes_per_layer
     monkeypatch.setattr(memory, "free_bytes", lambda place: int({"cpu": 100, "cuda:0": 2.5, "cuda:1": 9}[place] * one))
     first, second = torch.device("cuda:0"), torch.device("cuda:1")
     devices = {"embeddings": first, "layer.1": first, "layer.2": first, "layer.3": second, "final_norm": second}

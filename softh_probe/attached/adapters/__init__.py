@@ -1,7 +1,7 @@
-"""What other code that runs a model knows of its tokens, told to the probe while it is attached; a file for each.
+"""Adapters: knowledge of other libraries about a model's tokens, one module a library.
 
-An adapter is a function `(model, tracker)` that gives a context manager: inside it the adapter listens, after it
-everything is as it was. `ADAPTERS` are those that every attached probe uses.
+An adapter is a function `install(model, tracker)` that returns a context manager. Inside the block it observes the
+library and passes on what it sees; after the block everything is as it was. `ADAPTERS` serve every attached probe.
 """
 
 from softh_probe.attached.adapters import generate, kv_cache, lm_eval, prompt_tuning

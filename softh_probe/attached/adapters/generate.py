@@ -1,7 +1,7 @@
-"""`generate`: the tokens of its sequences, which of them have ended, and which are only drafts.
+"""`generate`: the tokens of its sequences, their ends, and drafts.
 
-It keeps on feeding sequences that have ended, with tokens that its masks call real, until the last one has; what
-ends a sequence and what comes after it does not count. Beams go on, whichever token they hold.
+It feeds sequences that have ended until the last one has, with tokens that its masks call real. The token that ends a
+sequence, and all after it, do not count. Beams continue whichever token they hold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
-    """Tell a feed what `generate` knows, be it the model's own or that of a model that it is a part of."""
+    """Pass on the tokens of `generate`, of the model itself or of a model that it is a part of."""
 
     def generate(original: Callable[..., Any], generator: nn.Module, *args: Any, **kwargs: Any) -> Any:
         others = all(part is not model for part in generator.modules()) and all(
@@ -33,9 +33,9 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
         )
         if others or tracker.context.is_paused:  # an assistant's, say
             return original(generator, *args, **kwargs)
-        listener = _Listener(tracker, is_encoder_decoder=_is_encoder_decoder(generator))
+        observer = _Observer(tracker, is_encoder_decoder=_is_encoder_decoder(generator))
         with ExitStack() as undo:
-            for name, wrapper in listener.wrappers.items():
+            for name, wrapper in observer.wrappers.items():
                 undo.enter_context(replaced(generator, name, wrapper))
             try:
                 return original(generator, *args, **kwargs)
@@ -46,7 +46,7 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
         yield
 
 
-class _Listener:
+class _Observer:
     def __init__(self, tracker: InputTracker, *, is_encoder_decoder: bool) -> None:
         self._tracker = tracker
         self._mask = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
@@ -86,7 +86,7 @@ class _Listener:
         return self._ends
 
     def drafts(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Assisted decoding begins. A model that drafts for itself, with its first layers, is not measured at that."""
+        """Begin assisted decoding. Drafts that a model makes with its own first layers are not measured."""
         self._tracker.context.tentative = True
         generator = original(*args, **kwargs)
         propose = generator.get_candidates
@@ -100,11 +100,11 @@ class _Listener:
 
 
 class _Ends(StoppingCriteriaList):
-    """Stopping criteria that remember how many tokens of each sequence count: all but the one that ended it."""
+    """Stopping criteria that record how many tokens of each sequence count: all before the one that ended it."""
 
     def __init__(self, criteria: StoppingCriteriaList, tracker: InputTracker) -> None:
         super().__init__(criteria)
-        self._criteria, self._tracker = criteria, tracker  # which may be another probe's
+        self._criteria, self._tracker = criteria, tracker  # the criteria may be another probe's
         self.ends_B: np.ndarray | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Key-value caches: when one is reordered, cropped or emptied, so is what the probe knows of its sequences."""
+"""Key-value caches: follow their reorderings, crops and resets."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from softh_probe.attached.tracker import InputTracker
 
 
-_listeners: list[InputTracker] = []
+_trackers: list[InputTracker] = []
 _originals: list[tuple[type, str, Any]] = []
 
 
 @contextmanager
 def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
-    """Tell a feed what happens to caches."""
-    if not _listeners:
-        _listen()
-    _listeners.append(tracker)
+    """Report the changes of all caches to a tracker."""
+    if not _trackers:
+        _observe_caches()
+    _trackers.append(tracker)
     try:
         yield
     finally:
-        _listeners.remove(tracker)
-        if not _listeners:
+        _trackers.remove(tracker)
+        if not _trackers:
             while _originals:
                 owner, name, original = _originals.pop()
                 setattr(owner, name, original)
 
 
-def _listen() -> None:
+def _observe_caches() -> None:
     events: dict[str, Callable[[InputTracker, Any, Any], None]] = {
         "reorder_cache": lambda tracker, cache, beams: tracker.select(cache, _rows(beams)),
         "batch_select_indices": lambda tracker, cache, rows: tracker.select(cache, _rows(rows)),
@@ -47,14 +47,14 @@ def _listen() -> None:
         for name, event in events.items():
             if name in vars(owner):
                 _originals.append((owner, name, vars(owner)[name]))
-                setattr(owner, name, _telling(vars(owner)[name], event))
+                setattr(owner, name, _reporting(vars(owner)[name], event))
 
 
-def _telling(original: Callable[..., Any], event: Callable[[InputTracker, Any, Any], None]) -> Callable[..., Any]:
+def _reporting(original: Callable[..., Any], event: Callable[[InputTracker, Any, Any], None]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(cache: Any, *args: Any, **kwargs: Any) -> Any:
         outcome = original(cache, *args, **kwargs)
-        for tracker in _listeners:
+        for tracker in _trackers:
             event(tracker, cache, next(iter((*args, *kwargs.values())), None))
         return outcome
 

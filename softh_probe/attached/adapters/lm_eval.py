@@ -1,7 +1,7 @@
-"""lm-evaluation-harness: it pads on the right with token 0 and gives no mask; the lengths are known where it pads.
+"""lm-evaluation-harness: masks of its padding, and requests that fill up processes.
 
-In several processes it repeats requests, and windows of long texts, until each has as many as the others; those do
-not count.
+It pads on the right with token 0 and gives no mask; the lengths are known where it pads. In several processes it
+repeats requests, and windows of long texts, until each process has as many as the others; repeats do not count.
 
     with SoftEntropyProbe(lm.model) as probe:
         lm_eval.simple_evaluate(model=lm, tasks=["lambada_openai"])
@@ -33,7 +33,7 @@ _MODULE = "lm_eval.models.huggingface"
 
 @contextmanager
 def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
-    """Tell a feed what the harness's models for transformers know, if the harness has been imported."""
+    """Observe the harness's models for transformers, if the harness has been imported."""
     if "lm_eval" not in sys.modules:
         yield
         if _MODULE in sys.modules:
@@ -43,13 +43,13 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
             )
         return
     huggingface = importlib.import_module(_MODULE)
-    listener = _Listener(tracker)
+    padding = _Padding(tracker)
     repeats = _Repeats(tracker)
     with ExitStack() as undo:
         for owner, name, wrapper in (
-            (huggingface, "pad_and_concat", listener.pad_and_concat),
-            (huggingface.HFLM, "_model_call", listener.model_call),
-            (huggingface.HFLM, "_detect_batch_size", listener.detect_batch_size),
+            (huggingface, "pad_and_concat", padding.pad_and_concat),
+            (huggingface.HFLM, "_model_call", padding.model_call),
+            (huggingface.HFLM, "_detect_batch_size", padding.detect_batch_size),
             (huggingface.HFLM, "loglikelihood", repeats.loglikelihood),
             (huggingface.HFLM, "loglikelihood_rolling", repeats.rolling),
             (huggingface.HFLM, "generate_until", repeats.generate_until),
@@ -61,8 +61,8 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
         yield
 
 
-class _Listener:
-    """Which tokens of a batch are padding, and which batches are none."""
+class _Padding:
+    """Masks of padded batches; the search for a batch size does not count."""
 
     def __init__(self, tracker: InputTracker) -> None:
         self._tracker = tracker
@@ -92,10 +92,10 @@ class _Listener:
 
 
 class _Repeats:
-    """Which rows of a batch are there only because another process has more requests.
+    """Rows of a batch that are there only because another process has more requests.
 
-    They feed what another row of this process feeds, and the harness puts them last. So of each text it is known how
-    often it may count.
+    Such a row repeats a text of this process, and the harness puts it last. So each text may count a known number of
+    times.
     """
 
     def __init__(self, tracker: InputTracker) -> None:
@@ -121,7 +121,7 @@ class _Repeats:
 
     def tokens(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
         own = [bool(self._texts) and self._texts.popleft() for _ in requests]
-        with self._expecting(lm, requests, own, _fed if lm.backend == "causal" else str):
+        with self._expecting(lm, requests, own, _fed_tokens if lm.backend == "causal" else str):
             return original(lm, requests, *a, **k)
 
     def generate_until(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
@@ -144,7 +144,7 @@ class _Repeats:
                 yield batch
 
     def _count(self, batch: Sequence[Any]) -> np.ndarray | None:
-        """Which rows of a batch count."""
+        """Find the rows of a batch that count."""
         if self._left is None:
             return None
         counts = []
@@ -155,7 +155,7 @@ class _Repeats:
 
 
 def _are_own(requests: Sequence[Any]) -> list[bool]:
-    """Whether each request is one of this process's: to fill up, the harness gives the same object more often."""
+    """Find the requests of this process; to fill up, the harness repeats the same objects."""
     seen: Counter[int] = Counter()
     seen_before = []
     for request in requests:
@@ -164,7 +164,7 @@ def _are_own(requests: Sequence[Any]) -> list[bool]:
     return [n < (request.repeats or 1) for n, request in zip(seen_before, requests, strict=True)]
 
 
-def _fed(text: tuple[Any, list[int], list[int]]) -> str:
-    """What a causal model is fed for the likelihood of tokens after others; requests that feed the same are one."""
+def _fed_tokens(text: tuple[Any, list[int], list[int]]) -> str:
+    """Key a request by the tokens that a causal model is fed; requests with the same tokens are one."""
     _, context, continuation = text
     return str(context + continuation[:-1])

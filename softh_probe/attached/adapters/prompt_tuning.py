@@ -1,4 +1,4 @@
-"""PEFT's trained prompts: positions in front of the tokens that are no tokens."""
+"""Prompt tuning (PEFT): trained positions in front of the tokens, which are not text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
-    """Tell a feed how many positions a PEFT model puts before its tokens, or into its cache."""
+    """Set the number of positions that a PEFT model puts before its tokens, or into its cache."""
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         tracker.context.n_virtual = int(getattr(config, "num_virtual_tokens", 0) or 0)
