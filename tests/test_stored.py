@@ -1,0 +1,275 @@
+"""Files that an earlier version wrote load to the same numbers; public paths import. See tests/stored/README.md."""
+
+import gzip
+import importlib
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+import softh_probe
+from softh_probe.cli import main
+from softh_probe.config import RunConfig
+from softh_probe.errors import InputError
+from softh_probe.probe import SoftEntropyProbe
+from softh_probe.result import ProbeResult
+from softh_probe.run import run
+from softh_probe.sweep import collect
+from tests.stored import make
+
+STORED = Path(make.__file__).parent
+#: Computed again from the same float64 sums.
+SAME = {"rtol": 0, "atol": 1e-12}
+#: Forward passes in float32, on a machine that may round differently.
+SAME_MODEL = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A copy of the files as the working directory, because paths in them are relative."""
+    shutil.copytree(STORED, tmp_path / "stored")
+    monkeypatch.chdir(tmp_path / "stored")
+    return tmp_path / "stored"
+
+
+@pytest.fixture(scope="module")
+def stored_model() -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(STORED / "checkpoint").eval()
+
+
+def read_state(name: str) -> dict[str, Any]:
+    content = gzip.decompress((STORED / "states" / f"{name}.pt.gz").read_bytes())
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def read_numbers(name: str) -> dict[str, Any]:
+    return json.loads((STORED / "states" / f"{name}.json").read_text())
+
+
+def assert_same_tables(found: pd.DataFrame, expected: dict[str, list], **tolerance: float) -> None:
+    pd.testing.assert_frame_equal(found, pd.DataFrame(expected), check_dtype=False, **tolerance)
+
+
+def assert_same_numbers(probe: SoftEntropyProbe, expected: dict[str, Any], *, exact: bool) -> None:
+    tolerance = SAME if exact else SAME_MODEL
+    found = make.numbers(probe)
+    assert found["positions"] == expected["positions"]
+    assert found["layers"] == expected["layers"]
+    expected_sums = torch.tensor(expected["sums"], dtype=torch.float64)
+    torch.testing.assert_close(probe.sums, expected_sums, rtol=0, atol=0 if exact else 1e-5)
+    assert_same_tables(pd.DataFrame(found["table"]), expected["table"], **tolerance)
+    assert found["labels"].keys() == expected["labels"].keys()
+    for name, table in expected["labels"].items():
+        assert_same_tables(pd.DataFrame(found["labels"][name]), table, **tolerance)
+
+
+def assert_same_values(found: Any, expected: Any, where: str = "state") -> None:
+    """Equal keys in the same order, equal types, equal tensors bit for bit. Prefixes seen have no order."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_same_values(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same_values(one, other, f"{where}[{i}]")
+    elif isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype, where
+        if where.endswith(".seen"):
+            found, expected = (torch.tensor(sorted(tensor.tolist())) for tensor in (found, expected))
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+# --- results --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run", "labelled"])
+def test_a_result_loads_to_the_same_numbers_and_is_saved_as_the_same_files(name, tmp_path):
+    result = ProbeResult.load(STORED / name)
+    expected = load_file(STORED / name / "sums.safetensors")
+    assert result.tensors.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(result.tensors[key], tensor), key
+    pd.testing.assert_frame_equal(result.to_pandas(), pd.read_parquet(STORED / name / "layers.parquet"), **SAME)
+    numbers = json.loads((STORED / "run.json").read_text()) if name == "run" else read_numbers("labelled")
+    assert_same_tables(result.to_pandas(), numbers["table"], **SAME)
+    for label_set, table in numbers["labels"].items():
+        assert_same_tables(result.conditional_entropy(label_set), table, **SAME)
+    result.save(tmp_path)
+    assert (tmp_path / "sums.safetensors").read_bytes() == (STORED / name / "sums.safetensors").read_bytes()
+    written, before = (json.loads((path / "result.json").read_text()) for path in (tmp_path, STORED / name))
+    differing = {key for key in written.keys() | before.keys() if written.get(key) != before.get(key)}
+    assert differing <= {"files", "sha256"}  # a table may differ in its last digit, or by the version of pyarrow
+    assert written["files"].keys() == before["files"].keys()
+
+
+def test_the_configuration_of_a_result_is_one_today(folder):
+    assert main(["run", "--config", "run/config.yaml", "--out", "again"]) == 0
+    again, before = ProbeResult.load("again"), ProbeResult.load("run")
+    assert again.info["config"] == {**before.info["config"], "out": "again"}
+    pd.testing.assert_frame_equal(again.to_pandas(), before.to_pandas(), **SAME_MODEL)
+
+
+def test_a_report_is_written_of_a_stored_result(folder, capsys):
+    assert main(["report", "run", "labelled", "--out", "page", "--allow-different"]) == 0
+    assert (folder / "page" / "report.html").is_file()
+
+
+# --- states ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", make.PROBES)
+def test_a_state_gives_the_same_numbers_and_is_written_the_same(name, stored_model):
+    probe, state, expected = make.new_probe(name, stored_model), read_state(name), read_numbers(name)
+    probe.load_state_dict(state)
+    assert_same_numbers(probe, expected, exact=True)
+    assert_same_values(probe.state_dict(), read_state(name))
+
+
+@pytest.mark.parametrize("name", make.PROBES)
+def test_a_probe_goes_on_from_a_state_as_before(name, stored_model):
+    probe, expected = make.new_probe(name, stored_model), read_numbers(name)
+    probe.load_state_dict(read_state(name))
+    make.measure_more(name, probe, stored_model)
+    assert_same_numbers(probe, expected["more"], exact=False)
+
+
+@pytest.mark.parametrize("name", ["forwarded", "unique_prefix"])  # label sets of `labelled` come in no fixed order
+def test_a_state_is_what_the_same_forward_passes_give_today(name, stored_model):
+    """Down to the keys, the rows of label tables and the sampled positions; sums up to float32 rounding."""
+    probe, before = make.new_probe(name, stored_model), read_state(name)
+    make.measure(name, probe, stored_model)
+    today = probe.state_dict()
+    assert_same_numbers(probe, read_numbers(name), exact=False)
+    assert {key: value for key, value in today.items() if key not in ("rows", "layers")} == {
+        key: value for key, value in before.items() if key not in ("rows", "layers")
+    }
+    assert_same_values(today["rows"], before["rows"], "state.rows")
+    assert list(today["layers"]) == list(before["layers"])
+    for layer, expected in before["layers"].items():
+        assert list(today["layers"][layer]) == list(expected)
+        torch.testing.assert_close(today["layers"][layer], expected, rtol=1e-5, atol=1e-5)
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------
+
+
+def test_an_unfinished_run_goes_on_to_the_result_of_the_uninterrupted_one(folder):
+    """Bit for bit where this machine computes the batches as the one that wrote the files did."""
+    resumed = run(RunConfig(**make.RUN, out="stopped"), progress=False)
+    assert resumed.info["interruptions"] == 1
+    assert not (folder / "stopped" / "unfinished").exists()
+    before, today = ProbeResult.load("run"), run(RunConfig(**make.RUN, out="today"), progress=False)
+    same_machine = all(torch.equal(today.tensors[key], tensor) for key, tensor in before.tensors.items())
+    tolerance = {"rtol": 0.0, "atol": 0.0} if same_machine else SAME_MODEL
+    for result in (resumed, today, ProbeResult.load("stopped")):
+        assert result.tensors.keys() == before.tensors.keys()
+        for key, tensor in before.tensors.items():
+            torch.testing.assert_close(result.tensors[key], tensor, **tolerance)
+    assert resumed.labels == before.labels
+    assert resumed.label_sets == before.label_sets
+
+
+def test_a_stored_snapshot_of_another_configuration_is_refused(folder):
+    with pytest.raises(InputError, match=r"unfinished run of another configuration \(seed: expected 0, got 1\)"):
+        run(RunConfig(**make.RUN, seed=1, out="stopped"), progress=False)
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------
+
+
+def test_the_status_of_a_stored_sweep(folder, capsys):
+    assert main(["status", "sweep"]) == 0
+    counts, failed = capsys.readouterr().out.strip().splitlines()
+    assert counts == "2 done, 0 running, 1 failed, 0 waiting"
+    assert failed.startswith("failed   checkpoint-3: model ")
+    assert "has no config.json" in failed
+
+
+def test_a_stored_sweep_is_collected_to_the_same_table(folder):
+    before = json.loads((folder / "sweep" / "sweep.json").read_text())
+    found = collect("sweep")
+    assert [found.count(status) for status in ("done", "failed", "waiting")] == [2, 1, 0]
+    pd.testing.assert_frame_equal(
+        pd.read_parquet("sweep/sweep.parquet"), pd.read_parquet(STORED / "sweep" / "sweep.parquet"), check_exact=True
+    )
+    today = json.loads((folder / "sweep" / "sweep.json").read_text())
+    assert today.keys() == before.keys()
+    for checkpoint in before["checkpoints"]:
+        checkpoint["log"] = None  # logs are not among the files
+    for key in before.keys() - {"parquet_sha256"}:
+        assert today[key] == before[key], key
+
+
+def test_a_report_is_written_of_a_stored_sweep(folder):
+    assert main(["report", "sweep", "--out", "page"]) == 0
+    assert "checkpoint-2" in (folder / "page" / "report.html").read_text()
+
+
+def test_a_stored_sweep_goes_on_with_its_configuration_alone(folder, capsys):
+    settings = {**make.SWEEP, "model": "checkpoint", "out": "sweep"}
+    options = [f"--{key}={value}" for key, value in settings.items() if key not in ("labels", "device_map")]
+    options = [option.replace("_", "-") for option in options] + ["--labels=input_unigram,output_unigram"]
+    assert main(["sweep", *options, "--dry-run"]) == 0
+    assert "from 2 done" in capsys.readouterr().out
+    assert main(["sweep", *options, "--seed=1", "--dry-run"]) == 2
+    assert "seed was 0, is 1" in capsys.readouterr().err
+
+
+def test_every_checkpoint_of_a_stored_sweep_is_a_result(folder):
+    table = pd.read_parquet("sweep/sweep.parquet")
+    for checkpoint in json.loads((folder / "sweep" / "sweep.json").read_text())["checkpoints"]:
+        if checkpoint["status"] == "done":
+            result = ProbeResult.load(folder / "sweep" / checkpoint["folder"]).to_pandas()
+            own = table[table.checkpoint == checkpoint["checkpoint"]].reset_index(drop=True)
+            pd.testing.assert_frame_equal(own[result.columns], result, check_dtype=False, **SAME)
+
+
+# --- paths ----------------------------------------------------------------------------------------------------
+
+PATHS = [
+    *(f"softh_probe.{name}" for name in ("Anchors", "ProbeResult", "SoftEntropyProbe", "sample_anchors")),
+    *(f"softh_probe.{name}" for name in ("soft_entropy", "soft_mutual_information", "temperature")),
+    "softh_probe.cli.main",
+    "softh_probe.config.RunConfig",
+    "softh_probe.distributed.gather",
+    "softh_probe.integrations.trainer.SoftEntropyCallback",
+    "softh_probe.result.ProbeResult",
+    "softh_probe.run.run",
+    "softh_probe.sweep.SweepConfig",
+    "softh_probe.sweep.sweep",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_public_name_imports_from_its_path(path):
+    module, _, name = path.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("path", ["softh_probe.labels", "softh_probe.report.figures"])
+def test_a_public_module_imports(path):
+    assert importlib.import_module(path).__name__ == path
+
+
+def test_the_lm_eval_model_imports():
+    pytest.importorskip("lm_eval")
+    assert callable(importlib.import_module("softh_probe.integrations.lm_eval_model").main)
+
+
+def test_soft_entropy_of_the_package_is_the_function():
+    """Importing the module of the same name does not replace it."""
+    importlib.import_module("softh_probe.estimators.soft_entropy")
+    one_direction = torch.ones(5, 8)
+    assert 0 < softh_probe.soft_entropy(one_direction, n_anchors=10).item() < 1
+    assert set(softh_probe.__all__) == {path.split(".")[1] for path in PATHS[:7]}
