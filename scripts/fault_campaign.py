@@ -34,7 +34,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import softh_probe.run.pipeline  # noqa: F401 - imported before processes are forked
 from softh_probe.cli import main
-from softh_probe.result import ProbeResult, is_result
+from softh_probe.result import ProbeResult
+from softh_probe.result_files import is_result
 
 LABELS = "input_unigram,output_unigram,input_bigram,output_trigram,column:language"
 FILES = ("sums.safetensors", "layers.csv", "layers.parquet")

@@ -1,28 +1,43 @@
-"""What result.json and sums.safetensors hold: checked, and brought from older formats to today's.
+"""The files of a result: written, read back, checked, and converted from older formats.
 
-3  result.json carries its own SHA-256 and those of the files beside it
-2  labels one by one have their entropies instead of their sums; early ones lack null, correction and spread
-1  the first
+A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safetensors` (the tensors) and `result.json`
+(names, settings and checksums), which is written last. Formats of `result.json`:
+
+3  It carries its own SHA-256 and those of the files beside it.
+2  Labels one by one have their entropies instead of their sums; early ones lack null, correction and spread.
+1  The first.
+
+torch is imported only where tensors are read or written, so that commands which read `result.json` start quickly.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from safetensors import SafetensorError
 
 from softh_probe.errors import InputError, short_repr
-from softh_probe.estimators.soft_entropy import entropy
+from softh_probe.files import replacing, write_bytes, write_text
+from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
+    "result.json",
+    "sums.safetensors",
+    "layers.csv",
+    "layers.parquet",
+)
 FORMAT = 3
 _OLDEST = 1
 
-#: R rows, X label sets, S anchor sets, M anchors, L labels one by one.
+#: The tensors of a result and their shapes: R rows, X label sets, S anchor sets, M anchors, L labels one by one.
 SHAPES = {
     "mass": "RSM",
     "positions": "R",
@@ -38,23 +53,134 @@ SHAPES = {
     "label_positions": "RL",
     "label_entropy": "RLS",
 }
-#: Of these, what early results did not measure yet.
+#: The tensors that early results lack.
 _LATER = ("entropy_document_sd", "null_information", "corrected_information")
 
 
+# --- folders -----------------------------------------------------------------------------------------------
+
+
+def is_result(folder: Path) -> bool:
+    """Tell whether a folder holds a whole result."""
+    return (folder / RESULT_JSON).is_file()
+
+
+def write_result(
+    folder: Path, names: Mapping[str, Any], info: Mapping[str, Any], tensors: Mapping[str, Tensor], table: pd.DataFrame
+) -> None:
+    """Write layers.csv, layers.parquet, sums.safetensors and, last, result.json.
+
+    Each file appears whole or not at all; a folder with a result.json holds a whole result.
+
+    Args:
+        folder: created if it is missing.
+        names: the result's rows, label_sets and labels.
+        info: JSON values; entries of `names` take precedence over entries of the same key.
+        tensors: those of `SHAPES`.
+        table: the tidy table.
+    """
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    files = {
+        LAYERS_CSV: _write(folder / LAYERS_CSV, lambda path: table.to_csv(path, index=False)),
+        LAYERS_PARQUET: _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False)),
+        SUMS: bytes_sha256(sums),
+    }
+    write_bytes(folder / SUMS, sums)  # safetensors' save_file would deny other users access
+    head = {"files": files, **names}
+    text = json.dumps(sealed({**head, **info, **head}), indent=2, ensure_ascii=False)
+    write_text(folder / RESULT_JSON, f"{text}\n")
+
+
+def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_result` wrote, in this version or an earlier one.
+
+    Returns:
+        The content of result.json (names and info), and the tensors of `SHAPES`, float64.
+
+    Raises:
+        InputError: the folder holds no result, one that was damaged or changed, or one of a later format.
+    """
+    from safetensors.torch import load
+
+    head = read_info(folder)
+    try:
+        content = (folder / SUMS).read_bytes()
+        _require_unchanged(folder, SUMS, bytes_sha256(content), head)
+        tensors = checked(head, load(content), str(folder))
+    except FileNotFoundError as error:
+        raise _missing(folder, SUMS) from error
+    except (OSError, SafetensorError) as error:
+        raise damaged(str(folder), f"{SUMS} cannot be read ({error})") from error
+    head.pop("files", None)
+    head["labels"] = [(label_set, name) for label_set, name in head["labels"]]
+    return head, tensors
+
+
+def read_info(folder: Path, *, whole: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a result's result.json, and verify its checksum (results of formats 1 and 2 have none).
+
+    Args:
+        folder: the result's folder.
+        whole: names of files beside result.json whose checksums are verified as well.
+
+    Raises:
+        InputError: there is none, it was damaged or changed, or is of a later format.
+    """
+    try:
+        text = (folder / RESULT_JSON).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _missing(folder, RESULT_JSON) from error
+    except (OSError, ValueError) as error:
+        raise damaged(str(folder), f"{RESULT_JSON} cannot be read ({error})") from error
+    head = unsealed(text, str(folder))
+    for name in whole:
+        try:
+            _require_unchanged(folder, name, file_sha256(folder / name), head)
+        except OSError as error:
+            raise damaged(str(folder), f"{name} cannot be read ({error})") from error
+    return head
+
+
+def _require_unchanged(folder: Path, name: str, sha256: str, head: Mapping[str, Any]) -> None:
+    files = head.get("files", {})
+    if name in files and files[name] != sha256:
+        raise damaged(str(folder), f"{name} was changed after it was written")
+
+
+def _missing(folder: Path, name: str) -> InputError:
+    return InputError(f"{folder}: holds no result: {name} is missing")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> str:
+    """Write a file at once or not at all; return its SHA-256."""
+    with replacing(path) as part:
+        write(part)
+        return file_sha256(part)
+
+
+# --- formats -----------------------------------------------------------------------------------------------
+
+
 def sealed(head: dict[str, Any]) -> dict[str, Any]:
-    """What result.json holds, with the SHA-256 that tells if any of it is changed later."""
+    """Add the format and the SHA-256 of the values to the content of result.json."""
     return {"format": FORMAT, "sha256": _digest(head), **head}
 
 
 def unsealed(text: str, where: str) -> dict[str, Any]:
-    """What result.json holds, if it is as it was written and of a format that is known here.
+    """Parse result.json, verify its SHA-256, and convert it from older formats.
+
+    Args:
+        text: the content of the file.
+        where: the result's folder, for error messages.
 
     Raises:
         InputError: it is damaged, was changed, or is of a format that this version does not know.
     """
     try:
-        head = json.loads(text)
+        head: dict[str, Any] = json.loads(text)
         written, seal = head.pop("format"), head.pop("sha256", None)
         whole = seal == _digest(head)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -71,25 +197,36 @@ def unsealed(text: str, where: str) -> dict[str, Any]:
     if written >= 3 and not whole:
         raise damaged(where, "result.json was changed after it was written")
     if written < 3:
-        head.pop("files", None)  # nothing that vouches for files
+        head.pop("files", None)  # not covered by a checksum
     if written == 1 and "kept" in head:
         head["labels"] = head.pop("kept")
     return head
 
 
 def damaged(where: str, what: str) -> InputError:
+    """Build the error for a damaged result: the folder, what is wrong with it, and the remedy."""
     remedy = "copy it again from where it was whole, or measure again (softh-probe run --overwrite)"
     return InputError(f"{where}: the result is damaged: {what}; {remedy}")
 
 
 def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of a result, in today's form, all of them there and as large as its names say.
+    """Check a result's tensors against its names, and convert them from older formats.
 
-    What a result of an older version did not measure is NaN.
+    Args:
+        head: the content of result.json.
+        tensors: the content of sums.safetensors.
+        where: the result's folder, for error messages.
+
+    Returns:
+        The tensors of `SHAPES`, float64; NaN where an older version did not measure.
 
     Raises:
         InputError: names or tensors are not those of a result, or do not fit each other.
     """
+    import torch
+
+    from softh_probe.estimators.soft_entropy import entropy
+
     _check_names(head, where)
     tensors = dict(tensors)
     if "kept_mass" in tensors and "kept_positions" in tensors:
@@ -130,6 +267,5 @@ def _check_names(head: Mapping[str, Any], where: str) -> None:
 
 
 def _digest(head: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON values, however they are spaced and ordered in a file."""
-    text = json.dumps(json.loads(json.dumps(head)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Compute the SHA-256 of JSON values, independent of spaces and the order of keys."""
+    return text_sha256(json.dumps(json.loads(json.dumps(head)), sort_keys=True))

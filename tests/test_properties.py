@@ -23,8 +23,7 @@ from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.config import RunConfig, config_yaml
 from softh_probe.errors import InputError, SofthProbeError
 from softh_probe.labels import NGRAM_SETS
-from softh_probe.result import RESULT_JSON, SUMS
-from softh_probe.result_files import SHAPES
+from softh_probe.result_files import RESULT_JSON, SHAPES, SUMS
 from softh_probe.sweep.config import SweepConfig
 from tests.conftest import assert_same_values, tiny_llama
 from tests.helpers import references

@@ -12,8 +12,7 @@ from softh_probe import ProbeResult
 from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import entropy
 from softh_probe.report.page import run_page, write_report
-from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS
-from softh_probe.result_files import FORMAT, SHAPES
+from softh_probe.result_files import FORMAT, LAYERS_PARQUET, RESULT_JSON, SHAPES, SUMS
 from softh_probe.sweep.folder import is_intact
 from tests.helpers.report_data import NGRAMS, result_of, save, sweep_folder
 

@@ -18,7 +18,7 @@ from fault_campaign import write_checkpoint
 from fuzzing.damage import changed, damaged, encoded, to_json
 from fuzzing.kinds import Kind, WrongError, command_line
 from softh_probe.data.documents import read_documents
-from softh_probe.result import SUMS
+from softh_probe.result_files import SUMS
 
 TEXTS = [
     "the cat sat",

@@ -23,8 +23,7 @@ from softh_probe.labels import parse_label_sets
 from softh_probe.planned.plan import Plan
 from softh_probe.report.page import comparison_page, run_page
 from softh_probe.report.page_data import check_info
-from softh_probe.result import RESULT_JSON, SUMS
-from softh_probe.result_files import sealed
+from softh_probe.result_files import RESULT_JSON, SUMS, sealed
 from softh_probe.run.snapshots import Progress, Snapshots
 
 

@@ -9,7 +9,8 @@ from markupsafe import Markup, escape
 from softh_probe.report.facts import summary
 from softh_probe.report.figures import overview
 from softh_probe.report.page_data import title_of
-from softh_probe.result import ProbeResult, wide_table
+from softh_probe.report.wide_table import wide_table
+from softh_probe.result import ProbeResult
 
 
 def to_html(result: ProbeResult) -> str:

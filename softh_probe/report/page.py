@@ -17,13 +17,14 @@ from plotly.offline import get_plotlyjs
 
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
+from softh_probe.metrics import UNITS
 from softh_probe.report.compare import check_comparable, differences
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings
 from softh_probe.report.page_data import UNIT_NAMES, check_info, embedded_json, run_data, title_of
 from softh_probe.report.sweep_data import SWEEP_PARQUET, Sweep, read_sweep
-from softh_probe.result import UNITS, ProbeResult
+from softh_probe.result import ProbeResult
 
 REPORT_HTML = "report.html"
 _SCRIPTS = ("base.js", "table.js", "runs.js", "sweep.js", "start.js")

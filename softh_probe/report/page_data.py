@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from softh_probe.errors import InputError, short_repr
-from softh_probe.result import ENTROPIES, ProbeResult
+from softh_probe.metrics import ENTROPIES
+from softh_probe.result import ProbeResult
 
 #: Labels that a heat map shows at most; the most frequent ones are chosen.
 MOST_LABELS = 40

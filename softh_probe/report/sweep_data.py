@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from softh_probe.errors import InputError, short_repr
 from softh_probe.models.loading_errors import abbreviated
 from softh_probe.report.page_data import numbers
-from softh_probe.result import RESULT_JSON, ProbeResult
+from softh_probe.result import ProbeResult
+from softh_probe.result_files import RESULT_JSON
 
 SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
 #: Of sweep.json; `softh-probe collect` makes a sweep's files anew from its results.

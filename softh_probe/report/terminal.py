@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softh_probe.result import ProbeResult, wide_table
+from softh_probe.report.wide_table import wide_table
+from softh_probe.result import ProbeResult
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 #: Widest and narrowest bar, in characters.

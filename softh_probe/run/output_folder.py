@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from softh_probe.errors import InputError
-from softh_probe.result import RESULT_JSON, is_result
+from softh_probe.result_files import RESULT_JSON, is_result
 
 UNFINISHED = "unfinished"
 _LOCK = ".lock"

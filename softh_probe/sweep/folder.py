@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
 from softh_probe.files import write_text
-from softh_probe.result import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
+from softh_probe.result_files import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
 from softh_probe.sweep.claims import Claims
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig, is_local, measured_fields
 from softh_probe.sweep.grid import GridPoint

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from softh_probe.errors import SofthProbeError
-from softh_probe.result import RESULT_JSON, is_result
+from softh_probe.result_files import RESULT_JSON, is_result
 from softh_probe.sweep.claims import BEAT_S, is_running
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads

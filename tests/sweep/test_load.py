@@ -11,7 +11,7 @@ import pytest
 from softh_probe import ProbeResult
 from softh_probe.cli import main
 from softh_probe.report import sweep_data
-from softh_probe.result import LAYERS_PARQUET
+from softh_probe.result_files import LAYERS_PARQUET
 from softh_probe.sweep import collect
 from softh_probe.sweep.folder import SweepFolder
 from tests.helpers.report_data import page_data

@@ -1,0 +1,295 @@
+"""Every metric of the tidy table, by its formula.
+
+`METRICS` declares the metrics in the order of the table. To add one, write its formula as a pure function on tensors
+and add one entry: the table, its units and the report's values follow.
+
+Z is the anchor that a hidden state is assigned to, X the label of its position, and q the soft assignment of one
+position (Conklin 2025, arXiv 2505.23960). Entropies and informations are computed in nats.
+
+Shape suffixes: R rows (of the table: layers), X label sets, S anchor sets, M anchors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from softh_probe.errors import InputError
+from softh_probe.estimators.soft_entropy import entropy
+from softh_probe.labels import DIRECTIONS, ORDERS
+
+UNITS = ("efficiency", "nats", "bits")
+#: Corrected optimality is missing where the corrected information with the input is below this share of log m: the
+#: ratio would be one of errors.
+LEAST_CORRECTED = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: its name, what it describes, its unit and its formula.
+
+    Attributes:
+        name: as the table carries it.
+        scope: "positions", one value for all counted positions; "label_set", one for each label set; "order", one for
+            each n-gram order of which the input and the output were both measured.
+        has_unit: True for entropies and informations, False for ratios.
+        compute: the formula, a function of the tensors `inputs`; gives [R, S], or [R] if it is the same for all anchor
+            sets.
+        inputs: names of its arguments. With scope "positions", a tensor of the result; with "label_set", a tensor
+            [R, X, …] of the result, at the label set, or a metric declared earlier; with "order", "input_" or
+            "output_" and a metric of the label set of that direction, or "log_m", the logarithm of the number of
+            anchors.
+    """
+
+    name: str
+    scope: Literal["positions", "label_set", "order"]
+    has_unit: bool
+    compute: Callable[..., Tensor]
+    inputs: tuple[str, ...]
+
+
+def as_measured(value: Tensor) -> Tensor:
+    """Return a quantity that results hold as such.
+
+    >>> as_measured(torch.tensor(0.5)).item()
+    0.5
+    """
+    return value
+
+
+def mutual_information(labelled_entropy: Tensor, conditional_entropy: Tensor) -> Tensor:
+    """Compute I(X;Z) = H(Z) − H(Z|X), in the unit of its arguments.
+
+    >>> mutual_information(torch.tensor(1.5), torch.tensor(1.0)).item()
+    0.5
+
+    Args:
+        labelled_entropy: H(Z) of the positions that have a label, [R, S].
+        conditional_entropy: H(Z|X) = Σ_x P(x) H(p̂_x), [R, S].
+    """
+    return labelled_entropy - conditional_entropy
+
+
+def mutual_information_max(labelled_entropy: Tensor, labelled_position_entropy: Tensor) -> Tensor:
+    """Compute H(Z) − E H(q), the information of labels that are all different; no labels have more.
+
+    >>> mutual_information_max(torch.tensor(1.5), torch.tensor(0.25)).item()
+    1.25
+
+    Args:
+        labelled_entropy: H(Z) of the positions that have a label, [R, S].
+        labelled_position_entropy: E H(q), mean entropy of these positions' own assignments, [R, S].
+    """
+    return labelled_entropy - labelled_position_entropy
+
+
+def coverage(covered_positions: Tensor, labelled_positions: Tensor) -> Tensor:
+    """Compute the share of labelled positions whose label occurs at least twice.
+
+    >>> coverage(torch.tensor(3.0), torch.tensor(4.0)).item()
+    0.75
+
+    Args:
+        covered_positions: number of positions whose label occurs at least twice, [R].
+        labelled_positions: number of positions that have a label, [R].
+    """
+    return covered_positions / labelled_positions
+
+
+def regularity(information: Tensor, labelled_entropy: Tensor) -> Tensor:
+    """Compute I(X;Z) / H(Z), the share of the entropy that the label accounts for.
+
+    >>> regularity(torch.tensor(0.5), torch.tensor(2.0)).item()
+    0.25
+
+    Args:
+        information: I(X;Z), [R, S].
+        labelled_entropy: H(Z) of the positions that have a label, [R, S].
+    """
+    return information / labelled_entropy
+
+
+def optimality(output_information: Tensor, input_information: Tensor) -> Tensor:
+    """Compute I(output;Z) / I(input;Z), the n-grams that follow a position over those that end there.
+
+    >>> optimality(torch.tensor(0.5), torch.tensor(2.0)).item()
+    0.25
+
+    Args:
+        output_information: I(X;Z) of the output n-grams, [R, S].
+        input_information: I(X;Z) of the input n-grams, [R, S].
+    """
+    return output_information / input_information
+
+
+def optimality_corrected(output_corrected: Tensor, input_corrected: Tensor, log_m: Tensor) -> Tensor:
+    """Compute optimality from corrected informations; NaN where the input's is below `LEAST_CORRECTED`·log m.
+
+    >>> log_m = torch.tensor(4.0)
+    >>> optimality_corrected(torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.03]), log_m).tolist()
+    [0.25, nan]
+
+    Args:
+        output_corrected: corrected I(X;Z) of the output n-grams in nats, [R, S].
+        input_corrected: corrected I(X;Z) of the input n-grams in nats, [R, S].
+        log_m: entropy of the uniform distribution over the m anchors in nats, [].
+    """
+    ratio = optimality(output_corrected, input_corrected)
+    return torch.where(input_corrected > LEAST_CORRECTED * log_m, ratio, math.nan)
+
+
+METRICS = (
+    Metric(
+        name="entropy",  # H(Z) = −Σ_j p̂_j log p̂_j
+        scope="positions",
+        has_unit=True,
+        compute=entropy,
+        inputs=("mass",),
+    ),
+    Metric(
+        name="entropy_document_sd",  # standard deviation of H(Z) over bootstrap replicates of the documents
+        scope="positions",
+        has_unit=True,
+        compute=as_measured,
+        inputs=("entropy_document_sd",),
+    ),
+    Metric(
+        name="conditional_entropy",  # H(Z|X)
+        scope="label_set",
+        has_unit=True,
+        compute=as_measured,
+        inputs=("conditional_entropy",),
+    ),
+    Metric(
+        name="mutual_information",
+        scope="label_set",
+        has_unit=True,
+        compute=mutual_information,
+        inputs=("labelled_entropy", "conditional_entropy"),
+    ),
+    Metric(
+        name="mutual_information_max",
+        scope="label_set",
+        has_unit=True,
+        compute=mutual_information_max,
+        inputs=("labelled_entropy", "labelled_position_entropy"),
+    ),
+    Metric(
+        name="mutual_information_null",  # E I(X;Z) of shuffled labels: estimators/bias_correction.py
+        scope="label_set",
+        has_unit=True,
+        compute=as_measured,
+        inputs=("null_information",),
+    ),
+    Metric(
+        name="mutual_information_corrected",  # I(X;Z) without the bias of small counts: estimators/bias_correction.py
+        scope="label_set",
+        has_unit=True,
+        compute=as_measured,
+        inputs=("corrected_information",),
+    ),
+    Metric(
+        name="coverage",
+        scope="label_set",
+        has_unit=False,
+        compute=coverage,
+        inputs=("covered_positions", "labelled_positions"),
+    ),
+    Metric(
+        name="regularity",
+        scope="label_set",
+        has_unit=False,
+        compute=regularity,
+        inputs=("mutual_information", "labelled_entropy"),
+    ),
+    Metric(
+        name="optimality",
+        scope="order",
+        has_unit=False,
+        compute=optimality,
+        inputs=("output_mutual_information", "input_mutual_information"),
+    ),
+    Metric(
+        name="optimality_corrected",
+        scope="order",
+        has_unit=False,
+        compute=optimality_corrected,
+        inputs=("output_mutual_information_corrected", "input_mutual_information_corrected", "log_m"),
+    ),
+)
+
+#: Names of the metrics that carry a unit; the others are ratios.
+ENTROPIES = tuple(metric.name for metric in METRICS if metric.has_unit)
+
+
+def compute_metrics(tensors: Mapping[str, Tensor], label_sets: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
+    """Compute every metric of a result, in the order of the table.
+
+    >>> mass_RSM = torch.ones(2, 1, 4, dtype=torch.float64)
+    >>> tensors = {"mass": mass_RSM, "entropy_document_sd": torch.zeros(2, 1, dtype=torch.float64)}
+    >>> [(label_set, metric, values_RS.shape) for label_set, metric, values_RS in compute_metrics(tensors, [])]
+    [('', 'entropy', torch.Size([2, 1])), ('', 'entropy_document_sd', torch.Size([2, 1]))]
+
+    Args:
+        tensors: those of a `ProbeResult`.
+        label_sets: names of the label sets, in the order of the tensors' dimension X.
+
+    Yields:
+        Label set (empty for all positions, the order for optimality), metric, and values [R, S], in nats if the metric
+        has a unit.
+    """
+    n_rows, n_sets, n_anchors = tensors["mass"].shape
+    for name, value_RS in _compute("positions", tensors, (n_rows, n_sets)):
+        yield "", name, value_RS
+    needed = {name for metric in METRICS if metric.scope == "label_set" for name in metric.inputs} & tensors.keys()
+    of_sets: dict[str, dict[str, Tensor]] = {}
+    for x, label_set in enumerate(label_sets):
+        at_set = {name: tensors[name][:, x] for name in needed}
+        of_sets[label_set] = dict(_compute("label_set", at_set, (n_rows, n_sets)))
+        for name, value_RS in of_sets[label_set].items():
+            yield label_set, name, value_RS
+    log_m = torch.tensor(math.log(n_anchors), dtype=torch.float64)
+    for order in ORDERS:
+        known = {
+            f"{direction}_{name}": value_RS
+            for direction in DIRECTIONS
+            for name, value_RS in of_sets.get(f"{direction}_{order}", {}).items()
+        }
+        if all(f"{direction}_{order}" in of_sets for direction in DIRECTIONS):
+            for name, value_RS in _compute("order", {**known, "log_m": log_m}, (n_rows, n_sets)):
+                yield order, name, value_RS
+
+
+def _compute(scope: str, inputs: Mapping[str, Tensor], shape: tuple[int, int]) -> Iterator[tuple[str, Tensor]]:
+    """Compute the metrics of one scope, each from `inputs` and the metrics before it, as values of `shape` [R, S]."""
+    known = dict(inputs)
+    for metric in METRICS:
+        if metric.scope == scope:
+            value = metric.compute(*(known[name] for name in metric.inputs))
+            known[metric.name] = value if value.ndim == 2 else value.unsqueeze(1).expand(shape)
+            yield metric.name, known[metric.name]
+
+
+def unit_scale(unit: str, n_anchors: int) -> float:
+    """Compute the factor from nats to a unit.
+
+    >>> nats = math.log(8)
+    >>> round(nats * unit_scale("bits", 100), 6), round(nats * unit_scale("efficiency", 64), 6)
+    (3.0, 0.5)
+
+    Args:
+        unit: "efficiency" (the share of log m, the largest entropy over m anchors), "nats" or "bits".
+        n_anchors: the number of anchors m.
+
+    Raises:
+        InputError: the unit is none of these.
+    """
+    scales = {"efficiency": 1.0 / math.log(n_anchors), "nats": 1.0, "bits": 1.0 / math.log(2.0)}
+    if unit not in scales:
+        raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+    return scales[unit]
