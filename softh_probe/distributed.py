@@ -1,12 +1,12 @@
-"""Several processes, each of which measures its share of the documents: their sums in one probe.
+"""Merge the probes of several processes, each of which measures its share of the documents.
 
-torchrun --nproc-per-node 8 evaluate.py
+In a script that `torchrun --nproc-per-node 8 evaluate.py` starts:
 
-with probe:
-    evaluate(model, documents[rank::world_size])
-everything = gather(probe)
-if rank == 0:
-    everything.result().save("out")
+    with probe:
+        evaluate(model, documents[rank::world_size])
+    everything = gather(probe)
+    if rank == 0:
+        everything.result().save("out")
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from softh_probe.probe import SoftEntropyProbe
 
 
 def gather(probe: SoftEntropyProbe, group: dist.ProcessGroup | None = None) -> SoftEntropyProbe:
-    """What the probes of all processes measured, in a new probe, the same in every process.
+    """Merge the probes of all processes into a new probe, which is the same in every process.
 
-    Every process of the group has to call this, also one that was given no document. The states are sent one after
-    the other, so that at most one other process's labels are held at a time. Without process groups, the new probe
-    holds what this one measured.
+    Every process of the group has to call this, even without documents. The states are broadcast one after the other,
+    so that each process holds the labels of at most one other process at a time. Without process groups, the new probe
+    is a copy of this one.
 
     Args:
-        probe: this process's; it stays as it is, and can go on measuring.
-        group: the processes; None is all of them.
+        probe: the probe of this process; it is not changed and can continue to measure.
+        group: the process group; None for all processes.
+
+    Returns:
+        A probe with the sums of all processes.
 
     Raises:
-        ProbeError: in every process, what went wrong in any of them.
-        InputError: probes of different settings, or of planned runs.
+        ProbeError: a measurement failed in any process; raised in all of them.
+        InputError: the probes have different settings, or belong to planned runs.
     """
     everything = probe.new_like()
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
@@ -57,7 +60,7 @@ def gather(probe: SoftEntropyProbe, group: dist.ProcessGroup | None = None) -> S
 
 
 def _sendable(probe: SoftEntropyProbe) -> tuple[str | None, Any]:
-    """What went wrong, and the state, in host memory."""
+    """Return an error message and None, or None and the probe's state in host memory."""
     try:
         probe.check()
     except ProbeError as problem:
@@ -66,6 +69,7 @@ def _sendable(probe: SoftEntropyProbe) -> tuple[str | None, Any]:
 
 
 def _on_host(state: Any) -> Any:
+    """Copy all tensors of a nested state to host memory."""
     if isinstance(state, torch.Tensor):
         return state.cpu()
     if isinstance(state, dict):

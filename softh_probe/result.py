@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,8 @@ class ProbeResult:
             info: further entries of `info` (JSON values).
         """
         sets = labels.set_names
-        names = [f.name for f in fields(LayerStatistics)]
-        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in names}
+        fields = LayerStatistics.__dataclass_fields__
+        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields}
         labelled = dict(zip(sets, tensors["labelled_positions"].amax(dim=0).long().tolist(), strict=True))
         return cls(
             rows=list(layers),

@@ -1,1 +1,1 @@
-"""Pure functions of the estimator: temperature, anchors, soft entropy, bias correction."""
+"""The estimator as pure functions on tensors: temperature, anchors, soft entropy, bias correction."""

@@ -1,8 +1,12 @@
-"""The fixed anchors: points on the unit sphere onto which hidden states are projected."""
+"""Anchors: fixed random points on the unit sphere onto which hidden states are projected.
+
+The anchors of the published estimator are drawn independently and uniformly (Conklin 2025, arXiv 2505.23960).
+
+Shape suffixes: S anchor sets, M anchors, D width of a hidden state.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +15,13 @@ from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimators.calibration import resolve_temperature
+from softh_probe.hashing import bytes_sha256
 
 KINDS = ("iid", "antithetic")
 
 
 def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -> Tensor:
-    """Anchors drawn uniformly from the unit sphere, the same on every device.
+    """Draw anchors uniformly from the unit sphere.
 
     >>> sample_anchors(100, 576).shape
     torch.Size([100, 576])
@@ -24,12 +29,16 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -
     Args:
         n_anchors: number of anchors m, at least 2.
         dim: width d of the hidden states, at least 2.
-        seed: of a generator of its own; the global random state is neither read nor moved.
-        kind: "iid", all drawn independently, as published; "antithetic", half of them drawn and the other half
-            their opposites (w and −w), so that entropies vary less from one draw to the next.
+        seed: seed of a separate CPU generator. The global random state is neither read nor changed, and the anchors are
+            the same on every device.
+        kind: "iid" draws all anchors independently, as published; "antithetic" draws half of them and adds their
+            opposites (w and −w), so that entropies vary less from one draw to the next.
 
     Returns:
         Tensor [n_anchors, dim], float32, on the CPU, rows of unit length.
+
+    Raises:
+        InputError: an argument is of the wrong type or out of range, or `kind` is unknown.
     """
     if not isinstance(n_anchors, int) or n_anchors < 2:
         raise InputError(f"n_anchors: expected an integer of at least 2, got {n_anchors!r}; the published value is 100")
@@ -50,7 +59,7 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -
 
 @dataclass(frozen=True, kw_only=True)
 class Anchors:
-    """One or several sets of anchors of one width, and the temperature that goes with them.
+    """One or several sets of anchors for hidden states of one width, with their temperature.
 
     >>> anchors = Anchors.sample(n_anchors=100, dim=576, n_sets=2, seed=0)
     >>> anchors.points_SMD.shape, round(anchors.temperature, 8)
@@ -58,8 +67,8 @@ class Anchors:
 
     Attributes:
         points_SMD: [n_sets, n_anchors, dim], float32, CPU; set s is drawn with seed + s.
-        temperature: ε of the softmax over cosine similarities.
-        sha256: of the points' bytes (little-endian float32, set by set): equal digests mean equal anchors.
+        temperature: ε of the softmax over cosine similarities (dimensionless).
+        sha256: digest of the points' bytes (little-endian float32, set by set); equal digests mean equal anchors.
     """
 
     points_SMD: Tensor
@@ -77,6 +86,22 @@ class Anchors:
         kind: str = "iid",
         calibration: str | float = "exact",
     ) -> Anchors:
+        """Draw anchor sets and compute their temperature.
+
+        >>> Anchors.sample(n_anchors=100, dim=576, calibration=0.02).temperature
+        0.02
+
+        Args:
+            n_anchors: number of anchors m of a set, at least 2.
+            dim: width d of the hidden states, at least 2.
+            n_sets: number of sets.
+            seed: seed of the first set; set s is drawn with seed + s.
+            kind: "iid" or "antithetic", as in `sample_anchors`.
+            calibration: "exact", "leading_order", or the temperature, as in `resolve_temperature`.
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range, or an unknown name.
+        """
         if not isinstance(n_sets, int) or n_sets < 1:
             raise InputError(f"anchor_sets: expected an integer of at least 1, got {n_sets!r}")
         if not isinstance(seed, int):
@@ -85,11 +110,15 @@ class Anchors:
         return cls(
             points_SMD=points_SMD,
             temperature=resolve_temperature(calibration, n_anchors, dim),
-            sha256=hashlib.sha256(points_SMD.numpy().astype("<f4").tobytes()).hexdigest(),
+            sha256=bytes_sha256(points_SMD.numpy().astype("<f4").tobytes()),
         )
 
     def describe(self) -> dict[str, Any]:
-        """What a result says of its anchors (plain JSON values)."""
+        """Describe the anchors by their sizes, temperature and digest, as results record them (JSON values).
+
+        >>> Anchors.sample(n_anchors=100, dim=576, n_sets=2).describe()["sets"]
+        2
+        """
         n_sets, n_anchors, dim = self.points_SMD.shape
         return {
             "dim": dim,

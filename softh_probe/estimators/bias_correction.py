@@ -1,24 +1,24 @@
-"""What chance adds to the information of rare labels: the null, and an estimate corrected for it.
+"""Small-sample bias of plug-in information: its value by chance (the null), and a correction.
 
 The mean p̂_x of a label's n soft assignments q has, on average, less entropy than the label's true mean p_x:
 
     b_x(n) = H(p_x) − E H(p̂_x) = E KL(p̂_x ‖ p_x),       b_x(1) = H(p_x) − E H(q)
 
-and plug-in information is too high by Σ_x P(x) b_x(n_x). What is measured of labels that occur n times is their
-mean divergence W = E H(p̂_x) − E H(q) = b(1) − b(n); what is sought is b(n). `bias_curves` draws the curves
+Plug-in information is therefore too high by Σ_x P(x) b_x(n_x). For labels that occur n times, the mean divergence
+W = E H(p̂_x) − E H(q) = b(1) − b(n) is measured, and b(n) is estimated from it. `bias_curves` draws the curves
 n -> b(n) of reference labels from a uniform sample of the layer's soft assignments:
 
-- Chance: the reference label is any position. Its curve is measured, not modelled, and gives the null: the
-  plug-in information that labels of the same counts have in random order.
+- Chance: all positions have the reference label. Its curve is measured, not modelled, and gives the null: the expected
+  plug-in information of labels of the same counts that are assigned at random.
 - Labels that share a part ρ of the positions' variance: the logits log q of a random position, shrunk by √ρ
   towards the layer's mean, are the label's centre; those of other positions, shrunk by √(1−ρ), scatter about it.
 
-A measured W lies between those of two reference labels, and b(n) / W is interpolated between theirs. At the one end
-(ρ = 1, W = 0) that is 1/(n − 1), for small deviations have b(n) = b(1)/n; at the other it is that of chance.
+A measured W lies between those of two reference labels, and b(n) / W is interpolated between theirs. At ρ = 1, where
+W = 0, the ratio is 1/(n − 1), because small deviations have b(n) = b(1)/n; at the other end it is the ratio of chance.
 
-This is a model. It assumes that a label's positions are drawn independently, that labels of one count are alike, so
-that their mean W stands for each, and that a label's states scatter about one centre in the shape in which all do.
-How far that leads, as absolute error in units of log m, mean / most (`python scripts/study_correction.py`):
+The correction is a model. It assumes that a label's positions are drawn independently, that labels of one count are
+alike, so that their mean W stands for each, and that the states of each label scatter about one centre in the same
+shape as all states. Absolute error in units of log m, mean / maximum (`python scripts/study_correction.py`):
 
                                                n = 2          n = 4          n = 8          n = 16         n = 64
     23 simulations                         .014 / .061    .012 / .052    .010 / .038    .008 / .023    .004 / .011
@@ -27,11 +27,11 @@ How far that leads, as absolute error in units of log m, mean / most (`python sc
         plug-in                            .097 / .300    .060 / .200    .036 / .129    .020 / .075    .006 / .028
     the same, neighbouring occurrences     .029 / .065    .024 / .063    .016 / .048    .009 / .037    .004 / .015
 
-It is too low where a label has several tight modes (by .05 with 4), and too high where labels of one count
-are not alike (.06 where half of them say nothing) or repeat within a document (the last line).
+The corrected information is too low if a label has several tight modes (by .05 with 4), and too high if labels of one
+count are not alike (by .06 if half of them are uninformative) or repeat within a document (the last line).
 
-Shape suffixes: R rows of the sample, H groups of them, S anchor sets, M anchors, K curves, G counts of the grid, C
-counts of labels.
+Shape suffixes: N positions, R rows of the sample, H groups of rows, S anchor sets, M anchors, K curves, G counts of
+the grid, C counts of labels.
 """
 
 from __future__ import annotations
@@ -47,26 +47,27 @@ from torch import Tensor
 from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import assignments, entropy
 
-#: How often the sample is shuffled for the curve of chance.
+#: Number of shuffles of the sample for the curve of chance.
 SHUFFLES = 4
-#: Parts ρ of the variance that reference labels share; how many labels for each, and how many positions of each.
+#: Parts ρ of the variance that reference labels share.
 SHARED = (0.15, 0.35, 0.6, 0.85)
+#: Number of reference labels for each ρ, and of positions for each label.
 CENTRES, SCATTER = 16, 128
-#: Curves that start below this, in nats, are of labels whose positions are alike; their shape is float32 rounding.
+#: Curves with b(1) below this, in nats, belong to labels whose positions are alike; their shape is float32 rounding.
 ROUNDING = 1e-5
 _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiasCurves:
-    """b(n) of reference labels in nats, as g(n) = b(n) / v(n) with v(n) = (1/n − 1/N) / (1 − 1/N).
+    """Curves b(n) of reference labels in nats, as g(n) = b(n) / v(n) with v(n) = (1/n − 1/N) / (1 − 1/N).
 
-    v is how the variance of a mean of n falls when n of N positions are drawn, none twice; g varies slowly with n.
+    v(n) is the relative variance of the mean of n of N positions drawn without replacement; g varies slowly with n.
 
     Attributes:
         inverse_G: [G], 1/n in increasing order, from 0 to 1.
-        g_KGS: [K, G, S]; the first curve is that of chance, then come labels that share more and more.
-        n_positions: N.
+        g_KGS: [K, G, S]; the curve of chance first, then those of reference labels in increasing order of ρ.
+        n_positions: number N of the layer's positions.
     """
 
     inverse_G: Tensor
@@ -74,19 +75,19 @@ class BiasCurves:
     n_positions: int
 
     def __call__(self, counts_C: Tensor) -> Tensor:
-        """b(n) of every curve: [K, C, S]; 0 from n = N on."""
+        """Evaluate b(n) of every curve at counts [C]: [K, C, S]; 0 for n ≥ N."""
         inverse_C = 1.0 / counts_C.double()
         return _interpolate(inverse_C, self.inverse_G, self.g_KGS) * _v(inverse_C, self.n_positions).unsqueeze(1)
 
     def part(self, curves: slice) -> BiasCurves:
-        """Some of the curves."""
+        """Select some of the curves."""
         return BiasCurves(inverse_G=self.inverse_G, g_KGS=self.g_KGS[curves], n_positions=self.n_positions)
 
 
 def bias_curves(
     sample_RSM: Tensor, mass_SM: Tensor, position_entropy_S: Tensor, n_positions: int, *, seed: int = 0
 ) -> BiasCurves:
-    """The curves of one layer.
+    """Compute the bias curves of one layer from a sample of its soft assignments.
 
     >>> q = torch.rand(600, 1, 20, generator=torch.Generator().manual_seed(0)).pow(8)
     >>> q = q / q.sum(dim=-1, keepdim=True)
@@ -98,20 +99,20 @@ def bias_curves(
     600 0.0
 
     Args:
-        sample_RSM: soft assignments of a uniform sample of the positions, none twice. With 2,048 rows the null
-            is right within 0.001 log m.
+        sample_RSM: soft assignments of positions drawn uniformly without replacement. With 2,048 rows the null is
+            accurate to 0.001 log m.
         mass_SM: sums of the soft assignments of all positions.
         position_entropy_S: mean entropy of the soft assignments of all positions, in nats.
-        n_positions: N.
-        seed: of the generator that draws from the sample; equal arguments give equal curves.
+        n_positions: number N of the layer's positions.
+        seed: seed of the generator that draws from the sample; equal arguments give equal curves.
 
     Raises:
-        InputError: the sample is empty, or not of the sums' anchors.
+        InputError: the sample is empty, or its anchors are not those of the sums.
     """
     if sample_RSM.ndim != 3 or len(sample_RSM) == 0 or sample_RSM.shape[1:] != mass_SM.shape:
         expected = f"[R, {', '.join(map(str, mass_SM.shape))}] of one position or more"
         raise InputError(f"sample_RSM: expected soft assignments {expected}, got {list(sample_RSM.shape)}")
-    # One anchor set at a time: what is computed from its sample fits a CPU's caches.
+    # One anchor set at a time, so that intermediate values fit a CPU's caches.
     parts = zip(sample_RSM.unbind(dim=1), mass_SM, position_entropy_S, strict=True)
     draws = _draws(len(sample_RSM), seed)
     found = [_curves(q_RM.float(), mass_M, of_positions, n_positions, draws) for q_RM, mass_M, of_positions in parts]
@@ -122,14 +123,14 @@ def bias_curves(
 def _curves(
     q_RM: Tensor, mass_M: Tensor, position_entropy: Tensor, n_positions: int, draws: _Draws
 ) -> tuple[Tensor, Tensor]:
-    """1/n [G] and g [K, G] of one anchor set."""
+    """Compute 1/n [G] and g [K, G] of one anchor set."""
     mean_M = mass_M.double() / mass_M.double().sum()
     q_RM = q_RM.clamp_min(_TINY)
     log_q_RM = q_RM.log()
     entropy_R = -(log_q_RM * q_RM).sum(dim=-1)
     sizes, entropy_G = _mean_entropies(q_RM, entropy_R, draws.shuffled_HR, len(q_RM) // 16)
 
-    # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): what the sample's own mean deviates by drops out.
+    # E KL(p̂ ‖ p̄) rather than H(p̄) − E H(p̂): the deviation of the sample's mean from p̄ cancels.
     cross = -(q_RM.double().mean(dim=0) @ mean_M.clamp_min(1e-300).log())
     inverse_G = 1.0 / torch.tensor(sizes, dtype=torch.float64)
     small_G = (cross - entropy_G) / _v(inverse_G, n_positions)
@@ -138,7 +139,7 @@ def _curves(
     limit = (variance_M / mean_M.clamp_min(1e-300)).sum() / 2
     inverse_G = torch.cat([inverse_G.new_zeros(1), inverse_G])
     chance_G = torch.cat([limit.unsqueeze(0), small_G])
-    # n = 1 is known of all positions, not of the sample only.
+    # b(1) is known from all positions, not only from the sample.
     exact = entropy(mean_M) - position_entropy.double()
     chance_G = chance_G * torch.where(chance_G[-1] > 0, exact / chance_G[-1], 1.0)
 
@@ -148,26 +149,41 @@ def _curves(
 
 
 def chance_information(curves: BiasCurves, counts_C: Tensor) -> Tensor:
-    """c0(n) = H(p̄) − E H(mean of n of the N positions, none drawn twice), in nats.
+    """Evaluate the curve of chance: b(n) = H(p̄) − E H(mean q of n of the N positions), in nats.
 
-    [C, S], float64, of counts n of 1 or more; falls from H(Z) − mean H(q) at n = 1 to 0 at n = N.
+    The n positions are drawn without replacement; `bias_curves` has an example.
+
+    Args:
+        curves: those of one layer.
+        counts_C: counts n, at least 1.
+
+    Returns:
+        [C, S], float64; decreases from H(Z) − mean H(q) at n = 1 to 0 at n = N.
     """
     return curves.part(slice(1))(counts_C)[0]
 
 
 def null_information(curves: BiasCurves, counts_C: Tensor, labels_C: Tensor) -> Tensor:
-    """Expected plug-in I(X;Z), in nats, of labels of the same counts that are assigned at random.
+    """Compute the expected plug-in I(X;Z), in nats, of labels of the same counts that are assigned at random.
+
+    >>> q = torch.rand(600, 1, 20, generator=torch.Generator().manual_seed(0)).pow(8)
+    >>> q = q / q.sum(dim=-1, keepdim=True)
+    >>> curves = bias_curves(q, q.sum(dim=0), entropy(q).mean(dim=0), 600)
+    >>> counts, labels = torch.tensor([10, 300]), torch.tensor([[60, 0], [0, 2]])  # 60 labels of 10, or 2 of 300
+    >>> [round(null, 2) for null in null_information(curves, counts, labels).flatten().tolist()]
+    [0.19, 0.0]
 
     Args:
-        counts_C: counts n of labels.
-        labels_C: how many labels have each, [..., C].
+        curves: those of one layer.
+        counts_C: distinct counts n of labels.
+        labels_C: number of labels of each count, [..., C].
 
     Returns:
         [..., S], float64; NaN without labels.
     """
     positions_C = (counts_C * labels_C).double()
     n_labelled = positions_C.sum(dim=-1, keepdim=True)
-    # Where some positions have no label, H(Z) is of a random part of all positions as well.
+    # If some positions have no label, H(Z) is that of a random part of all positions, too.
     of_part_S = chance_information(curves, n_labelled.clamp_min(1).reshape(-1))
     null_S = positions_C @ chance_information(curves, counts_C) / n_labelled
     return null_S - of_part_S.view_as(null_S)
@@ -181,20 +197,32 @@ def corrected_information(
     position_entropy_CS: Tensor,
     covered_entropy_S: Tensor,
 ) -> Tensor:
-    """I(X;Z), in nats, over the positions whose label occurs at least twice, corrected for small counts.
+    """Compute I(X;Z), in nats, of the positions whose label occurs at least twice, corrected for small counts.
 
-    Several label sets may be given at once, along leading dimensions of all arguments but the counts.
+    Two labels of 300 positions each, drawn at random from the same distribution, carry no information:
+
+    >>> q = torch.rand(600, 1, 20, generator=torch.Generator().manual_seed(0)).pow(8)
+    >>> q = q / q.sum(dim=-1, keepdim=True)
+    >>> curves = bias_curves(q, q.sum(dim=0), entropy(q).mean(dim=0), 600)
+    >>> weighted = 300 * entropy(q.unflatten(0, (2, 300)).sum(dim=1)).sum(dim=0, keepdim=True)
+    >>> of_positions, h_S = entropy(q).sum(dim=0, keepdim=True), entropy(q.sum(dim=0))
+    >>> count, labels = torch.tensor([300]), torch.tensor([2])
+    >>> abs(corrected_information(curves, count, labels, weighted, of_positions, h_S).item()) < 0.01
+    True
+
+    Several label sets may be given at once, along leading dimensions of all arguments except the counts.
 
     Args:
+        curves: those of one layer.
         counts_C: distinct counts n of labels; n = 1 is left out.
-        labels_C: how many labels have each.
+        labels_C: number of labels of each count.
         weighted_entropy_CS: Σ_x n·H(p̂_x) over these labels, in nats.
         position_entropy_CS: sum over their positions of the entropy of the soft assignment, in nats.
         covered_entropy_S: H(Z) of the positions whose label occurs at least twice, in nats.
 
     Returns:
-        [S], float64; at most H(Z) − mean H(q) of these positions. It is not cut off at 0, so that its mean is 0
-        where labels say nothing. NaN where no label occurs twice.
+        [S], float64; at most H(Z) − mean H(q) of these positions. It is not clipped at 0, so that its mean is 0 for
+        uninformative labels. NaN if no label occurs twice.
     """
     repeated = counts_C >= 2
     counts = counts_C[repeated]
@@ -207,10 +235,10 @@ def corrected_information(
 
 
 def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor:
-    """b(n) of labels of count n ≥ 2 whose mean divergence is W: [..., C, S]."""
+    """Estimate b(n), [..., C, S], of labels of count n ≥ 2 from their mean divergence W."""
     first_K1S, bias_KCS = curves(counts_C.new_ones(1)), curves(counts_C)
     v_1C1 = _v(1.0 / counts_C.double(), curves.n_positions).reshape(1, -1, 1)
-    # From the label that is one point (W = 0, b(n) = v·b(1)) to chance.
+    # From the label whose positions are all alike (W = 0, b(n) = v·b(1)) to chance.
     left_KCS = torch.where(first_K1S > ROUNDING, bias_KCS / first_K1S, v_1C1)
     left_KCS = torch.cat([left_KCS, v_1C1.expand_as(bias_KCS[:1])]).flip(0).clamp_max(1 - 1e-9)
     ratio_KCS = (left_KCS / (1 - left_KCS)).cummax(dim=0).values
@@ -224,12 +252,12 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
 
 
 class _Draws(NamedTuple):
-    """Rows of a sample that go into its curves, the same for all layers and anchor sets.
+    """Random indices of the sample's rows, the same for all layers and anchor sets.
 
     Attributes:
         shuffled_HR: all rows in random order, H = `SHUFFLES` times.
-        centres_KH: for each of `SHARED`, the rows that are centres, H = `CENTRES`.
-        scattered_KHR: for each of `SHARED`, the rows around each centre, R = `SCATTER`.
+        centres_KH: for each ρ of `SHARED`, the rows that are centres, H = `CENTRES`.
+        scattered_KHR: for each ρ of `SHARED`, the rows around each centre, R = `SCATTER`.
     """
 
     shuffled_HR: Tensor
@@ -250,7 +278,7 @@ def _draws(n_rows: int, seed: int) -> _Draws:
 
 
 def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Tensor:
-    """G [K, G] of labels that share parts of the positions' variance, drawn from infinitely many positions."""
+    """Compute g [K, G] of the reference labels of `SHARED`, for positions drawn from infinitely many."""
     mean_M = logits_RM.mean(dim=0)
     shared_K11 = torch.tensor(SHARED).view(-1, 1, 1)
     # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
@@ -272,14 +300,16 @@ def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Te
 
 
 def _mean_entropies(q_NM: Tensor, entropy_N: Tensor, rows_HR: Tensor, largest: int) -> tuple[list[int], Tensor]:
-    """Mean entropy of the means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … down from `largest` to 1.
+    """Compute the mean entropy of means of n rows of a group, for n = 1, 2, 3, 4, 6, 8, 12 … up to `largest`.
 
     Args:
-        q_NM: assignments, none of which is 0; entropy_N: the entropy of each.
-        rows_HR: [..., H, R], which of them make up each of H groups.
+        q_NM: soft assignments, all positive.
+        entropy_N: the entropy of each.
+        rows_HR: [..., H, R], the rows of each of H groups.
+        largest: upper bound of n.
 
     Returns:
-        The n in falling order, and the mean entropy of each, [..., G], float64 in nats.
+        The n in decreasing order, and the mean entropy of each, [..., G], float64 in nats.
     """
     found = {1: entropy_N[rows_HR].mean(dim=(-2, -1), dtype=torch.float64)}
     for size in (2, 3):
@@ -297,12 +327,13 @@ def _mean_entropies(q_NM: Tensor, entropy_N: Tensor, rows_HR: Tensor, largest: i
 
 
 def _v(inverse_C: Tensor, n_positions: int) -> Tensor:
+    """Compute v(n) of `BiasCurves` from 1/n."""
     last = 1.0 / max(n_positions, 2)
     return ((inverse_C - last) / (1.0 - last)).clamp_min(0.0)
 
 
 def _interpolate(x_C: Tensor, x_G: Tensor, values_GS: Tensor) -> Tensor:
-    """Linear in x, along the last dimension but one: [..., G, S] -> [..., C, S]."""
+    """Interpolate linearly in x, along the last dimension but one: [..., G, S] -> [..., C, S]."""
     upper_C = torch.searchsorted(x_G, x_C).clamp(1, len(x_G) - 1)
     weight_C1 = ((x_C - x_G[upper_C - 1]) / (x_G[upper_C] - x_G[upper_C - 1])).unsqueeze(1)
     return torch.lerp(values_GS[..., upper_C - 1, :], values_GS[..., upper_C, :], weight_C1)

@@ -1,14 +1,14 @@
-"""The temperature ε of the soft assignment.
+"""Calibration: the temperature ε of the soft assignment.
 
-ε is chosen so that one soft assignment is as sharp as the anchors are many: a von Mises-Fisher density of
-concentration κ = 1/ε on the unit sphere S^(d−1) lies `log m` nats from the uniform one (Conklin 2025,
+ε makes one soft assignment as sharp as m anchors can resolve. It is the inverse of the concentration κ at which a von
+Mises-Fisher density on the unit sphere S^(d−1) has a divergence of log m nats from the uniform density (Conklin 2025,
 arXiv 2505.23960):
 
     KL(vMF(κ) ‖ Uniform) = κ·(log Z)'(κ) − log Z(κ) = log m,    Z(κ) = ₀F₁(; d/2; κ²/4)
 
-Z is the ratio of the two densities' normalisers. It is evaluated without ever forming a Bessel function, which
-under- and overflows for large orders: as its power series, whose terms are all positive, or, where κ is far
-larger than the order, as Hankel's expansion for large arguments (DLMF 10.40.1).
+Z is the ratio of the two densities' normalisers. It is evaluated without Bessel functions, which under- and overflow
+for large orders: as its power series, whose terms are all positive, or, where κ is far larger than the order, as
+Hankel's expansion for large arguments (DLMF 10.40.1).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from scipy.special import logsumexp
 from softh_probe.errors import InputError, short_repr
 
 METHODS = ("exact", "leading_order")
-#: Temperatures with which float32 still has logits. Far inside, an assignment is one anchor, or uniform.
+#: Temperatures with which float32 can hold the logits. Close to either bound, an assignment is one-hot or uniform.
 _LEAST, _MOST = 1e-12, 1e12
 
 
 @lru_cache(maxsize=1024)
 def temperature(n_anchors: int, dim: int, method: str = "exact") -> float:
-    """Temperature ε of the softmax over cosine similarities (dimensionless).
+    """Compute the temperature ε of the softmax over cosine similarities (dimensionless).
 
     >>> round(temperature(100, 576), 12)
     0.013566183548
@@ -45,7 +45,7 @@ def temperature(n_anchors: int, dim: int, method: str = "exact") -> float:
             "leading_order" is its limit for large d, 1/sqrt(2·d·log m).
 
     Raises:
-        InputError: n_anchors or dim below 2, or an unknown method.
+        InputError: n_anchors or dim is below 2, or the method is unknown.
     """
     if n_anchors < 2:
         raise InputError(f"n_anchors: expected at least 2, got {n_anchors}; the published value is 100")
@@ -60,10 +60,20 @@ def temperature(n_anchors: int, dim: int, method: str = "exact") -> float:
 
 
 def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> float:
-    """Temperature from what a user may write: "exact", "leading_order", or a number that is ε itself.
+    """Compute the temperature of a calibration as users give it.
 
     >>> resolve_temperature(0.02, 100, 576)
     0.02
+    >>> resolve_temperature("exact", 100, 576) == temperature(100, 576)
+    True
+
+    Args:
+        calibration: a method of `temperature` ("exact" or "leading_order"), or the temperature ε itself.
+        n_anchors: number of anchors m, at least 2.
+        dim: width d of the hidden states, at least 2.
+
+    Raises:
+        InputError: the method is unknown, or the number is not a usable temperature.
     """
     if isinstance(calibration, str):
         if calibration not in METHODS:
@@ -80,10 +90,18 @@ def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> f
 
 
 def vmf_divergence(kappa: float, dim: int) -> float:
-    """KL(vMF(κ) ‖ Uniform) on S^(d−1), in nats; increases from 0 with κ.
+    """Compute KL(vMF(κ) ‖ Uniform) on S^(d−1), in nats; it increases with κ, from 0 at κ = 0.
+
+    On S², Z(κ) = sinh(κ)/κ, and the divergence is κ·coth(κ) − 1 − log Z(κ):
 
     >>> vmf_divergence(1e-9, 3) < 1e-15
     True
+    >>> round(vmf_divergence(2.0, 3) - (2.0 / math.tanh(2.0) - 1.0 - math.log(math.sinh(2.0) / 2.0)), 9)
+    0.0
+
+    Args:
+        kappa: concentration κ of the von Mises-Fisher density, positive.
+        dim: d, at least 2.
     """
     order = dim / 2.0 - 1.0
     if kappa > 200.0 and kappa > order * order:
@@ -92,7 +110,10 @@ def vmf_divergence(kappa: float, dim: int) -> float:
 
 
 def _divergence_by_series(kappa: float, dim: int) -> float:
-    """Z = Σ_k t_k with t_k = (κ²/4)^k / (k!·(d/2)_k), so that κ·(log Z)' = 2·E[k] under the weights t_k."""
+    """Compute the divergence from the power series of Z.
+
+    Z = Σ_k t_k with t_k = (κ²/4)^k / (k!·(d/2)_k), so that κ·(log Z)' = 2·E[k] under the weights t_k.
+    """
     # Past the largest term, near k(k + d/2) = κ²/4, every ratio t_k/t_(k−1) falls; at k > κ it is below 1/4.
     k = np.arange(1.0, 200.0 + kappa)
     log_terms = np.concatenate(([0.0], np.cumsum(np.log(kappa * kappa / 4.0 / (k * (k - 1.0 + dim / 2.0))))))
@@ -102,7 +123,10 @@ def _divergence_by_series(kappa: float, dim: int) -> float:
 
 
 def _divergence_by_hankel(kappa: float, order: float) -> float:
-    """Log Z = κ − (ν+½) log κ + c + log S with S = Σ (−1)^k a_k(ν)/κ^k; κ itself cancels from the divergence."""
+    """Compute the divergence from Hankel's expansion of Z (DLMF 10.40.1), for κ far larger than the order ν.
+
+    log Z = κ − (ν+½) log κ + c + log S with S = Σ (−1)^k a_k(ν)/κ^k; the term κ cancels from the divergence.
+    """
     s, kappa_ds, term = 1.0, 0.0, 1.0
     for k in range(1, 60):
         ratio = -(4.0 * order * order - (2.0 * k - 1.0) ** 2) / (8.0 * k * kappa)
@@ -116,7 +140,7 @@ def _divergence_by_hankel(kappa: float, order: float) -> float:
 
 
 def _solve_increasing(function: Callable[[float], float], target: float, start: float) -> float:
-    """The x > 0 at which an increasing function reaches target, sought outward from start."""
+    """Find the x > 0 at which an increasing function reaches target, in a bracket that is widened from start."""
     low = high = start
     while function(low) > target:
         low /= 2.0

@@ -1,6 +1,6 @@
-"""The estimator's maths: pure functions on tensors (Conklin 2025, arXiv 2505.23960).
+"""Soft entropy and soft mutual information of hidden states (Conklin 2025, arXiv 2505.23960).
 
-For a hidden state h and anchors w_j on the unit sphere, temperature ε:
+For a hidden state h, anchors w_j on the unit sphere and temperature ε:
 
     q_j = softmax_j(cos(h, w_j) / ε)        the soft assignment of one position; sums to 1
     H(Z) = −Σ_j p̂_j log p̂_j                 p̂ = mean of q over positions
@@ -20,7 +20,7 @@ from softh_probe.errors import InputError
 from softh_probe.estimators.anchors import sample_anchors
 from softh_probe.estimators.calibration import resolve_temperature
 
-#: Norms of which float32 squares are neither lost nor infinite.
+#: Norms whose squares float32 can hold.
 _SAFE = (1e-12, 1e15)
 _LOG2_E = 1.0 / math.log(2.0)
 
@@ -28,19 +28,25 @@ _LOG2_E = 1.0 / math.log(2.0)
 def anchor_logits(
     z_ND: Tensor, anchors_SMD: Tensor, temperature: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """cos(h, w_j) / ε, of which the softmax over j is the soft assignment.
+    """Compute cos(h, w_j) / ε, the logits of the soft assignments.
 
-    The division by ‖h‖·ε follows the projection, where it costs M/D of what it would cost before.
+    >>> z_ND, anchors_SMD = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.eye(2).unsqueeze(0)
+    >>> logits_NSM, valid_N = anchor_logits(z_ND, anchors_SMD, temperature=0.5)
+    >>> logits_NSM.tolist(), valid_N.tolist()
+    ([[[2.0, 0.0]], [[0.0, 0.0]]], [True, False])
+
+    The division by ‖h‖·ε follows the projection: M/D as many elements are divided as before it.
 
     Args:
         z_ND: hidden states, float32 or float64.
         anchors_SMD: anchors of the same dtype, on the same device.
         temperature: ε.
-        out: [N, S·M], where the logits go.
+        out: buffer [N, S·M] for the logits.
 
     Returns:
-        logits [N, S, M], and valid [N], bool: False where the hidden state has no direction, being zero (logits are
-        0 there) or not finite (they may be NaN). It is None where a look at values showed that all have one.
+        The logits [N, S, M], and a bool mask of valid hidden states [N]. It is False where the hidden state has no
+        direction: where it is zero (its logits are 0) or not finite (its logits may be NaN). The mask is None if all
+        are known to be valid, which only the CPU checks.
     """
     n_sets, n_anchors, dim = anchors_SMD.shape
     norm_N, valid_N = _norm(z_ND)
@@ -52,33 +58,46 @@ def anchor_logits(
 
 
 def assignments(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Soft assignments q, and the entropy of each in nats.
+    """Compute soft assignments q, and the entropy of each in nats.
 
     >>> q, entropies = assignments(torch.zeros(1, 4))
     >>> q.tolist(), round(entropies.item() / math.log(4), 6)
     ([[0.25, 0.25, 0.25, 0.25]], 1.0)
 
     Args:
-        logits: [..., M], which are used up.
-        out: [..., M], where q goes.
+        logits: [..., M]; overwritten.
+        out: buffer [..., M] for q.
 
     Returns:
         q [..., M] and −Σ_j q_j log q_j [...].
     """
     log_q = torch.log_softmax(logits, dim=-1, out=logits)
-    q = torch.mul(log_q, _LOG2_E, out=out).exp2_()  # that is e^(log q), and on a CPU several times as fast
+    q = torch.mul(log_q, _LOG2_E, out=out).exp2_()  # e^(log q), several times as fast on a CPU
     return q, -log_q.mul_(q).sum(dim=-1)
 
 
 def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> Tensor:
-    """Logarithm of the soft assignments of hidden states to anchors: [N, S, M]; arguments as in `anchor_logits`."""
+    """Compute the logarithm of the soft assignments of hidden states to anchors.
+
+    >>> log_q_NSM = log_assignments(torch.ones(1, 2), torch.eye(2).unsqueeze(0), temperature=0.5)
+    >>> [round(q, 6) for q in log_q_NSM.exp().flatten().tolist()]
+    [0.5, 0.5]
+
+    Args:
+        z_ND: hidden states, float32 or float64.
+        anchors_SMD: anchors of the same dtype, on the same device.
+        temperature: ε.
+
+    Returns:
+        log q, [N, S, M].
+    """
     logits_NSM, _ = anchor_logits(z_ND, anchors_SMD, temperature)
     return torch.log_softmax(logits_NSM, dim=-1)
 
 
 def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-    """‖z‖ [N], also where squares in float32 over- or underflow; and where it gives a direction, if not everywhere."""
-    if z_ND.device.type == "cpu" and len(z_ND):  # where float64 costs a copy, and looking at values costs nothing
+    """Compute ‖z‖ [N], also where squares over- or underflow in float32, and the mask of valid norms as above."""
+    if z_ND.device.type == "cpu" and len(z_ND):  # float64 would cost a copy here; reading values needs no device sync
         norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
         least, most = (bound.item() for bound in norm_N.aminmax())
         if least > _SAFE[0] and most < _SAFE[1]:
@@ -88,12 +107,16 @@ def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def entropy(mass: Tensor) -> Tensor:
-    """Shannon entropy, in nats, of unnormalised non-negative mass along the last dimension.
+    """Compute the Shannon entropy, in nats, of unnormalised non-negative mass along the last dimension.
 
     >>> round(entropy(torch.tensor([1.0, 1.0, 0.0])).item(), 6) == round(math.log(2), 6)
     True
 
-    No mass at all gives NaN: there is no distribution to take the entropy of.
+    Args:
+        mass: [..., M]; p = mass / Σ mass.
+
+    Returns:
+        −Σ_j p_j log p_j, [...]; NaN where all mass is 0, for then there is no distribution.
     """
     p = mass / mass.sum(dim=-1, keepdim=True)
     # Unlike torch.special.entr, this has a finite gradient where p underflows to 0.
@@ -101,7 +124,7 @@ def entropy(mass: Tensor) -> Tensor:
 
 
 def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact") -> Tensor:
-    """H(Z) of a sample of hidden states, in units of log(n_anchors): 0 is one direction, 1 is uniform.
+    """Compute H(Z) of hidden states, in units of log(n_anchors): 0 for a single anchor, 1 for a uniform distribution.
 
     >>> z = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
     >>> 0.98 < soft_entropy(z).item() < 1
@@ -112,8 +135,8 @@ def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: st
             float32, float64 in float64. Zero vectors have no direction and count as uniform, as in the published
             code; NaN gives NaN.
         n_anchors: number of anchors M.
-        seed: of the anchors.
-        calibration: "exact", "leading_order", or a float that is the temperature itself.
+        seed: seed of the anchors.
+        calibration: "exact", "leading_order", or the temperature itself.
 
     Returns:
         Tensor [], on z's device; differentiable with respect to z.
@@ -128,7 +151,9 @@ def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: st
 def soft_mutual_information(
     z: Tensor, labels: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact"
 ) -> Tensor:
-    """I(X;Z) between labels and hidden states, in units of log(n_anchors); one pass however many labels.
+    """Compute I(X;Z) between labels and hidden states, in units of log(n_anchors).
+
+    The soft assignments are computed once, whatever the number of labels.
 
     >>> z = torch.eye(8).repeat(50, 1)
     >>> labels = torch.arange(8).repeat(50)
@@ -138,13 +163,15 @@ def soft_mutual_information(
     Args:
         z: hidden states [N, D] (or [..., D]), as in `soft_entropy`.
         labels: integers of any value, one per position: [N], or z's leading dimensions.
-        n_anchors, seed, calibration: as in `soft_entropy`.
+        n_anchors: number of anchors M.
+        seed: seed of the anchors.
+        calibration: as in `soft_entropy`.
 
     Returns:
         Tensor [], on z's device; differentiable with respect to z.
 
     Raises:
-        InputError: as in `soft_entropy`, or labels are not integers, one per position.
+        InputError: as in `soft_entropy`, or the labels are not integers, one for each position.
     """
     _require_states(z)
     if not isinstance(labels, Tensor):
@@ -156,12 +183,12 @@ def soft_mutual_information(
     q_NM = _soft_assignments(z, n_anchors, seed, calibration)
     _, label_N, count_L = labels.to(z.device).reshape(-1).unique(return_inverse=True, return_counts=True)
     mass_LM = q_NM.new_zeros(len(count_L), n_anchors).index_add(0, label_N, q_NM)
-    conditional = ((count_L / len(q_NM)).to(q_NM.dtype) * entropy(mass_LM)).sum()
+    conditional: Tensor = ((count_L / len(q_NM)).to(q_NM.dtype) * entropy(mass_LM)).sum()
     return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(n_anchors)
 
 
 def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
-    """Q [N, M] of hidden states [..., D]."""
+    """Compute the soft assignments [N, M] of hidden states [..., D]."""
     _require_states(z)
     z_ND = z.reshape(-1, z.shape[-1])
     if len(z_ND) == 0:
@@ -170,7 +197,7 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
         z_ND = z_ND.float()
     anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed).to(z_ND)
     temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
-    with torch.autocast(z.device.type, enabled=False):  # which would project in half precision
+    with torch.autocast(z.device.type, enabled=False):  # autocast would project in half precision
         log_q_N1M = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)
     return log_q_N1M.squeeze(1).exp()
 

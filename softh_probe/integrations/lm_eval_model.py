@@ -1,11 +1,11 @@
-"""A model type of lm-evaluation-harness that is measured while it is evaluated, and a command that knows it.
+r"""The model type `hf-softh` of lm-evaluation-harness: a model that is probed while it is evaluated.
 
-    softh-probe-lm-eval run --model hf-softh --model_args pretrained=EleutherAI/pythia-160m --tasks lambada_openai \\
+    softh-probe-lm-eval run --model hf-softh --model_args pretrained=EleutherAI/pythia-160m --tasks lambada_openai \
         --output_path out
 
-is `lm_eval` with one more model type, `hf-softh`: the harness's `hf`, whose arguments it takes, and those of
-`SoftEntropyProbe`, with `softh_` before their names and `+` between several labels. The probe's result is saved
-beside the harness's own, as a folder `softh_probe_DATE`.
+The command is `lm_eval` with this model type registered. `hf-softh` takes the arguments of the harness's `hf`, and
+those of `SoftEntropyProbe`, with `softh_` before their names and `+` between several labels. The probe's result is
+saved beside the harness's own, in a folder `softh_probe_DATE`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,20 @@ _PREFIX = "softh_"
 class SoftEntropyLM(HFLM):
     """The harness's `HFLM` with a probe on its model.
 
-    `lm.probe` holds what this process's requests have fed so far; `softh_probe.distributed.gather(lm.probe)` what all
-    processes' have. Should the measurement fail, the evaluation goes on, and `lm.probe.result()` raises why.
+    If the measurement fails, the evaluation continues, and `lm.probe.result()` raises the error.
 
     Args:
-        arguments: those of `HFLM`; those with `softh_` before their names go to `SoftEntropyProbe`.
+        arguments: those of `HFLM`; those with `softh_` before their names are passed to `SoftEntropyProbe`.
+
+    Attributes:
+        probe: measures the requests of this process; `softh_probe.distributed.gather(lm.probe)` merges the probes of
+            all processes.
+        result: the result of all processes, once the command has evaluated; None before.
+        latest: the model that was created last.
     """
 
     latest: SoftEntropyLM | None = None
-    result: ProbeResult | None = None  # what all processes measured, when the command line has evaluated
+    result: ProbeResult | None = None
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         settings = {
@@ -61,23 +66,26 @@ class SoftEntropyLM(HFLM):
         SoftEntropyLM.latest = self
 
     def loglikelihood(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as `HFLM.loglikelihood` does, and measure."""
         return self._measured(super().loglikelihood, *args, **kwargs)
 
     def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as `HFLM.loglikelihood_rolling` does, and measure."""
         return self._measured(super().loglikelihood_rolling, *args, **kwargs)
 
     def generate_until(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as `HFLM.generate_until` does, and measure."""
         return self._measured(super().generate_until, *args, **kwargs)
 
     def _measured(self, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with suppress(ProbeError):  # said at the end of the evaluation
+        with suppress(ProbeError):  # raised again by result() at the end of the evaluation
             with self.probe:
                 answers = answer(*args, **kwargs)
         return answers
 
 
 def measured(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Evaluate, then bring together what all processes measured."""
+    """Evaluate, then merge the measurements of all processes into the result; a wrapper of `evaluator.evaluate`."""
     answers = original(*args, **kwargs)
     if (lm := SoftEntropyLM.latest) is not None:
         try:
@@ -88,7 +96,7 @@ def measured(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs: Any) -> None:
-    """Save the probe's result where a tracker of the harness has saved its own."""
+    """Save the harness's results, then the probe's beside them; a wrapper of `save_results_aggregated`."""
     original(tracker, *args, **kwargs)
     lm = SoftEntropyLM.latest
     if lm is None or lm.result is None or not tracker.output_path:
@@ -98,11 +106,12 @@ def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs
     folder = path.parent if is_file else path / str(tracker.general_config_tracker.model_name_sanitized)
     to = folder / f"softh_probe_{tracker.date_id}"
     lm.result.save(to)
+    # Output of the command softh-probe-lm-eval, after the harness's own.
     print(f"softh_probe: {lm.result.info['positions']:,} positions in {len(lm.result.rows)} layers, saved to {to}")
 
 
 def main() -> None:
-    """`lm_eval`'s command line, with `--model hf-softh`."""
+    """Run `lm_eval`'s command line, with `--model hf-softh`."""
     with replaced(evaluator, "evaluate", measured), replaced(EvaluationTracker, "save_results_aggregated", save_beside):
         cli_evaluate()
 

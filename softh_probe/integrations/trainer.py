@@ -1,4 +1,4 @@
-"""HuggingFace Trainer: what its model's layers hold, measured during `trainer.evaluate()`.
+"""A callback of the HuggingFace Trainer that probes the model during `trainer.evaluate()`.
 
 trainer.add_callback(SoftEntropyCallback(trainer, labels=["input_unigram", "output_unigram"]))
 """
@@ -25,21 +25,24 @@ from softh_probe.result import ProbeResult
 
 
 class SoftEntropyCallback(TrainerCallback):
-    """Adds a number for each layer and metric to what `trainer.evaluate()` logs and returns.
+    """Callback that adds a number for each layer and metric to the metrics of `trainer.evaluate()`.
 
-    They are named `eval_entropy/layer.3` and `eval_mutual_information_input_unigram/layer.3`, and go wherever the
-    Trainer logs (wandb, trackio, tensorboard, its JSON log). Nothing is measured during training steps. Should the
-    measurement fail, a warning says so and the evaluation goes on.
+    The numbers are named `eval_entropy/layer.3` and `eval_mutual_information_input_unigram/layer.3`, and appear
+    wherever the Trainer logs (wandb, trackio, tensorboard, its JSON log). Training steps are not measured. If the
+    measurement fails, a warning gives the reason and the evaluation continues.
 
     Args:
-        trainer: whose evaluations are measured.
-        metrics: which metrics are logged; the others are in `result`.
+        trainer: the trainer whose evaluations are measured.
+        metrics: names of the metrics that are logged; `result` has all of them.
         unit: "efficiency", "nats" or "bits".
-        model: what is probed; by default the trainer's model.
+        model: the model that is probed; by default the trainer's.
         settings: arguments of `SoftEntropyProbe`, such as labels and anchor_sets.
 
     Attributes:
-        result: all that the last evaluation gave; None before.
+        result: the result of the last evaluation; None before the first.
+
+    Raises:
+        InputError: an argument of the probe is wrong.
     """
 
     def __init__(
@@ -55,8 +58,8 @@ class SoftEntropyCallback(TrainerCallback):
         self._trainer, self._metrics, self._unit = trainer, tuple(metrics), unit
         self._model, self._settings = model, settings
         self._probe: SoftEntropyProbe | None = None
-        self.probe()  # arguments that are wrong fail here
-        # evaluate() tells callbacks of its end only, when its metrics have been logged.
+        self.probe()  # raises here, not in the first evaluation, if an argument is wrong
+        # The event on_evaluate comes after the metrics have been logged, too late to add to them.
         self._wrappers = [
             replaced(trainer, "evaluation_loop", self._evaluation_loop),
             replaced(trainer, "prediction_step", self._prediction_step),
@@ -65,13 +68,13 @@ class SoftEntropyCallback(TrainerCallback):
             wrapper.__enter__()
 
     def probe(self) -> SoftEntropyProbe:
-        """A probe of the trainer's model that has measured nothing."""
+        """Create a new probe of the trainer's model."""
         model = self._model or self._trainer.model
         assert model is not None
         return SoftEntropyProbe(model, **self._settings)
 
     def remove(self) -> None:
-        """Leave the trainer as it was."""
+        """Remove the callback from the trainer, and restore the trainer's methods."""
         while self._wrappers:
             self._wrappers.pop().__exit__(None, None, None)
         self._trainer.remove_callback(self)
@@ -91,7 +94,7 @@ class SoftEntropyCallback(TrainerCallback):
             try:
                 output = original(*args, **kwargs)
             finally:
-                self._probe.__exit__(RuntimeError, None, None)  # problems are found in the result, below
+                self._probe.__exit__(RuntimeError, None, None)  # result() below raises its problems
             try:
                 everything = gather(self._probe) if self._trainer.args.world_size > 1 else self._probe
                 self.result = everything.result()
@@ -119,10 +122,17 @@ class SoftEntropyCallback(TrainerCallback):
 
 
 def masks_from_labels(inputs: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Which tokens of an evaluation batch are real, and which of a decoder's, where the model is not told; else None.
+    """Infer the masks of an evaluation batch that the model does not receive, from the batch's labels.
 
-    Without a mask, padding shows in the labels only: it is what the loss ignores (−100) at the end of a row, if labels
-    are the tokens themselves, or those that a decoder is to write. Other labels tell nothing.
+    Without a mask, only the labels show padding: the positions at the end of a row that the loss ignores (−100). This
+    holds for labels that are the tokens themselves, and for labels that are a decoder's target; others are not used.
+
+    Args:
+        inputs: the batch; tensors by name.
+
+    Returns:
+        The mask of `input_ids` and that of the decoder's tokens, bool [B, T], True at real tokens; None for a mask that
+        the model receives or that the labels do not show.
     """
     if not isinstance(inputs, Mapping):
         return None, None
@@ -132,17 +142,24 @@ def masks_from_labels(inputs: Any) -> tuple[Tensor | None, Tensor | None]:
     real = (labels.cpu() != -100).flip(1).cumsum(dim=1).flip(1) > 0
     mask = decoder_mask = None
     if isinstance(ids, Tensor) and ids.shape == labels.shape and ((labels == -100) | (labels == ids)).all():
-        told = any(inputs.get(name) is not None for name in ("attention_mask", "position_ids"))
-        mask = None if told else real
+        has_mask = any(inputs.get(name) is not None for name in ("attention_mask", "position_ids"))
+        mask = None if has_mask else real
     if inputs.get("decoder_attention_mask") is None:
         decoder_mask = real
     return mask, decoder_mask
 
 
 def own_rows(inputs: Any) -> np.ndarray | None:
-    """Which rows of the batch at hand are this process's own; None if all are.
+    """Find the rows of an evaluation batch that belong to this process.
 
-    In several processes, the last batch is filled up with rows that others have evaluated; those do not count.
+    With several processes, accelerate fills up the last batch with rows that other processes evaluate as well; those
+    are not counted.
+
+    Args:
+        inputs: the batch.
+
+    Returns:
+        A bool array [B], True at the process's own rows; None if all are.
     """
     state = GradientState()
     n_rows = find_batch_size(inputs)
@@ -157,4 +174,5 @@ def own_rows(inputs: Any) -> np.ndarray | None:
             stacklevel=2,
         )
         return None
-    return np.arange(n_rows) < state.remainder - torch.distributed.get_rank() * n_rows
+    own: np.ndarray = np.arange(n_rows) < state.remainder - torch.distributed.get_rank() * n_rows
+    return own
