@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def file_sha256(path: Path) -> str:
@@ -26,6 +28,8 @@ def text_sha256(text: str) -> str:
 
 def arrays_sha256(*arrays: np.ndarray) -> str:
     """Compute the SHA-256 of arrays, in hex: of their types, shapes and bytes."""
+    import numpy as np  # not for commands that only digest files and texts
+
     found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype.str} {array.shape} ".encode())

@@ -7,7 +7,8 @@ A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safeten
 2  Labels one by one have their entropies instead of their sums; early ones lack null, correction and spread.
 1  The first.
 
-torch is imported only where tensors are read or written, so that commands which read `result.json` start quickly.
+torch and safetensors are imported only where tensors are read or written: commands that only look for results start
+without them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from softh_probe.errors import InputError, short_repr
 from softh_probe.files import replacing, write_bytes, write_text
@@ -103,6 +102,7 @@ def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         InputError: the folder holds no result, one that was damaged or changed, or one of a later format.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     head = read_info(folder)
