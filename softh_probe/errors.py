@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import reprlib
 import signal
+from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 _LONGEST = 1200  # characters of a message
@@ -65,3 +67,22 @@ def short_repr(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
         return f"{type(value).__name__}, with thousands of digits"
+
+
+def abbreviated(names: Sequence[str], limit: int = 3) -> str:
+    """List the first names, and count the rest.
+
+    >>> abbreviated(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def first_sentence(error: BaseException) -> str:
+    """Shorten an error to its first sentence, in one line; the type comes first where it tells more.
+
+    >>> first_sentence(ValueError("no such file. Try again.")), first_sentence(KeyError("a"))
+    ('no such file', "KeyError: 'a'")
+    """
+    sentence = shorten(str(error).split(". ")[0].rstrip("."), 160, placeholder=" …")
+    return sentence if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {sentence}"

@@ -28,16 +28,9 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from softh_probe.errors import InputError, short_repr
+from softh_probe.errors import InputError, abbreviated, first_sentence, short_repr
 from softh_probe.models.fingerprint import is_pooler, weights_fingerprint
-from softh_probe.models.loading_errors import (
-    RELOAD_HINT,
-    abbreviated,
-    as_input_error,
-    first_sentence,
-    model_error,
-    quiet_transformers,
-)
+from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, model_error, quiet_transformers
 from softh_probe.models.source import ModelSource, check_weights, fetch, fetch_weights, small_files
 from softh_probe.run.processes import Processes
 

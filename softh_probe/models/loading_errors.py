@@ -3,10 +3,9 @@
 import errno
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from textwrap import shorten
 from typing import Any
 
 import transformers
@@ -16,23 +15,13 @@ from huggingface_hub.utils import enable_progress_bars as enable_hub_progress_ba
 from safetensors import SafetensorError
 from transformers.utils import logging as hf_logging
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, first_sentence
 
 RELOAD_HINT = f"copy or download it again; if it is whole, transformers {transformers.__version__} cannot read it"
 
 
 def model_error(model: str, problem: str) -> InputError:
     return InputError(f"model {model!r}: {problem}")
-
-
-def abbreviated(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def first_sentence(error: BaseException) -> str:
-    """An error's first sentence, in one line; with its type where that says what the sentence does not."""
-    sentence = shorten(str(error).split(". ")[0].rstrip("."), 160, placeholder=" …")
-    return sentence if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {sentence}"
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
-from softh_probe.errors import InputError
-from softh_probe.models.loading_errors import RELOAD_HINT, abbreviated, as_input_error, first_sentence, model_error
+from softh_probe.errors import InputError, abbreviated, first_sentence
+from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, model_error
 
 _SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"  # sharded: the same name and ".index.json"
 # The base of the HTTP client's errors; which client that is changes with huggingface_hub's version.

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from softh_probe.errors import InputError, short_repr
-from softh_probe.models.loading_errors import abbreviated
+from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.report.page_data import numbers
 from softh_probe.result import ProbeResult
 from softh_probe.result_files import RESULT_JSON

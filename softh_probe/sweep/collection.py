@@ -17,9 +17,8 @@ import yaml
 from pyarrow.csv import CSVWriter
 from pyarrow.csv import WriteOptions as CsvOptions
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
-from softh_probe.models.loading_errors import abbreviated, first_sentence
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint

@@ -16,8 +16,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
-from softh_probe.errors import InputError
-from softh_probe.models.loading_errors import first_sentence, model_error
+from softh_probe.errors import InputError, first_sentence
+from softh_probe.models.loading_errors import model_error
 from softh_probe.sweep.config import SweepConfig, is_local
 
 _NUMBER = r"(\d+(?:\.\d+)?[kmbt]?)(?![a-z0-9])"

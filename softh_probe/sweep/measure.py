@@ -19,9 +19,8 @@ from typing import Any
 from softh_probe.cache import key_of, tokenizer_fingerprint
 from softh_probe.config import RunConfig, tokens_per_batch_on
 from softh_probe.data.sources import data_identity
-from softh_probe.errors import InputError, Interrupted, SofthProbeError
+from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence
 from softh_probe.models.checkpoint import check_placement, load_tokenizer
-from softh_probe.models.loading_errors import first_sentence
 from softh_probe.models.source import resolve_model
 from softh_probe.redaction import redacted
 from softh_probe.run.pipeline import plan_run, read_corpus, run

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import RevisionNotFoundError
 
-from softh_probe.errors import InputError
-from softh_probe.models.loading_errors import first_sentence
+from softh_probe.errors import InputError, first_sentence
 from softh_probe.result_files import RESULT_JSON
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import GB, size_on_hub
