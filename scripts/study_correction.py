@@ -29,9 +29,9 @@ from softh_probe.estimators.bias_correction import (
     null_information,
 )
 from softh_probe.estimators.soft_entropy import entropy, log_assignments
-from softh_probe.labels import ngram_ids
 from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
 from softh_probe.models.source import resolve_model
+from softh_probe.planned.row_allocation import ngram_ids
 from softh_probe.run.pipeline import read_corpus
 
 COUNTS = (2, 4, 8, 16, 64)

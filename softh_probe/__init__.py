@@ -1,10 +1,13 @@
-"""How much information each layer of an LLM holds: soft entropy in one forward pass, no activations stored."""
+"""Measure how much information each layer of an LLM holds: soft entropy in one forward pass, no activations stored."""
 
-from softh_probe.estimators.anchors import Anchors, sample_anchors
-from softh_probe.estimators.calibration import temperature
-from softh_probe.estimators.soft_entropy import soft_entropy, soft_mutual_information
-from softh_probe.probe import SoftEntropyProbe
-from softh_probe.result import ProbeResult
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softh_probe.estimators.anchors import Anchors, sample_anchors
+    from softh_probe.estimators.calibration import temperature
+    from softh_probe.estimators.soft_entropy import soft_entropy, soft_mutual_information
+    from softh_probe.probe import SoftEntropyProbe
+    from softh_probe.result import ProbeResult
 
 __all__ = [
     "Anchors",
@@ -15,3 +18,28 @@ __all__ = [
     "soft_mutual_information",
     "temperature",
 ]
+
+_MODULES = {
+    "Anchors": "softh_probe.estimators.anchors",
+    "ProbeResult": "softh_probe.result",
+    "SoftEntropyProbe": "softh_probe.probe",
+    "sample_anchors": "softh_probe.estimators.anchors",
+    "soft_entropy": "softh_probe.estimators.soft_entropy",
+    "soft_mutual_information": "softh_probe.estimators.soft_entropy",
+    "temperature": "softh_probe.estimators.calibration",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name to exist
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use (PEP 562): torch and transformers take seconds to import."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The errors a user can meet: one line that names the argument, what came, what was expected, the remedy."""
+"""Errors for users: one line with the argument, the value, the expected values and the remedy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LONGEST = 1200  # characters of a message
 
 
 class SofthProbeError(Exception):
-    """Base of every error that softh_probe raises on purpose; the command line shows it as one line, exit code 2.
+    r"""Base class of the errors that softh_probe raises; the command line prints one line and exits with code 2.
 
-    >>> str(SofthProbeError("labels: 'a\\nb\\x1b[31m' is no column"))
-    "labels: 'a b\\\\x1b[31m' is no column"
+    >>> str(SofthProbeError("labels: 'a\nb\x1b[31m' is no column"))
+    "labels: 'a b\\x1b[31m' is no column"
     """
 
     def __init__(self, message: str) -> None:
@@ -23,22 +23,22 @@ class SofthProbeError(Exception):
 
 
 class InputError(SofthProbeError, ValueError):
-    """An argument, a file or a data set is not what it has to be."""
+    """An argument, a file or a data set is invalid."""
 
 
 class ProbeError(SofthProbeError, RuntimeError):
-    """The forward pass did not give what the probe has to measure."""
+    """A forward pass gave nothing that the probe can measure."""
 
 
 class LostProcessError(SofthProbeError, ConnectionError):
-    """Another process of a run that several measure has ended before its time."""
+    """Another process of a distributed run ended too early."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, by SIGTERM, SIGUSR1 or Ctrl-C; running it again goes on from its last snapshot.
+    """A signal (SIGTERM, SIGUSR1, Ctrl-C) stopped a run; the same run resumes from its last snapshot.
 
     Attributes:
-        signal: the signal's number.
+        signal: number of the signal.
     """
 
     def __init__(self, number: int, where: str = "before anything was measured") -> None:
@@ -47,7 +47,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(text: str) -> str:
-    """Names of files and columns are any text: none of it breaks the line, fills the screen or steers the terminal."""
+    """Make one short, printable line of any text.
+
+    Names of files and columns may hold anything: line breaks, megabytes, control sequences of the terminal.
+    """
     line = " ".join(text.split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
@@ -55,7 +58,7 @@ def one_line(text: str) -> str:
 
 
 def short_repr(value: Any) -> str:
-    """A value as an error says it: short, whatever was given.
+    """Represent any value shortly, for an error message.
 
     >>> short_repr([1] * 1000), short_repr(10**9999)
     ('[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ...]', 'int, with thousands of digits')

@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelSet, context, ngram_ids
+from softh_probe.labels import LabelSet, context
 
 if TYPE_CHECKING:
     from softh_probe.data.corpus import Corpus
@@ -109,6 +110,35 @@ def n_counted(corpus: Corpus, label_sets: Sequence[LabelSet], documents: np.ndar
     """Count the positions of each document that count."""
     counts: np.ndarray = np.maximum(corpus.lengths[documents] - sum(context(label_sets)), 0)
     return counts
+
+
+def ngram_ids(tokens: np.ndarray, offsets: np.ndarray, max_order: int) -> list[np.ndarray]:
+    """Number the n-grams that end at each token exactly and densely, for n = 1 … max_order.
+
+    An n-gram is its (n−1)-gram and its last token, so each order is interned from the one below: ids are exact,
+    never hashed, and equal n-grams have equal ids.
+
+    >>> ngram_ids(np.array([7, 8, 7, 8, 9]), np.array([0, 5]), 2)
+    [array([0, 1, 0, 1, 2], dtype=int32), array([-1,  0,  1,  0,  2], dtype=int32)]
+
+    Args:
+        tokens: [n_tokens], documents one after the other.
+        offsets: [n_documents + 1], start of each document.
+
+    Returns:
+        An int32 array [n_tokens] per order; −1 where the document has fewer than n tokens up to there.
+    """
+    unigram, distinct = pd.factorize(tokens)
+    ids = [unigram.astype(np.int32)]
+    depth = np.arange(len(tokens)) - np.repeat(offsets[:-1], np.diff(offsets))
+    for order in range(2, max_order + 1):
+        defined = depth >= order - 1
+        previous = np.roll(ids[-1], 1)[defined].astype(np.int64)
+        interned, _ = pd.factorize(previous * len(distinct) + unigram[defined])
+        longer = np.full(len(tokens), -1, dtype=np.int32)
+        longer[defined] = interned
+        ids.append(longer)
+    return ids
 
 
 def label_ids(

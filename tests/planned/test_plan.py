@@ -9,10 +9,10 @@ import torch
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.data.corpus import NO_LABEL, Corpus, LabelColumn, length_batches, pad_batch
 from softh_probe.errors import InputError
-from softh_probe.labels import ngram_ids, parse_label_sets, shortest_document
+from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.planned import row_allocation
 from softh_probe.planned.plan import Plan
-from softh_probe.planned.row_allocation import RowAllocation
+from softh_probe.planned.row_allocation import RowAllocation, ngram_ids
 from softh_probe.run.forward import forward
 from tests.conftest import assert_same_values
 from tests.helpers import references
