@@ -1,4 +1,7 @@
-"""The command line: `softh-probe run`, `layers`, `report`, `sweep`, `status`, `collect`."""
+"""The command line: `softh-probe run`, `layers`, `report`, `sweep`, `status`, `collect`.
+
+Commands import the modules that they need when they run: `--help`, `status` and errors wait for no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ import dataclasses
 import difflib
 import re
 import sys
-import typing
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from softh_probe.config import RunConfig, in_words, type_hints
-from softh_probe.config_checks import check_config_file
+from softh_probe.config import RunConfig
+from softh_probe.config_checks import check_config_file, in_words, type_hints
 from softh_probe.errors import Interrupted, SofthProbeError, one_line, short_repr
 from softh_probe.redaction import redacted
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
@@ -29,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0; 2 for bad input (one line says what); 128 and the signal's number for a run that was asked to
-        stop; 1 for any other failure.
+        The exit code: 0; 2 for bad input, with one line on standard error; 128 plus the signal's number for a run that
+        a signal stopped; 1 for any other failure.
     """
     words = ["--print_config=comments" if w == "--print_config" else w for w in arguments or sys.argv[1:]]
     debug = "--debug" in words
@@ -40,23 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[parsed.command](parsed[parsed.command])
     except ArgumentError as error:
         command = next((word for word in words if word in COMMANDS), "run")
-        return _tell(_usage_line(str(error), command), EXIT_BAD_INPUT, debug)
+        return _fail(_usage_line(str(error), command), EXIT_BAD_INPUT, debug)
     except SofthProbeError as error:
-        return _tell(str(error), EXIT_BAD_INPUT, debug)
+        return _fail(str(error), EXIT_BAD_INPUT, debug)
     except Interrupted as stopped:
-        return _tell(str(stopped), 128 + stopped.signal, debug)
+        return _fail(str(stopped), 128 + stopped.signal, debug)
     except KeyboardInterrupt:
-        return _tell("interrupted; nothing was written", EXIT_INTERRUPTED, debug)
+        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
         return EXIT_FAILURE
     except Exception as error:
         text = f"{type(error).__name__}: {error}; --debug shows where"
-        return _tell(text, EXIT_FAILURE, debug)
+        return _fail(text, EXIT_FAILURE, debug)
 
 
 def _run(options: Namespace) -> int:
     from softh_probe.report.terminal import print_table
-    from softh_probe.run import run  # heavy imports wait until there is something to run
+    from softh_probe.run import run
     from softh_probe.run.processes import launched
 
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
@@ -73,17 +76,17 @@ def _run(options: Namespace) -> int:
 
 def _sweep(options: Namespace) -> int:
     from softh_probe.sweep import sweep
-    from softh_probe.sweep.status import plan
+    from softh_probe.sweep.dry_run import describe_plan
 
     values = {field.name: options[field.name] for field in dataclasses.fields(SweepConfig) if field.name in options}
     config = SweepConfig(**values)
     if options.dry_run:
-        print(plan(config))
+        print(describe_plan(config))
         return 0
     try:
         outcome = sweep(config)
     except KeyboardInterrupt:
-        return _tell("interrupted; the same command goes on from here", EXIT_INTERRUPTED, False)
+        return _fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED, False)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.waiting)} waiting"
     print(f"{counts}; results in {config.out}")
     for warning in outcome.warnings:
@@ -132,7 +135,7 @@ def _report(options: Namespace) -> int:
     return 0
 
 
-#: Fields of a run that say which model, and where.
+#: Fields of a run that name the model and its device.
 LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
 REPORT_FIELDS = ("folders", "out", "allow_different")
 COMMANDS = {
@@ -150,23 +153,31 @@ def _parser() -> ArgumentParser:
         prog="softh-probe",
         exit_on_error=False,
         description="How much information each layer of an LLM holds: soft entropy in one forward pass.",
+        version=_version(),
     )
     parser.add_argument("--debug", action="store_true", help="Show Python tracebacks.")
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
-    commands.add_subcommand("layers", _layers_parser(), help="Show what would be probed, from the config alone.")
+    commands.add_subcommand("layers", _layers_parser(), help="Show the rows of a run, from the model's config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
-    sweep.add_argument("--dry-run", action="store_true", help="Show what would run, what is done, time and disk.")
+    sweep.add_argument("--dry-run", action="store_true", help="Show what would run, and the expected time and disk.")
     commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
     for name, text in (
-        ("status", "Show what of a sweep is done, running, failed (and why) and waiting."),
-        ("collect", "Make one table and figures of all checkpoints that a sweep has done."),
+        ("status", "Show the checkpoints of a sweep: done, running, failed (and why) and waiting."),
+        ("collect", "Make one table, and figures, of all finished checkpoints of a sweep."),
     ):
         of_folder = ArgumentParser(exit_on_error=False, description=text)
         of_folder.add_argument("folder", type=str, help="Output folder of a sweep.")
         commands.add_subcommand(name, of_folder, help=text)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("softh-probe")
+    except PackageNotFoundError:  # a source tree on PYTHONPATH
+        return "(not installed)"
 
 
 def _report_parser() -> ArgumentParser:
@@ -185,19 +196,19 @@ def _report_parser() -> ArgumentParser:
         "--allow-different",
         action=ActionYesNo(no_prefix="no-"),
         default=False,
-        help="Show results side by side although they were measured on different text or with different anchors; the "
-        "page then opens with a warning.",
+        help="Show results side by side that were measured on different text or with different anchors; the page then "
+        "opens with a warning.",
     )
     return parser
 
 
 def _layers_parser() -> ArgumentParser:
-    """The flags of `run` that say which model, explained as there; the model itself needs no flag."""
-    help_of = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(RunConfig).params}
+    """Make the flags of `run` that name the model, with the same help; the model itself needs no flag."""
+    help_of = _field_help(RunConfig)
     parser = ArgumentParser(
         exit_on_error=False,
-        description="Show each row that would be measured: its name, module, class, width and device. Neither weights "
-        "nor data are loaded.",
+        description="Show each row that a run would measure: its name, module, class, width and device. Neither "
+        "weights nor data are loaded.",
     )
     parser.add_argument("model", type=str, help=help_of["model"])
     parser.add_argument("--revision", type=str | None, help=help_of["revision"])
@@ -209,12 +220,11 @@ def _layers_parser() -> ArgumentParser:
 
 
 def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParser:
-    """A flag for each field of a dataclass, explained by the field's docstring."""
-    described = [parse_from_object(base) for base in reversed(config.__mro__[:-1])]
-    help_of = {p.arg_name: " ".join((p.description or "").split()) for one in described for p in one.params}
-    parser = ArgumentParser(exit_on_error=False, description=described[-1].short_description)
+    """Make a flag for each field of a dataclass, with the field's docstring as help."""
+    help_of = _field_help(config)
+    parser = ArgumentParser(exit_on_error=False, description=(config.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", action=_ConfigFile, help="YAML file that gives any of these; flags override it.")
-    types = typing.get_type_hints(config)
+    types = type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in leave_out:
             continue
@@ -230,8 +240,14 @@ def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParse
     return parser
 
 
+def _field_help(config: type) -> dict[str, str]:
+    """Read the docstring of each field of a dataclass, inherited ones too."""
+    docs = [parse_from_object(base) for base in reversed(config.__mro__[:-1])]
+    return {p.arg_name: " ".join((p.description or "").split()) for doc in docs for p in doc.params}
+
+
 class _ConfigFile(ActionConfigFile):
-    """A configuration file that is looked at before it is taken."""
+    """A configuration file that is checked before it is read."""
 
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: Any) -> None:
@@ -242,7 +258,7 @@ class _ConfigFile(ActionConfigFile):
 
 
 def _usage_line(message: str, command: str) -> str:
-    """An argument error in one line; unknown names come with the ones there are."""
+    """Put an argument error in one line; after an unknown name, list the valid ones."""
     line = " ".join(message.split())
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
@@ -268,7 +284,7 @@ def _flag(field: str) -> str:
 
 
 def _typing_error(line: str, command: str) -> str | None:
-    """What jsonargparse says of a value of a wrong type, in plain words."""
+    """Put jsonargparse's error about a value of a wrong type in plain words."""
     key = re.search(r'Parser key "(\w+)"', line)
     value = re.search(r".*(?:Got|Given) value: (.*)$", line)
     hint = type_hints(SweepConfig if command == "sweep" else RunConfig).get(key[1]) if key else None
@@ -277,7 +293,7 @@ def _typing_error(line: str, command: str) -> str | None:
     return f"{key[1]}: expected {in_words(hint)}, got {short_repr(value[1])}"
 
 
-def _tell(text: str, code: int, debug: bool) -> int:
+def _fail(text: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None and code != EXIT_INTERRUPTED:
         raise
     print(f"softh-probe: {redacted(one_line(text))}", file=sys.stderr)

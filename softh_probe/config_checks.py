@@ -1,23 +1,141 @@
-"""Configuration files, looked at first: what YAML would read in silence as something else is refused."""
+"""Checks of configurations: types, ranges and secrets of their fields, and the YAML files that hold them.
+
+A configuration is a dataclass. Its fields have types that `in_words` can name: str, int, float, bool, None, `Literal`
+of strings, and sequences, mappings and unions of these.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal
 
 import yaml
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, short_repr
+from softh_probe.redaction import holds_secret
 
-#: Fields hold values, lists of them and mappings of them; aliases can make gigabytes of a few lines.
+_MOST = 1e15  # greatest value of a number that need not be whole
+#: Depth and size of a file. Fields hold values, and lists and mappings of values; aliases can make gigabytes of a few
+#: lines.
 _DEEPEST, _MOST_NODES = 4, 1_000_000
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "timestamp")}
 _NUMBERS: dict[str, Any] = {"tag:yaml.org,2002:int": lambda text: int(text, 0), "tag:yaml.org,2002:float": float}
 
 
+# --- fields ------------------------------------------------------------------------------------------------
+
+
+def check_secrets(config: Any) -> None:
+    """Refuse a configuration with a secret in it: results and logs repeat configurations.
+
+    Raises:
+        InputError: a field holds an access token, or a password in a URL.
+    """
+    for field in dataclasses.fields(config):
+        if holds_secret(getattr(config, field.name)):
+            raise InputError(
+                f"{field.name}: holds a secret (an access token, or a password in a URL), which results and logs "
+                "would carry on; give it in the environment (HF_TOKEN), or log in with 'hf auth login'"
+            )
+
+
+def check_types(config: Any) -> None:
+    """Refuse values that do not have the type of their field, whether from YAML, JSON or Python code.
+
+    Raises:
+        InputError: a value of another type, or a name with a NUL character, which no file can have.
+    """
+    kind: Any = type(config)
+    for name, hint in type_hints(kind).items():
+        value = getattr(config, name)
+        if not _is(value, hint):
+            raise InputError(f"{name}: expected {in_words(hint)}, got {short_repr(value)}")
+        for text in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
+            if "\0" in str(text):
+                raise InputError(f"{name}: expected a name, got one that holds a NUL character: {text!r}")
+
+
+def check_range(name: str, value: int | None, least: int, most: int) -> None:
+    """Refuse a whole number that is too small or too large; None is the default."""
+    if value is not None and value < least:
+        raise InputError(f"{name}: expected at least {least}, got {short_repr(value)}")
+    if value is not None and value > most:
+        raise InputError(f"{name}: expected at most {most}, got {short_repr(value)}")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a number of 0 or less, or one beyond any memory, time or corpus; None is the default."""
+    if value is not None and not 0 < value <= _MOST:
+        raise InputError(f"{name}: expected more than 0 and at most {_MOST:g}, or null, got {short_repr(value)}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse a number below 0, or one beyond any time."""
+    if not 0 <= value <= _MOST:
+        raise InputError(f"{name}: expected 0 or more, got {short_repr(value)}")
+
+
+@cache
+def type_hints(config: Any) -> dict[str, Any]:
+    """Resolve the type of each field of a configuration class."""
+    return typing.get_type_hints(config)
+
+
+def in_words(hint: Any) -> str:
+    """Name a field's type, for an error message.
+
+    >>> in_words(str | Sequence[str | int] | None)
+    'str, a list of str or int, or null'
+    >>> in_words(Literal["exact", "leading_order"] | float)
+    'exact, leading_order or float'
+    """
+    words = _alternatives(hint)
+    *most, last = words
+    lists = any(" " in word for word in most)
+    return f"{', '.join(most)}{',' * lists} or {last}" if most else last
+
+
+def _alternatives(hint: Any) -> list[str]:
+    """Name each member of a union, and each choice of a `Literal`."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return [word for part in parts for word in _alternatives(part)]
+    if origin is Literal:
+        return list(parts)
+    if origin is Sequence:
+        return [f"a list of {in_words(parts[0])}"]
+    if origin is Mapping:
+        return [f"a mapping of {' to '.join(map(in_words, parts))}"]
+    return [{NoneType: "null", bool: "true or false"}.get(hint, hint.__name__)]
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Tell whether a value has the type of a field."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_is(item, parts[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_is(k, parts[0]) and _is(v, parts[1]) for k, v in value.items())
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
 def check_config_file(path: Path) -> None:
-    """Refuse a file that is no flat YAML, or of which another value would be read than the one that a reader sees.
+    """Refuse a file that is no flat YAML, or whose values YAML would silently read as other values.
 
     Raises:
         InputError: it cannot be read, is no mapping of fields to values, gives a field twice, nests endlessly, or
@@ -28,7 +146,7 @@ def check_config_file(path: Path) -> None:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode):
             raise InputError(f"config: {path}: expected a line `field: value` for each field, got none")
-        _check(root, path)
+        _check_nodes(root, path)
         yaml.safe_load(text)
     except InputError:
         raise
@@ -39,7 +157,7 @@ def check_config_file(path: Path) -> None:
         raise InputError(f"config: {path} cannot be read as YAML: {error}; quote values that are text") from error
 
 
-def _check(root: yaml.MappingNode, path: Path) -> None:
+def _check_nodes(root: yaml.MappingNode, path: Path) -> None:
     count = 0
     waiting: list[tuple[yaml.Node, int]] = [(root, 1)]
     while waiting:
@@ -50,20 +168,26 @@ def _check(root: yaml.MappingNode, path: Path) -> None:
             raise InputError(f"{where}: values nest too deeply or are too many; expected fields, and lists of values")
         if node.tag not in _TAGS:
             raise InputError(f"{where}: expected values and lists of them, got one tagged {node.tag!r}")
-        if isinstance(node, yaml.MappingNode):
-            counts = Counter(_key(key, path) for key, _ in node.value)
-            if twice := [key for key, n in counts.items() if n > 1]:
-                raise InputError(f"{where}: {', '.join(twice)} stands twice; give each field once")
-            waiting += [(value, depth + 1) for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += [(value, depth + 1) for value in node.value]
-        elif node.tag in _NUMBERS and not node.value.lower().endswith((".inf", ".nan")):
-            try:
-                _NUMBERS[node.tag](node.value)
-            except ValueError as error:
-                raise InputError(
-                    f"{where}: {node.value} is another number, or none, to YAML; write it in decimals, or quote it"
-                ) from error
+        waiting += [(child, depth + 1) for child in _children(node, path, where)]
+
+
+def _children(node: yaml.Node, path: Path, where: str) -> list[yaml.Node]:
+    """List the values in a mapping or a sequence, and check its keys; check a scalar, which has none."""
+    if isinstance(node, yaml.MappingNode):
+        counts = Counter(_key(key, path) for key, _ in node.value)
+        if twice := [key for key, n in counts.items() if n > 1]:
+            raise InputError(f"{where}: {', '.join(twice)} stands twice; give each field once")
+        return [value for _, value in node.value]
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if node.tag in _NUMBERS and not node.value.lower().endswith((".inf", ".nan")):
+        try:
+            _NUMBERS[node.tag](node.value)
+        except ValueError as error:
+            raise InputError(
+                f"{where}: {node.value} is another number, or none, to YAML; write it in decimals, or quote it"
+            ) from error
+    return []
 
 
 def _key(node: yaml.Node, path: Path) -> str:

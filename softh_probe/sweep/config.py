@@ -1,4 +1,4 @@
-"""What a sweep is told: many checkpoints, one corpus, how to measure, where to run."""
+"""The configuration of a sweep: many checkpoints, one corpus, the settings of the measurement, the workers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from softh_probe.config import EXECUTION_FIELDS, RunConfig, check_positive, check_range, check_types
+from softh_probe.config import EXECUTION_FIELDS, RunConfig, split_names
+from softh_probe.config_checks import check_positive, check_range
 from softh_probe.errors import InputError
 
-#: Fields of a run that may change while a sweep goes on, or differ among its checkpoints.
+#: Fields of a run that may change during a sweep, or differ among its checkpoints.
 PER_CHECKPOINT_FIELDS = EXECUTION_FIELDS | {"model", "revision", "tokens_per_batch"}
-#: Fields of a run that a sweep decides.
+#: Fields of a run that the sweep sets itself.
 SWEEP_CONTROLLED_FIELDS = ("overwrite", "resume")
-LAUNCHERS = ("local", "slurm")
+#: Least values of whole numbers.
+_LEAST = {
+    "every": 1,
+    "first": 1,
+    "last": 1,
+    "workers": 1,
+    "cpus_per_worker": 1,
+    "timeout_min": 1,
+    "gpus_per_worker": 0,
+    "retries": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(RunConfig):
-    """Many checkpoints, one corpus, and how to measure. Lists may be written with commas: `a,b`."""
+    """Many checkpoints, one corpus, and the settings of the measurement. Lists may be written with commas: `a,b`."""
 
     model: str | Sequence[str]  # type: ignore[assignment]
     """Checkpoints: hub ids (owner/name), local folders, .gguf files, or patterns of local folders
@@ -37,31 +48,31 @@ class SweepConfig(RunConfig):
     groups (?P<step>…) and (?P<tokens>…); null knows step1000, checkpoint-500, stage1-step1000-tokens5B and the
     like."""
     tokens_per_step: float | None = None
-    """Tokens that a step of training saw, where names tell steps alone."""
+    """Tokens of one training step, for names that give the step alone."""
     every: int | None = None
-    """Take each n-th checkpoint of a model in the order of steps, from the first on. What every, first and last pick
-    is taken together; with none of them, all are."""
+    """Take each n-th checkpoint of a model in the order of steps, from the first on. The picks of every, first and
+    last are united; with none of the three, all checkpoints are taken."""
     first: int | None = None
     """Take the first n checkpoints of each model."""
     last: int | None = None
     """Take the last n checkpoints of each model."""
-    launcher: str = "local"
-    """Where workers run: local (processes on this machine) or slurm (an array job)."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Place of the workers: local (processes on this machine) or slurm (an array job)."""
     workers: int | None = None
-    """Checkpoints that are measured at once, at most; null is, locally, one for each GPU (or for each cpus_per_worker
+    """Greatest number of checkpoints measured at once; null is, locally, one for each GPU (or for each cpus_per_worker
     cores), and with slurm 8."""
     gpus_per_worker: int | None = None
     """GPUs that a worker sees; null is, locally, 1 where there are any, and with slurm none."""
     cpus_per_worker: int | None = None
-    """CPU cores a worker uses; null is, locally, an equal share, and with slurm what the cluster gives."""
+    """CPU cores a worker uses; null is, locally, an equal share, and with slurm the cluster's default."""
     retries: int = 1
     """Times that a failed checkpoint is tried again before the sweep gives it up."""
     keep_checkpoints: bool = True
     """Keep hub checkpoints that the sweep downloads; off, each is removed once its result is safe."""
     disk_gb: float | None = None
-    """Disk that hub checkpoints which the sweep downloads may take at a time, in GB; null sets no limit."""
+    """Disk for the hub checkpoints that the sweep downloads, at any one time, in GB; null sets no limit."""
     timeout_min: int = 240
-    """Slurm: minutes a job may take. One that runs out of time requeues itself and goes on."""
+    """Slurm: time limit of a job, in minutes. A job that runs out of time requeues itself and resumes."""
     mem_gb: float | None = None
     """Slurm: memory of a job, in GB; null is the cluster's default."""
     slurm_partition: str | None = None
@@ -77,42 +88,44 @@ class SweepConfig(RunConfig):
     slurm_options: Mapping[str, str] | None = None
     """Slurm: further options of sbatch, by name ({exclude: node7})."""
 
-    def __post_init__(self) -> None:
-        check_types(self)
-        object.__setattr__(self, "model", _names("model", self.model))
+    def _split_lists(self) -> None:
+        super()._split_lists()
+        object.__setattr__(self, "model", _split_names("model", self.model))
         if self.revision is not None:
-            object.__setattr__(self, "revision", _names("revision", self.revision))
+            object.__setattr__(self, "revision", _split_names("revision", self.revision))
         object.__setattr__(self, "slurm_setup", tuple(self.slurm_setup))
-        super().__post_init__()
+
+    def _check_names(self) -> None:
+        super()._check_names()
         if self.overwrite:
             raise InputError("overwrite: a sweep keeps what is finished; name a new output folder, or delete this one")
-        if self.launcher not in LAUNCHERS:
-            raise InputError(f"launcher: expected {' or '.join(LAUNCHERS)}, got {self.launcher!r}")
-        least = {"every": 1, "first": 1, "last": 1, "workers": 1, "cpus_per_worker": 1, "timeout_min": 1}
-        for name, limit in {**least, "gpus_per_worker": 0, "retries": 0}.items():
-            check_range(name, getattr(self, name), limit, 2**31 - 1)
-        for name in ("disk_gb", "mem_gb", "tokens_per_step"):
-            check_positive(name, getattr(self, name))
         if self.step_pattern is not None:
             _check_pattern(self.step_pattern)
 
+    def _check_numbers(self) -> None:
+        super()._check_numbers()
+        for name, least in _LEAST.items():
+            check_range(name, getattr(self, name), least, 2**31 - 1)
+        for name in ("disk_gb", "mem_gb", "tokens_per_step"):
+            check_positive(name, getattr(self, name))
+
     def run_config(self, *, model: str, revision: str | None, out: str | Path) -> RunConfig:
-        """The run of one of the checkpoints. Local paths are absolute in it."""
+        """Make the configuration of one checkpoint's run, with absolute local paths."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)}
         data = os.path.abspath(os.path.expanduser(self.data)) if is_local(self.data) else self.data
         values |= {"model": model, "revision": revision, "out": str(out), "data": data, "resume": True}
         return RunConfig(**values)
 
     def measured(self) -> dict[str, Any]:
-        """What decides a result's values, the checkpoint aside (JSON values).
+        """List the settings that decide a result's values, the checkpoint aside (JSON values).
 
-        The data is left out where it is local: its contents count, not its place.
+        Local data is left out: its contents count, not its path.
         """
         return measured_fields(dataclasses.asdict(self.run_config(model="-", revision=None, out="-")))
 
 
 def measured_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's fields, those that decide its values; what a result of an older version lacks is the default."""
+    """Select the fields that decide a run's values; fields that an older result lacks get their defaults."""
     found = {}
     for field in dataclasses.fields(RunConfig):
         if field.name in PER_CHECKPOINT_FIELDS or (field.name == "data" and is_local(str(values.get("data")))):
@@ -123,16 +136,15 @@ def measured_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_local(path: str) -> bool:
-    """Whether a model or data set is a path here, or written as one."""
+    """Tell whether a model or data set is a path here, or written as one."""
     return path.startswith((".", "/", "~")) or os.path.exists(os.path.expanduser(path))
 
 
-def _names(field: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [name.strip() for name in value.split(",") if name.strip()]
-    if not value or not all(isinstance(name, str) and name for name in value):
-        raise InputError(f"{field}: expected one name or more, got {value!r}")
-    return tuple(value)
+def _split_names(field: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    names = split_names(value)
+    if not all(names) or not names:
+        raise InputError(f"{field}: expected one name or more, got {list(names)!r}")
+    return names
 
 
 def _check_pattern(pattern: str) -> None:

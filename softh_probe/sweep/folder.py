@@ -20,13 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
 
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
@@ -35,6 +32,9 @@ from softh_probe.result_files import LAYERS_PARQUET, RESULT_JSON, SUMS, is_resul
 from softh_probe.sweep.claims import Claims
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig, is_local, measured_fields
 from softh_probe.sweep.grid import GridPoint
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DONE, RUNNING, FAILED, WAITING = "done", "running", "failed", "waiting"
 #: Times that a checkpoint may lose its worker (killed, preempted without warning) before it counts as failed.
@@ -243,6 +243,12 @@ def read_intact(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tu
     Args:
         whole: files that have to be as they were written, by their checksums.
     """
+    import pyarrow as pa  # not for `softh-probe status`
+    import pyarrow.parquet as pq
+    from safetensors import SafetensorError, safe_open
+
+    from softh_probe.result import read_info
+
     try:
         said = read_info(folder, whole=whole)
         table = pq.read_table(folder / LAYERS_PARQUET, use_threads=False)

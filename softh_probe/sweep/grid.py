@@ -13,11 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub import errors as hub_errors
-
 from softh_probe.errors import InputError, first_sentence
-from softh_probe.models.loading_errors import model_error
 from softh_probe.sweep.config import SweepConfig, is_local
 
 _NUMBER = r"(\d+(?:\.\d+)?[kmbt]?)(?![a-z0-9])"
@@ -177,6 +173,11 @@ def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
     """Names as they are, patterns as the hub's branches and tags have it."""
     if not any(_WILD.search(name) for name in wanted):
         return list(wanted)
+    from huggingface_hub import HfApi  # not for `softh-probe status`
+    from huggingface_hub import errors as hub_errors
+
+    from softh_probe.models.loading_errors import model_error
+
     try:
         refs = HfApi().list_repo_refs(model)
     except hub_errors.RepositoryNotFoundError as error:

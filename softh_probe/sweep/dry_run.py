@@ -1,0 +1,109 @@
+"""The dry run of a sweep: checkpoints that would run, expected time and disk, as text."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import statistics
+from collections.abc import Sequence
+
+from huggingface_hub.errors import RevisionNotFoundError
+
+from softh_probe.errors import first_sentence
+from softh_probe.result_files import RESULT_JSON
+from softh_probe.sweep.config import SweepConfig
+from softh_probe.sweep.downloads import GB, size_on_hub
+from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder, duration
+from softh_probe.sweep.grid import GridPoint, expand
+from softh_probe.sweep.launcher import new_pool
+from softh_probe.sweep.status import MOST_NAMES, count_states, describe_states
+
+
+def describe_plan(config: SweepConfig) -> str:
+    """Describe a sweep before it starts: checkpoints that would run, expected time, expected disk.
+
+    Raises:
+        InputError: an error that `sweep` would raise before it starts.
+    """
+    points = expand(config)
+    folder = SweepFolder(config.out)
+    folder.check(config)
+    n_workers = new_pool(config, folder, points).n_workers
+    states = folder.states(points)
+    todo = [point for point, state in states.items() if state.status in (WAITING, FAILED)]
+    lines = [f"{len(points)} checkpoints, {n_workers} at once ({config.launcher}), results in {config.out}"]
+    lines += [count_states(states), *(line for line in describe_states(states) if "waiting " not in line)]
+    if todo:
+        lines += ["would run:", *_shorten([f"  {_described(point)}" for point in todo])]
+    lines += [f"time expected: {_time(folder, len(todo), n_workers)}", f"disk expected: {_disk(config, folder, todo)}"]
+    return "\n".join(lines)
+
+
+def _described(point: GridPoint) -> str:
+    parts = [
+        f"step {point.step:,}" if point.step is not None else "",
+        f"{point.tokens:,} tokens" if point.tokens else "",
+    ]
+    extra = ", ".join(text for text in parts if text)
+    return f"{point.checkpoint} ({extra})" if extra else point.checkpoint
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= 2 * MOST_NAMES:
+        return list(lines)
+    return [*lines[:MOST_NAMES], f"  … {len(lines) - 2 * MOST_NAMES} more …", *lines[-MOST_NAMES:]]
+
+
+def _time(folder: SweepFolder, n: int, n_workers: int) -> str:
+    if n == 0:
+        return "none"
+    seconds = []
+    for path in folder.finished_folders():
+        info = json.loads((path / RESULT_JSON).read_text(encoding="utf-8"))
+        seconds.append(sum(info.get("seconds", {}).values()))
+    if not seconds:
+        return "unknown until a checkpoint of this sweep is done"
+    each = statistics.median(seconds)
+    rounds = -(-n // n_workers)
+    return f"{duration(rounds * each)} ({duration(each)} each, from {len(seconds)} done)"
+
+
+def _size(points: Sequence[GridPoint], config: SweepConfig) -> int:
+    """Bytes of the first revision that the hub knows: revisions of one model are of one size."""
+    for point in points[:-1]:
+        with contextlib.suppress(RevisionNotFoundError):
+            return size_on_hub(point.model, point.revision, allow_pickle=config.allow_pickle).n_bytes
+    return size_on_hub(points[-1].model, points[-1].revision, allow_pickle=config.allow_pickle).n_bytes
+
+
+def _disk(config: SweepConfig, folder: SweepFolder, todo: Sequence[GridPoint]) -> str:
+    """Describe the disk use of hub checkpoints, from the hub's file sizes, and of results, from finished ones."""
+    parts = []
+    by_model: dict[str, list[GridPoint]] = {}
+    for point in todo:
+        if not point.local:
+            by_model.setdefault(point.model, []).append(point)
+    total = largest = 0.0
+    for model, points in by_model.items():
+        try:
+            each = _size(points, config)
+        except Exception as error:  # an estimate is no reason to stop
+            parts.append(f"{model}: unknown ({first_sentence(error)})")
+            continue
+        total, largest = total + each * len(points), max(largest, each)
+        parts.append(f"{model}: {each / GB:.3g} GB each, {each * len(points) / GB:.3g} GB together")
+    if total and config.disk_gb is not None:
+        parts.append(f"at most {config.disk_gb:g} GB at a time (disk_gb)")
+    elif total and not config.keep_checkpoints:
+        parts.append(f"about {2 * (config.workers or 1) * largest / GB:.3g} GB at a time, as they are not kept")
+    if not by_model:
+        parts.append("no downloads")
+    if finished := folder.finished_folders():
+        size = statistics.median(sum(f.stat().st_size for f in path.iterdir()) for path in finished)
+        parts.append(f"results: {size * len(todo) / GB:.3g} GB")
+    else:
+        parts.append("results: unknown until a checkpoint is done")
+    existing = next(p for p in (folder.path, *folder.path.parents) if p.exists())
+    parts.append(f"free at the output: {shutil.disk_usage(existing).free / GB:.3g} GB")
+    return "; ".join(parts)
