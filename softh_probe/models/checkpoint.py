@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -32,7 +32,9 @@ from softh_probe.errors import InputError, abbreviated, first_sentence, short_re
 from softh_probe.models.fingerprint import is_pooler, weights_fingerprint
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, model_error, quiet_transformers
 from softh_probe.models.source import ModelSource, check_weights, fetch, fetch_weights, small_files
-from softh_probe.run.processes import Processes
+
+if TYPE_CHECKING:
+    from softh_probe.run.processes import Processes
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's words for several devices
@@ -105,7 +107,7 @@ def check_placement(dtype: str, device_map: str | None) -> str:
     return _check_device(device_map)
 
 
-def own_device(device_map: str | None, processes: Processes) -> str | None:
+def own_device(device_map: str | None, processes: "Processes") -> str | None:
     """The device of one of several processes: where nothing else is said, the accelerator of its number.
 
     Raises:
