@@ -8,7 +8,6 @@ from typing import get_args
 import pytest
 
 import softh_probe
-import softh_probe.run
 import softh_probe.sweep
 from softh_probe.config import RunConfig
 from softh_probe.config_checks import type_hints
@@ -90,7 +89,7 @@ def test_the_probe_imports_no_library_of_data_sets_figures_or_command_lines():
     assert not {"datasets", "plotly", "matplotlib", "jsonargparse"} & {*done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", [softh_probe, softh_probe.run, softh_probe.sweep])
+@pytest.mark.parametrize("module", [softh_probe, softh_probe.sweep])
 def test_public_names_are_imported_on_first_use(module):
     for name in module.__all__:
         assert getattr(module, name).__name__ == name
