@@ -247,7 +247,6 @@ def read_intact(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tu
     import pyarrow.parquet as pq
     from safetensors import SafetensorError, safe_open
 
-    from softh_probe.result import read_info
 
     try:
         said = read_info(folder, whole=whole)
