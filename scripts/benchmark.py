@@ -39,13 +39,15 @@ from jsonargparse import auto_cli
 from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus, pad_batch
+from softh_probe.data.prepared import read_corpus
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.models.checkpoint import load_tokenizer
 from softh_probe.models.loading_errors import quiet_transformers
 from softh_probe.models.source import resolve_model
+from softh_probe.planned.prepared import plan_run
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.forward import forward
-from softh_probe.run.pipeline import new_probe, plan_run, read_corpus
+from softh_probe.run.pipeline import new_probe
 
 SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: transformers.Olmo2Config(**TINY)}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from softh_probe import sample_anchors, temperature
 from softh_probe.config import RunConfig
+from softh_probe.data.prepared import read_corpus
 from softh_probe.estimators.bias_correction import (
     bias_curves,
     chance_information,
@@ -32,7 +33,6 @@ from softh_probe.estimators.soft_entropy import entropy, log_assignments
 from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
 from softh_probe.models.source import resolve_model
 from softh_probe.planned.row_allocation import ngram_ids
-from softh_probe.run.pipeline import read_corpus
 
 COUNTS = (2, 4, 8, 16, 64)
 SAMPLE = 2048

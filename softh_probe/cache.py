@@ -7,11 +7,11 @@ Entries are only ever written whole, so any number of runs can share a folder. I
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,8 +20,7 @@ from safetensors.numpy import save
 from softh_probe.files import write_bytes
 from softh_probe.hashing import arrays_sha256, text_sha256
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+logger = logging.getLogger(__name__)
 
 #: Counted up whenever documents, tokens or numberings come out differently for the same input.
 FORMAT = 2
@@ -70,7 +69,7 @@ class Cache:
             # save_file would keep others from reading it
             write_bytes(path, save(whole, metadata={"head": text, "checksum": _checksum(whole, text)}))
         except (OSError, SafetensorError) as error:
-            print(f"warning: {path} could not be written and is not kept: {error}", file=sys.stderr)
+            logger.warning("%s could not be written and is not kept: %s", path, error)
 
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None
@@ -91,24 +90,6 @@ def key_of(**parts: Any) -> str:
     """A name for everything in parts (JSON values), and nothing else."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return text_sha256(text)[:32]
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What a tokenizer makes of text, in a word; None where that cannot be told from its state.
-
-    That is so of tokenizers written in Python, and of those that bring code of their own.
-    """
-    if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
-        return None
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    return key_of(
-        name=type(tokenizer).__name__,
-        # Its last call's truncation and padding are part of its state, but not of what the next call does.
-        backend={name: value for name, value in backend.items() if name not in ("truncation", "padding")},
-        chat_template=tokenizer.chat_template,
-        special_tokens=tokenizer.special_tokens_map,
-        truncation_side=tokenizer.truncation_side,
-    )
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], head: str) -> str:

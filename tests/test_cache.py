@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from softh_probe.cache import Cache, cache_folder, key_of, tokenizer_fingerprint
-from softh_probe.run import pipeline as run_module
+from softh_probe.cache import Cache, cache_folder, key_of
+from softh_probe.data.prepared import read_corpus
+from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.run import run
 
 LABELS = ["input_bigram", "output_unigram", "column:language"]
@@ -20,7 +21,7 @@ def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatc
     def never(*_, **__):
         raise AssertionError("done before")
 
-    monkeypatch.setattr(run_module, "tokenize", never)
+    monkeypatch.setattr("softh_probe.data.prepared.tokenize", never)
     monkeypatch.setattr("softh_probe.planned.plan.allocate_rows", never)
     again = config(labels=LABELS, per_label=["output_unigram"], out=str(tmp_path / "again"))
     second = run(again, progress=False)
@@ -34,7 +35,7 @@ def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatc
 @pytest.mark.parametrize("change", ["max_length", "max_documents", "data", "tokenizer", "label_columns"])
 def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, change):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
-    before = run_module.read_corpus(config(), tokenizer, progress=False)
+    before = read_corpus(config(), tokenizer, progress=False)
     changes = {}
     if change == "max_length":
         changes = {"max_length": 5}
@@ -48,7 +49,7 @@ def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, chang
         lines = data.read_text().splitlines()
         data.write_text("\n".join([json.dumps({"text": "a dog", "language": "en"}), *lines[1:]]))
         os.utime(data, ns=(1, 1))
-    after = run_module.read_corpus(config(**changes), tokenizer, progress=False)
+    after = read_corpus(config(**changes), tokenizer, progress=False)
     assert (after.sha256, list(after.columns)) != (before.sha256, list(before.columns))
 
 
@@ -87,11 +88,11 @@ def test_a_damaged_entry_counts_as_none(tmp_path, damage):
     assert loaded[0]["rows"].tolist() == list(range(100))
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" / "below")
     cache.store("plan", "1f", {"rows": np.arange(3)}, {})
-    assert "could not be written and is not kept" in capsys.readouterr().err
+    assert "could not be written and is not kept" in caplog.text
     assert cache.load("plan", "1f") is None
 
 

@@ -1,10 +1,14 @@
 """Texts and conversations -> windows of token ids, as the tokenizer itself would cut them."""
 
+from __future__ import annotations
+
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import BatchEncoding
 
+from softh_probe.cache import key_of
 from softh_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +21,7 @@ Windows = list[list[int]]  # token ids of each window of a document
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     contents: Sequence[str | list[dict[str, Any]]],
     *,
     max_length: int,
@@ -50,7 +54,25 @@ def encode(
     return windows, n_long
 
 
-def _truncated(tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What a tokenizer makes of text, in a word; None where that cannot be told from its state.
+
+    That is so of tokenizers written in Python, and of those that bring code of their own.
+    """
+    if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return key_of(
+        name=type(tokenizer).__name__,
+        # Its last call's truncation and padding are part of its state, but not of what the next call does.
+        backend={name: value for name, value in backend.items() if name not in ("truncation", "padding")},
+        chat_template=tokenizer.chat_template,
+        special_tokens=tokenizer.special_tokens_map,
+        truncation_side=tokenizer.truncation_side,
+    )
+
+
+def _truncated(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
     """Token ids of each text, truncated by the tokenizer, and how many texts had to be.
 
     Of a very long text only the head is tokenized. That gives the same tokens where the ones that are kept end
@@ -68,7 +90,7 @@ def _truncated(tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_lengt
     return [encoding.ids for encoding in encodings], sum(bool(encoding.overflowing) for encoding in encodings)
 
 
-def _settled(encoding: "Encoding") -> bool:
+def _settled(encoding: Encoding) -> bool:
     """Whether the tokens kept end in an earlier word than those cut off."""
     kept = [word for word in encoding.word_ids if word is not None]
     rest = [word for part in encoding.overflowing[-1:] for word in part.word_ids if word is not None]
@@ -76,7 +98,7 @@ def _settled(encoding: "Encoding") -> bool:
 
 
 def _truncated_in_python(
-    tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> tuple[list[list[int]], int]:
     ids = _tokenized(tokenizer, texts)["input_ids"]
     # These do not say what they cut. Slicing will not do: the tokenizer knows which special tokens have to stay.
@@ -91,7 +113,7 @@ def _split(ids: list[int], max_length: int) -> Windows:
     return [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
 
 
-def _tokenized(tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_length: int | None = None) -> BatchEncoding:
+def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int | None = None) -> BatchEncoding:
     if not texts:  # which some tokenizers do not take
         return BatchEncoding({"input_ids": []})
     return tokenizer(
@@ -105,7 +127,7 @@ def _tokenized(tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_lengt
     )
 
 
-def _chat_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], number: int) -> list[int]:
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], number: int) -> list[int]:
     if getattr(tokenizer, "chat_template", "") is None:
         raise InputError(
             f"tokenizer: it has no chat template, but document {number} is a conversation; take a chat model's "

@@ -15,19 +15,16 @@ from typing import Any
 
 import torch
 
-from softh_probe.cache import Cache, cache_folder, key_of, tokenizer_fingerprint
 from softh_probe.config import RunConfig, config_yaml, plain_config, tokens_per_batch_on
-from softh_probe.data.corpus import Corpus, length_batches, tokenize
-from softh_probe.data.documents import read_documents
-from softh_probe.data.sources import data_identity
+from softh_probe.data.corpus import Corpus
+from softh_probe.data.prepared import read_corpus
 from softh_probe.errors import InputError
-from softh_probe.hashing import arrays_sha256
-from softh_probe.labels import parse_label_sets, shortest_document
+from softh_probe.labels import shortest_document
 from softh_probe.models.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer, own_device
 from softh_probe.models.source import resolve_model
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
-from softh_probe.planned.row_allocation import RowAllocation
+from softh_probe.planned.prepared import plan_run
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
@@ -148,59 +145,6 @@ def _run(
     if config.report:
         _draw(result, folder, say)
     return result
-
-
-def read_corpus(config: RunConfig, tokenizer: Any, *, progress: bool = True) -> Corpus:
-    """The corpus a configuration asks for, tokenised, or as an earlier run left it in the cache."""
-    label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
-    source: dict[str, Any] = {
-        "split": config.split,
-        "subset": config.subset,
-        "text_column": config.text_column,
-        "sample_by": config.sample_by,
-        "max_documents": config.max_documents,
-        "label_columns": label_columns,
-    }
-    cutting: dict[str, Any] = {"max_length": config.max_length, "overflow": config.overflow}
-    cache = Cache(cache_folder(config.cache))
-    identity, fingerprint = data_identity(config.data, None), tokenizer_fingerprint(tokenizer)
-    versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
-    known = identity is not None and fingerprint is not None
-    key = key_of(data=identity, tokenizer=fingerprint, versions=versions, **source, **cutting) if known else None
-    if stored := cache.load("corpus", key):
-        return Corpus.from_arrays(*stored, token_name=tokenizer.convert_ids_to_tokens)
-    corpus = tokenize(read_documents(config.data, **source), tokenizer, progress=progress, **cutting)
-    cache.store("corpus", key, *corpus.arrays())
-    return corpus
-
-
-def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
-    """Batches of documents of like length, and where their labels live; or as the cache has it."""
-    label_sets = parse_label_sets(config.labels)
-    long_enough = corpus.lengths >= shortest_document(label_sets)
-    tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
-    batches = length_batches(corpus.lengths, tokens_per_batch, keep=long_enough)
-    if 0 < len(batches) < n_processes:
-        raise InputError(
-            f"tokens_per_batch: the corpus makes {len(batches)} batches of up to {tokens_per_batch:,} tokens, for "
-            f"{n_processes} processes; start fewer, or set --tokens-per-batch lower"
-        )
-    cache = Cache(cache_folder(config.cache))
-    key = key_of(
-        corpus=corpus.sha256,
-        columns=arrays_sha256(*(column.ids for column in corpus.columns.values())),
-        labels=config.labels,
-        per_label=config.per_label,
-        batches=arrays_sha256(*batches) if batches else "",
-        shares=n_processes,
-        arrays=[field.name for field in dataclasses.fields(RowAllocation)],
-    )
-    stored = cache.load("plan", key)
-    allocation = RowAllocation.from_arrays(stored[0]) if stored else None
-    plan = Plan(corpus, label_sets, batches, config.per_label, allocation, n_processes)
-    if not stored:
-        cache.store("plan", key, plan.allocation.arrays(), {})
-    return plan
 
 
 def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntropyProbe:

@@ -16,14 +16,17 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
-from softh_probe.cache import key_of, tokenizer_fingerprint
+from softh_probe.cache import key_of
 from softh_probe.config import RunConfig, tokens_per_batch_on
+from softh_probe.data.prepared import read_corpus
 from softh_probe.data.sources import data_identity
+from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence
 from softh_probe.models.checkpoint import check_placement, load_tokenizer
 from softh_probe.models.source import resolve_model
+from softh_probe.planned.prepared import plan_run
 from softh_probe.redaction import redacted
-from softh_probe.run.pipeline import plan_run, read_corpus, run
+from softh_probe.run.pipeline import run
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import SweepFolder, make_durable

@@ -1,0 +1,50 @@
+"""The corpus of a run, tokenised or from the cache."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from softh_probe.cache import Cache, cache_folder, key_of
+from softh_probe.config import RunConfig
+from softh_probe.data.corpus import Corpus, tokenize
+from softh_probe.data.documents import read_documents
+from softh_probe.data.sources import data_identity
+from softh_probe.data.tokenizing import tokenizer_fingerprint
+from softh_probe.labels import parse_label_sets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progress: bool = True) -> Corpus:
+    """Tokenise the corpus of a configuration, or load it as an earlier run left it in the cache.
+
+    Args:
+        config: names the data, its label columns and how documents are cut.
+        tokenizer: the model's.
+        progress: show a progress bar while tokenising.
+
+    Raises:
+        InputError: the data or the tokenizer is not what it has to be.
+    """
+    label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
+    source: dict[str, Any] = {
+        "split": config.split,
+        "subset": config.subset,
+        "text_column": config.text_column,
+        "sample_by": config.sample_by,
+        "max_documents": config.max_documents,
+        "label_columns": label_columns,
+    }
+    cutting: dict[str, Any] = {"max_length": config.max_length, "overflow": config.overflow}
+    cache = Cache(cache_folder(config.cache))
+    identity, fingerprint = data_identity(config.data, None), tokenizer_fingerprint(tokenizer)
+    versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
+    known = identity is not None and fingerprint is not None
+    key = key_of(data=identity, tokenizer=fingerprint, versions=versions, **source, **cutting) if known else None
+    if stored := cache.load("corpus", key):
+        return Corpus.from_arrays(*stored, token_name=tokenizer.convert_ids_to_tokens)
+    corpus = tokenize(read_documents(config.data, **source), tokenizer, progress=progress, **cutting)
+    cache.store("corpus", key, *corpus.arrays())
+    return corpus

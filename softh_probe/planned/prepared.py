@@ -1,0 +1,52 @@
+"""The plan of a run, computed or from the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from softh_probe.cache import Cache, cache_folder, key_of
+from softh_probe.config import RunConfig, tokens_per_batch_on
+from softh_probe.data.corpus import Corpus, length_batches
+from softh_probe.errors import InputError
+from softh_probe.hashing import arrays_sha256
+from softh_probe.labels import parse_label_sets, shortest_document
+from softh_probe.planned.plan import Plan
+from softh_probe.planned.row_allocation import RowAllocation
+
+
+def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
+    """Batch documents of like length and allocate the rows of their labels, or load the rows from the cache.
+
+    Args:
+        config: names the label sets and the tokens of a batch.
+        corpus: the tokenised documents.
+        n_processes: processes that share the batches.
+
+    Raises:
+        InputError: the corpus makes fewer batches than there are processes.
+    """
+    label_sets = parse_label_sets(config.labels)
+    long_enough = corpus.lengths >= shortest_document(label_sets)
+    tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
+    batches = length_batches(corpus.lengths, tokens_per_batch, keep=long_enough)
+    if 0 < len(batches) < n_processes:
+        raise InputError(
+            f"tokens_per_batch: the corpus makes {len(batches)} batches of up to {tokens_per_batch:,} tokens, for "
+            f"{n_processes} processes; start fewer, or set --tokens-per-batch lower"
+        )
+    cache = Cache(cache_folder(config.cache))
+    key = key_of(
+        corpus=corpus.sha256,
+        columns=arrays_sha256(*(column.ids for column in corpus.columns.values())),
+        labels=config.labels,
+        per_label=config.per_label,
+        batches=arrays_sha256(*batches) if batches else "",
+        shares=n_processes,
+        arrays=[field.name for field in dataclasses.fields(RowAllocation)],
+    )
+    stored = cache.load("plan", key)
+    allocation = RowAllocation.from_arrays(stored[0]) if stored else None
+    plan = Plan(corpus, label_sets, batches, config.per_label, allocation, n_processes)
+    if not stored:
+        cache.store("plan", key, plan.allocation.arrays(), {})
+    return plan
