@@ -1,1 +1,1 @@
-"""From a checkpoint to a model: loading, placement, identity."""
+"""Checkpoints and models: loading, placement, identity."""

@@ -1,4 +1,4 @@
-"""What a probe would measure of a model, without running data: a table of its layers.
+"""A table of the layers that a probe would measure, made without weights and data.
 
 skeleton = load_skeleton(resolve_model("EleutherAI/pythia-160m"))
 describe_layers(skeleton)
@@ -24,17 +24,23 @@ from softh_probe.hooks.hook_points import (
     find_hook_points,
     stacks,
 )
-from softh_probe.models.checkpoint import SPREAD, auto_class, check_placement, without_head
+from softh_probe.models.checkpoint import auto_class, without_head
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
+from softh_probe.models.placement import SPREAD, check_placement
 from softh_probe.models.source import ModelSource, fetch, small_files
 
 
 def load_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The transformer without its head and without weights: made from the config alone, on the meta device.
+    """Build the transformer of a checkpoint without head and weights: from its config, on the meta device.
 
-    load_skeleton(resolve_model("./checkpoint-500"))
+        load_skeleton(resolve_model("./checkpoint-500"))
 
-    Raises InputError, naming file and remedy, for what is wrong with the checkpoint's config.
+    Args:
+        source: the checkpoint, as `resolve_model` finds it.
+        trust_remote_code: allow Python code that comes with the checkpoint.
+
+    Raises:
+        InputError: the checkpoint's config is missing or damaged, or needs code that is not allowed.
     """
     folder = source.folder or fetch(source, small_files(trust_remote_code))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -43,22 +49,28 @@ def load_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> Pr
     with quiet_transformers(), as_input_error(f"model {source.name!r}: {config_file}", RELOAD_HINT):
         config = AutoConfig.from_pretrained(folder, **options, **gguf)
         with torch.device("meta"):
-            model = auto_class(source.name, config).from_config(config, **options)
-    return without_head(model).eval()
+            model: PreTrainedModel = auto_class(source.name, config).from_config(config, **options)
+    skeleton = without_head(model)
+    skeleton.eval()
+    return skeleton
 
 
 def describe_layers(skeleton: PreTrainedModel, device_map: str | None = None) -> pd.DataFrame:
-    """A line for each row that a probe would measure: `name`, `module`, `class`, `width`, `device`.
+    """List the layers that a probe would measure.
 
-    Calls and widths are those of a forward pass over four tokens without values. Where a model does not run so,
-    blocks are taken to be called once each, and widths are what the config says.
+    Calls and widths come from a forward pass of four tokens on the meta device. Where a model cannot be run on it,
+    each block counts as called once, and widths come from the config.
 
     Args:
-        skeleton: of `load_skeleton`; an encoder-decoder's two stacks are told apart by a column `stack`.
-        device_map: where the model would be put, as `load_checkpoint` takes it.
+        skeleton: the model, as `load_skeleton` builds it.
+        device_map: placement of the model, as in `load_checkpoint`.
+
+    Returns:
+        A line for each layer, in the order of calls: `name`, `module` (path), `class`, `width` (or None), `device`;
+        for an encoder-decoder also `stack`.
 
     Raises:
-        InputError: the model's blocks cannot be told, or there is no such device.
+        InputError: the model's blocks cannot be found, or there is no such device.
     """
     device_of = _devices(skeleton, check_placement("auto", device_map))
     paths = {id(module): path for path, module in skeleton.named_modules()}
@@ -73,7 +85,7 @@ def describe_layers(skeleton: PreTrainedModel, device_map: str | None = None) ->
 
 
 def _devices(skeleton: PreTrainedModel, placement: str) -> Callable[[str], str]:
-    """The device on which a module of that path would be."""
+    """Map the path of a module to the device it would be on."""
     if placement not in SPREAD:
         return lambda _: placement
     whole = list(getattr(skeleton, "_no_split_modules", None) or [])
@@ -87,11 +99,11 @@ def _devices(skeleton: PreTrainedModel, placement: str) -> Callable[[str], str]:
     return device_of
 
 
-def _calls(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
-    """The rows in the order of calls, each with its module and width."""
-    width = getattr(getattr(points.entry, "config", None), "hidden_size", None)
-    return dry_run(points) or [
-        (EMBEDDINGS, points.blocks[0], width),
-        *((block_name(i), block, width) for i, block in enumerate(points.blocks, start=1)),
-        *((FINAL_NORM, norm, width) for norm in points.norms[-1:]),
+def _calls(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
+    """List the layers in the order of calls, each with its module and width."""
+    width = getattr(getattr(found.entry, "config", None), "hidden_size", None)
+    return dry_run(found) or [
+        (EMBEDDINGS, found.blocks[0], width),
+        *((block_name(i), block, width) for i, block in enumerate(found.blocks, start=1)),
+        *((FINAL_NORM, norm, width) for norm in found.norms[-1:]),
     ]

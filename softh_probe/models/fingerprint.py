@@ -1,4 +1,6 @@
-"""What identifies weights: equal ones share a fingerprint, different ones do not."""
+"""Fingerprint of a model's weights."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
-    """SHA-256 (hex) of the weights as loaded: sorted names, dtypes, shapes and bytes.
+    """Compute the SHA-256 of the weights as loaded, in hex: of sorted names, dtypes, shapes and bytes.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = weights_fingerprint(layer)
@@ -18,9 +20,12 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     >>> weights_fingerprint(layer) == before
     False
 
-    Parameters and persistent buffers count, whatever their strides, device, file, shard or shared memory.
-    Poolers do not: a checkpoint may lack them, they are random then, and no layer's states pass through one.
-    One tensor a thread is copied at a time. None: a tensor is offloaded where no hook can bring it back.
+    It covers parameters and persistent buffers, and does not depend on strides, devices, files, shards or tied
+    memory. Poolers are left out: where a checkpoint lacks them they are random, and no hidden state of a layer passes
+    through one. Memory: a copy of one tensor for each of four threads.
+
+    Returns:
+        The digest; None where a tensor is offloaded and cannot be read back.
     """
 
     def line(item: tuple[str, Tensor]) -> str:
@@ -39,7 +44,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors that a tensor consists of: itself, or those of a quantized one."""
+    """List the plain tensors that a tensor consists of: itself, or the parts of a quantized one."""
     if hasattr(tensor, "__tensor_flatten__"):
         for part in tensor.__tensor_flatten__()[0]:
             yield from _parts(f"{name}.{part}", getattr(tensor, part))
@@ -48,17 +53,22 @@ def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The tensor, fetched from accelerate's store where it is offloaded; LookupError where it is in none."""
+    """Read a tensor, from accelerate's store where it is offloaded.
+
+    Raises:
+        LookupError: it is offloaded and not in accelerate's store.
+    """
     if not tensor.is_meta:
         return tensor
     module, _, leaf = name.rpartition(".")
     hook = getattr(model.get_submodule(module), "_hf_hook", None)
     for part in getattr(hook, "hooks", [hook]):
         if getattr(part, "weights_map", None) is not None:
-            return part.weights_map[leaf]
+            stored: Tensor = part.weights_map[leaf]
+            return stored
     raise LookupError(name)
 
 
 def is_pooler(key: str) -> bool:
-    """Whether a weight belongs to a pooler, which no layer's states pass through."""
+    """Test whether a weight belongs to a pooler; no hidden state of a layer passes through one."""
     return "pooler" in key.split(".")

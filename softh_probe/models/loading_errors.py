@@ -1,4 +1,6 @@
-"""What the libraries raise and print while they load a checkpoint, made readable."""
+"""Readable errors and quiet libraries while a checkpoint is loaded."""
+
+from __future__ import annotations
 
 import errno
 import pickle
@@ -21,12 +23,21 @@ RELOAD_HINT = f"copy or download it again; if it is whole, transformers {transfo
 
 
 def model_error(model: str, problem: str) -> InputError:
+    """Make an error about a model; the caller raises it."""
     return InputError(f"model {model!r}: {problem}")
 
 
 @contextmanager
 def as_input_error(what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
-    """Make one line of what the libraries raise for bad files; out of memory and the like pass unchanged."""
+    """Turn errors that libraries raise for bad files into an `InputError` of one line.
+
+    Other errors, such as those for lack of memory, pass unchanged.
+
+    Args:
+        what: the subject of the message, such as "model 'x': its tokenizer".
+        remedy: the end of the message.
+        also: types of errors that mean a bad file here, beside the usual ones.
+    """
     known: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, LookupError, EOFError, *also)
     known += (ArithmeticError, SafetensorError, pickle.UnpicklingError, struct.error, hub_errors.StrictDataclassError)
     signs = ("PytorchStreamReader", "unexpected EOF", "automatic conversion of the weights")
@@ -49,11 +60,11 @@ def as_input_error(what: str, remedy: str, *also: type[Exception]) -> Iterator[N
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars, no load reports (what matters in them is checked here); the settings are put back."""
+    """Silence the progress bars and load reports of transformers and the hub inside the block."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hub_bars = not are_progress_bars_disabled()
     reader: dict[str, Any] = {}
-    with suppress(ImportError):  # its bar listens to no setting
+    with suppress(ImportError):  # its progress bar obeys no setting
         reader = vars(import_module("transformers.modeling_gguf_pytorch_utils"))
     reader_bar = reader.get("tqdm")
     hf_logging.set_verbosity_error()

@@ -1,4 +1,6 @@
-"""Where a checkpoint is, and its files: found, downloaded, looked at before anything is loaded from them."""
+"""Find a checkpoint on disk or on the hub, download its files and check them before they are loaded."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -20,23 +22,35 @@ _HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", hub_errors.HfHub
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a checkpoint is: in `folder`, or (None) on the hub under its `name`, which is what the user wrote."""
+    """Location of a checkpoint: a local folder, or the hub.
+
+    Attributes:
+        name: the model as the user wrote it; its hub id if `folder` is None.
+        revision: branch, tag or commit on the hub; None is the default branch.
+        folder: the local folder.
+        gguf_file: name of the .gguf file in `folder`, if the checkpoint is one.
+    """
 
     name: str
     revision: str | None = None
     folder: Path | None = None
-    gguf_file: str | None = None  # its name in `folder`
+    gguf_file: str | None = None
 
 
 def resolve_model(model: str, *, revision: str | None = None, need_weights: bool = True) -> ModelSource:
-    """Find a hub id, a local folder or a .gguf file; an existing path wins. Loads and downloads nothing.
-
-    need_weights: whether a folder without weights is an error.
+    """Locate a model without loading or downloading anything.
 
     >>> resolve_model("EleutherAI/pythia-160m", revision="step1000").revision
     'step1000'
 
-    Raises InputError: no such path; a folder without config.json or weights, or with several .gguf files.
+    Args:
+        model: a local folder, a .gguf file or a hub id; an existing path takes precedence over a hub id.
+        revision: branch, tag or commit of a hub id.
+        need_weights: raise an error for a folder without weights.
+
+    Raises:
+        InputError: no such path; a folder without config.json or weights, or with several .gguf files; a revision of a
+            local model.
     """
     path = os.path.expanduser(model)
     if os.path.exists(path):
@@ -74,7 +88,7 @@ def _resolve_local(name: str, path: Path, need_weights: bool) -> ModelSource:
 
 
 def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the (safetensors, pickle) files that transformers would load; of shards, those in the index."""
+    """List the names of the (safetensors, pickle) files that transformers would load; shards as in the index."""
 
     def files(single: str) -> list[str]:
         index = folder / f"{single}.index.json"
@@ -87,7 +101,16 @@ def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def check_weights(name: str, folder: Path, allow_pickle: bool) -> list[str]:
-    """The names of the weight files, each looked at; safetensors before pickles, and no pickle unasked."""
+    """List the weight files of a folder after checking them; safetensors take precedence over pickles.
+
+    Args:
+        name: the model's name, for errors.
+        folder: the checkpoint's folder.
+        allow_pickle: allow pickle files, which can hold code.
+
+    Raises:
+        InputError: files are missing or damaged, or pickles that are not allowed.
+    """
     safe, pickled = _weight_files(folder)
     if not safe and pickled and not allow_pickle:
         problem = f"its weights are pickles ({abbreviated(pickled)}), which can carry code"
@@ -95,20 +118,27 @@ def check_weights(name: str, folder: Path, allow_pickle: bool) -> list[str]:
     files = safe or pickled or [_SAFE]
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise model_error(name, f"folder {folder} has no {abbreviated(missing)}; copy or download it again")
-    for file in safe:  # the header says how long the file has to be
+    for file in safe:  # opening compares the file's length with its header
         with as_input_error(f"model {name!r}: damaged file {folder / file}", RELOAD_HINT):
             safe_open(folder / file, framework="pt").__exit__(None, None, None)
     return files
 
 
 def fetch_weights(source: ModelSource, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
-    """Download the weights that will be loaded and no others: many a repository has them in five formats."""
+    """Download the config and the weights that will be loaded, in one of the formats of the repository.
+
+    Returns:
+        The cache folder, named by the commit.
+
+    Raises:
+        InputError: the repository cannot be reached, or has no config.json or no weights that are allowed.
+    """
     folder = fetch(source, small_files(trust_remote_code))
     if not (folder / "config.json").is_file():
         remedy = "give a transformers model; a .gguf file has to be downloaded and given by its path"
         raise model_error(source.name, f"the hub has no config.json of it; {remedy}")
     pinned = replace(source, revision=folder.name)
-    safe, pickled = _weight_files(folder)  # an index is among the small files
+    safe, pickled = _weight_files(folder)  # as the indices say, which are among the small files
     folder = fetch(pinned, ["config.json", *(safe or [_SAFE])])
     if not _weight_files(folder)[0]:
         if not allow_pickle:
@@ -118,13 +148,28 @@ def fetch_weights(source: ModelSource, *, trust_remote_code: bool, allow_pickle:
 
 
 def small_files(code: bool) -> list[str]:
-    """Patterns of what a repository holds beside its weights: configs, tokenizers, indices of shards."""
+    """List patterns of a repository's files beside its weights: configs, tokenizers, indices of shards.
+
+    Args:
+        code: include Python files.
+    """
     endings = ["json", "txt", "model", "jinja", "tiktoken", "bpe", "codes", "spm", "vocab", "tokenizer"]
     return [f"*.{ending}" for ending in endings + ["py"] * code]
 
 
 def fetch(source: ModelSource, patterns: list[str]) -> Path:
-    """The cache folder (named by the commit) with these files of the repository's root, downloaded if needed."""
+    """Download files of a repository's root that are not in the hub's cache.
+
+    Args:
+        source: a checkpoint on the hub.
+        patterns: patterns of file names.
+
+    Returns:
+        The cache folder, named by the commit.
+
+    Raises:
+        InputError: no such repository or revision, no access, or no connection.
+    """
     name, revision, deeper = source.name, source.revision, "*/*"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=deeper))

@@ -20,7 +20,8 @@ from softh_probe.data.corpus import Corpus
 from softh_probe.data.prepared import read_corpus
 from softh_probe.errors import InputError
 from softh_probe.labels import shortest_document
-from softh_probe.models.checkpoint import Checkpoint, check_placement, load_checkpoint, load_tokenizer, own_device
+from softh_probe.models.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
+from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
@@ -30,7 +31,7 @@ from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import SnapshotTimer, forward
 from softh_probe.run.output_folder import output_folder, shared_folder
-from softh_probe.run.processes import ALONE, Processes
+from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.resume import load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots

@@ -26,6 +26,7 @@ import torch
 from torch import distributed as dist
 
 from softh_probe.errors import InputError, Interrupted, LostProcessError, SofthProbeError
+from softh_probe.models.placement import SPREAD, accelerator
 
 #: What the launchers tell each process.
 LAUNCHER_VARS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -102,6 +103,30 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def own_device(device_map: str | None, processes: Processes) -> str | None:
+    """Choose the device of one of several processes: by default the accelerator of its local rank.
+
+    Raises:
+        InputError: the model would be spread over devices by each process, or there are too few accelerators.
+    """
+    if processes.count == 1:
+        return device_map
+    if device_map in SPREAD:
+        raise InputError(
+            f"device_map {device_map!r}: each of {processes.count} processes loads the whole model; leave it out, or "
+            "run a single process"
+        )
+    kind = accelerator()
+    if device_map not in (None, kind) or kind in (None, "mps"):
+        return device_map
+    if processes.local_count > (n := torch.accelerator.device_count()):
+        raise InputError(
+            f"device_map: {processes.local_count} processes on this machine, and {n} accelerators; start as many as "
+            "there are, or add --device-map cpu"
+        )
+    return f"{kind}:{processes.local_rank}"
 
 
 @contextmanager

@@ -247,7 +247,6 @@ def read_intact(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tu
     import pyarrow.parquet as pq
     from safetensors import SafetensorError, safe_open
 
-
     try:
         said = read_info(folder, whole=whole)
         table = pq.read_table(folder / LAYERS_PARQUET, use_threads=False)

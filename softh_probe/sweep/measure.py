@@ -22,7 +22,8 @@ from softh_probe.data.prepared import read_corpus
 from softh_probe.data.sources import data_identity
 from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence
-from softh_probe.models.checkpoint import check_placement, load_tokenizer
+from softh_probe.models.checkpoint import load_tokenizer
+from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
 from softh_probe.planned.prepared import plan_run
 from softh_probe.redaction import redacted

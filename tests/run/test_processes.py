@@ -21,9 +21,8 @@ import softh_probe.run.forward
 from softh_probe import ProbeResult
 from softh_probe.cli import main
 from softh_probe.errors import InputError
-from softh_probe.models.checkpoint import own_device
 from softh_probe.run import run
-from softh_probe.run.processes import Processes
+from softh_probe.run.processes import Processes, own_device
 from tests.conftest import assert_same_values
 
 pytestmark = pytest.mark.skipif(
@@ -201,7 +200,7 @@ def test_processes_that_do_not_measure_the_same_end_all(config, tmp_path):
 
 
 def test_each_process_takes_the_accelerator_of_its_number(monkeypatch):
-    monkeypatch.setattr("softh_probe.models.checkpoint._accelerator", lambda: "cuda")
+    monkeypatch.setattr("softh_probe.run.processes.accelerator", lambda: "cuda")
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
     second = Processes(rank=3, count=4, local_rank=1, local_count=2)
     assert [own_device(chosen, second) for chosen in (None, "cuda", "cpu", "cuda:0")] == [
