@@ -1,7 +1,7 @@
-"""What is kept on disk between runs: tokenised corpora and plans of rows, so that the next checkpoint starts at once.
+"""Cache of tokenised corpora and plans between runs, so that the next checkpoint starts at once.
 
-An entry is a safetensors file named after everything it depends on, with a checksum; a damaged one counts as none.
-Entries are only ever written whole, so any number of runs can share a folder. It is safe to delete at any time.
+An entry is a safetensors file with a checksum; its name is a digest of everything it depends on. Damaged entries are
+ignored. Writes are atomic, so any number of runs can share a folder. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from safetensors.numpy import save
 from softh_probe.files import write_bytes
 from softh_probe.hashing import arrays_sha256, text_sha256
 
-logger = logging.getLogger(__name__)
-
-#: Counted up whenever documents, tokens or numberings come out differently for the same input.
+#: Increased whenever the same input gives other documents, tokens or row allocations than before.
 FORMAT = 2
 
 Arrays = dict[str, np.ndarray]
 
+logger = logging.getLogger(__name__)
+
 
 class Cache:
-    """Arrays by kind and key.
+    """A folder of arrays by kind and key.
 
     >>> import tempfile
     >>> cache = Cache(Path(tempfile.mkdtemp()))
@@ -38,14 +38,22 @@ class Cache:
     ({'rows': array([0, 1, 2])}, {'sets': 2})
 
     Args:
-        folder: where entries are; None keeps and finds nothing.
+        folder: folder of the entries; None stores and finds nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def load(self, kind: str, key: str | None) -> tuple[Arrays, dict[str, Any]] | None:
-        """Arrays and head of an entry; None where there is no whole one, or no key."""
+        """Load an entry.
+
+        Args:
+            kind: kind of entry, such as "corpus".
+            key: key of the entry, as `key_of` makes it; None finds nothing.
+
+        Returns:
+            Its arrays and its head; None where there is no intact entry.
+        """
         if self.folder is None or key is None:
             return None
         try:
@@ -58,7 +66,14 @@ class Cache:
         return (arrays, json.loads(head)) if stored.get("checksum") == _checksum(arrays, head) else None
 
     def store(self, kind: str, key: str | None, arrays: Mapping[str, np.ndarray], head: Mapping[str, Any]) -> None:
-        """Keep arrays and what JSON can say beside them. What cannot be written is no reason to stop a run."""
+        """Store an entry; if it cannot be written, log a warning.
+
+        Args:
+            kind: kind of entry.
+            key: key of the entry; None stores nothing.
+            arrays: the arrays by name.
+            head: JSON values beside the arrays.
+        """
         if self.folder is None or key is None:
             return
         whole = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
@@ -66,7 +81,7 @@ class Cache:
         path = self._path(kind, key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # save_file would keep others from reading it
+            # safetensors' save_file would make a file that other users cannot read
             write_bytes(path, save(whole, metadata={"head": text, "checksum": _checksum(whole, text)}))
         except (OSError, SafetensorError) as error:
             logger.warning("%s could not be written and is not kept: %s", path, error)
@@ -77,7 +92,7 @@ class Cache:
 
 
 def cache_folder(setting: str) -> Path | None:
-    """The folder that a configuration's `cache` names: "auto", "none" or a path."""
+    """Resolve the `cache` of a configuration ("auto", "none" or a path) to a folder; None for no cache."""
     if setting == "none":
         return None
     if setting == "auto":
@@ -87,7 +102,7 @@ def cache_folder(setting: str) -> Path | None:
 
 
 def key_of(**parts: Any) -> str:
-    """A name for everything in parts (JSON values), and nothing else."""
+    """Compute the key of an entry from everything it depends on (JSON values)."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return text_sha256(text)[:32]
 

@@ -1,4 +1,4 @@
-"""What of others is changed for a while: a method is wrapped, compiled code runs as it was written."""
+"""Temporary changes of other libraries: wrapped methods, and compiled code that runs uncompiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 @dataclass
 class _Wrapped:
     before: Any
-    is_over: bool = False
+    has_ended: bool = False
 
 
 _wrapped: WeakKeyDictionary[Any, _Wrapped] = WeakKeyDictionary()
@@ -23,7 +23,7 @@ _wrapped: WeakKeyDictionary[Any, _Wrapped] = WeakKeyDictionary()
 
 @contextmanager
 def replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block, `owner.name(*arguments)` calls `wrapper(original, *arguments)`.
+    """Make `owner.name(*arguments)` call `wrapper(original, *arguments)` inside the block.
 
     >>> from types import SimpleNamespace
     >>> bell = SimpleNamespace(ring=lambda times: times * "ding ")
@@ -36,26 +36,28 @@ def replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[Non
     Blocks may end in any order.
 
     Args:
-        owner: an object, a class or a module; without such a method it stays as it is.
+        owner: an object, a class or a module; if it lacks the method, nothing changes.
+        name: name of the method.
+        wrapper: called with the original method and the arguments.
     """
     original = getattr(owner, name, None)
     if original is None:
         yield
         return
-    ours = _Wrapped(before=vars(owner).get(name))
+    wrapped = _Wrapped(before=vars(owner).get(name))
 
     @functools.wraps(original)
     def method(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs) if ours.is_over else wrapper(original, *args, **kwargs)
+        return original(*args, **kwargs) if wrapped.has_ended else wrapper(original, *args, **kwargs)
 
     setattr(owner, name, method)
-    _wrapped[method] = ours
+    _wrapped[method] = wrapped
     try:
         yield
     finally:
-        ours.is_over = True
+        wrapped.has_ended = True
         top = vars(owner).get(name)
-        while top in _wrapped and _wrapped[top].is_over:  # what others have put on top stays
+        while top in _wrapped and _wrapped[top].has_ended:  # wrappers that others have put on top stay
             top = _wrapped.pop(top).before
         if top is None:
             delattr(owner, name)
@@ -63,12 +65,12 @@ def replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[Non
             setattr(owner, name, top)
 
 
-_stances: list[Any] = []  # the one that the first block set, for each block
+_stances: list[Any] = []  # one entry for each block inside: the stance that the first of them set
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Inside the block, code that torch.compile compiled runs as it was written: compiled, it would skip hooks."""
+    """Run code that torch.compile compiled as it was written inside the block: compiled code would skip hooks."""
     _stances.append(_stances[0] if _stances else torch.compiler.set_stance("force_eager"))
     try:
         yield

@@ -1,1 +1,1 @@
-"""From a data set to documents, tokens and batches."""
+"""Data sets: documents, tokens and batches."""

@@ -1,4 +1,4 @@
-"""pyarrow's reader of JSON, kept from input on which it ends the whole process instead of raising an error."""
+"""A guard of pyarrow's JSON reader against input that would crash the process instead of raising an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.json
 
 from softh_probe.patching import replaced
 
-#: Lists and objects inside each other. The reader calls itself for each, until its stack is full.
+#: Depth of nested lists and objects. The reader recurses, and a much deeper value overflows its stack.
 DEEPEST = 500
 
 _FIRST_NULL, _LATER_NULL = re.compile(rb"\s*null\b"), re.compile(rb"\}\s*null\b")  # in a value, "," would come first
@@ -23,21 +23,21 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 @contextmanager
 def guarded_json() -> Iterator[None]:
-    """Inside the block, `pyarrow.json.read_json` raises ArrowInvalid for rows of null and for endless nesting."""
+    """Make `pyarrow.json.read_json` raise ArrowInvalid for rows of null and for too deep nesting inside the block."""
 
     def read_json(original: Callable[..., Any], file: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(file, io.BytesIO):
-            _refuse_crashes(file.getvalue())
+            _check_content(file.getvalue())
         return original(file, *args, **kwargs)
 
     with replaced(pyarrow.json, "read_json", read_json):
         yield
 
 
-def _refuse_crashes(content: bytes) -> None:
+def _check_content(content: bytes) -> None:
     if _FIRST_NULL.match(content) or _LATER_NULL.search(content):
         raise pa.ArrowInvalid("a row is null; expected an object with a value for each column in every row")
-    # Brackets in texts make the first estimate too large, mostly.
+    # Brackets inside strings make the first, cheap estimate too large.
     if _depth(content) > DEEPEST and _depth(_STRING.sub(b"", content)) > DEEPEST:
         raise pa.ArrowInvalid(f"values nest deeper than {DEEPEST} lists and objects")
 

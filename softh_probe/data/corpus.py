@@ -1,4 +1,9 @@
-"""Documents -> tokens -> batches of tokens. Names: B documents of a batch, T tokens of its longest."""
+"""Tokenised corpora and batches of documents of similar length.
+
+Shape suffixes: B documents of a batch, T tokens of its longest document.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import itertools
@@ -18,16 +23,15 @@ from softh_probe.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 NO_LABEL = -1
 OVERFLOW = ("truncate", "split")
 
-#: Documents that are sorted by length together. Fewer give labels shorter lives, more give less padding; a run of
-#: the paper's 10,000 documents is one window.
+#: Documents that are sorted by length together. Fewer give labels shorter lifetimes, more give less padding; the
+#: paper's 10,000 documents are one window.
 SORT_WINDOW = 10_000
 
 _CHUNK_DOCUMENTS = 256
-_CHUNK_CHARACTERS = 1 << 20  # a tokenizer takes some 200 bytes a character while it works
+_CHUNK_CHARACTERS = 1 << 20  # a tokenizer uses some 200 bytes for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,48 +39,49 @@ class LabelColumn:
     """One label column of a corpus."""
 
     ids: np.ndarray
-    """int32 [n_documents], index into `names`; NO_LABEL = the document has none."""
+    """int32 [n_documents], index into `names`; NO_LABEL for a document without a label."""
     names: list[str]
     """The labels in order of first appearance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Tokens of all documents, one document after the other, in the order of the data."""
+    """Tokens of all documents, concatenated in the order of the data."""
 
     tokens: np.ndarray
     """int32 [n_tokens]."""
     offsets: np.ndarray
-    """int64 [n_documents + 1], where each document starts in `tokens`."""
+    """int64 [n_documents + 1], start of each document in `tokens`, then the end of the last."""
     source: np.ndarray
-    """int32 [n_documents], ascending: equal for the windows of one document that was split."""
+    """int32 [n_documents], ascending: number of the document read; windows of a split document share it."""
     columns: dict[str, LabelColumn]
     """Label columns by name."""
     n_read: int
-    """Documents seen, the empty ones included."""
+    """Documents read, including empty ones."""
     n_empty: int
-    """Documents without text or without tokens; they are not in the corpus."""
+    """Documents without text or tokens; they are not in the corpus."""
     n_truncated: int
-    """Documents longer than max_length, which were cut or split."""
+    """Documents longer than max_length, which were truncated or split."""
     token_name: Callable[[int], Any] = str
-    """A token id in words, as the tokenizer writes it."""
+    """The string of a token id, as the tokenizer writes it."""
 
     @property
     def n_documents(self) -> int:
-        """Documents in the corpus; each window of a split one counts."""
+        """Number of documents in the corpus; each window of a split document counts."""
         return len(self.offsets) - 1
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens in the corpus."""
         return len(self.tokens)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [n_documents], tokens of each document."""
+        """Number of tokens of each document: int64 [n_documents]."""
         return np.diff(self.offsets)
 
     def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All of it but the token names, as arrays and JSON values, to store."""
+        """Give the corpus without its token names as arrays and JSON values, to be stored."""
         columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
         return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
             "columns": [[name, column.names] for name, column in self.columns.items()],
@@ -86,8 +91,8 @@ class Corpus:
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], head: Mapping[str, Any], token_name: Callable[[int], Any]
-    ) -> "Corpus":
-        """What `arrays` gave."""
+    ) -> Corpus:
+        """Rebuild a corpus from what `arrays` gave."""
         columns = {
             name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
         }
@@ -96,12 +101,12 @@ class Corpus:
         return cls(tokens=tokens, offsets=offsets, source=source, columns=columns, token_name=token_name, **counts)
 
     def document(self, index: int) -> np.ndarray:
-        """int32 [length], the tokens of one document; a view."""
+        """Give the tokens of one document: int32 [length], a view."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the documents' number and lengths (int64) and the tokens (int32), all little endian."""
+        """SHA-256, in hex, of the number and lengths of documents (int64) and the tokens (int32), little endian."""
         digest = hashlib.sha256(np.int64(self.n_documents).astype("<i8").tobytes())
         digest.update(self.lengths.astype("<i8").tobytes())
         digest.update(np.ascontiguousarray(self.tokens, dtype="<i4").data)
@@ -110,21 +115,16 @@ class Corpus:
 
 def tokenize(
     documents: Iterable[Document],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 512,
     overflow: str = "truncate",
     progress: bool = True,
 ) -> Corpus:
-    """Tokenize documents as the tokenizer does by default, conversations by its chat template.
+    """Tokenise documents with the tokenizer's default settings, and conversations with its chat template.
 
-    A document of more than `max_length` tokens is cut by the tokenizer's own truncation ("truncate"), or
-    becomes successive windows of that length, each a document with the same labels ("split"). Empty documents
-    are counted and left out. Memory: 4 bytes a token (8 while joining), and some 200 bytes a character of the
-    longest document while it is tokenized.
-
-    Raises `InputError` where no document has text, `max_length` leaves no room for it, `overflow` is unknown,
-    or a conversation meets a tokenizer without a chat template that takes it.
+    Memory: 4 bytes a token (8 while the arrays are joined), and some 200 bytes a character of the longest document
+    while it is tokenised.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -137,13 +137,25 @@ def tokenize(
     [[1, 2, 3], [1, 2]]
     >>> corpus.columns["by"].ids.tolist(), corpus.columns["by"].names
     ([0, 0], ['Stein'])
+
+    Args:
+        documents: documents with the same label columns. Empty ones are counted and left out.
+        tokenizer: the model's tokenizer.
+        max_length: tokens of a document.
+        overflow: for a longer document: "truncate", by the tokenizer's own truncation, or "split", into successive
+            windows of `max_length` tokens, each of which is a document with the same labels.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: no document has text, `max_length` leaves no room for text, `overflow` is unknown, or the tokenizer
+            has no chat template that takes a conversation.
     """
     if overflow not in OVERFLOW:
         raise InputError(f"overflow: {overflow!r} is not one of {', '.join(OVERFLOW)}")
     shortest = max(2, tokenizer.num_special_tokens_to_add() + 1)
     if max_length < shortest:
         raise InputError(f"max_length: {max_length} tokens leave no room for text, give {shortest} or more")
-    corpus = _GrowingCorpus()
+    corpus = _CorpusBuilder()
     total = len(documents) if isinstance(documents, Sized) else None
     with tqdm(desc="tokenize", unit=" documents", total=total, disable=not progress) as bar:
         for chunk in _chunks(documents):
@@ -165,25 +177,33 @@ def tokenize(
 def length_batches(
     lengths: np.ndarray, tokens_per_batch: int, keep: np.ndarray | None = None, window: int = SORT_WINDOW
 ) -> list[np.ndarray]:
-    """Group documents of like length: padded to its longest, a batch has at most `tokens_per_batch` tokens.
+    """Group documents of similar length into batches.
 
-    Documents are sorted within windows of neighbours: that costs little padding, while labels that live among
-    neighbours (of one language, one topic) are over with their window. A window's longest documents come first,
-    equal ones keep their order. A document longer than the budget is a batch alone.
-
-    `lengths` is int [n_documents], `keep` an optional bool mask of the documents to take, `window` a number of
-    documents taken. Returns int64 arrays of document indices.
+    Documents are sorted by length within windows of neighbours, longest first; equal lengths keep their order. Windows
+    cost little padding and keep the lifetimes short of labels that only neighbours share (a language, a topic).
 
     >>> [batch.tolist() for batch in length_batches(np.array([2, 5, 2, 3]), tokens_per_batch=6)]
     [[1], [3, 0], [2]]
+
+    Args:
+        lengths: int [n_documents], tokens of each document.
+        tokens_per_batch: tokens of a batch at most, padding included; a longer document is a batch by itself.
+        keep: bool [n_documents], documents to use; None for all.
+        window: documents that are sorted together.
+
+    Returns:
+        int64 [B] for each batch: indices of documents.
+
+    Raises:
+        InputError: `tokens_per_batch` is less than 1.
     """
     if tokens_per_batch < 1:
         raise InputError(f"tokens_per_batch: {tokens_per_batch}, but it has to be 1 or more")
     lengths = np.asarray(lengths)
-    taken = np.arange(len(lengths)) if keep is None else np.flatnonzero(keep)
+    kept = np.arange(len(lengths)) if keep is None else np.flatnonzero(keep)
     batches = []
-    for first in range(0, len(taken), window):
-        neighbours = taken[first : first + window]
+    for first in range(0, len(kept), window):
+        neighbours = kept[first : first + window]
         order = neighbours[np.argsort(-lengths[neighbours], kind="stable")]
         start = 0
         while start < len(order):
@@ -196,7 +216,7 @@ def length_batches(
 def pad_batch(
     corpus: Corpus, documents: Sequence[int] | np.ndarray, pad_id: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Documents as `input_ids` and `attention_mask`, int64 [B, T], padded on the right with `pad_id`.
+    """Give documents as `input_ids` and `attention_mask`, int64 [B, T], padded on the right with `pad_id`.
 
     >>> corpus = Corpus(tokens=np.array([7, 8, 9], dtype=np.int32), offsets=np.array([0, 2, 3]),
     ...                 source=np.array([0, 1]), columns={}, n_read=2, n_empty=0, n_truncated=0)
@@ -213,19 +233,19 @@ def pad_batch(
     return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64))
 
 
-class _GrowingCorpus:
-    """A corpus in the making: chunks of tokens, joined at the end."""
+class _CorpusBuilder:
+    """Builder of a corpus: collects chunks of tokens and joins them at the end."""
 
     def __init__(self) -> None:
         self.chunks: list[np.ndarray] = []
         self.lengths: list[int] = []
         self.source: list[int] = []
-        self.labels: dict[str, _GrowingLabels] = {}
+        self.labels: dict[str, _LabelsBuilder] = {}
         self.n_read = self.n_empty = self.n_truncated = self.n_tokens = 0
 
     def add(self, documents: Sequence[Document], windows: Sequence[Windows], n_long: int) -> None:
         if self.n_read == 0:
-            self.labels = {name: _GrowingLabels() for name in documents[0].columns}
+            self.labels = {name: _LabelsBuilder() for name in documents[0].columns}
         for document, of_document in zip(documents, windows, strict=True):
             self.n_read += 1
             self.n_empty += not of_document
@@ -254,8 +274,8 @@ class _GrowingCorpus:
         )
 
 
-class _GrowingLabels:
-    """A label column in the making."""
+class _LabelsBuilder:
+    """Builder of a label column."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -272,7 +292,7 @@ class _GrowingLabels:
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Enough documents to keep the tokenizer busy, few enough to bound its memory."""
+    """Group documents into chunks: large enough to keep the tokenizer busy, small enough to bound its memory."""
     chunk: list[Document] = []
     characters = 0
     for document in documents:

@@ -1,4 +1,6 @@
-"""Data set -> documents: texts and conversations with the labels of their columns, streamed."""
+"""Stream the documents of a data set: texts and conversations with the labels of their columns."""
+
+from __future__ import annotations
 
 import datetime
 import itertools
@@ -17,7 +19,7 @@ TEXT_COLUMNS = (
     *("text", "content", "body", "document", "sentence", "passage", "article"),
     *("messages", "conversations", "conversation"),
 )
-PREFERENCE_LABEL = "text_column"  # the label column that several text columns bring along
+PREFERENCE_LABEL = "text_column"  # label column made from the name of the text column, where there are several
 
 _STRING_TYPES = {"string", "large_string", "str"}
 _CONTENT_TYPES = _STRING_TYPES | {"List", "LargeList", "Sequence", "list", "Json", "null"}
@@ -37,7 +39,7 @@ class Document:
     content: str | list[dict[str, Any]]
     """The text, or a conversation as messages `{"role": ..., "content": ...}`; empty where the row had none."""
     columns: Mapping[str, Hashable | None] = field(default_factory=dict)
-    """Label of the document in every label column; None = no label."""
+    """Label of the document in each label column; None for no label."""
 
 
 def read_documents(
@@ -51,29 +53,36 @@ def read_documents(
     label_columns: Sequence[str] = (),
     revision: str | None = None,
 ) -> Iterator[Document]:
-    """Stream the documents of a data set, in its order.
+    r"""Stream the documents of a data set, in its order.
 
-    `data` is a local file (.txt .jsonl .json .csv .parquet, also .gz .zst .xz .bz2 of them), a folder of such
-    files (all below it but hidden ones, sorted, one format), a folder saved with `save_to_disk`, a local copy of
-    a hub repository, or a hub id. What exists locally wins. A folder whose files are all named after splits
-    (`train.jsonl`, `data/test-00000.parquet`) has those splits; any other is one split, "train".
-
-    `split=None` takes the only split, else "train". `subset` is the hub's configuration name (`en` of C4).
-    `text_column=None` takes the first of `TEXT_COLUMNS` there is, else the only column of strings;
-    "chosen,rejected" gives a document of each, with the column's name as label column `text_column`.
-    `sample_by` says what a document of a .txt file is: "line", "paragraph" or "document" (the file).
-    `max_documents` counts rows. Bytes of local files that are not UTF-8 become U+FFFD.
-
-    Raises `InputError` on calling where the data cannot be opened or an argument does not fit it, and while
-    iterating where a row cannot be read.
+    A folder whose files are all named after splits (`train.jsonl`, `data/test-00000.parquet`) has those splits; any
+    other file or folder is one split, "train". Bytes of local files that are not UTF-8 become U+FFFD.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp(), "tales.csv")
-    >>> _ = file.write_text("text,language\\nOnce upon a time,en\\nEs war einmal,de\\n")
+    >>> _ = file.write_text("text,language\nOnce upon a time,en\nEs war einmal,de\n")
     >>> for document in read_documents(str(file), label_columns=["language"]):
     ...     print(document.content, dict(document.columns))
     Once upon a time {'language': 'en'}
     Es war einmal {'language': 'de'}
+
+    Args:
+        data: a local file (.txt .jsonl .json .csv .parquet, also compressed as .gz .zst .xz .bz2), a folder of such
+            files of one format (read recursively and sorted, without hidden files), a folder saved with
+            `save_to_disk`, a local copy of a hub repository, or a hub id. A local path takes precedence.
+        split: name of the split; None is the only split, else "train".
+        subset: configuration name on the hub (`en` of C4).
+        text_column: column of the text or conversation; None is the first of `TEXT_COLUMNS` that exists, else the
+            only column of strings. "chosen,rejected" gives a document for each of the two, with the column's name in
+            the label column `text_column`.
+        sample_by: unit of a .txt file that is a document: "line", "paragraph" or "document" (the whole file).
+        max_documents: number of rows to read; None for all.
+        label_columns: names of the columns to read as labels.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: on the call where the data cannot be opened or an argument does not fit it; during iteration where a
+            row cannot be read.
     """
     if max_documents is not None and max_documents < 1:
         raise InputError(f"max_documents: {max_documents}, but it has to be 1 or more; without it all are read")
@@ -101,7 +110,7 @@ def _pick_split(splits: Mapping[str, Any], split: str | None, data: str) -> str:
 
 
 def _column_types(parts: Sequence[Part]) -> dict[str, str]:
-    """Type of each column by its name: from the data set's features, else from the first rows."""
+    """Find the type of each column: from the data set's features, else from the first rows."""
     types: dict[str, str] = {}
     for part in parts:
         for name, feature in (part.rows.features or {}).items():
@@ -135,7 +144,7 @@ def _text_columns(
 
 
 def _label_columns(types: Mapping[str, str], label_columns: Sequence[str], several_texts: bool, data: str) -> list[str]:
-    """The label columns to read from the rows; `text_column` is not one of them where it is made here."""
+    """List the label columns to read from the rows, without `text_column` where it is made here."""
     names = list(dict.fromkeys(label_columns))
     if several_texts and PREFERENCE_LABEL in names:
         names.remove(PREFERENCE_LABEL)
@@ -164,11 +173,11 @@ def _documents(
 
 
 def _rows(parts: Sequence[Part], columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of all parts, each with the words that name it in an error; row 1 is a part's first."""
+    """Read the rows of all parts, each with its name for errors ("row 1 of x.csv" is the first of a part)."""
     for part in parts:
         features = part.rows.features or {}
         names = [name for name in dict.fromkeys(columns) if name in features]
-        # Columns nobody asked for are not read: decoding images or audio is slow, and needs further packages.
+        # Other columns are not read: decoding images or audio is slow and needs further packages.
         iterator = iter(part.rows.select_columns(names) if names else part.rows)
         classes = {name: features[name] for name in names if isinstance(features[name], datasets.ClassLabel)}
         number = 0
@@ -206,12 +215,16 @@ def _content(value: Any, column: str, where: str) -> str | list[dict[str, Any]]:
 
 
 def _messages(value: list[Any]) -> list[dict[str, Any]] | None:
-    """A conversation's messages as role and content, ShareGPT's from and value too; None if it is not one."""
+    """Normalise the messages of a conversation to role and content, also from ShareGPT's from and value.
+
+    Returns:
+        The messages; None if the value is no conversation.
+    """
     messages = []
     for item in value:
         if not isinstance(item, dict):
             return None
-        # `datasets` fills keys that other messages have with None; chat templates take those for set.
+        # `datasets` adds keys of other messages with the value None, which chat templates would count as present.
         message = {key: entry for key, entry in item.items() if entry is not None}
         if "role" not in message and "from" in message:
             sender = message["from"]

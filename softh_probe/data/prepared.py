@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progress: bool = True) -> Corpus:
-    """Tokenise the corpus of a configuration, or load it as an earlier run left it in the cache.
+    """Tokenise the corpus of a configuration, or load it from the cache.
 
     Args:
-        config: names the data, its label columns and how documents are cut.
-        tokenizer: the model's.
-        progress: show a progress bar while tokenising.
+        config: the run's configuration: data, label columns, length of documents, cache.
+        tokenizer: the model's tokenizer.
+        progress: show a progress bar.
 
     Raises:
-        InputError: the data or the tokenizer is not what it has to be.
+        InputError: the data cannot be read, or the tokenizer does not fit it.
     """
     label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
     source: dict[str, Any] = {

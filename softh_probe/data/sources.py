@@ -1,7 +1,9 @@
-"""The name of a data set -> its splits, opened for streaming: local files and folders, and the hub.
+"""Open the splits of a data set for streaming, from local files and folders or the hub.
 
-Nothing large is copied, no code of a data set runs, no archive is unpacked to disk.
+No large file is copied, no code of a data set runs, no archive is unpacked to disk.
 """
+
+from __future__ import annotations
 
 import ast
 import contextlib
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 import datasets
 import pandas as pd
 from datasets.packaged_modules.json.json import JsonConfig
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from softh_probe.data.arrow_guard import guarded_json
@@ -35,7 +37,7 @@ _SPLIT_WORDS = {
 
 
 class Part(NamedTuple):
-    """A data set, or one file of it: what an error about it can name."""
+    """A data set or one of its files, with the name that errors give it."""
 
     name: str
     rows: Any  # datasets.Dataset or datasets.IterableDataset
@@ -44,10 +46,17 @@ class Part(NamedTuple):
 def open_splits(
     data: str, subset: str | None, revision: str | None, sample_by: str, names: Sequence[str]
 ) -> dict[str, list[Part]]:
-    """Splits of a data set by name, each as the parts it is read from one after the other.
+    """Open the splits of a data set.
 
-    `data`, `subset`, `revision` and `sample_by` are those of `read_documents`; of the columns in `names`, .csv
-    cells are read as written. Raises `InputError` for anything that cannot be opened.
+    Args:
+        data, subset, revision, sample_by: as in `read_documents`.
+        names: columns whose .csv cells are read as written, without guessing a type.
+
+    Returns:
+        The parts of each split, to be read one after the other.
+
+    Raises:
+        InputError: the data set cannot be opened.
     """
     local = os.path.expanduser(data)
     with reading(data):
@@ -64,19 +73,20 @@ def open_splits(
 
 
 def data_identity(data: str, revision: str | None) -> Any:
-    """What tells this version of a data set from any other (JSON values); None where it cannot be told.
+    """Identify the version of a data set, without reading it.
 
-    For local files that is their paths, sizes and times of change, for a hub id the commit.
+    Returns:
+        JSON values: paths, sizes and modification times of local files, or the commit on the hub; None where it is
+        unknown.
     """
     local = Path(os.path.expanduser(data))
     if data and local.exists():
-        files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
-        return [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+        return [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in _files_below(local)]
     if datasets.config.HF_HUB_OFFLINE:
         return None
     try:
-        return HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(data, revision=revision, timeout=10).sha
-    except Exception:  # whichever way the hub says no: opening the data set says it in words
+        return _hub_info(data, revision).sha
+    except Exception:  # opening the data set reports the problem
         return None
 
 
@@ -86,7 +96,7 @@ def _open_local(
     if _all_files(path, "dataset_dict.json") or _all_files(path, "dataset_info.json", "state.json"):
         saved = datasets.load_from_disk(str(path))
         splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-        # A set saved in another format would give tensors instead of text.
+        # A data set saved in another format would give tensors instead of text.
         return {name: [Part(data, rows.with_format(None))] for name, rows in splits.items()}
     if path.is_dir() and (subset is not None or _declares_subsets(path)):
         return _open_repository(str(path), data, subset)
@@ -96,7 +106,7 @@ def _open_local(
     if sample_by != "line" and builder != "text":
         raise InputError(f"sample_by: {sample_by!r} is for .txt files, but {data} is {builder}; use 'line'")
     if builder == "csv":
-        _refuse_double_columns(files, names)
+        _check_unique_columns(files, names)
     opened = _open_files(files, builder, _reader_options(builder, sample_by, names))
     splits = {}
     for file, name, rows in zip(files, _split_names(files, path), opened, strict=True):
@@ -105,13 +115,13 @@ def _open_local(
 
 
 def _open_files(files: Sequence[Path], builder: str, options: Mapping[str, Any]) -> list[Any]:
-    """A streaming data set of each file, all with the first one's columns."""
-    # Each file is a "split", so that errors can name it. To `datasets`, names are patterns unless escaped.
+    """Open each file as a streaming data set, all with the columns of the first."""
+    # Each file is a "split", so that errors can name it. `datasets` reads unescaped names as patterns.
     data_files = {f"f{i}": [glob.escape(str(file))] for i, file in enumerate(files)}
     opened = datasets.load_dataset(builder, data_files=data_files, streaming=True, **options)
     if builder == "json" and hasattr(JsonConfig, "on_mixed_types"):
-        # Columns of mixed types (text or conversation) are fine where the first rows show them. But where one
-        # value is of another type later, `datasets` would turn the texts around it to quoted JSON: say no.
+        # Columns of mixed types (text or conversation) work where the first rows show them. For a later value of
+        # another type, `datasets` would turn the texts around it into quoted JSON; None makes it raise an error.
         features = opened["f0"].features
         options = {**options, "features": features, "on_mixed_types": None}
         opened = datasets.load_dataset(builder, data_files=data_files, streaming=True, **options)
@@ -121,11 +131,11 @@ def _open_files(files: Sequence[Path], builder: str, options: Mapping[str, Any])
 def _open_hub(data: str, subset: str | None, revision: str | None) -> dict[str, list[Part]]:
     try:
         if not datasets.config.HF_HUB_OFFLINE:
-            _ask_hub_once(data, revision)
+            _check_connection(data, revision)
         return _open_repository(data, data, subset, revision)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # a dozen types, of three libraries: whichever way the hub says no
+    except Exception as error:  # a dozen types of three libraries
         raise InputError(
             f"data: {data!r} is not a local path, and the hub did not give it ({_first_line(error)}); check the "
             "spelling and the connection (HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is cached), and for a private "
@@ -133,11 +143,15 @@ def _open_hub(data: str, subset: str | None, revision: str | None) -> dict[str, 
         ) from error
 
 
-def _ask_hub_once(data: str, revision: str | None) -> None:
-    """Fail at once where there is no connection: `load_dataset` would retry noisily for half a minute."""
-    # Where the hub answers, load_dataset retries a busy one, and words the rest better.
+def _check_connection(data: str, revision: str | None) -> None:
+    """Raise an error at once where there is no connection: `load_dataset` would retry noisily for half a minute."""
+    # Where the hub answers, load_dataset retries if it is busy, and has better messages for the rest.
     with contextlib.suppress(HfHubHTTPError):
-        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(data, revision=revision, timeout=10)
+        _hub_info(data, revision)
+
+
+def _hub_info(data: str, revision: str | None) -> DatasetInfo:
+    return HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(data, revision=revision, timeout=10)
 
 
 def _open_repository(path: str, data: str, subset: str | None, revision: str | None = None) -> dict[str, list[Part]]:
@@ -155,7 +169,7 @@ def _open_repository(path: str, data: str, subset: str | None, revision: str | N
 
 
 def _declares_subsets(folder: Path) -> bool:
-    """Whether the folder is a copy of a hub repository whose README says which files are which subset and split."""
+    """Test whether a folder is a copy of a hub repository whose README declares subsets and splits."""
     readme = folder / "README.md"
     if not readme.is_file():
         return False
@@ -163,20 +177,26 @@ def _declares_subsets(folder: Path) -> bool:
     return head.startswith("---") and "\nconfigs:" in head
 
 
+def _files_below(path: Path) -> list[Path]:
+    """List a file itself, or all files below a folder, sorted."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
 def _all_files(folder: Path, *names: str) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
 def _format(name: str) -> str | None:
-    """Reader of a file by its name: text, json, csv or parquet; None if it is none of them."""
+    """Choose the reader of a file by its name: text, json, csv or parquet; None for another file."""
     path = PurePath(name.lower())
     return FORMATS.get(PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix)
 
 
 def _data_files(path: Path, data: str) -> tuple[list[Path], str]:
-    """The data files at or below a path, sorted, and the one reader for all of them."""
-    found = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-    found = [f for f in found if f == path or not any(p.startswith(".") for p in f.relative_to(path).parts)]
+    """List the data files at or below a path, sorted, and the reader for all of them."""
+    found = [
+        f for f in _files_below(path) if f == path or not any(p.startswith(".") for p in f.relative_to(path).parts)
+    ]
     files = [file for file in found if _format(file.name)]
     readers = {_format(file.name) or "" for file in files}
     if len(readers) != 1:
@@ -186,14 +206,14 @@ def _data_files(path: Path, data: str) -> tuple[list[Path], str]:
         raise InputError(f"data: {data} holds {there}, expected {wanted}")
     if any(file.suffix.lower() == ".zst" for file in files) and not datasets.config.ZSTANDARD_AVAILABLE:
         raise InputError(f"data: {data} is .zst, which needs the zstandard package: pip install zstandard")
-    files = [file for file in files if file.stat().st_size > 0]  # what the readers make of an empty one varies
+    files = [file for file in files if file.stat().st_size > 0]  # readers differ in how they treat an empty file
     if not files:
         raise InputError(f"data: {data} is empty; give a file or data set that holds text")
     return files, readers.pop()
 
 
 def _split_names(files: Sequence[Path], root: Path) -> list[str]:
-    """Split of each file by its name, where all files are named after splits; else "train" for all."""
+    """Find the split of each file by its name, if all files are named after splits; else "train" for all."""
     names = []
     for file in files if root.is_dir() else ():
         words = re.split(r"[-._ /\d]+", file.relative_to(root).as_posix().lower())
@@ -202,7 +222,7 @@ def _split_names(files: Sequence[Path], root: Path) -> list[str]:
 
 
 def _reader_options(builder: str, sample_by: str, names: Sequence[str]) -> dict[str, Any]:
-    # "utf-8-sig" drops a byte order mark; for json, any name but "utf-8" makes `datasets` decode leniently.
+    # "utf-8-sig" drops a byte order mark; for json, any other name than "utf-8" makes `datasets` decode leniently.
     options: dict[str, Any] = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
     if builder == "text":
         return {**options, "sample_by": sample_by}
@@ -210,15 +230,15 @@ def _reader_options(builder: str, sample_by: str, names: Sequence[str]) -> dict[
         return options | ({"parse_agent_traces": False} if hasattr(JsonConfig, "parse_agent_traces") else {})
     if builder == "parquet":
         return {}
-    # In .csv only an empty cell is missing ("NA" and "None" are words), and texts and labels stay as written:
-    # guessing types, pandas would call the same label "1" in one block of rows and "1.0" in the next.
+    # In .csv only an empty cell is missing ("NA" and "None" are words), and texts and labels stay as written: pandas
+    # would guess types, and read the same label as "1" in one block of rows and as "1.0" in the next.
     converters = dict.fromkeys(names, _csv_cell)
     missing = {"keep_default_na": False, "na_values": [""]}
     return {**options, **missing, "index_col": False, "converters": converters}
 
 
-def _refuse_double_columns(files: Sequence[Path], names: Sequence[str]) -> None:
-    """Of two columns of a name, pandas would call the second by another, and nobody know which was read."""
+def _check_unique_columns(files: Sequence[Path], names: Sequence[str]) -> None:
+    """Check that the columns in `names` are unique: pandas would silently rename the second of the same name."""
     for file in files:
         head = pd.read_csv(
             file,
@@ -240,7 +260,7 @@ def _csv_cell(cell: str) -> str | None:
 
 @contextlib.contextmanager
 def _without_download_counts() -> Iterator[None]:
-    """Keep `load_dataset` from telling a server of each local file it opens: offline that takes seconds."""
+    """Keep `load_dataset` from reporting each local file to a server inside the block; offline that takes seconds."""
     before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
@@ -251,8 +271,12 @@ def _without_download_counts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Whatever `datasets`, pandas, pyarrow or a decompressor raise about the user's data becomes one line."""
-    log = logging.getLogger("datasets.packaged_modules")  # reports the same error again, on several lines
+    """Turn errors of `datasets`, pandas, pyarrow and decompressors into an `InputError` of one line.
+
+    Args:
+        name: the data, as the error names it.
+    """
+    log = logging.getLogger("datasets.packaged_modules")  # logs the same error again, on several lines
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
@@ -260,7 +284,7 @@ def reading(name: str) -> Iterator[None]:
             yield
     except (InputError, MemoryError):
         raise
-    except StopIteration as error:  # how `datasets` meets an empty .jsonl
+    except StopIteration as error:  # `datasets` raises this for an empty .jsonl
         raise InputError(f"data: {name} has no rows; give a file or data set that holds text") from error
     except Exception as error:
         raise InputError(f"data: cannot read {name}: {_first_line(error)}") from error
@@ -269,7 +293,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong in a line: `datasets` wraps the reader's error, which is the one that helps."""
+    """Give the first line of an error; of an error that `datasets` wraps, the cause."""
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, datasets.table.CastError):
@@ -279,6 +303,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def no_such(argument: str, name: str, available: Iterable[str], data: str) -> InputError:
+    """Make an error about a name that the data lacks, with the names it has; the caller raises it."""
     available = list(available)
     close = difflib.get_close_matches(name, available, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""

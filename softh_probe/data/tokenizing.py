@@ -1,4 +1,4 @@
-"""Texts and conversations -> windows of token ids, as the tokenizer itself would cut them."""
+"""Encode texts and conversations into windows of token ids, truncated as the tokenizer itself would."""
 
 from __future__ import annotations
 
@@ -28,10 +28,21 @@ def encode(
     overflow: str,
     first_number: int = 1,
 ) -> tuple[list[Windows], int]:
-    """Windows of token ids of each text or conversation, and how many of them were longer than `max_length`.
+    """Encode texts and conversations into windows of token ids.
 
-    What has no text or no tokens has no window; with overflow "truncate" the others have one, with "split" all
-    it takes. `first_number` counts documents for error messages.
+    Args:
+        tokenizer: the model's tokenizer.
+        contents: texts, and conversations as messages with role and content.
+        max_length: tokens of a window.
+        overflow: "truncate" gives one window for each content, "split" as many as it needs.
+        first_number: number of the first document, for errors.
+
+    Returns:
+        The windows of each content, none where it has no text or no tokens; and the number of contents that were longer
+        than `max_length`.
+
+    Raises:
+        InputError: the tokenizer has no chat template that takes a conversation.
     """
     windows: list[Windows] = [[] for _ in contents]
     n_long = 0
@@ -48,23 +59,24 @@ def encode(
         if isinstance(content, list) and content:
             ids = _chat_ids(tokenizer, _encodable(content), first_number + i)
             n_long += len(ids) > max_length
-            if overflow == "truncate":  # a template's special tokens are part of its text: none has to stay
+            if overflow == "truncate":  # a template's special tokens are part of its text: none has to be kept
                 ids = ids[-max_length:] if tokenizer.truncation_side == "left" else ids[:max_length]
             windows[i] = _split(ids, max_length)
     return windows, n_long
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What a tokenizer makes of text, in a word; None where that cannot be told from its state.
+    """Compute a digest of everything that determines a tokenizer's output.
 
-    That is so of tokenizers written in Python, and of those that bring code of their own.
+    Returns:
+        The digest; None for tokenizers written in Python or with code of their own, whose state does not determine it.
     """
     if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
         return None
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     return key_of(
         name=type(tokenizer).__name__,
-        # Its last call's truncation and padding are part of its state, but not of what the next call does.
+        # The state holds the last call's truncation and padding, which do not affect the next call.
         backend={name: value for name, value in backend.items() if name not in ("truncation", "padding")},
         chat_template=tokenizer.chat_template,
         special_tokens=tokenizer.special_tokens_map,
@@ -73,11 +85,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _truncated(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
-    """Token ids of each text, truncated by the tokenizer, and how many texts had to be.
+    """Give the token ids of each text, truncated by the tokenizer, and the number of truncated texts.
 
-    Of a very long text only the head is tokenized. That gives the same tokens where the ones that are kept end
-    in an earlier word than the head does: tokenizers find words from left to right and encode each by itself.
-    Where that does not hold (no words, one endless word, truncation on the left), the whole text is tokenized.
+    Of a very long text only the head is tokenised. The result is the same if the kept tokens end in an earlier word
+    than the head: tokenizers find words from left to right and encode each word by itself. Otherwise (no words, one
+    endless word, truncation on the left) the whole text is tokenised.
     """
     if not tokenizer.is_fast:
         return _truncated_in_python(tokenizer, texts, max_length)
@@ -85,13 +97,13 @@ def _truncated(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length:
     heads = [text[:head] for text in texts]
     encodings = list(_tokenized(tokenizer, heads, max_length).encodings or ())
     for i, text in enumerate(texts):
-        if len(heads[i]) < len(text) and not _settled(encodings[i]):
+        if len(heads[i]) < len(text) and not _ends_before_cut(encodings[i]):
             encodings[i : i + 1] = _tokenized(tokenizer, [text], max_length).encodings or ()
     return [encoding.ids for encoding in encodings], sum(bool(encoding.overflowing) for encoding in encodings)
 
 
-def _settled(encoding: Encoding) -> bool:
-    """Whether the tokens kept end in an earlier word than those cut off."""
+def _ends_before_cut(encoding: Encoding) -> bool:
+    """Test whether the kept tokens end in an earlier word than those that were cut off."""
     kept = [word for word in encoding.word_ids if word is not None]
     rest = [word for part in encoding.overflowing[-1:] for word in part.word_ids if word is not None]
     return bool(kept and rest) and kept[-1] < rest[-1]
@@ -101,7 +113,7 @@ def _truncated_in_python(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> tuple[list[list[int]], int]:
     ids = _tokenized(tokenizer, texts)["input_ids"]
-    # These do not say what they cut. Slicing will not do: the tokenizer knows which special tokens have to stay.
+    # These tokenizers do not report what they cut. Slicing would lose special tokens that the tokenizer keeps.
     long = [i for i, whole in enumerate(ids) if len(whole) > max_length]
     cut = _tokenized(tokenizer, [texts[i] for i in long], max_length)["input_ids"]
     for i, kept in zip(long, cut, strict=True):
@@ -114,17 +126,18 @@ def _split(ids: list[int], max_length: int) -> Windows:
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int | None = None) -> BatchEncoding:
-    if not texts:  # which some tokenizers do not take
+    if not texts:  # an error for some tokenizers
         return BatchEncoding({"input_ids": []})
-    return tokenizer(
+    encoded: BatchEncoding = tokenizer(
         texts,
         truncation=max_length is not None,
         max_length=max_length,
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # no warning about texts longer than the model takes: they are cut here
+        verbose=False,  # no warning about texts longer than the model's limit: they are cut here
     )
+    return encoded
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], number: int) -> list[int]:
@@ -135,14 +148,14 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
         )
     try:
         ids = tokenizer.apply_chat_template(messages, return_dict=False, tokenizer_kwargs={"verbose": False})
-    except Exception as error:  # the template is the tokenizer author's program: it raises what it likes
+    except Exception as error:  # a template is a program of the tokenizer's author and may raise anything
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"tokenizer: its chat template does not take document {number}: {why}") from error
     return cast(list[int], ids)
 
 
 def _encodable(content: Any) -> Any:
-    """The same without lone surrogates, which no tokenizer takes: "?" in their place."""
+    """Replace lone surrogates, an error for every tokenizer, by "?"."""
     if isinstance(content, str):
         return content.encode("utf-8", errors="replace").decode("utf-8")
     if isinstance(content, list):

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from softh_probe.hashing import text_sha256
+
 
 def weights_fingerprint(model: nn.Module) -> str | None:
     """Compute the SHA-256 of the weights as loaded, in hex: of sorted names, dtypes, shapes and bytes.
@@ -38,7 +40,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     try:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashlib works without the GIL
             lines = pool.map(line, sorted((name, tensors[name]) for name in tensors if not is_pooler(name)))
-            return hashlib.sha256("".join(lines).encode()).hexdigest()
+            return text_sha256("".join(lines))
     except LookupError:
         return None
 

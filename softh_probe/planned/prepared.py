@@ -15,15 +15,15 @@ from softh_probe.planned.row_allocation import RowAllocation
 
 
 def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
-    """Batch documents of like length and allocate the rows of their labels, or load the rows from the cache.
+    """Group a corpus into batches and allocate the rows of its labels, or load the allocation from the cache.
 
     Args:
-        config: names the label sets and the tokens of a batch.
+        config: the run's configuration: label sets, tokens of a batch, cache.
         corpus: the tokenised documents.
         n_processes: processes that share the batches.
 
     Raises:
-        InputError: the corpus makes fewer batches than there are processes.
+        InputError: the corpus gives fewer batches than there are processes.
     """
     label_sets = parse_label_sets(config.labels)
     long_enough = corpus.lengths >= shortest_document(label_sets)
