@@ -38,9 +38,9 @@ from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
-from softh_probe.run.forward import SnapshotTimer, forward
+from softh_probe.run.forward import forward
 from softh_probe.run.signals import StopRequests
-from softh_probe.run.snapshots import Progress, Snapshots
+from softh_probe.run.snapshots import Progress, Snapshots, SnapshotTimer
 
 VOCABULARY = 2**15  # four tokens are one number of 64 bits
 WIDTH, N_ANCHORS = 8, 16
@@ -125,7 +125,7 @@ def measure(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str
     snapshots = TimedSnapshots(folder / "snapshots")
     start = Progress(run={}, batches=0, seconds=0.0, interruptions=0)
     timer = SnapshotTimer(
-        snapshots, probe, start, StopRequests(), n_batches=len(plan.batches), minutes=snapshot_minutes, say=print
+        snapshots, probe, start, StopRequests(), n_batches=len(plan.batches), minutes=snapshot_minutes
     )
     forward(probe, model, plan, after_batch=timer, progress=False)
     lap("forward")

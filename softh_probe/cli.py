@@ -20,7 +20,7 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentP
 from softh_probe.config import RunConfig
 from softh_probe.config_checks import check_config_file, in_words, type_hints
 from softh_probe.errors import Interrupted, SofthProbeError, one_line, short_repr
-from softh_probe.redaction import redacted
+from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 EXIT_BAD_INPUT = 2
@@ -28,6 +28,7 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 
+@log_to_stderr()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 

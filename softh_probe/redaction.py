@@ -1,25 +1,32 @@
-"""Secrets of the user: kept out of everything that is written, and of every line that is shown.
+"""Redaction of secrets in errors, configurations and log lines.
 
-What a configuration holds is written to results, logs and job scripts, so a secret has no place in one. What libraries
-raise may repeat the address of a server, with the password that stands in it.
+Configurations are written to results, logs and job scripts, so they must hold no secret. Errors of libraries may repeat
+the URL of a server and the password in it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 HIDDEN = "[secret]"
 
 _SHAPES = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|(?<=://)(?!git@)[^\s/@'\"]+(?=@)")
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)S?(?:_|$)", re.IGNORECASE)
-_SHORTEST = 8  # of a secret: shorter values are words
+_SHORTEST = 8  # characters of a secret; shorter values are words
+
+#: The parent of every module's logger. Without a handler of the application or of `log_to_stderr` it is silent.
+LOGGER = logging.getLogger("softh_probe")
+LOGGER.addHandler(logging.NullHandler())
 
 
 def redacted(text: str) -> str:
-    """Text without access tokens, passwords in URLs, and values of environment variables whose names say what they are.
+    """Replace access tokens, passwords in URLs, and values of environment variables that are named as secrets.
 
     >>> redacted("401 for https://me:sesame@hub.example/api?token=hf_abcdefghijklmnopqrstuvwxyz")
     '401 for https://[secret]@hub.example/api?token=[secret]'
@@ -30,7 +37,7 @@ def redacted(text: str) -> str:
 
 
 def holds_secret(value: Any) -> bool:
-    """Whether any text in a configuration's value is, or holds, a secret."""
+    """Test whether a configuration's value contains a secret in any of its texts."""
     if isinstance(value, str):
         return redacted(value) != value
     if isinstance(value, Mapping):
@@ -39,6 +46,56 @@ def holds_secret(value: Any) -> bool:
 
 
 def _of_environment() -> list[str]:
-    """The longest first: one may be part of another. What is a path is no secret, but where one lies."""
+    """List the secrets of the environment, the longest first, as one may be part of another.
+
+    Paths are left out: they say where a secret lies.
+    """
     named = {value.strip() for name, value in os.environ.items() if _NAMES.search(name)}
     return sorted((v for v in named if len(v) >= _SHORTEST and not v.startswith(("/", "~"))), key=len, reverse=True)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Show the package's log lines on standard error inside the block, unless its logger has a handler already.
+
+    Lines of level INFO are shown as they are, others after their level ("warning: ..."). Secrets are redacted. Also
+    usable as a decorator.
+
+    >>> from contextlib import redirect_stderr
+    >>> with redirect_stderr(sys.stdout), log_to_stderr():
+    ...     logging.getLogger("softh_probe.run").info("plan: 8 batches")
+    ...     logging.getLogger("softh_probe.run").warning("https://me:sesame@hub.example is slow")
+    plan: 8 batches
+    warning: https://[secret]@hub.example is slow
+    """
+    if any(not isinstance(handler, logging.NullHandler) for handler in LOGGER.handlers):
+        yield
+        return
+    handler, level = _StderrHandler(), LOGGER.level
+    handler.setFormatter(_LineFormatter())
+    LOGGER.addHandler(handler)
+    if level == logging.NOTSET:
+        LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+class _LineFormatter(logging.Formatter):
+    """Formats a record as one redacted text, with the level in front where it is not INFO."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return redacted(text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes records to `sys.stderr` as it is at that time: workers and tests redirect it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)

@@ -13,7 +13,7 @@ from softh_probe.config import RunConfig
 from softh_probe.config_checks import type_hints
 from softh_probe.estimators.anchors import KINDS
 from softh_probe.estimators.calibration import METHODS
-from softh_probe.models.checkpoint import DTYPES
+from softh_probe.models.placement import DTYPES
 
 HEAVY = ("accelerate", "datasets", "huggingface_hub", "matplotlib", "numpy", "pandas", "plotly", "pyarrow", "scipy")
 HEAVY += ("submitit", "torch", "transformers")

@@ -1,4 +1,4 @@
-"""One checkpoint x one corpus: from a configuration to a folder of results."""
+"""Run one checkpoint on one corpus: from a configuration to a folder of results."""
 
 from softh_probe.run.pipeline import run
 

@@ -1,7 +1,7 @@
-"""Output folders: results appear in them whole, or not at all; what an unfinished run leaves lies apart.
+"""Output folders, in which the results of a run appear complete or not at all.
 
-OUT/unfinished/             while a run is not done: what it writes, and its snapshots
-OUT/result.json …           the results, when they are whole
+OUT/unfinished/             files and snapshots of a run that is not finished
+OUT/result.json …           the complete results
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _LOCK = ".lock"
 
 @contextmanager
 def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write results into, whose files move to `path` when the block ends well.
+    """Give a folder to write results into; its files move to `path` when the block ends without an error.
 
-    It is `path`/unfinished; when the block does not end well, folders of snapshots in it are all that stays. Files of
-    other names that `path` may hold stay as they are.
+    The folder is `path`/unfinished; after an error only the folders of snapshots are left in it. Files of other names
+    in `path` stay as they are.
 
     Raises:
         InputError: path holds results already (and overwrite is off), is a file, cannot be written, or another
-            process is at work in it.
+            process is writing to it.
     """
     target = Path(path).expanduser().resolve()
     _refuse_taken(target, overwrite)
@@ -44,12 +44,12 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     except OSError as error:
         raise InputError(f"out: cannot write to {existing}: {error.strerror}; choose another folder") from error
     with held:
-        _refuse_taken(target, overwrite)  # by a run that ended just now
+        _refuse_taken(target, overwrite)  # again, under the lock: a run may have ended since
         try:
-            _clear(work)  # what a killed run left
+            _clear(work)  # files of a killed run
             yield work
             (target / RESULT_JSON).unlink(missing_ok=True)
-            # What marks results as whole comes last.
+            # result.json marks results as complete: it moves last.
             for file in sorted(_files(work), key=lambda file: file.name == RESULT_JSON):
                 os.replace(file, target / file.name)
             shutil.rmtree(work, ignore_errors=True)
@@ -60,8 +60,10 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 @contextmanager
 def shared_folder(path: str | Path) -> Iterator[Path]:
-    """Where a process that is not the first of a run may write snapshots: the folder of the first one's
-    `output_folder`, or, on another machine, one of that name; what was made is removed if it is left empty.
+    """Give the folder in which a process that is not the first of a run writes its snapshots.
+
+    It is that of the first process's `output_folder` or, on another machine, one of the same name. Empty folders are
+    removed at the end.
     """
     work = Path(path).expanduser().resolve() / UNFINISHED
     try:
@@ -73,7 +75,7 @@ def shared_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _hold(held: ExitStack, work: Path) -> None:
-    """Keep other processes out of the folder, until this one is done or dead."""
+    """Lock the folder against other processes, until this one is done or dead."""
     try:
         held.enter_context(FileLock(work / _LOCK, timeout=0))
     except Timeout as error:
@@ -89,14 +91,14 @@ def _files(work: Path) -> list[Path]:
 
 
 def _clear(work: Path) -> None:
-    """Remove all but the snapshots."""
+    """Remove all files; snapshots, which are folders, stay."""
     if work.is_dir():
         for file in _files(work):
             file.unlink(missing_ok=True)
 
 
 def _remove_empty(work: Path, existing: Path) -> None:
-    """Remove the folders that were made, where there is nothing in them."""
+    """Remove the folders that this run made, if they are empty."""
     if work.is_dir() and not any(path.name != _LOCK for path in work.iterdir()):
         shutil.rmtree(work, ignore_errors=True)
     with contextlib.suppress(OSError):

@@ -1,20 +1,22 @@
-"""Several processes that measure one run together, as torchrun and accelerate launch start them.
+"""Processes that measure one run together, as torchrun and accelerate launch start them.
 
     torchrun --nproc-per-node 8 --no-python softh-probe run --config run.yaml
     accelerate launch --multi_gpu --num_processes 8 -m softh_probe.cli run --config run.yaml
 
-Each loads the model, on the accelerator of its number, and takes every eighth batch; the first one tokenises before
-the others begin, hears what the others measured, and alone writes results and speaks. Each writes its own snapshots:
-the same command goes on from them. From Python:
+Each process loads the model on the accelerator of its local rank and measures every eighth batch. The first process
+tokenises before the others begin, adds up the sums of all, and alone writes results and log lines. Each process writes
+its own snapshots, from which the same command resumes. From Python:
 
     with launched() as processes:
         result = run(config, processes=processes)  # the same in every process
 
-One that fails says why and ends; the launcher then stops the others, and those that wait for it end by themselves.
+A process that fails reports why and ends; the launcher then stops the others, and those that wait for it end by
+themselves.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,10 +29,11 @@ from torch import distributed as dist
 
 from softh_probe.errors import InputError, Interrupted, LostProcessError, SofthProbeError
 from softh_probe.models.placement import SPREAD, accelerator
+from softh_probe.redaction import LOGGER
 
-#: What the launchers tell each process.
+#: Environment variables that the launchers set in each process.
 LAUNCHER_VARS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: The first tokenises, and shares end when they end: whoever waits does so as long as the others live.
+#: Longer than any wait for the first process to tokenise, or for the last one to finish its share.
 BARRIER_TIMEOUT = timedelta(days=30)
 
 
@@ -39,8 +42,9 @@ class Processes:
     """The processes of one run, seen from one of them.
 
     Attributes:
-        rank, count: this one's number, from 0, and how many there are.
-        local_rank, local_count: the same among those of this machine.
+        rank, count: number of this process, from 0, and number of all.
+        local_rank, local_count: the same among the processes of this machine.
+        group: their gloo process group; None where this process is alone.
     """
 
     rank: int = 0
@@ -51,15 +55,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
+        """Whether this process tokenises first and writes the results."""
         return self.rank == 0
 
     def describe_sharing(self) -> str:
-        """For a line to read: among whom work is shared out, if among several."""
+        """Phrase, for a log line, among how many processes the work is shared; empty for one."""
         return f", shared among {self.count} processes" if self.count > 1 else ""
 
     @contextmanager
     def first_ahead(self) -> Iterator[None]:
-        """The first goes through the block alone, the others after it."""
+        """Let the first process pass the block alone, and the others after it."""
         if not self.is_first:
             self.wait()
         yield
@@ -67,13 +72,13 @@ class Processes:
             self.wait()
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             with _as_lost_process():
                 dist.barrier(group=self.group)
 
     def from_first(self, value: Any) -> Any:
-        """The first one's value, in every process."""
+        """Send the first process's value to every process."""
         if self.count > 1:
             found = [value]
             with _as_lost_process():
@@ -82,10 +87,10 @@ class Processes:
         return value
 
     def agree(self, what: Mapping[str, Any]) -> None:
-        """Make sure that all mean the same.
+        """Check that all processes have the same values.
 
         Raises:
-            InputError: in each process that differs from the first one.
+            InputError: in each process whose values differ from the first one's.
         """
         first = self.from_first(dict(what))
         if differing := [name for name in first if what.get(name) != first[name]]:
@@ -96,7 +101,7 @@ class Processes:
         self.wait()
 
     def add_others(self, tensor: torch.Tensor) -> None:
-        """In the first process, add to a tensor in host memory, in place, those of the others; of no use in theirs."""
+        """Add up a tensor in host memory over all processes, in place in the first one; undefined in the others."""
         if self.count > 1:
             with _as_lost_process():
                 dist.reduce(tensor, group=self.group, group_dst=0)
@@ -131,19 +136,19 @@ def own_device(device_map: str | None, processes: Processes) -> str | None:
 
 @contextmanager
 def launched() -> Iterator[Processes]:
-    """The processes that torchrun or accelerate launch started with this one; this one alone if neither did.
+    """Join the processes that torchrun or accelerate launch started with this one; this one alone if neither did.
 
-    In a process that is not the first, errors say which one it is, and `Interrupted` and `LostProcessError` end it
-    without a word: the first one has said it.
+    In a process that is not the first, errors name the process, log lines below ERROR are dropped, and `Interrupted`
+    and `LostProcessError` end the process silently: the first one reports them.
     """
-    told = {name: os.environ.get(name) for name in LAUNCHER_VARS}
-    if not all(told.values()) or told["WORLD_SIZE"] == "1":
+    variables = {name: os.environ.get(name) for name in LAUNCHER_VARS}
+    if not all(variables.values()) or variables["WORLD_SIZE"] == "1":
         yield ALONE
         return
     if not dist.is_available() or not dist.is_gloo_available():
         raise InputError("several processes need a torch that was built with gloo; run a single one")
-    mine = not dist.is_initialized()
-    if mine:
+    created = not dist.is_initialized()
+    if created:
         dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
     rank, count = dist.get_rank(), dist.get_world_size()
     processes = Processes(
@@ -153,6 +158,9 @@ def launched() -> Iterator[Processes]:
         local_count=int(os.environ.get("LOCAL_WORLD_SIZE", count)),
         group=dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
     )
+    log_level = LOGGER.level
+    if rank:
+        LOGGER.setLevel(logging.ERROR)
     try:
         yield processes
     except (Interrupted, LostProcessError) as error:
@@ -162,13 +170,15 @@ def launched() -> Iterator[Processes]:
     except SofthProbeError as error:
         raise type(error)(f"process {rank} of {count}: {error}" if rank else str(error)) from error
     finally:
-        if mine:
+        LOGGER.setLevel(log_level)
+        if created:
             dist.destroy_process_group()
 
 
 @contextmanager
 def _as_lost_process() -> Iterator[None]:
+    """Turn gloo's errors, which speak of sockets, into `LostProcessError`."""
     try:
         yield
-    except RuntimeError as error:  # gloo's own words are of sockets
+    except RuntimeError as error:
         raise LostProcessError("another process of this run has ended; what it said tells why") from error

@@ -1,8 +1,8 @@
-"""Whether a folder's unfinished run is the one that is asked for, and going on with it."""
+"""Resume an unfinished run, if it is the run that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 from softh_probe.config import EXECUTION_FIELDS, RunConfig, plain_config
@@ -13,13 +13,15 @@ from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.snapshots import Progress, Snapshots
 
+logger = logging.getLogger(__name__)
+
 Unfinished = tuple[Progress, dict[str, Any]]
 
 _START_ANEW = "name another folder, or add --no-resume to start it anew"
 
 
-def load_snapshot(config: RunConfig, snapshots: Snapshots, say: Callable[[str], None]) -> Unfinished | None:
-    """The last snapshot of an unfinished run of this configuration; what is not to be gone on with is removed.
+def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
+    """Load the newest snapshot of an unfinished run of this configuration; remove snapshots that are not to be resumed.
 
     Raises:
         InputError: the folder holds an unfinished run of another configuration, of another number of processes or of
@@ -42,7 +44,7 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots, say: Callable[[str], 
         return None
     if found is None:
         if there and config.resume:
-            say("warning: the unfinished run's snapshots are damaged; starting anew")
+            logger.warning("the unfinished run's snapshots are damaged; starting anew")
         snapshots.clear()
         return None
     theirs, ours = found[0].run["config"], _config_of(config)
@@ -57,7 +59,7 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots, say: Callable[[str], 
 
 
 def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """What determines a run's numbers, the same in all its processes (JSON values)."""
+    """Collect everything that determines a run's numbers, the same in all its processes (JSON values)."""
     return {
         "config": _config_of(config),
         "weights": checkpoint.info["weights_sha256"],
@@ -68,16 +70,19 @@ def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> di
     }
 
 
-def resume(
-    unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any], say: Callable[[str], None]
-) -> Progress:
-    """Give the probe what an unfinished run has measured.
+def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any]) -> Progress:
+    """Load the sums of an unfinished run into a probe.
+
+    Args:
+        unfinished: the run's snapshot; None starts a new run.
+        probe: it has measured nothing yet.
+        run: fingerprint of the run that is asked for.
 
     Returns:
-        Where the run goes on.
+        The progress from which the run is to be continued.
 
     Raises:
-        InputError: what the configuration names has changed since.
+        InputError: weights, corpus or batches have changed since the snapshot.
     """
     if unfinished is None:
         return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
@@ -88,7 +93,7 @@ def resume(
             f"configuration is the same; {_START_ANEW}"
         )
     probe.load_state_dict(state)
-    say(f"going on after {progress.batches:,} batches, which took {progress.seconds:,.0f} s")
+    logger.info("going on after %s batches, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
     return Progress(
         run=run, batches=progress.batches, seconds=progress.seconds, interruptions=progress.interruptions + 1
     )

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C end a run where it can go on from."""
+"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C end a run where it can be resumed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SIGNALS = tuple(
 
 
 class StopRequests:
-    """Turns signals into `Interrupted`: at once, or, after `defer()`, where the code in the block asks.
+    """Turns signals into `Interrupted`, at once or, after `defer()`, where the code in the block checks `requested`.
 
     >>> import os
     >>> with StopRequests() as stop:
     ...     stop.defer()
     ...     os.kill(os.getpid(), signal.SIGTERM)
-    ...     print("the work at hand is finished first;", stop.requested)
-    the work at hand is finished first; 15
+    ...     print("the batch is finished first;", stop.requested)
+    the batch is finished first; 15
 
-    Signals are taken only in the main thread, for Python gives them to no other, and not if they were ignored; what
-    handled them before does so again after the block. A second Ctrl-C always ends at once.
+    Signals are handled only in the main thread, to which alone Python delivers them, and only where they were not
+    ignored. The earlier handlers are restored after the block. A second Ctrl-C always ends the run at once.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StopRequests:
         self._before = {}
 
     def defer(self) -> None:
-        """From now on a request is only noted, in `requested`."""
+        """Only record later requests, in `requested`."""
         self._deferred = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,47 +1,56 @@
-"""What an unfinished run has measured so far, on disk, so that it can go on from there.
+"""Snapshots of an unfinished run, from which it can be resumed.
 
     snapshots/00000012/             after 12 batches; the newest two are kept
-        000.safetensors …           the sums of one row of layers each
-        snapshot.json               which run, how far, and the SHA-256 of each file; its own checksum tells it whole
+        000.safetensors …           the sums of one layer each
+        snapshot.json               fingerprint and progress of the run, the SHA-256 of each file, and its own checksum
 
-A snapshot appears whole, under its name, or not at all; one that was damaged later counts as none. Where several
-processes measure a run, each has a folder of its own: snapshots-0-of-8 and so on.
+A snapshot appears whole, under its name, or not at all; a damaged one is ignored. Where several processes measure a
+run, each has a folder of its own: snapshots-0-of-8 and so on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from softh_probe.errors import InputError, ProbeError
+from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
+from softh_probe.hashing import file_sha256, text_sha256
 from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
 from softh_probe.run.processes import ALONE, Processes
+from softh_probe.run.signals import StopRequests
 
 SNAPSHOT_JSON = "snapshot.json"
 FORMAT = 1
 _FOLDER = "snapshots"
 _VERSIONS = (FORMAT, STATE_VERSION)
-_KEPT = 2  # the newest, and the one before in case that is damaged
+_KEPT = 2  # the newest, and its predecessor in case the newest is damaged
+#: Largest share of the run's time that writing snapshots may take.
+MAX_TIME_SHARE = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        run: which run: what determines its numbers (JSON values).
+        run: fingerprint of the run: everything that determines its numbers (JSON values).
         batches: done so far.
-        seconds: that the forward pass took so far.
-        interruptions: how often the run was stopped and went on.
+        seconds: wall time of the forward pass so far.
+        interruptions: times that the run was resumed.
     """
 
     run: dict[str, Any]
@@ -54,8 +63,8 @@ class Snapshots:
     """The snapshots of one run, or of one of the processes that measure it.
 
     Args:
-        work: folder of the unfinished run; one of its own in it is made when there is something to write.
-        processes: those that measure the run, seen from the one whose snapshots these are.
+        work: folder of the unfinished run; the snapshots' own folder in it is made by the first write.
+        processes: the processes of the run, seen from the one that writes these snapshots.
     """
 
     def __init__(self, work: Path, processes: Processes = ALONE) -> None:
@@ -64,15 +73,15 @@ class Snapshots:
         self.folder = work / (_FOLDER + of_process)
 
     def of_another_count(self) -> int | None:
-        """How many processes measured what lies here, where that is another number."""
+        """Number of processes of the unfinished run that lies here, if it differs from this run's."""
         counts = {_count_of(path) for path in self._work.glob(f"{_FOLDER}*")}
         return next(iter(counts - {self._count}), None)
 
     def write(self, probe: SoftEntropyProbe, progress: Progress) -> None:
-        """Add a snapshot, and drop all but the newest two. Takes the memory of one layer's sums.
+        """Add a snapshot and remove all but the newest two. Takes the memory of one layer's sums.
 
         Raises:
-            OSError: it could not be written; those that were there still are.
+            OSError: it could not be written; earlier snapshots are kept.
         """
         self._remove_parts()
         part = self.folder / f".{progress.batches:08d}.part"
@@ -80,16 +89,16 @@ class Snapshots:
         try:
             head, layers = probe.state_parts()
             files = {}
-            for i, (row, state) in enumerate(layers):
+            for i, (layer, state) in enumerate(layers):
                 dim = state.pop("dim")
                 content = save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
                 name = f"{i:03d}.safetensors"
-                _write(part / name, content)
-                files[row] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "dim": dim}
+                _write_durably(part / name, content)
+                files[layer] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "dim": dim}
             text = json.dumps({"format": FORMAT, **asdict(progress), "probe": head, "layers": files})
-            _write(part / SNAPSHOT_JSON, f"{_checksum(text)}\n{text}\n".encode())
+            _write_durably(part / SNAPSHOT_JSON, f"{text_sha256(text)}\n{text}\n".encode())
             target = self.folder / f"{progress.batches:08d}"
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same place
+            shutil.rmtree(target, ignore_errors=True)  # a damaged snapshot of the same progress
             os.replace(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -97,11 +106,12 @@ class Snapshots:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The newest whole snapshot: how far it is, and a state for `SoftEntropyProbe.load_state_dict`, whose layers
-        are read one by one.
+        """Load the newest intact snapshot: its progress, and a state for `SoftEntropyProbe.load_state_dict`.
+
+        The state reads its layers one by one, when they are asked for.
 
         Raises:
-            InputError: it was written by another version of softh_probe, in a form that this one does not read.
+            InputError: it was written by another version of softh_probe, in a format that this one does not read.
         """
         for folder in self._newest_first():
             try:
@@ -113,11 +123,11 @@ class Snapshots:
         return None
 
     def clear(self) -> None:
-        """Remove all."""
+        """Remove all snapshots."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def clear_others(self) -> None:
-        """Remove those of another number of processes."""
+        """Remove snapshots of runs with another number of processes."""
         for path in self._work.glob(f"{_FOLDER}*"):
             if _count_of(path) != self._count:
                 shutil.rmtree(path, ignore_errors=True)
@@ -131,22 +141,99 @@ class Snapshots:
             shutil.rmtree(part, ignore_errors=True)
 
 
+class SnapshotTimer:
+    """Writes a snapshot when one is due or the run is asked to stop; to be called after each batch.
+
+    Args:
+        snapshots: where to write them.
+        probe: whose state is written.
+        start: progress of the run when this process started.
+        stop: requests to stop.
+        n_batches: batches of this process.
+        minutes: between snapshots; 0 writes one only when asked to stop.
+
+    Raises:
+        Interrupted: when called after a request to stop.
+    """
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        probe: SoftEntropyProbe,
+        start: Progress,
+        stop: StopRequests,
+        *,
+        n_batches: int,
+        minutes: float,
+    ) -> None:
+        self._snapshots, self._probe, self._stop = snapshots, probe, stop
+        self._start, self._n_batches = start, n_batches
+        self._interval = 60 * minutes if minutes else np.inf
+        self._began = time.monotonic()
+        self._due = self._began + self._interval
+        self._written = start.batches
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the forward pass so far, that of earlier processes of this run included."""
+        return self._start.seconds + time.monotonic() - self._began
+
+    def __call__(self, batches: int) -> None:
+        """Write a snapshot if it is time, after so many batches."""
+        if batches < self._n_batches and (self._stop.requested or time.monotonic() >= self._due):
+            self._write(batches)
+        if batches < self._n_batches:
+            self._end_if_asked()
+
+    def wait(self, processes: Processes) -> None:
+        """Wait for the other processes after the last batch; write a snapshot if one of them is lost.
+
+        Raises:
+            LostProcessError: another process has ended.
+            Interrupted: the same, after a request to stop.
+        """
+        try:
+            processes.wait()
+        except LostProcessError:
+            self._write(self._n_batches)
+            self._end_if_asked()
+            raise
+
+    def _end_if_asked(self) -> None:
+        if self._stop.requested:
+            where = f"after {self._written:,} of {self._n_batches:,} batches; the same command goes on from there"
+            raise Interrupted(self._stop.requested, where if self._written else "and could not write a snapshot")
+
+    def _write(self, batches: int) -> None:
+        started = time.monotonic()
+        progress = Progress(
+            run=self._start.run, batches=batches, seconds=self.seconds, interruptions=self._start.interruptions
+        )
+        try:
+            self._snapshots.write(self._probe, progress)
+            self._written = batches
+        except OSError as error:
+            logger.warning("no snapshot could be written (%s); going on", error)
+        took = time.monotonic() - started
+        self._due = time.monotonic() + max(self._interval, took / MAX_TIME_SHARE)
+
+
 def _count_of(folder: Path) -> int:
-    """How many processes a run had, from the name of a folder of its snapshots."""
+    """Parse a run's number of processes from the name of a snapshot folder."""
     return int(folder.name.rpartition("-of-")[2]) if "-of-" in folder.name else 1
 
 
 class _LayersOnDisk(Mapping[str, dict[str, Any]]):
-    """The states of layers, each read when it is asked for."""
+    """The states of layers by name, each read when it is asked for."""
 
     def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         self._folder, self._files = folder, files
 
-    def __getitem__(self, row: str) -> dict[str, Any]:
-        file = self._files[row]
+    def __getitem__(self, layer: str) -> dict[str, Any]:
+        file = self._files[layer]
         path = self._folder / file["file"]
         try:
-            # Copied, for loaded tensors may be views of the file.
+            # Copied: loaded tensors may be views of the file.
             tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise ProbeError(f"{path}: the snapshot cannot be read: {error}") from error
@@ -160,9 +247,14 @@ class _LayersOnDisk(Mapping[str, dict[str, Any]]):
 
 
 def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
-    """A snapshot; ValueError where it is not what was written, InputError where another version wrote it."""
+    """Read a snapshot's progress and state.
+
+    Raises:
+        ValueError: it was altered since it was written.
+        InputError: another version of softh_probe wrote it.
+    """
     checksum, text = (folder / SNAPSHOT_JSON).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    if _checksum(text) != checksum:
+    if text_sha256(text) != checksum:
         raise ValueError("altered")
     head = json.loads(text)
     if (versions := (head["format"], head["probe"]["version"])) != _VERSIONS:
@@ -172,19 +264,14 @@ def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
             "add --no-resume to start anew"
         )
     for file in head["layers"].values():
-        with (folder / file["file"]).open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                raise ValueError("altered")
+        if file_sha256(folder / file["file"]) != file["sha256"]:
+            raise ValueError("altered")
     progress = Progress(**{name: head[name] for name in Progress.__dataclass_fields__})
     return progress, {**head["probe"], "layers": _LayersOnDisk(folder, head["layers"])}
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write, and wait until it is on the disk."""
+def _write_durably(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -16,7 +16,7 @@ from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import GB, size_on_hub
 from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder, duration
 from softh_probe.sweep.grid import GridPoint, expand
-from softh_probe.sweep.launcher import new_pool
+from softh_probe.sweep.pools import new_pool
 from softh_probe.sweep.status import MOST_NAMES, count_states, describe_states
 
 

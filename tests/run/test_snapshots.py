@@ -223,7 +223,7 @@ def test_data_or_weights_that_changed_are_refused(config, stop_after, what, data
 def test_snapshots_are_written_as_time_passes_and_the_newest_two_are_kept(config, monkeypatch, whole):
     seen = []
     original = Snapshots.write
-    monkeypatch.setattr(softh_probe.run.forward, "MOST_OF_TIME", 1e6)
+    monkeypatch.setattr(softh_probe.run.snapshots, "MAX_TIME_SHARE", 1e6)
 
     def write(self, probe, progress):
         original(self, probe, progress)
@@ -239,7 +239,7 @@ def test_snapshots_are_written_as_time_passes_and_the_newest_two_are_kept(config
 def test_snapshots_take_little_of_the_time(config, monkeypatch):
     written = []
     monkeypatch.setattr(Snapshots, "write", lambda *_: written.append(1))
-    monkeypatch.setattr(softh_probe.run.forward, "MOST_OF_TIME", 1e-12)
+    monkeypatch.setattr(softh_probe.run.snapshots, "MAX_TIME_SHARE", 1e-12)
     run(config(**SETTINGS, snapshot_minutes=1e-9), progress=False)
     assert len(written) == 1
     run(config(**SETTINGS, snapshot_minutes=0, overwrite=True), progress=False)
@@ -250,7 +250,7 @@ def test_a_full_disk_costs_a_snapshot_not_the_run(config, monkeypatch, whole, ca
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("softh_probe.run.snapshots._write", full)
+    monkeypatch.setattr("softh_probe.run.snapshots._write_durably", full)
     config = config(**SETTINGS, snapshot_minutes=1e-9)
     run(config)
     assert "no snapshot could be written ([Errno 28] No space left on device); going on" in capsys.readouterr().err
