@@ -1,7 +1,7 @@
-"""Who works on which checkpoint: a file each, which outlives no worker.
+"""Claims of workers on checkpoints: a file each, valid as long as its worker lives.
 
-A claim appears whole or not at all and belongs to one worker. Whoever finds one whose worker is dead may break it: on
-the same machine its processes are gone, on another its heartbeat has stopped.
+A claim appears whole or not at all and belongs to one worker. A claim of a dead worker may be removed by any other: on
+the same machine its processes have ended, on another its heartbeat has stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from softh_probe.files import write_text
 
 #: Seconds between heartbeats, and of silence after which a worker elsewhere counts as dead.
 BEAT_S, SILENCE_S = 10.0, 120.0
@@ -40,26 +42,29 @@ class Claims:
         self._token = uuid.uuid4().hex
 
     def take(self, name: str, **more: Any) -> bool:
-        """Claim a checkpoint, unless it is claimed."""
+        """Claim a checkpoint and return True, unless it is claimed already."""
         owner = {"token": self._token, "place": place(), "host": socket.gethostname(), "since": time.time()}
-        part = self._write({**owner, "processes": [process_identity(os.getpid())], **more})
+        owner |= {"processes": [process_key(os.getpid())], **more}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f".{uuid.uuid4().hex}.part"
         try:
-            os.link(part, self._path(name))  # fails where there is one, on every file system
+            part.write_text(json.dumps(owner), encoding="utf-8")
+            os.link(part, self._path(name))  # fails where the name exists, on every file system
             return True
         except FileExistsError:
             return False
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
 
     def add_process(self, name: str, pid: int) -> None:
-        """The claim holds as long as this process lives, too."""
+        """Keep one's own claim valid as long as this process lives, too."""
         owner = self.read(name)
         if owner and owner.get("token") == self._token:
-            owner["processes"] = [*owner["processes"][:1], process_identity(pid)]
-            os.replace(self._write(owner), self._path(name))
+            owner["processes"] = [*owner["processes"][:1], process_key(pid)]
+            write_text(self._path(name), json.dumps(owner))
 
     def beat(self, name: str) -> bool:
-        """Say that the worker lives; False where the claim is another's by now."""
+        """Renew the heartbeat; False where the claim belongs to another worker by now."""
         owner = self.read(name)
         if owner is None or owner.get("token") != self._token:
             return False
@@ -68,13 +73,13 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give up one's own claim; another's stays."""
+        """Remove one's own claim; another's stays."""
         owner = self.read(name)
         if owner and owner.get("token") == self._token:
             self._path(name).unlink(missing_ok=True)
 
     def break_dead(self, name: str) -> dict[str, Any] | None:
-        """Remove the claim of a dead worker and return it; None where there is none. Call it under a lock."""
+        """Remove the claim of a dead worker and return it, or None. To be called under a lock."""
         owner = self.read(name)
         if owner is None or self.alive(name, owner):
             return None
@@ -82,17 +87,20 @@ class Claims:
         return owner
 
     def read(self, name: str) -> dict[str, Any] | None:
+        """Read a claim, of a live or a dead worker; None where there is none."""
         try:
-            return json.loads(self._path(name).read_text(encoding="utf-8"))
+            owner: dict[str, Any] = json.loads(self._path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        return owner
 
     def owner(self, name: str) -> dict[str, Any] | None:
-        """Who works on a checkpoint, if that worker lives."""
+        """Read the claim of a live worker; None where there is none."""
         owner = self.read(name)
         return owner if owner is not None and self.alive(name, owner) else None
 
     def alive(self, name: str, owner: dict[str, Any]) -> bool:
+        """Test whether the worker of a claim lives."""
         if owner.get("place") == place():
             return any(is_running(process) for process in owner["processes"])
         try:
@@ -101,11 +109,11 @@ class Claims:
             return False
 
     def names(self) -> list[str]:
-        """Checkpoints with a claim, dead or alive."""
+        """List the checkpoints with a claim, of live and dead workers."""
         return sorted(path.stem for path in self.folder.glob("[!.]*.json"))
 
     def _now(self) -> float:
-        """The file server's time: another machine's clock may be wrong."""
+        """Read the file server's clock, by which heartbeats are dated: clocks of machines differ."""
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".now-") as file:
                 return os.fstat(file.fileno()).st_mtime
@@ -115,16 +123,10 @@ class Claims:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def _write(self, owner: dict[str, Any]) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f".{uuid.uuid4().hex}.part"
-        part.write_text(json.dumps(owner), encoding="utf-8")
-        return part
-
 
 @cache
 def place() -> str:
-    """Where process ids mean what they mean here: this machine since its start, this container."""
+    """Name the scope in which process ids are unique: this machine since its start, and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -132,20 +134,20 @@ def place() -> str:
         return f"{socket.gethostname()} {psutil.boot_time():.0f}"
 
 
-def process_identity(pid: int) -> list[Any]:
-    """A process id and its start, which tell it from every other process of this machine."""
+def process_key(pid: int) -> list[Any]:
+    """Pair a process id with the process's start time, as ids are used again."""
     return [pid, _start(pid)]
 
 
-def is_running(identity: list[Any]) -> bool:
-    """Whether a process lives still."""
-    pid, start = identity
+def is_running(key: list[Any]) -> bool:
+    """Test whether the process of a `process_key` still runs."""
+    pid, start = key
     return start is not None and _start(pid) == start
 
 
 def _start(pid: int) -> str | None:
-    """When a process started; None where there is none, or only what is left of it."""
-    try:  # in ticks since the machine's start, which no change of the clock touches
+    """Read when a process started; None where there is none, or only a zombie."""
+    try:  # in ticks since the machine's start: independent of the clock
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
     except (OSError, IndexError):

@@ -1,8 +1,7 @@
-"""One table of all checkpoints, and what only the whole sweep shows: equal weights, steps out of order."""
+"""Collect the results of a sweep into one table, and find equal weights and steps out of order."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,14 @@ from pyarrow.csv import WriteOptions as CsvOptions
 
 from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
+from softh_probe.hashing import file_sha256
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint
 
 SWEEP_CSV = "sweep.csv"
-#: Checkpoints whose tables are in memory together.
-_AT_ONCE = 64
+#: Checkpoints whose tables are written as one row group.
+_GROUP_SIZE = 64
 SCHEMA = pa.schema(
     [
         ("checkpoint", pa.string()),
@@ -45,14 +45,14 @@ SCHEMA = pa.schema(
 
 @dataclass(kw_only=True)
 class Collection:
-    """What was collected.
+    """The collected results of a sweep.
 
     Attributes:
         folder: of the sweep.
-        checkpoints: of each, what sweep.json says.
-        duplicates: checkpoints with equal weights, by name.
-        not_monotone: checkpoints whose steps, tokens and own records disagree, by name.
-        warnings: what a reader of the table has to know, in lines.
+        checkpoints: the entry of each in sweep.json.
+        duplicates: names of checkpoints with equal weights, group by group.
+        not_monotone: names of checkpoints whose steps, tokens or own records disagree, group by group.
+        warnings: notes for readers of the table, a line each.
     """
 
     folder: Path
@@ -62,14 +62,15 @@ class Collection:
     warnings: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
+        """Count the checkpoints of a status."""
         return sum(checkpoint["status"] == status for checkpoint in self.checkpoints)
 
 
 def collect(out: str | Path) -> Collection:
-    """Gather what a sweep has found so far: sweep.parquet, sweep.csv, sweep.json, figures and report.html.
+    """Collect a sweep's results so far into sweep.parquet, sweep.csv, sweep.json, figures and report.html.
 
-    Results are read one by one; for the page and the figures the values of all are in memory together, some 100 bytes
-    a line of the table.
+    Results are read one by one; the page and the figures need the values of all in memory, some 100 bytes for each
+    line of the table.
 
     Args:
         out: the sweep's folder.
@@ -89,7 +90,7 @@ def collect(out: str | Path) -> Collection:
             config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
             summary = {
                 "version": SWEEP_VERSION,
-                "parquet_sha256": hashlib.sha256((folder.path / SWEEP_PARQUET).read_bytes()).hexdigest(),
+                "parquet_sha256": file_sha256(folder.path / SWEEP_PARQUET),
                 "config": config,
                 "checkpoints": found.checkpoints,
                 "duplicates": found.duplicates,
@@ -104,27 +105,27 @@ def collect(out: str | Path) -> Collection:
 
 
 def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> None:
-    """The table of all checkpoints; fills `info` with what each result says of itself."""
+    """Write the table of all checkpoints; add the information of each result to `info`."""
     as_written = CsvOptions(include_header=False, quoting_style="needed")
     with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
         with pq.ParquetWriter(parquet, SCHEMA) as writer, csv.open("wb") as text:
             text.write((",".join(SCHEMA.names) + "\n").encode())
             with CSVWriter(text, SCHEMA, write_options=as_written) as lines:
                 tables = _results(folder, points, info)
-                # Each write makes a part of the file that readers take by itself: few large ones are read faster.
-                while group := list(islice(tables, _AT_ONCE)):
+                # Each write makes a row group of the file: a few large ones are read faster.
+                while group := list(islice(tables, _GROUP_SIZE)):
                     table = pa.concat_tables(group)
                     writer.write_table(table)
                     lines.write_table(table)
 
 
 def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Iterator[pa.Table]:
-    """The table of each whole result, with the columns that tell its checkpoint."""
+    """Read the table of each intact result, with columns that name its checkpoint."""
     for point in points:
-        if (whole := read_intact(folder.result(point))) is None:
+        if (result := read_intact(folder.result(point))) is None:
             continue
-        said, own = whole
-        info[point.folder] = {name: said[name] for name in ("model", "anchors", "corpus") if name in said}
+        of_result, own = result
+        info[point.folder] = {name: of_result[name] for name in ("model", "anchors", "corpus") if name in of_result}
         head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
         columns = {
             name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(own))
@@ -135,9 +136,10 @@ def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
 
 
 def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Collection:
+    """Describe every checkpoint, and gather the warnings."""
     checkpoints = []
     for point, state in folder.states(points).items():
-        said = info.get(point.folder, {}).get("model", {})
+        model = info.get(point.folder, {}).get("model", {})
         failed = state.status == FAILED and state.failure
         checkpoints.append(
             {
@@ -148,8 +150,8 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
                 "tokens": point.tokens,
                 "status": state.status,
                 "reason": state.failure.reason if failed and state.failure else None,
-                "weights_sha256": said.get("weights_sha256"),
-                "commit": said.get("commit"),
+                "weights_sha256": model.get("weights_sha256"),
+                "commit": model.get("commit"),
                 "source": point.source,
                 "folder": f"checkpoints/{point.folder}" if state.status == DONE else None,
                 "log": str(folder.log(point).relative_to(folder.path)) if folder.log(point).is_file() else None,
@@ -174,7 +176,7 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
 
 
 def equal_weights(checkpoints: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Names of checkpoints that share a fingerprint of the weights, group by group."""
+    """Find checkpoints with the same fingerprint of weights; their names, group by group."""
     groups: dict[str, list[str]] = defaultdict(list)
     for checkpoint in checkpoints:
         if checkpoint["weights_sha256"]:
@@ -183,10 +185,10 @@ def equal_weights(checkpoints: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def out_of_order(points: Sequence[GridPoint]) -> list[list[str]]:
-    """Names of checkpoints whose order in training is not what their names say, group by group.
+    """Find checkpoints whose order in training contradicts their names; their names, group by group.
 
-    That is so of checkpoints of one training run with the same step; of neighbours of which the later one has seen
-    fewer tokens; and of one whose own record of training (trainer_state.json) has another step than its name.
+    These are checkpoints of one training run with the same step, neighbours of which the later has seen fewer tokens,
+    and checkpoints whose own record of training (trainer_state.json) has another step than their name.
     """
     found = []
     series: dict[str, list[GridPoint]] = defaultdict(list)
@@ -209,9 +211,9 @@ def out_of_order(points: Sequence[GridPoint]) -> list[list[str]]:
 
 
 def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
-    """What makes results of one sweep hard to compare: they come from several sets of anchors or corpora."""
-    anchors = {a["sha256"] for said in info.values() for a in said.get("anchors", []) if "sha256" in a}
-    corpora = {said["corpus"]["sha256"] for said in info.values() if "corpus" in said}
+    """Warn of what makes a sweep's results hard to compare: several sets of anchors, or several corpora."""
+    anchors = {a["sha256"] for one in info.values() for a in one.get("anchors", []) if "sha256" in a}
+    corpora = {one["corpus"]["sha256"] for one in info.values() if "corpus" in one}
     found = []
     if len(anchors) > 1:
         found.append(f"hidden states have several widths, so there are {len(anchors)} sets of anchors")
@@ -221,7 +223,7 @@ def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _write_report(folder: SweepFolder) -> str | None:
-    """The sweep's page and figures; returns what went wrong. The table is there, whatever becomes of them."""
+    """Write the sweep's page and figures; a failure is returned as text, so that the table is kept."""
     from softh_probe.report.page import write_report
 
     try:

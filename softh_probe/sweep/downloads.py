@@ -1,14 +1,14 @@
 """Hub checkpoints on this machine's disk: a few at a time.
 
-What a sweep downloads is written down before it comes, so that whoever goes on knows what may be removed again.
-Checkpoints that were in the hub's cache before are the user's, and stay. Where something is to be removed, downloads
-and removals take turns: revisions with equal weights share a file.
+A sweep records each download before it starts, so that a later process knows which files it may remove. Checkpoints
+that were in the hub's cache before belong to the user and stay. Downloads and removals take turns, as revisions with
+equal weights share a file.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import sys
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +26,12 @@ from softh_probe.sweep.grid import GridPoint
 
 GB = 1e9
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a hub checkpoint is: its commit, and the bytes that a run downloads of it."""
+    """A hub checkpoint's commit, and the bytes that a run downloads of it."""
 
     commit: str
     n_bytes: int
@@ -60,7 +62,11 @@ class Downloads:
         self.managed = not config.keep_checkpoints or config.disk_gb is not None
 
     def fetch(self, point: GridPoint, *, ahead: bool = False) -> None:
-        """Have a checkpoint here. Ahead of its turn, only if there is room for it now.
+        """Download a checkpoint, if it is not here.
+
+        Args:
+            point: the checkpoint.
+            ahead: its turn is yet to come: do nothing if there is no room for it now.
 
         Raises:
             InputError: there is no such checkpoint, no network, or it is larger than disk_gb.
@@ -73,7 +79,7 @@ class Downloads:
         while not self._fetch_if_room(point, ahead=ahead):
             if ahead:
                 return
-            time.sleep(2)  # others are being measured; their room comes free
+            time.sleep(2)  # until a checkpoint that is being measured can be removed
 
     def _fetch_if_room(self, point: GridPoint, *, ahead: bool) -> bool:
         with self.folder.lock("downloads"):
@@ -83,7 +89,7 @@ class Downloads:
                 return True
             try:
                 size = size_on_hub(point.model, point.revision, allow_pickle=self.config.allow_pickle)
-            except Exception:  # whatever it is: the download says it in words, or finds it here
+            except Exception:  # the download explains the problem, or finds the files here
                 self._download(point)
                 return True
             if _has_weights(point.model, size.commit) and not self._recorded(size.commit):
@@ -98,7 +104,7 @@ class Downloads:
             return True
 
     def _make_room(self, n_bytes: int, point: GridPoint, *, ahead: bool) -> bool:
-        """Whether so much fits under the cap, after what is finished, or waits unclaimed, was removed."""
+        """Remove finished checkpoints (and waiting ones unless `ahead`) until n_bytes fit; False if they do not."""
         if self.config.disk_gb is None:
             return True
         cap = self.config.disk_gb * GB
@@ -108,17 +114,21 @@ class Downloads:
                 "allowed; allow more"
             )
         held = self._held()
+
+        def fits() -> bool:
+            return sum(int(record["bytes"]) for record in held.values()) + n_bytes <= cap
+
         for removable in (DONE, FAILED, *(() if ahead else ("waiting",))):
             for name, record in list(held.items()):
-                if sum(r["bytes"] for r in held.values()) + n_bytes <= cap:
+                if fits():
                     return True
                 if name != point.folder and self._status(name) == removable:
                     self._remove(name, record)
                     del held[name]
-        return sum(r["bytes"] for r in held.values()) + n_bytes <= cap
+        return fits()
 
     def tidy(self, *, wait: bool = True) -> None:
-        """Remove what is finished, if checkpoints are not kept; without waiting, only if nobody downloads."""
+        """Remove finished checkpoints, unless they are kept; without `wait`, only if no download is under way."""
         if self.config.keep_checkpoints:
             return
         try:
@@ -141,7 +151,7 @@ class Downloads:
         (self.records / f"{name}.json").unlink(missing_ok=True)
 
     def _held(self) -> dict[str, dict[str, Any]]:
-        """What was downloaded, by the names of its results."""
+        """Read the records of downloads that are on disk, by the names of their results."""
         found = {}
         for path in sorted(self.records.glob("[!.]*.json")) if self.records.is_dir() else ():
             if record := self.folder.read_json(f"downloads/{path.name}", None):
@@ -152,8 +162,8 @@ class Downloads:
         return any(record["commit"] == commit for record in self._held().values())
 
     def _status(self, name: str) -> str:
-        blank = GridPoint(checkpoint=name, model=name, series=name, folder=name)
-        return self.folder.state(blank).status
+        point = GridPoint(checkpoint=name, model=name, series=name, folder=name)  # its folder decides
+        return self.folder.state(point).status
 
     def _download(self, point: GridPoint) -> None:
         source = resolve_model(point.model, revision=point.revision)
@@ -161,7 +171,7 @@ class Downloads:
 
 
 def _has_weights(model: str, commit: str) -> bool:
-    """Whether the hub's cache has weights of a commit."""
+    """Test whether the hub's cache has the weights of a commit."""
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
     return any(isinstance(try_to_load_from_cache(model, name, revision=commit), str) for name in names)
 
@@ -175,4 +185,4 @@ def remove_from_cache(model: str, commit: str) -> None:
     commits = {r.commit_hash for repo in cache.repos if repo.repo_id == model for r in repo.revisions}
     if commit in commits:
         cache.delete_revisions(commit).execute()
-        print(f"removed {model} at {commit[:12]} from the hub's cache", file=sys.stderr)
+        logger.info("removed %s at %s from the hub's cache", model, commit[:12])

@@ -1,10 +1,8 @@
-"""What a sweep keeps on disk, from which any later command goes on.
-
-In the folder that is the sweep's `out`:
+"""The output folder of a sweep: its files, and the status of its checkpoints.
 
 config.yaml             the sweep, as `softh-probe sweep --config` takes it
 checkpoints/NAME/       complete results
-sweep.parquet …         the table of all, figures (collection.py)
+sweep.parquet …         the table of all checkpoints, figures (collection.py)
 work/grid.json          the checkpoints
 work/claims, failures, logs, jobs, downloads
 """
@@ -28,6 +26,7 @@ from filelock import FileLock
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
 from softh_probe.files import write_text
+from softh_probe.hashing import file_sha256
 from softh_probe.result_files import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
 from softh_probe.sweep.claims import Claims
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig, is_local, measured_fields
@@ -38,21 +37,21 @@ if TYPE_CHECKING:
 
 DONE, RUNNING, FAILED, WAITING = "done", "running", "failed", "waiting"
 #: Times that a checkpoint may lose its worker (killed, preempted without warning) before it counts as failed.
-MOST_LOST = 5
+MAX_LOST = 5
 
 
 @dataclass(kw_only=True)
 class Failure:
-    """What went wrong with a checkpoint since the sweep was last started.
+    """Failed attempts at a checkpoint since the sweep was last started.
 
     Attributes:
         failed: attempts that ended with an error or a crash.
         lost: attempts whose worker was killed.
-        killed: attempts that the system killed, mostly for memory: the next one takes fewer tokens at once.
+        killed: attempts that the system killed, mostly for memory: the next one takes smaller batches.
         final: it is not tried again.
-        reason: of the last one, in a line.
-        log: where more is said, in the sweep's folder.
-        time: of the last one, in ISO format.
+        reason: why the last attempt failed, in one line.
+        log: path of the checkpoint's log in the sweep's folder.
+        time: of the last attempt, in ISO format.
     """
 
     failed: int = 0
@@ -66,7 +65,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointStatus:
-    """How a checkpoint stands: its status, and why or where."""
+    """A checkpoint's status, with its last failure or the claim of its worker."""
 
     status: str
     failure: Failure | None = None
@@ -74,7 +73,7 @@ class CheckpointStatus:
 
 
 class SweepFolder:
-    """A sweep's output folder."""
+    """Reads and writes a sweep's output folder."""
 
     def __init__(self, out: str | Path) -> None:
         self.path = Path(out).expanduser().absolute()
@@ -83,17 +82,17 @@ class SweepFolder:
         self.claims = Claims(self.work / "claims")
 
     def lock(self, name: str = "sweep") -> FileLock:
-        """A lock among all processes of the sweep."""
+        """Make a lock among all processes of the sweep."""
         self.work.mkdir(parents=True, exist_ok=True)
         return FileLock(self.work / f".{name}.lock")
 
-    # --- what the sweep is --------------------------------------------------------------------------------
+    # --- configuration and grid ---------------------------------------------------------------------------
 
     def start(self, config: SweepConfig, points: Sequence[GridPoint]) -> None:
-        """Make the folder the sweep's, or go on in it: what failed may be tried again.
+        """Set up the folder for a sweep, or resume the sweep in it; failed checkpoints are tried again.
 
         Raises:
-            InputError: it holds results of another configuration or data, or something else; or cannot be written.
+            InputError: it holds results of another configuration or of other data, or cannot be written.
         """
         try:
             for folder in (self.checkpoints, self.logs, self.work / "failures"):
@@ -114,10 +113,10 @@ class SweepFolder:
             raise InputError(f"out: cannot write to {self.path}: {error.strerror or error}") from error
 
     def check(self, config: SweepConfig) -> None:
-        """Refuse a configuration that is not that of the results that are there; costs a look at each.
+        """Check that a configuration is that of the results in the folder; reads result.json of each.
 
         Raises:
-            InputError: what differs.
+            InputError: configuration or data differ.
         """
         if is_result(self.path):
             raise InputError(f"out: {self.path} holds the results of a run; name another folder")
@@ -152,24 +151,27 @@ class SweepFolder:
             )
 
     def known_points(self) -> list[GridPoint]:
-        """The grid as last started."""
+        """Read the checkpoints of the sweep, as it was last started."""
         return [GridPoint(**values) for values in self.read_json("grid.json", [])]
 
     def is_sweep(self) -> bool:
+        """Test whether the folder holds a sweep."""
         return (self.work / "grid.json").is_file()
 
     def finished_folders(self) -> list[Path]:
+        """List the folders of checkpoints that have a result."""
         if not self.checkpoints.is_dir():
             return []
         return sorted(path for path in self.checkpoints.iterdir() if path.name[0] != "." and is_result(path))
 
-    # --- how its checkpoints stand ------------------------------------------------------------------------
+    # --- status of checkpoints ----------------------------------------------------------------------------
 
     def result(self, point: GridPoint) -> Path:
+        """Give the folder of a checkpoint's result."""
         return self.checkpoints / point.folder
 
     def state(self, point: GridPoint) -> CheckpointStatus:
-        """A checkpoint's status. It costs a few looks at the disk."""
+        """Read a checkpoint's status from up to three files."""
         if is_result(self.result(point)):
             return CheckpointStatus(status=DONE)
         if owner := self.claims.owner(point.folder):
@@ -178,13 +180,14 @@ class SweepFolder:
         return CheckpointStatus(status=FAILED if failure and failure.final else WAITING, failure=failure)
 
     def states(self, points: Iterable[GridPoint]) -> dict[GridPoint, CheckpointStatus]:
-        """The status of each. Of checkpoints that nobody began, it costs no look at the disk."""
-        # A worker lets go of a claim after it has written a result or a failure: in this order none is missed.
+        """Read the status of checkpoints. No files are read for those that no worker has begun."""
+        # A worker writes a result or a failure before it releases its claim: in this order none is missed.
         folders = (self.claims.folder, self.work / "failures", self.checkpoints)
         begun = {name.removesuffix(".json") for folder in folders for name in _names_in(folder)}
         return {p: self.state(p) if p.folder in begun else CheckpointStatus(status=WAITING) for p in points}
 
     def failure(self, point: GridPoint) -> Failure | None:
+        """Read the failed attempts at a checkpoint; None where there are none."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Failure(**json.loads(self.failure_path(point).read_text(encoding="utf-8")))
         return None
@@ -192,12 +195,12 @@ class SweepFolder:
     def record(
         self, point: GridPoint, reason: str, *, retries: int, lost: bool = False, killed: bool = False
     ) -> Failure:
-        """Note a failed attempt."""
+        """Record a failed attempt, in the checkpoint's log too."""
         failure = self.failure(point) or Failure()
         failure.failed += not lost
         failure.lost += lost
         failure.killed += killed
-        failure.final = failure.failed > retries or failure.lost > MOST_LOST
+        failure.final = failure.failed > retries or failure.lost > MAX_LOST
         failure.reason = " ".join(reason.split())
         failure.log = str(self.log(point).relative_to(self.path))
         failure.time = datetime.now(UTC).isoformat(timespec="seconds")
@@ -207,24 +210,29 @@ class SweepFolder:
         return failure
 
     def failure_path(self, point: GridPoint) -> Path:
+        """Give the file of a checkpoint's failed attempts."""
         return self.work / "failures" / f"{point.folder}.json"
 
     @property
     def logs(self) -> Path:
+        """Folder of the checkpoints' logs."""
         return self.work / "logs"
 
     def log(self, point: GridPoint) -> Path:
+        """Give the log file of a checkpoint."""
         return self.logs / f"{point.folder}.log"
 
     # --- files --------------------------------------------------------------------------------------------
 
     def read_json(self, name: str, default: Any) -> Any:
+        """Read a JSON file in `work`; the default where there is none, or a damaged one."""
         try:
             return json.loads((self.work / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return default
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file in `work`, at once or not at all."""
         write_text(self.work / name, json.dumps(value, indent=1, ensure_ascii=False))
 
 
@@ -236,33 +244,34 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def read_intact(folder: Path, *, whole: Sequence[str] = (LAYERS_PARQUET,)) -> tuple[dict[str, Any], pa.Table] | None:
-    """What a result says of itself, and its table; None where one of its files cannot be read, or there is none.
+    """Read a result's information and its table; None if a file is missing or damaged.
 
-    A power cut can leave files that are named but not filled.
+    After a power cut, files may have their names but not their contents.
 
     Args:
-        whole: files that have to be as they were written, by their checksums.
+        folder: of the result.
+        whole: files whose checksums are verified.
     """
     import pyarrow as pa  # not for `softh-probe status`
     import pyarrow.parquet as pq
     from safetensors import SafetensorError, safe_open
 
     try:
-        said = read_info(folder, whole=whole)
+        info = read_info(folder, whole=whole)
         table = pq.read_table(folder / LAYERS_PARQUET, use_threads=False)
         safe_open(folder / SUMS, framework="np").__exit__(None, None, None)
     except (OSError, ValueError, SafetensorError, pa.ArrowInvalid):
         return None
-    return said, table
+    return info, table
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether a folder holds a result whose files are as they were written."""
+    """Test whether a folder holds a result with intact files, by their checksums."""
     return read_intact(folder, whole=(LAYERS_PARQUET, SUMS)) is not None
 
 
 def make_durable(folder: Path) -> None:
-    """Let a folder's files reach the disk, so that no power cut can take them back."""
+    """Wait until a folder's files are on the disk, so that they survive a power cut."""
     for path in [*folder.iterdir(), folder, folder.parent]:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
@@ -273,26 +282,25 @@ def make_durable(folder: Path) -> None:
 
 
 def data_digest(data: str) -> str | None:
-    """SHA-256 of local files' names and contents; None for data of the hub, whose version results carry."""
+    """Compute the SHA-256 of local files' names and contents; None for hub data, whose version results record."""
     path = Path(data).expanduser()
     if not is_local(data) or not path.exists():
         return None
     found = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         found.update(f"{file.relative_to(path)}\n".encode())
-        with file.open("rb") as opened:
-            found.update(hashlib.file_digest(opened, "sha256").digest())
+        found.update(bytes.fromhex(file_sha256(file)))
     return found.hexdigest()
 
 
 def config_yaml(config: SweepConfig) -> str:
-    """The configuration as a file that `softh-probe sweep --config` takes."""
+    """Format the configuration as a file for `softh-probe sweep --config`."""
     plain = {name: value for name, value in plain_config(config).items() if name not in SWEEP_CONTROLLED_FIELDS}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def duration(seconds: float) -> str:
-    """A length of time in words.
+    """Format a length of time.
 
     >>> duration(42), duration(200), duration(90_000), duration(400_000)
     ('42 s', '3 min', '25 h 00 min', '4.6 days')

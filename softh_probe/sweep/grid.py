@@ -1,10 +1,9 @@
-"""Which checkpoints a sweep takes: models x revisions, with the steps that their names tell, in that order."""
+"""The grid of a sweep: its checkpoints (models x revisions), in the order of the training steps in their names."""
 
 from __future__ import annotations
 
 import fnmatch
 import glob
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softh_probe.errors import InputError, first_sentence
+from softh_probe.hashing import text_sha256
 from softh_probe.sweep.config import SweepConfig, is_local
 
 _NUMBER = r"(\d+(?:\.\d+)?[kmbt]?)(?![a-z0-9])"
@@ -28,14 +28,14 @@ class GridPoint:
     """One checkpoint of the grid.
 
     Attributes:
-        checkpoint: what tables and figures call it, unique in the grid.
-        model: as the user wrote it, or what a pattern of local folders found.
-        series: what checkpoints of one training run share: the hub id, or the folder that local ones lie in.
+        checkpoint: its name in tables and figures, unique in the grid.
+        model: as the user wrote it, or as a pattern of local folders found it.
+        series: name of its training run: the hub id, or the parent folder of local checkpoints.
         revision: of a hub checkpoint, or None.
         step: of training, or None.
         tokens: seen in training, or None.
-        recorded_step: what the checkpoint's own record of training says (trainer_state.json), or None.
-        folder: its name among the results: safe on every file system, unique, and always the same.
+        recorded_step: step in the checkpoint's own record of training (trainer_state.json), or None.
+        folder: name of its folder of results: safe on every file system, unique, and always the same.
     """
 
     checkpoint: str
@@ -49,22 +49,23 @@ class GridPoint:
 
     @property
     def local(self) -> bool:
+        """Whether the checkpoint is a local folder or file."""
         return is_local(self.model)
 
     @property
     def source(self) -> str:
-        """The model as a run takes it: a hub id, or an absolute path."""
+        """The `model` of its run: a hub id, or an absolute path."""
         return os.path.abspath(os.path.expanduser(self.model)) if self.local else self.model
 
 
 def parse_step(name: str, pattern: str | None = None) -> tuple[int | None, int | None]:
-    """Step and tokens that a name tells; None for what it does not.
+    r"""Parse training step and tokens from a name; None for what it does not contain.
 
     >>> parse_step("stage1-step1000-tokens5B")
     (1000, 5000000000)
     >>> parse_step("checkpoint-500"), parse_step("main")
     ((500, None), (None, None))
-    >>> parse_step("it00020_seen3M", r"it(?P<step>\\d+)_seen(?P<tokens>\\w+)")
+    >>> parse_step("it00020_seen3M", r"it(?P<step>\d+)_seen(?P<tokens>\w+)")
     (20, 3000000)
     """
     if pattern is None:
@@ -89,10 +90,10 @@ def _number(text: str) -> int:
 
 
 def expand(config: SweepConfig) -> list[GridPoint]:
-    """The checkpoints that a configuration asks for, by model and step.
+    """List the checkpoints of a configuration, by model and step.
 
     Raises:
-        InputError: a pattern that fits nothing, revisions of local folders, the hub out of reach.
+        InputError: a pattern matches nothing, local folders are given revisions, or the hub cannot be reached.
     """
     series: dict[str, dict[str, GridPoint]] = {}
     for model in (found for name in config.model for found in _models(name)):
@@ -106,7 +107,7 @@ def expand(config: SweepConfig) -> list[GridPoint]:
 
 
 def select(points: Sequence[Any], *, every: int | None, first: int | None, last: int | None) -> list[Any]:
-    """What every, first and last pick, together, in order.
+    """Select the points that every, first or last picks, in order.
 
     >>> select(range(10), every=4, first=2, last=1)
     [0, 1, 4, 8, 9]
@@ -120,7 +121,7 @@ def select(points: Sequence[Any], *, every: int | None, first: int | None, last:
 
 
 def _models(name: str) -> list[str]:
-    """The name alone, or what it finds where it is a pattern of local folders."""
+    """Expand a pattern of local folders; any other name stands for itself."""
     path = os.path.expanduser(name)
     if not _WILD.search(name) or os.path.exists(path):
         return [name]
@@ -137,10 +138,10 @@ def _points(model: str, config: SweepConfig) -> list[GridPoint]:
             raise InputError(f"revision {', '.join(revisions)}: model {model!r} is local and has none; leave it out")
         path = Path(os.path.abspath(os.path.expanduser(model)))
         step, tokens = parse_step(path.name, config.step_pattern)
-        told = _trainer_state(path)
-        recorded = told.get("global_step")
+        trainer_state = _trainer_state(path)
+        recorded = trainer_state.get("global_step")
         step = recorded if step is None else step
-        tokens = (told.get("num_input_tokens_seen") or None) if tokens is None else tokens
+        tokens = (trainer_state.get("num_input_tokens_seen") or None) if tokens is None else tokens
         series = str(path.parent) if step is not None else str(path)
         names: list[tuple[str | None, str, str]] = [(None, path.name, str(path))]
     else:
@@ -148,15 +149,15 @@ def _points(model: str, config: SweepConfig) -> list[GridPoint]:
         listed = [None] if revisions is None else _revisions(model, list(revisions))
         names = [(name, name or model.split("/")[-1], f"{model}@{name}") for name in listed]
     points = []
-    for revision, name, identity in names:
+    for revision, name, full_name in names:
         if revision is not None:
             step, tokens = parse_step(revision, config.step_pattern)
         if tokens is None and step is not None and config.tokens_per_step is not None:
             tokens = round(step * config.tokens_per_step)
-        folder = f"{_slug(name)}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        folder = f"{_slug(name)}-{text_sha256(full_name)[:8]}"
         points.append(
             GridPoint(
-                checkpoint=identity,
+                checkpoint=full_name,
                 model=model,
                 series=series,
                 revision=revision,
@@ -170,7 +171,7 @@ def _points(model: str, config: SweepConfig) -> list[GridPoint]:
 
 
 def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
-    """Names as they are, patterns as the hub's branches and tags have it."""
+    """Expand patterns of a hub model's branches and tags; other names stand for themselves."""
     if not any(_WILD.search(name) for name in wanted):
         return list(wanted)
     from huggingface_hub import HfApi  # not for `softh-probe status`
@@ -183,7 +184,7 @@ def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
     except hub_errors.RepositoryNotFoundError as error:
         remedy = "check the name, or log in with 'hf auth login' if it is private"
         raise model_error(model, f"no such path here and no such model on the hub; {remedy}") from error
-    except Exception as error:  # whichever way the client says that there is no connection
+    except Exception as error:  # the client reports a missing connection in several ways
         problem = f"its branches and tags cannot be listed ({first_sentence(error)})"
         raise model_error(model, f"{problem}; check the network, or give revisions by name") from error
     known = list(dict.fromkeys(ref.name for ref in [*refs.branches, *refs.tags]))
@@ -198,7 +199,7 @@ def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
 
 
 def _trainer_state(folder: Path) -> dict[str, Any]:
-    """What transformers' Trainer leaves beside a checkpoint."""
+    """Read the file in which transformers' Trainer records its state; empty where there is none."""
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -215,7 +216,7 @@ def _order(point: GridPoint) -> tuple[bool, int, int]:
 
 
 def _labelled(points: list[GridPoint]) -> list[GridPoint]:
-    """Points with the shortest names that tell them apart."""
+    """Name points by the shortest of three forms that is unique."""
 
     def path(depth: int) -> Callable[[GridPoint], str]:
         return lambda p: "/".join(Path(p.source).parts[-depth:]) if p.local else p.revision or p.model

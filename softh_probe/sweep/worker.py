@@ -1,9 +1,10 @@
-"""A worker: takes one checkpoint after the other, each in a process of its own, until none waits."""
+"""A worker: measures one checkpoint after the other, each in a process of its own, until none waits."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from softh_probe.errors import SofthProbeError
+from softh_probe.redaction import log_to_stderr
 from softh_probe.result_files import RESULT_JSON, is_result
 from softh_probe.sweep.claims import BEAT_S, is_running
 from softh_probe.sweep.config import SweepConfig
@@ -22,11 +24,13 @@ from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import DONE, WAITING, SweepFolder, is_intact
 from softh_probe.sweep.grid import GridPoint
 
-#: Seconds that a stopped measurement has to write its snapshot. Slurm's warning comes 90 s before the end.
+#: Seconds that a measurement has to write its snapshot when it is stopped. Slurm warns 90 s before the end of a job.
 STOP_S = 75.0
 _POLL_S = 0.1
-#: Signals by which somebody asks a measurement to stop; no fault of the checkpoint.
-_ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+#: Signals that ask a measurement to stop: they do not count as a failure of the checkpoint.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(BaseException):
@@ -34,19 +38,19 @@ class Stopped(BaseException):
 
 
 class DiskFullError(SofthProbeError):
-    """No checkpoint can go on."""
+    """The disk is full, so that no checkpoint can be measured."""
 
 
 @dataclass
 class Worker:
-    """What a job of the launcher runs. Calling it gives the number of checkpoints that it tried.
+    """The callable that a job of the launcher runs; it returns the number of checkpoints that it tried.
 
     Attributes:
         config: the sweep.
-        points: the checkpoints to take from.
-        devices: GPUs that it may see, by number; None leaves that to Slurm.
-        launcher: id and start of the process that it shall not outlive; None where jobs live on their own.
-        first: a checkpoint to begin with, if it waits: the one that a requeued job was on.
+        points: the checkpoints to choose from.
+        devices: numbers of the GPUs that it may use; None leaves that to Slurm.
+        launcher: `process_key` of the process with which it ends; None where jobs outlive the launcher.
+        first: checkpoint to begin with, if it waits: the one that a requeued job was measuring.
     """
 
     config: SweepConfig
@@ -57,28 +61,30 @@ class Worker:
     _child: BaseProcess | None = field(default=None, init=False)
     _claimed: GridPoint | None = field(default=None, init=False)
 
+    @log_to_stderr()
     def __call__(self) -> int:
+        """Measure checkpoints until none waits; return how many were tried."""
         if self.devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices  # before anything looks for a GPU
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices  # before CUDA is initialised
         self._pid, self._parent = os.getpid(), os.getppid()
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
-        preempted = signal.getsignal(signal.SIGUSR2)  # submitit's, which requeues; it calls checkpoint()
+        preempted = signal.getsignal(signal.SIGUSR2)  # submitit's handler: it calls checkpoint() and requeues the job
         signal.signal(signal.SIGUSR1, preempted)
         self.folder = SweepFolder(self.config.out)
         self.downloads = Downloads(self.folder, self.config)
-        # Whole results stay so: looking at thousands of them needs no lock, for which others wait.
+        # Intact results stay intact: thousands of them are checked without the lock, for which others wait.
         self._finished = {f.name for f in self.folder.finished_folders() if is_intact(f)}
-        from softh_probe.sweep.measure import fetch_ahead, measure  # what is imported before a fork is shared
+        from softh_probe.sweep.measure import fetch_ahead, measure  # imported before the fork, so that memory is shared
 
-        # A fork starts at once; where that is unsafe, each process imports everything anew.
+        # A fork starts at once; on other systems it is unsafe, and each process imports everything anew.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         tried = 0
         ahead: tuple[GridPoint, BaseProcess] | None = None
         try:
             while point := self._claim(prefer=ahead[0] if ahead else self.first):
                 tried += 1
-                print(f"{point.checkpoint}: started", flush=True)
+                logger.info("%s: started", point.checkpoint)
                 failure = self.folder.failure(point)
                 reading, writing = context.Pipe(duplex=False)
                 options = {"killed": failure.killed if failure else 0, "reason": writing}
@@ -94,13 +100,13 @@ class Worker:
                 mine = self._wait(child, point)
                 self._child = None
                 if mine:
-                    self._settle(point, child.exitcode, reading)
+                    self._record_end(point, child.exitcode, reading)
                     self.folder.claims.release(point.folder)
                 self._claimed = None
                 self.downloads.tidy(wait=False)
         except Stopped:
             self.checkpoint()
-            print("stopped", flush=True)
+            logger.info("stopped")
         finally:
             if ahead and ahead[1].is_alive():
                 ahead[1].kill()
@@ -109,7 +115,7 @@ class Worker:
         return tried
 
     def checkpoint(self, *_: Any) -> Any:
-        """Stop, and say how to go on: submitit requeues the job with that (called from a signal's handler)."""
+        """Stop, and return the job with which submitit requeues this one. Called from a signal handler."""
         from submitit.helpers import DelayedSubmission
 
         if child := self._child:
@@ -128,12 +134,12 @@ class Worker:
         return DelayedSubmission(dataclasses.replace(self, first=self._claimed))
 
     def _stop(self, *_: Any) -> None:
-        if os.getpid() != self._pid:  # a process that was forked a moment ago, and has no handler of its own yet
+        if os.getpid() != self._pid:  # a new fork, which has not set its own handlers yet
             os._exit(1)
         raise Stopped
 
     def _claim(self, prefer: GridPoint | None) -> GridPoint | None:
-        """Take a checkpoint that waits, by preference one that is here already."""
+        """Claim a waiting checkpoint, by preference one that is downloaded already."""
         first = [prefer] if prefer else []
         with self.folder.lock():
             for point in [*first, *self.points]:
@@ -141,10 +147,10 @@ class Worker:
                     continue
                 owner = self.folder.claims.break_dead(point.folder)
                 if owner and not is_result(self.folder.result(point)):
-                    self._lost(point, owner)
+                    self._record_lost(point, owner)
                 state = self.folder.state(point)
                 if state.status == DONE and not is_intact(self.folder.result(point)):
-                    print(f"{point.checkpoint}: its result is damaged and is measured again", flush=True)
+                    logger.info("%s: its result is damaged and is measured again", point.checkpoint)
                     (self.folder.result(point) / RESULT_JSON).unlink()
                 elif state.status == DONE:
                     self._finished.add(point.folder)
@@ -157,17 +163,17 @@ class Worker:
         return None
 
     def _following(self, current: GridPoint) -> GridPoint | None:
-        """What is likely to be next, if it has to be downloaded."""
+        """Guess the next checkpoint that has to be downloaded."""
         free = [p for p in self.points if p.folder not in self._finished and not p.local and p != current]
         claimed = set(self.folder.claims.names())
-        # Others look ahead too: each at another one.
+        # Other workers download ahead too: each takes another checkpoint.
         states = self.folder.states(p for p in free if p.folder not in claimed)
         behind = [p for p, state in states.items() if state.status == WAITING]
         rank = sorted(claimed).index(current.folder) if current.folder in claimed else 0
         return behind[min(rank, len(behind) - 1)] if behind else None
 
     def _wait(self, child: BaseProcess, point: GridPoint) -> bool:
-        """Until the measurement ends; False where its claim is another's by now."""
+        """Wait until the measurement ends; False if its claim belongs to another worker by then."""
         beaten = time.monotonic()
         while child.exitcode is None:
             child.join(_POLL_S)
@@ -182,8 +188,8 @@ class Worker:
                     return False
         return True
 
-    def _settle(self, point: GridPoint, code: int | None, reading: Any) -> None:
-        """Note how a measurement ended."""
+    def _record_end(self, point: GridPoint, code: int | None, reading: Any) -> None:
+        """Record how a measurement ended."""
         from softh_probe.sweep.measure import EXIT_DISK_FULL, EXIT_STOPPED
 
         try:
@@ -193,11 +199,11 @@ class Worker:
         retries = self.config.retries
         if is_intact(self.folder.result(point)):
             self.folder.failure_path(point).unlink(missing_ok=True)
-            print(f"{point.checkpoint}: done", flush=True)
+            logger.info("%s: done", point.checkpoint)
             return
-        if code == EXIT_DISK_FULL:  # it would be the same for all others
+        if code == EXIT_DISK_FULL:  # the same would happen to all others
             raise DiskFullError(f"{point.checkpoint}: {reason}")
-        if code == EXIT_STOPPED or (code is not None and -code in _ASKED):
+        if code == EXIT_STOPPED or (code is not None and -code in _STOP_SIGNALS):
             failure = self.folder.record(point, "its process was told to stop", retries=retries, lost=True)
         elif code is not None and code < 0:
             name = signal.Signals(-code).name
@@ -206,16 +212,16 @@ class Worker:
             failure = self.folder.record(point, reason, retries=retries, killed=name == "SIGKILL")
         else:
             failure = self.folder.record(point, reason, retries=retries)
-        print(
-            f"{point.checkpoint}: {'failed' if failure.final else 'failed, will be tried again'}: {reason}", flush=True
-        )
+        verdict = "failed" if failure.final else "failed, will be tried again"
+        logger.info("%s: %s: %s", point.checkpoint, verdict, reason)
 
-    def _lost(self, point: GridPoint, owner: dict[str, Any]) -> None:
+    def _record_lost(self, point: GridPoint, owner: dict[str, Any]) -> None:
+        """Record that the worker of a checkpoint is dead."""
         reason = f"its worker was killed or lost (process {owner['processes'][0][0]} on {owner['host']})"
         self.folder.record(point, reason, retries=self.config.retries, lost=True)
 
 
 def slurm_task() -> str | None:
-    """The Slurm job that this process is part of, as scancel takes it."""
+    """Read the id of this process's Slurm job, as scancel takes it."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
