@@ -1,4 +1,4 @@
-"""Results side by side: whether they may be compared, and by how much they differ."""
+"""Comparison of results: checks of whether they are comparable, and their differences."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from softh_probe.errors import InputError
 from softh_probe.report.page_data import numbers, values_by_key
 from softh_probe.result import ProbeResult
 
-#: How anchors are drawn. Equal recipes at equal widths give equal anchors.
+#: Settings from which anchors are drawn. Equal recipes at equal widths give equal anchors.
 _RECIPE = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration")
 
 
 def check_comparable(
     results: Sequence[ProbeResult], titles: Sequence[str], *, allow_different: bool = False
 ) -> list[str]:
-    """Refuse results of other text or other anchors than the first one's.
+    """Check that results were measured on the same text and with the same anchors as the first one.
 
-    Models of different widths have different anchors by necessity: theirs have to be drawn in the same way.
+    Models of different widths cannot have equal anchors: theirs must have the same recipe.
 
     Args:
         results: two or more.
-        titles: what to call them.
-        allow_different: return what differs instead of refusing.
+        titles: their names.
+        allow_different: return the differences instead of raising.
 
     Returns:
-        Notes for the reader: what was allowed to differ, widths and populations that do.
+        Notes for the reader: allowed differences, and different widths and numbers of positions.
 
     Raises:
         InputError: corpora or anchors differ, or are not known.
@@ -43,7 +43,7 @@ def check_comparable(
                 "them side by side all the same"
             )
         notes += [f"{titles[0]} and {title} differ in {what}: their values are not comparable." for what in different]
-        notes += [f"{titles[0]} and {title}: {what}" for what in _worth_knowing(results[0], other)]
+        notes += [f"{titles[0]} and {title}: {what}" for what in _notes(results[0], other)]
     return notes
 
 
@@ -72,7 +72,7 @@ def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
 
 
 def same_anchors(one: ProbeResult, other: ProbeResult) -> bool:
-    """Whether both were measured with the very same points and temperature, in the same sets."""
+    """Test whether both results were measured with identical anchors and temperatures."""
     described = [{(a["sha256"], a["temperature"]) for a in result.info.get("anchors") or []} for result in (one, other)]
     return bool(described[0]) and described[0] == described[1]
 
@@ -81,7 +81,7 @@ def _widths(result: ProbeResult) -> set[int]:
     return {int(a["dim"]) for a in result.info.get("anchors") or []}
 
 
-def _worth_knowing(one: ProbeResult, other: ProbeResult) -> list[str]:
+def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
     found = []
     if _widths(one) != _widths(other):
         widths = [", ".join(map(str, sorted(_widths(result)))) for result in (one, other)]
@@ -99,15 +99,15 @@ def _worth_knowing(one: ProbeResult, other: ProbeResult) -> list[str]:
 
 
 def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
-    """By how much `other` exceeds `first`, in each row of `first` and each metric that both have.
+    """Compute `other` minus `first`, in each layer of `first` and each metric that both have.
 
-    Rows are those at the same relative depth; where the numbers of rows differ, `other` is interpolated linearly. The
-    anchor spread is the root of the summed variances over anchor sets: what another draw of anchors for each would do.
-    Where both have the same anchors, the sd over them of the difference is known too, and mostly smaller. Both are
-    missing where a result has a single set.
+    Layers are matched by relative depth; where their numbers differ, `other` is interpolated linearly. The anchor
+    spread is the root of the summed variances over anchor sets: the sd that independent draws of anchors would give.
+    Where both results have the same anchors, the sd of the difference over anchor sets is given too, and mostly
+    smaller. Both are missing where a result has a single set.
 
     Returns:
-        JSON values: paired (same anchors), interpolated, and series: of each "metric|label set" d (difference), s
+        JSON values: paired (same anchors), interpolated, and series: for each "metric|label set" d (difference), s
         (anchor spread) and, if paired, p (sd of the difference), in units of log m where the metric has a unit.
     """
     depth, other_depth = (np.linspace(0, 1, len(result.rows)) for result in (first, other))
@@ -117,14 +117,15 @@ def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
     for key, a_RS in ours.items():
         if key not in theirs:
             continue
-        a, b = a_RS.numpy(), _at(depth, other_depth, theirs[key])
+        a, b = a_RS.numpy(), _interpolated(depth, other_depth, theirs[key])
         series[key] = {"d": numbers(b.mean(axis=1) - a.mean(axis=1)), "s": numbers(np.hypot(_sd(a), _sd(b)))}
         if paired:
             series[key]["p"] = numbers(_sd(b - a))
     return {"paired": paired, "interpolated": len(depth) != len(other_depth), "series": series}
 
 
-def _at(depth: np.ndarray, known: np.ndarray, values_RS: Tensor) -> np.ndarray:
+def _interpolated(depth: np.ndarray, known: np.ndarray, values_RS: Tensor) -> np.ndarray:
+    """Interpolate values, known at some relative depths, at others."""
     if len(depth) == len(known):
         return values_RS.numpy()
     return np.stack([np.interp(depth, known, column) for column in values_RS.numpy().T], axis=1)

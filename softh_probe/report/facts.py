@@ -1,4 +1,4 @@
-"""What was run, as tables of names and values to read."""
+"""Facts of a run for readers: tables of names and values, and a summary in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Facts = list[tuple[str, str]]
 
 
 def facts(result: ProbeResult) -> dict[str, Facts]:
-    """By heading, (name, value) of everything a reader may ask of a run; what a result does not know is left out."""
+    """List model, corpus, anchors, times, versions and settings as (name, value) by heading, without unknown ones."""
     info = result.info
     model, corpus, settings = (info.get(k) or {} for k in ("model", "corpus", "settings"))
     return {
@@ -59,7 +59,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
 
 
 def summary(result: ProbeResult) -> str:
-    """One line: how much of what was measured."""
+    """Summarise a result in one line: positions, layers and anchors."""
     corpus = result.info.get("corpus") or {}
     of_what = f" of {str(corpus['data']).rstrip('/').rpartition('/')[2]}" if corpus.get("data") else ""
     sets = result.tensors["mass"].shape[1]
@@ -70,6 +70,7 @@ def summary(result: ProbeResult) -> str:
 
 
 def _anchors(anchors: list[dict[str, Any]]) -> Facts:
+    """List temperature and digest of the anchors of each width."""
     several = len(anchors) > 1
     found = []
     for described in anchors:
@@ -82,7 +83,7 @@ def _anchors(anchors: list[dict[str, Any]]) -> Facts:
 
 
 def _count(value: Any, digits: int = 0, unit: str = "") -> str | None:
-    """A number with a unit; what is none, as it is."""
+    """Format a number with its unit; other values are returned as they are."""
     if isinstance(value, float):
         return f"{value:,.{digits}f}{unit}"
     return f"{value:,}{unit}" if isinstance(value, int) else value

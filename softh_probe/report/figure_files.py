@@ -1,4 +1,4 @@
-"""Figures as files, PNG and SVG, for papers."""
+"""Figures as files (PNG and SVG), for papers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, pla
 from softh_probe.result import ProbeResult
 
 _SUFFIXES = ("png", "svg")
-#: Metrics of a sweep that are drawn against the training step, and what their files are called.
+#: Metrics of a sweep that are drawn against the training step, with the names of their files.
 _BY_STEP = {"entropy": "entropy", "mutual_information": "information", "optimality": "optimality"}
-_MOST_BYTES = 120  # of a name; file systems take 255 with what stands around it
+_MAX_BYTES = 120  # of a name; file systems allow 255, suffixes included
 
 
 def write_figures(result: ProbeResult, folder: Path) -> None:
-    """The figures of one result."""
+    """Write the figures of one result."""
     sets = dict.fromkeys(label_set for label_set, _ in result.labels)
     _write(((name, FIGURES[name](result)) for name in figures_of(result)), folder)
     _write(((f"entropy_by_{name.removeprefix('column:')}", entropy_by_label(result, name)) for name in sets), folder)
 
 
 def write_comparison_figures(results: Sequence[ProbeResult], titles: Sequence[str], folder: Path) -> None:
-    """Several results, overlaid."""
+    """Write figures in which several results are overlaid."""
     metrics = {"entropy": "entropy"}
     if any(result.label_sets for result in results):
         metrics |= {"information": "mutual_information", "corrected": "mutual_information_corrected"}
@@ -37,11 +37,11 @@ def write_comparison_figures(results: Sequence[ProbeResult], titles: Sequence[st
 
 
 def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
-    """Layers by steps, metrics against steps and the information plane, for each model of a sweep."""
-    _write(_of_sweep(sweep), folder)
+    """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane."""
+    _write(_sweep_figures(sweep), folder)
 
 
-def _of_sweep(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
+def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
     models = list(dict.fromkeys(str(c["model"]) for c in sweep.done))
     steps = {c["checkpoint"]: c.get("step") for c in sweep.done}
     metrics = set(sweep.table.metric.unique())
@@ -62,12 +62,12 @@ def _of_sweep(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
 
 
 def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
-    """Figures by name, each in files of its own."""
+    """Write figures by name, each as one file for every format."""
     taken: set[str] = set()
     for name, figure in figures:
         stem = _stem(name, taken)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a label's script: shown as boxes
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # laid out once, for all formats
             for suffix in _SUFFIXES:
@@ -76,13 +76,13 @@ def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
 
 
 def _stem(name: str, taken: set[str]) -> str:
-    """A file's name for any text, which no other file of those taken has; some file systems don't tell case apart.
+    """Make a file name from any text, unlike the taken ones in letters alone: some file systems ignore case.
 
     >>> taken = set()
     >>> [_stem(name, taken) for name in ("by_a b", "by_a/b", "by_../../x")]
     ['by_a_b', 'by_a_b-2', 'by_.._.._x']
     """
-    cut = re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:_MOST_BYTES].decode(errors="ignore") or "figure"
+    cut = re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:_MAX_BYTES].decode(errors="ignore") or "figure"
     stem, n = cut, 1
     while stem.casefold() in taken:
         n += 1

@@ -17,12 +17,12 @@ from softh_probe.labels import ORDERS
 from softh_probe.report.figure_style import (
     COLOURS,
     LAYER_AXIS,
-    Picture,
-    dress,
+    NotebookFigure,
     one_panel,
     panel_order,
     plain,
     short,
+    style_axes,
     wrapped,
 )
 from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
@@ -37,14 +37,14 @@ _CHANCE_LINES = (
 
 
 def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
-    """H(Z) of every layer, with the sd over anchor sets where there are several."""
+    """Draw H(Z) of every layer, with the sd over anchor sets if there are several."""
     figure, axes = one_panel("Entropy of the hidden states", f"H(Z) ({UNIT_NAMES[unit]})")
     _line(axes, result, unit, "entropy", "", COLOURS[0], label=None)
     return figure
 
 
 def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
-    """I(X;Z) of every layer with each label set: inputs solid, outputs dashed, in the same colour for each order."""
+    """Draw I(X;Z) of every layer with each label set: inputs solid, outputs dashed, a colour for each order."""
     figure, axes = one_panel("Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
     _information_lines(axes, result, unit)
     if result.label_sets:
@@ -53,11 +53,11 @@ def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figur
 
 
 def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
-    """I(X;Z) of every layer between what chance gives (shaded) and what unique labels would give; and corrected."""
+    """Draw I(X;Z) of every layer: raw, corrected, by chance (shaded), and its bound for unique labels."""
     names = result.label_sets
     n_columns = max(1, min(4, (len(names) + 1) // 2))
     n_rows = max(1, -(-len(names) // n_columns))
-    figure = Picture(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
+    figure = NotebookFigure(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     table = result.to_pandas(unit)
     for axes, name in zip(grid.flat, panel_order(names), strict=False):
@@ -80,7 +80,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
 
 
 def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
-    """I with what follows over I with what came before, of every layer: raw solid, corrected dashed. A ratio."""
+    """Draw the optimality of every layer, I(output; Z) / I(input; Z): raw solid, corrected dashed."""
     figure, axes = one_panel("Optimality: how much of what layers hold helps to predict", "optimality (ratio)")
     _optimality_lines(axes, result, unit)
     if axes.lines:
@@ -91,13 +91,12 @@ def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure
 
 
 def information_plane(result: ProbeResult, unit: str = "efficiency", metric: str = "mutual_information") -> Figure:
-    """I with the input (x) against I with the output (y), a point a layer, joined in order; a panel an order.
+    """Draw I(input; Z) against I(output; Z), one point for each layer, joined in order; one panel for each order.
 
-    On the diagonal all that a layer holds of the past serves the future. `metric` may be
-    "mutual_information_corrected".
+    On the diagonal, both informations are equal. `metric` may be "mutual_information_corrected".
     """
     orders = _orders(result)
-    figure = Picture(figsize=(1.4 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
+    figure = NotebookFigure(figsize=(1.4 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
     grid = figure.subplots(1, max(1, len(orders)), squeeze=False)[0]
     for axes, order in zip(grid, orders, strict=False):
         _plane(axes, result, unit, order, metric)
@@ -110,13 +109,13 @@ def information_plane(result: ProbeResult, unit: str = "efficiency", metric: str
 
 
 def entropy_by_label(result: ProbeResult, label_set: str, unit: str = "efficiency") -> Figure:
-    """H(Z|X=x) of each label (row) in every layer, of a set that shows its labels one by one; frequent ones first."""
+    """Draw H(Z|X=x) of each label (rows) in every layer (columns), for a set with shown labels, frequent ones first."""
     table = result.conditional_entropy(label_set, unit)
     counts = table.groupby("label", sort=False)["count"].max().sort_values(ascending=False, kind="stable")
     counts = counts.head(MOST_LABELS)
     wide = table.pivot_table(index="label", columns="layer", values="value", dropna=False, sort=False)
     values = wide.reindex(counts.index).to_numpy(float)
-    figure = Picture(figsize=(8, 1.6 + 0.26 * len(counts)), layout="constrained")
+    figure = NotebookFigure(figsize=(8, 1.6 + 0.26 * len(counts)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
     axes.set_yticks(range(len(counts)), [f"{short(str(k))} ({n:,})" for k, n in counts.items()])
@@ -129,21 +128,21 @@ def entropy_by_label(result: ProbeResult, label_set: str, unit: str = "efficienc
 
 
 def overview(result: ProbeResult, unit: str = "efficiency") -> Figure:
-    """Entropy, information, optimality and the information plane of one result, on one sheet."""
+    """Draw entropy, information, optimality and the information plane of one result in one figure."""
     orders = _orders(result)
     names = ["entropy"] + ["information"] * bool(result.label_sets) + ["optimality", "plane"] * bool(orders)
     n_columns = min(2, len(names))
     n_rows = -(-len(names) // n_columns)
-    figure = Picture(figsize=(1.6 + 4.6 * n_columns, 3.6 * n_rows), layout="constrained")
+    figure = NotebookFigure(figsize=(1.6 + 4.6 * n_columns, 3.6 * n_rows), layout="constrained")
     grid = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
-    dress(grid[0], "Entropy", f"H(Z) ({UNIT_NAMES[unit]})")
+    style_axes(grid[0], "Entropy", f"H(Z) ({UNIT_NAMES[unit]})")
     _line(grid[0], result, unit, "entropy", "", COLOURS[0], label=None)
     if result.label_sets:
-        dress(grid[1], "Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
+        style_axes(grid[1], "Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
         _information_lines(grid[1], result, unit)
         figure.legend(*grid[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     if orders:
-        dress(grid[2], "Optimality: raw (solid), corrected (dashed)", "optimality (ratio)")
+        style_axes(grid[2], "Optimality: raw (solid), corrected (dashed)", "optimality (ratio)")
         _optimality_lines(grid[2], result, unit)
         grid[2].set_ylim(bottom=0)
         _plane(grid[3], result, unit, orders[0], "mutual_information")
@@ -158,11 +157,11 @@ def compared_by_depth(
     metric: str = "entropy",
     unit: str = "efficiency",
 ) -> Figure:
-    """One metric of several results against relative depth (0: first row, 1: last), a panel a label set."""
+    """Draw one metric of several results against relative depth (0: first layer, 1: last), by label set."""
     sets = [""] if metric == "entropy" else list(dict.fromkeys(s for result in results for s in result.label_sets))
     n_columns = max(1, min(4, (len(sets) + 1) // 2))
     n_rows = max(1, -(-len(sets) // n_columns))
-    figure = Picture(figsize=(3.6 + 3 * n_columns, 1.4 + 2.4 * n_rows), layout="constrained")
+    figure = NotebookFigure(figsize=(3.6 + 3 * n_columns, 1.4 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     tables = [result.to_pandas(unit) for result in results]
     for axes, label_set in zip(grid.flat, sets, strict=False):
@@ -186,7 +185,7 @@ def compared_by_depth(
     return figure
 
 
-#: Figures by the names that `ProbeResult.plot` takes and that files have.
+#: Figures by name, as in `ProbeResult.plot` and in file names.
 FIGURES: dict[str, Callable[..., Figure]] = {
     "overview": overview,
     "entropy": entropy_by_layer,
@@ -198,7 +197,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 
 
 def figures_of(result: ProbeResult) -> list[str]:
-    """Names of the figures that a result has something to show in."""
+    """List the figures for which a result has values."""
     orders, sets = bool(_orders(result)), bool(result.label_sets)
     missing = {"optimality", "plane"} if not orders else set()
     missing |= {"information", "chance"} if not sets else set()

@@ -1,4 +1,4 @@
-"""What a result says, in a few plain sentences."""
+"""The main findings of a result, in a few plain sentences."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from softh_probe.result import ProbeResult
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth knowing first.
+    """One finding.
 
     Attributes:
-        question: that it answers.
+        question: the question that it answers.
         answer: a few words or a number.
-        text: a sentence. Percentages are of log m, the most there can be, unless it says otherwise.
+        text: one sentence. Percentages are of log m, the maximum, unless it names another base.
     """
 
     question: str
@@ -27,16 +27,16 @@ class Finding:
 
 
 def findings(result: ProbeResult) -> list[Finding]:
-    """What stands out: entropy, what layers know of the past and of the future, and how much of it is chance."""
+    """Summarise entropy, information about past and future tokens or labels, and the share due to chance."""
     means = {key: np.asarray(v.mean(dim=1)) for key, v in values_by_key(result).items()}
-    rows, entropy = result.rows, means["entropy|"]
+    layers, entropy = result.rows, means["entropy|"]
     low, high = int(np.nanargmin(entropy)), int(np.nanargmax(entropy))
     found = [
         Finding(
             "How spread out are the hidden states?",
             f"{_percent(entropy[0])} → {_percent(entropy[-1])}",
-            f"Entropy from {rows[0]} to {rows[-1]}: most in {rows[high]} ({_percent(entropy[high])}), least in "
-            f"{rows[low]} ({_percent(entropy[low])}).",
+            f"Entropy from {layers[0]} to {layers[-1]}: most in {layers[high]} ({_percent(entropy[high])}), least in "
+            f"{layers[low]} ({_percent(entropy[low])}).",
         )
     ]
     order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & set(result.label_sets)), None)
@@ -59,6 +59,7 @@ def findings(result: ProbeResult) -> list[Finding]:
 
 
 def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, question: str, of_what: str) -> Finding:
+    """Summarise a layer-by-layer mutual information, and the share of it that chance explains."""
     raw, null = means[f"mutual_information|{name}"], means[f"mutual_information_null|{name}"]
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
@@ -66,7 +67,7 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
     shares = (null / np.where(raw > 0, raw, np.nan))[raw > 0]
     share = np.median(shares) if len(shares) else 1.0
     chance = f"; in a typical layer about {_percent(min(share, 1.0))} of it would come by chance alone"
-    known = np.isfinite(share)  # results of early versions do not tell
+    known = np.isfinite(share)  # results of early versions have no null
     return Finding(
         question,
         f"{_percent(raw[0])} → {_percent(raw[-1])}",

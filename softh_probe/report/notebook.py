@@ -1,4 +1,4 @@
-"""What a notebook shows of a result."""
+"""HTML of a result for notebooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softh_probe.result import ProbeResult
 
 
 def to_html(result: ProbeResult) -> str:
-    """The model, what was measured, warnings, the overview figure and a table that unfolds; all text is escaped."""
+    """Render model, summary, warnings, overview figure and a folded table as HTML; all text is escaped."""
     picture = base64.b64encode(overview(result)._repr_png_()).decode()  # type: ignore[attr-defined]
     table = wide_table(result).to_html(index=False, float_format=lambda x: f"{x:.4f}", border=0, escape=True)
     warnings = Markup("").join(

@@ -1,4 +1,4 @@
-"""report.html: one page that opens from disk, with everything in it."""
+"""report.html: one self-contained page that opens from disk."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
     """Write report.html and figures (PNG and SVG) of a run, of several side by side, or of a sweep.
 
     Args:
-        folders: of results; one of a sweep (it holds sweep.parquet) stands alone.
-        out: folder to write into; a name that ends in .html is the page's own.
-        allow_different: show results side by side although their corpora or anchors differ; the page then says so.
+        folders: folders of results, or a single folder of a sweep (it holds sweep.parquet).
+        out: folder to write into, or a name that ends in .html for the page.
+        allow_different: show results side by side although their corpora or anchors differ; the page then warns.
 
     Returns:
         The page's path.
@@ -76,7 +76,7 @@ def _load(folder: Path) -> ProbeResult:
 
 
 def write_run_report(result: ProbeResult, out: Path) -> Path:
-    """The page and the figures of one result, as `write_report`."""
+    """Write the page and the figures of one result, as `write_report` does."""
     page = _page_in(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_figures(result, page.parent)
@@ -85,7 +85,7 @@ def write_run_report(result: ProbeResult, out: Path) -> Path:
 
 
 def run_page(result: ProbeResult) -> str:
-    """The page of one result."""
+    """Render the page of one result."""
     title = title_of(result)
     return _render(
         "run",
@@ -100,7 +100,7 @@ def run_page(result: ProbeResult) -> str:
 
 
 def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """The page of several results side by side; `notes` say in what they differ."""
+    """Render the page of several results side by side; `notes` list their differences."""
     runs = [
         _Run(title, facts(result), result.info.get("warnings") or [])
         for result, title in zip(results, titles, strict=True)
@@ -122,7 +122,7 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
 
 
 def sweep_page(sweep: Sweep) -> str:
-    """The page of a sweep."""
+    """Render the page of a sweep."""
     return _render(
         "sweep",
         title=sweep.title,
@@ -148,7 +148,7 @@ def _page_in(out: Path) -> Path:
 
 
 def _distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
-    """What results are called: by model where that tells them apart, else with the folder they lie in."""
+    """Title results by their models, with the folder added where that is not unique."""
     titles = [title_of(result) for result in results]
     if len(set(titles)) == len(titles):
         return titles
@@ -188,9 +188,9 @@ def _asset(name: str) -> str:
 
 @cache
 def _csp_hash(script: str) -> str:
-    """What lets a browser run this script and no other."""
+    """Compute the hash by which the content security policy allows a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _write(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8", "replace"))  # the bytes that the content security policy hashes
+    write_bytes(path, text.encode("utf-8", "replace"))  # exactly the bytes that the content security policy hashes

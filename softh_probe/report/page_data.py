@@ -1,4 +1,4 @@
-"""From results to what a page draws: plain JSON values, rounded to what hover shows."""
+"""Data of a page: results as plain JSON values, rounded to the digits that hover shows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from softh_probe.errors import InputError, short_repr
 from softh_probe.metrics import ENTROPIES
 from softh_probe.result import ProbeResult
 
-#: Labels that a heat map shows at most; the most frequent ones are chosen.
+#: Most labels that a heat map shows; the most frequent ones are chosen.
 MOST_LABELS = 40
 UNIT_NAMES = {"efficiency": "share of log m", "nats": "nats", "bits": "bits"}
 _DIGITS = 6
 
-#: What pages read of a result's `info`, where it is there. Callers may have put anything into it.
+#: Types of the entries of a result's `info` that pages read. Callers may have put anything into it.
 _INFO: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("settings", "model", "corpus", "config", "versions", "seconds", "peak_memory_gib"), (dict,)),
     **dict.fromkeys(("anchors", "warnings"), (list,)),
@@ -30,7 +30,7 @@ _ANCHORS: dict[str, tuple[type, ...]] = {"dim": (int,), "temperature": (int, flo
 
 
 def title_of(result: ProbeResult) -> str:
-    """What a reader calls the model: the end of its path or hub id, and its revision.
+    """Title a result by its model: the end of the path or hub id, and the revision.
 
     >>> info = {"model": {"model": "a/b/tiny.gguf", "revision": "step10"}}
     >>> title_of(ProbeResult(rows=[], label_sets=[], tensors={}, info=info))
@@ -42,26 +42,26 @@ def title_of(result: ProbeResult) -> str:
 
 
 def check_info(result: ProbeResult, where: str) -> None:
-    """Refuse what pages cannot show.
+    """Check the types of the entries of `info` that pages show.
 
     Raises:
-        InputError: something in `info` is of another type than what softh_probe puts there.
+        InputError: an entry has another type than softh_probe gives it.
     """
     entries = [(name, result.info.get(name), types) for name, types in _INFO.items() if result.info.get(name)]
     for name, value, types in entries:
         if not isinstance(value, types):
-            raise _unfit(where, name, types, value)
+            raise _wrong_type(where, name, types, value)
     for described in result.info.get("anchors") or []:
         for name, types in _ANCHORS.items():
             value = described.get(name) if isinstance(described, dict) else None
             if not isinstance(value, types):
-                raise _unfit(where, f"anchors: {name}", types, value)
+                raise _wrong_type(where, f"anchors: {name}", types, value)
     for text in result.info.get("warnings") or []:
         if not isinstance(text, str):
-            raise _unfit(where, "warnings", (str,), text)
+            raise _wrong_type(where, "warnings", (str,), text)
 
 
-def _unfit(where: str, name: str, types: tuple[type, ...], value: Any) -> InputError:
+def _wrong_type(where: str, name: str, types: tuple[type, ...], value: Any) -> InputError:
     expected = " or ".join(kind.__name__ for kind in types)
     return InputError(
         f"{where}: {name} of the result: expected {expected}, got {short_repr(value)}; change it in ProbeResult.info "
@@ -70,9 +70,9 @@ def _unfit(where: str, name: str, types: tuple[type, ...], value: Any) -> InputE
 
 
 def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
-    """One result as JSON values: its rows, and of each metric and label set the mean and sd over anchor sets.
+    """Convert a result to JSON values: its layers, and mean and sd over anchor sets of each metric and label set.
 
-    Entropies and informations are in units of log m; `scale` says what that is in nats.
+    Entropies and informations are in units of log m; `log_m` is that unit in nats.
     """
     log_m = math.log(result.n_anchors)
     return {
@@ -87,7 +87,7 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
 
 
 def values_by_key(result: ProbeResult) -> dict[str, Tensor]:
-    """Of each "metric|label set" its values [R, S], in units of log m where the metric has a unit."""
+    """Map "metric|label set" to values [R, S] (layers, anchor sets), in units of log m where they have a unit."""
     log_m = math.log(result.n_anchors)
     return {
         f"{metric}|{name}": values_RS / log_m if metric in ENTROPIES else values_RS
@@ -96,20 +96,20 @@ def values_by_key(result: ProbeResult) -> dict[str, Tensor]:
 
 
 def numbers(values: Iterable[float], digits: int = _DIGITS) -> list[float | None]:
-    """Rounded, with null for what is missing: JSON knows no NaN."""
+    """Round values, with None for those that are not finite: JSON has no NaN."""
     return [round(v, digits) if math.isfinite(v) else None for v in map(float, values)]
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that may stand inside a <script> element: no text in it ends the element or a line.
+    r"""Encode JSON for a <script> element: no text in it can end the element or a line.
 
     >>> embedded_json("</script>")
-    '"\\\\u003c/script\\\\u003e"'
+    '"\\u003c/script\\u003e"'
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be written
+    return text.encode("utf-8", "replace").decode()  # lone surrogates have no UTF-8
 
 
 def _mean_and_sd(values_RS: Tensor) -> dict[str, list[float | None]]:
@@ -118,7 +118,7 @@ def _mean_and_sd(values_RS: Tensor) -> dict[str, list[float | None]]:
 
 
 def _labels(result: ProbeResult) -> list[dict[str, Any]]:
-    """H(Z|X=x) [label][row] of the label sets that show their labels one by one, frequent labels first."""
+    """List H(Z|X=x) [label][layer] of the label sets with shown labels, frequent labels first."""
     found = []
     entropy_RL = result.tensors["label_entropy"].mean(dim=2) / math.log(result.n_anchors)
     counts_RL = result.tensors["label_positions"]

@@ -1,4 +1,4 @@
-"""A sweep's folder, read for its page."""
+"""Data of a sweep's page, read from the sweep's folder."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from softh_probe.result import ProbeResult
 from softh_probe.result_files import RESULT_JSON
 
 SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
-#: Of sweep.json; `softh-probe collect` makes a sweep's files anew from its results.
+#: Version of sweep.json. `softh-probe collect` writes a sweep's files anew from its results.
 SWEEP_VERSION = 1
-#: Columns of its table that are read.
+#: Columns of the table that are read.
 _TEXT, _VALUES = ["checkpoint", "name", "label_set", "metric"], ["layer", "value", "sd"]
-#: Values (and as many sd) that a page holds: it stays below 15 MB, and a browser draws it in seconds.
+#: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
 MOST_VALUES = 500_000
-#: Names of a list that are written out.
-_MOST_NAMES = 20
-#: Digits of a sweep's values, in units of log m: the page of 200 checkpoints stays small.
+#: Most names that a list shows.
+_MAX_NAMES = 20
+#: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.
 _DIGITS, _SD_DIGITS = 5, 4
-#: Of each checkpoint, what is text for sure.
+#: Entries of a checkpoint that have to be text.
 _TEXTS = ("checkpoint", "model", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Many checkpoints.
+    """The results of a sweep.
 
     Attributes:
-        table: a line a checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m; by checkpoint,
-            whose categories are in the order of `done`.
-        checkpoints: what sweep.json says of each: checkpoint, model, revision, step, tokens, status, reason, …
+        table: one line for each checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m,
+            sorted by checkpoint; the categories of that column are in the order of `done`.
+        checkpoints: the entries of sweep.json: checkpoint, model, revision, step, tokens, status, reason, …
         duplicates: names of checkpoints whose weights are the same.
         not_monotone: names of checkpoints whose order of steps is not that of their names or dates.
         n_anchors: anchors a set.
@@ -61,17 +61,15 @@ class Sweep:
 
     @cached_property
     def done(self) -> list[dict[str, Any]]:
-        """Checkpoints with values, in the order of steps; those without a step as they come."""
+        """Checkpoints with values, by model and step; those without a step keep their order."""
         of_name = {c["checkpoint"]: c for c in self.checkpoints}
         return [of_name[name] for name in self.table.checkpoint.cat.categories]
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """Indices, among those done, of the checkpoints that the page draws: all, or of each model's as many as there
-        is room for, evenly chosen.
-        """
-        n_rows, n_series = int(self.table.layer.max()) + 1, len(self.table[["metric", "label_set"]].drop_duplicates())
-        share = MOST_VALUES / (n_rows * n_series * len(self.done))
+        """Indices into `done` of the checkpoints that the page draws: all, or evenly chosen ones of each model."""
+        n_layers, n_series = int(self.table.layer.max()) + 1, len(self.table[["metric", "label_set"]].drop_duplicates())
+        share = MOST_VALUES / (n_layers * n_series * len(self.done))
         if share >= 1:
             return np.arange(len(self.done))
         model = np.array([str(c["model"]) for c in self.done])
@@ -84,22 +82,25 @@ class Sweep:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
+        """Checkpoints that failed for good."""
         return [c for c in self.checkpoints if c["status"] == "failed"]
 
     @property
     def unfinished(self) -> list[dict[str, Any]]:
-        """Checkpoints without a result: failed ones first, with the reason."""
+        """Checkpoints without a result, failed ones first."""
         order = {"failed": 0, "running": 1, "waiting": 2}
         found = [c for c in self.checkpoints if c["status"] != "done"]
         return sorted(found, key=lambda c: order.get(c["status"], 3))
 
     @property
     def title(self) -> str:
+        """Names of the models."""
         models = list(dict.fromkeys(Path(str(c["model"])).name for c in self.checkpoints))
         return ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "") or self.name
 
     @property
     def summary(self) -> str:
+        """Number of checkpoints by status, in one line."""
         counts = Counter(c["status"] for c in self.checkpoints)
         states = ", ".join(f"{counts[s]} {s}" for s in ("done", "failed", "running", "waiting") if counts[s])
         text = f"{len(self.checkpoints)} checkpoint{'s' * (len(self.checkpoints) != 1)}: {states}"
@@ -112,6 +113,7 @@ class Sweep:
 
     @property
     def warnings(self) -> list[str]:
+        """Notes for the reader: failures, equal weights, steps out of order."""
         found = []
         if self.failed:
             found.append(
@@ -120,29 +122,30 @@ class Sweep:
         if ("trust_remote_code", "True") in self.settings:
             found.append("Python code that comes with the checkpoints was allowed to run (trust_remote_code).")
         for names in self.duplicates:
-            found.append(f"These checkpoints have the same weights: {abbreviated(names, _MOST_NAMES)}.")
+            found.append(f"These checkpoints have the same weights: {abbreviated(names, _MAX_NAMES)}.")
         for names in self.not_monotone:
             found.append(
-                f"The order of steps disagrees with the order of these checkpoints: {abbreviated(names, _MOST_NAMES)}."
+                f"The order of steps disagrees with the order of these checkpoints: {abbreviated(names, _MAX_NAMES)}."
             )
         return found
 
     @cached_property
     def label_sets(self) -> list[str]:
+        """Label sets with informations, in the order of the table."""
         return list(self.table.label_set[self.table.metric == "mutual_information"].unique())
 
     def data(self) -> dict[str, Any]:
-        """What the page draws: of each "metric|label set", values and sd [checkpoint][layer]."""
+        """Convert the drawn checkpoints to JSON values: value and sd [checkpoint][layer] by "metric|label set"."""
         done = [self.done[i] for i in self.drawn]
         place = np.full(len(self.done), -1)
         place[self.drawn] = np.arange(len(done))
         table = self.table.assign(place=place[self.table.checkpoint.cat.codes])
         table = table[table.place >= 0]
         longest = table.place.to_numpy()[table.layer.to_numpy().argmax()]
-        rows = list(table.name[table.place == longest].unique())
+        layers = list(table.name[table.place == longest].unique())
         series: dict[str, dict[str, Any]] = {}
         for (metric, label_set), part in table.groupby(["metric", "label_set"], sort=False, observed=True):
-            wide = np.full((2, len(done), len(rows)), np.nan)
+            wide = np.full((2, len(done), len(layers)), np.nan)
             wide[:, part.place, part.layer] = part[["value", "sd"]].to_numpy(float).T
             entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
             if part.sd.notna().any():
@@ -152,7 +155,7 @@ class Sweep:
         return {
             "kind": "sweep",
             "log_m": math.log(self.n_anchors),
-            "rows": rows,
+            "rows": layers,
             "label_sets": self.label_sets,
             "checkpoints": [{key: c.get(key) for key in shown} for c in done],
             "series": series,
@@ -160,7 +163,7 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """What a sweep's folder holds.
+    """Read the results of a sweep from its folder.
 
     Raises:
         InputError: its files are missing or damaged, or no checkpoint is done yet.
@@ -175,7 +178,7 @@ def read_sweep(folder: Path) -> Sweep:
         content = (folder / SWEEP_PARQUET).read_bytes()
         if hashlib.sha256(content).hexdigest() != info.get("parquet_sha256", hashlib.sha256(content).hexdigest()):
             raise InputError(f"{folder}: {SWEEP_PARQUET} is not the one that {SWEEP_JSON} tells of; {anew}")
-        # Of millions of lines, names in words would take gigabytes.
+        # As plain text, the names in millions of lines would take gigabytes.
         file = pq.ParquetFile(io.BytesIO(content), read_dictionary=_TEXT)
         table = file.read([n for n in (*_TEXT, *_VALUES) if n in file.schema_arrow.names]).to_pandas()
         checkpoints = info["checkpoints"]
@@ -199,13 +202,17 @@ def read_sweep(folder: Path) -> Sweep:
         duplicates=info.get("duplicates") or [],
         not_monotone=info.get("not_monotone") or [],
         n_anchors=_n_anchors(folder, checkpoints),
-        settings=_flat(info.get("config") or {}),
+        settings=_flattened(info.get("config") or {}),
         name=folder.resolve().name,
     )
 
 
 def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) -> None:
-    """Refuse files that are not those of a sweep."""
+    """Check the contents of a sweep's files.
+
+    Raises:
+        InputError: they are not those of a sweep.
+    """
     if absent := [name for name in (*_TEXT, *_VALUES) if name not in table]:
         raise InputError(f"{what} lack columns of {SWEEP_PARQUET}: {', '.join(absent)}; {remedy}")
     if wrong := [name for name in _VALUES if not pd.api.types.is_numeric_dtype(table[name])]:
@@ -227,7 +234,7 @@ def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) ->
 
 
 def _n_anchors(folder: Path, checkpoints: list[dict[str, Any]]) -> int:
-    """Anchors a set, as the checkpoints' results have it."""
+    """Read the number of anchors in a set from a checkpoint's result."""
     for checkpoint in checkpoints:
         path = folder / str(checkpoint.get("folder")) / RESULT_JSON
         if checkpoint["status"] == "done" and path.is_file():
@@ -235,12 +242,13 @@ def _n_anchors(folder: Path, checkpoints: list[dict[str, Any]]) -> int:
     raise InputError(f"{folder}: no result of a checkpoint lies in this sweep; its units are unknown")
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flattened(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """List a nested configuration as (dotted name, value), without None."""
     found: list[tuple[str, str]] = []
     for name, value in config.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name}.")
+            found += _flattened(value, f"{prefix}{name}.")
         elif value is not None:
-            text = abbreviated([*map(str, value)], _MOST_NAMES) if isinstance(value, list) else str(value)
+            text = abbreviated([*map(str, value)], _MAX_NAMES) if isinstance(value, list) else str(value)
             found.append((f"{prefix}{name}", text))
     return found

@@ -1,4 +1,4 @@
-"""Figures of a sweep: functions that return matplotlib figures, from the rows of one model in sweep.parquet.
+"""Figures of a sweep: functions that draw the rows of one model in sweep.parquet as matplotlib figures.
 
 >>> import pandas as pd
 >>> row = {"layer": 0, "name": "embeddings", "metric": "entropy", "label_set": "", "value": 0.9, "sd": 0.01}
@@ -8,8 +8,8 @@
 >>> metric_by_step(table, "entropy").get_supxlabel()
 'training step (log scale)'
 
-Tables have a line a checkpoint, layer, label set and metric, in units of log m, the checkpoints in the order of
-training.
+Tables have one row for each checkpoint, layer, label set and metric, in units of log m, with the checkpoints in the
+order of training.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from softh_probe.labels import ORDERS
-from softh_probe.report.figure_style import LAYER_AXIS, Picture, panel_order, plain, short
+from softh_probe.report.figure_style import LAYER_AXIS, NotebookFigure, panel_order, plain, short
 from softh_probe.report.page_data import UNIT_NAMES
 
 _UNIT = UNIT_NAMES["efficiency"]
 _RATIOS = ("coverage", "regularity", "optimality", "optimality_corrected")
 _STEP_AXIS = "training step (log scale)"
-#: Checkpoints whose paths through the information plane are drawn.
-_MOST_PATHS = 12
+#: Most checkpoints whose paths through the information plane are drawn.
+_MAX_PATHS = 12
 
 
 def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "") -> Figure:
-    """A metric of every layer (rows) at each checkpoint (columns).
+    """Draw a metric of every layer (vertical) at each checkpoint (horizontal) as a heat map.
 
     Args:
         table: of one model.
         metric, label_set: two of the table's; label_set is empty for entropy, an order for optimality.
     """
     grid = _Grid.of(table, metric, label_set)
-    figure = Picture(figsize=(8, 4.5), layout="constrained")
+    figure = NotebookFigure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(grid.values, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
     every = max(1, -(-len(grid.names) // 9))
@@ -60,22 +60,22 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "") -> Fig
 
 
 def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | None = None) -> Figure:
-    """A metric of some layers against the training step, on a logarithmic axis; a panel a label set.
+    """Draw a metric of some layers against the training step (log scale); one panel for each label set.
 
     Bands are the sd over anchor sets.
 
     Args:
         table, metric: as in `layers_by_step`.
-        layers: rows to show, by number; None is five, from the first to the last.
+        layers: indices of the layers to draw; None is five, from the first to the last.
     """
     part = table[table.metric == metric]
     sets = panel_order(part.label_set.unique())
     n_columns = min(4, -(-len(sets) // 2))
     n_rows = -(-len(sets) // n_columns)
-    figure = Picture(figsize=(3.4 + 3 * n_columns, 1.4 + 2.6 * n_rows), layout="constrained")
+    figure = NotebookFigure(figsize=(3.4 + 3 * n_columns, 1.4 + 2.6 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    rows = part.drop_duplicates("layer").set_index("layer").name
-    last = int(rows.index.max())
+    layer_names = part.drop_duplicates("layer").set_index("layer").name
+    last = int(layer_names.index.max())
     chosen = [round(last * i) for i in (0, 0.25, 0.5, 0.75, 1)] if layers is None else layers
     for axes, label_set in zip(panels.flat, sets, strict=False):
         grid = _Grid.of(part, metric, label_set)
@@ -83,7 +83,9 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | Non
         for layer in dict.fromkeys(chosen):
             y, sd, colour = grid.values[layer], grid.sd[layer], colormaps["viridis"](0.9 * layer / max(1, last))
             marker = "o" if len(x) < 60 else None
-            axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(str(rows[layer])))
+            axes.plot(
+                x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(str(layer_names[layer]))
+            )
             axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(_title(metric, label_set) if len(sets) == 1 else plain(label_set), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
@@ -98,10 +100,10 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | Non
 
 
 def plane_through_training(table: pd.DataFrame, metric: str = "mutual_information") -> Figure:
-    """The information plane at a dozen checkpoints, each a line that joins the layers; a panel an order.
+    """Draw the information plane at a dozen checkpoints, each a line through its layers; one panel for each order.
 
-    Across: I with the input; up: I with the output; on the dotted diagonal all that a layer holds of the past serves
-    the future. Early checkpoints are dark, late ones bright.
+    Horizontal: I(input; Z); vertical: I(output; Z); both are equal on the dotted diagonal. Early checkpoints are dark,
+    late ones bright.
 
     Args:
         table: of one model.
@@ -109,11 +111,11 @@ def plane_through_training(table: pd.DataFrame, metric: str = "mutual_informatio
     """
     sets = set(table.label_set[table.metric == metric].unique())
     orders = [order for order in ORDERS if {f"input_{order}", f"output_{order}"} <= sets]
-    figure = Picture(figsize=(2.2 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
+    figure = NotebookFigure(figsize=(2.2 + 3.4 * max(1, len(orders)), 3.9), layout="constrained")
     panels = figure.subplots(1, max(1, len(orders)), squeeze=False)[0]
     for axes, order in zip(panels, orders, strict=False):
         given, output = (_Grid.of(table, metric, f"{direction}_{order}") for direction in ("input", "output"))
-        chosen = _spread(len(given.names), _MOST_PATHS)
+        chosen = _spread(len(given.names), _MAX_PATHS)
         for i, checkpoint in enumerate(chosen):
             colour = colormaps["viridis"](i / max(1, len(chosen) - 1))
             x, y = given.values[:, checkpoint], output.values[:, checkpoint]
@@ -137,7 +139,7 @@ class _Grid:
     """A metric of R layers at C checkpoints.
 
     Attributes:
-        names, steps: [C], of each checkpoint; a step is missing where its name tells none.
+        names, steps: [C]; a step is missing where the checkpoint's name has none.
         values, sd: [R, C].
     """
 
@@ -148,6 +150,7 @@ class _Grid:
 
     @classmethod
     def of(cls, table: pd.DataFrame, metric: str, label_set: str = "") -> _Grid:
+        """Select a metric and label set from a table."""
         part = table[(table.metric == metric) & (table.label_set == label_set)]
         checkpoints = part.drop_duplicates("checkpoint")
         names = list(checkpoints.checkpoint)
@@ -159,16 +162,17 @@ class _Grid:
 
     @property
     def has_steps(self) -> bool:
+        """Whether every checkpoint has a step."""
         return not any(pd.isna(step) for step in self.steps)
 
     @property
     def step_names(self) -> list[str]:
-        """What to call each checkpoint."""
+        """Labels of the checkpoints: their steps, or their names."""
         pairs = zip(self.names, self.steps, strict=True)
         return [short(name) if pd.isna(step) else f"{int(step):,}" for name, step in pairs]
 
     def log_steps(self, axes: Axes) -> list[float]:
-        """Where checkpoints stand on an axis of log steps, on which 0 has a place too; one by one, without steps."""
+        """Scale the x axis by log steps (0 included), or evenly without steps; return the checkpoints' places on it."""
         if not self.has_steps:
             every = max(1, -(-len(self.names) // 5))
             axes.set_xticks(range(0, len(self.names), every), self.step_names[::every])
@@ -181,7 +185,7 @@ class _Grid:
 
 
 def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:
-    """What colours of checkpoints stand for."""
+    """Add the colour bar of checkpoints."""
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, max(1, len(steps) - 1)), colormaps["viridis"]),
         ax=axes,
@@ -193,7 +197,7 @@ def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:
 
 
 def _spread(n: int, most: int) -> list[int]:
-    """At most `most` of n indices, evenly, with the first and the last.
+    """Choose at most `most` of n indices, evenly, with the first and the last.
 
     >>> _spread(3, 12), _spread(101, 3)
     ([0, 1, 2], [0, 50, 100])

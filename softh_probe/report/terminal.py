@@ -1,4 +1,4 @@
-"""The table that a run ends with: bars and colour on a terminal, plain columns when piped."""
+"""The table of a result on standard output: bars and colours on a terminal, plain columns when piped."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from softh_probe.result import ProbeResult
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 #: Widest and narrowest bar, in characters.
-_MOST, _LEAST = 10, 3
+_MAX_BAR, _MIN_BAR = 10, 3
 _NUMBER = 6  # characters of 0.1234
 
 
 def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
-    """One line a layer: entropy and each label set's information, in units of log m.
+    """Print one line for each layer: entropy and each label set's information, in units of log m.
 
     On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless
-    NO_COLOR is set; columns that do not fit beside the others follow below. Elsewhere plain columns, for scripts.
+    NO_COLOR is set; columns that do not fit are printed below the others. Elsewhere the columns are plain.
     """
     file = file or sys.stdout
     table = wide_table(result)
@@ -43,8 +43,8 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
 
 
 def _blocks(columns: list[str], width: int) -> Iterator[tuple[list[str], int]]:
-    """Columns that fit side by side, and how long bars can be."""
-    needed = [max(len(_heading(c)), _NUMBER + 1 + _LEAST) + 2 for c in columns]
+    """Split columns into blocks that fit the width, each with the length of its bars."""
+    needed = [max(len(_heading(c)), _NUMBER + 1 + _MIN_BAR) + 2 for c in columns]
     start = 0
     while start < len(columns):
         stop, used = start, 0
@@ -52,7 +52,7 @@ def _blocks(columns: list[str], width: int) -> Iterator[tuple[list[str], int]]:
             used += needed[stop]
             stop += 1
         spare = max(0, width - used) // (stop - start)
-        yield columns[start:stop], min(_MOST, _LEAST + spare)
+        yield columns[start:stop], min(_MAX_BAR, _MIN_BAR + spare)
         start = stop
 
 
@@ -77,7 +77,7 @@ def _cell(value: float, most: float, bar: int, colour: str) -> Text:
 
 
 def bar_of(share: float, width: int) -> str:
-    """A bar of at most `width` characters.
+    """Draw a bar of at most `width` characters.
 
     >>> bar_of(0.5, 3), bar_of(1.0, 2), bar_of(0.0, 4)
     ('█▌', '██', '')
@@ -87,7 +87,7 @@ def bar_of(share: float, width: int) -> str:
 
 
 def _heading(column: str) -> str:
-    """The column's name, short and on one line: label sets of data sets are called anything."""
+    """Shorten a column's name to one printable line: a data set's columns may have any names."""
     name = column.removeprefix("I(").removesuffix(")") if column.startswith("I(") else column
     name = " ".join("".join(c if c.isprintable() else " " for c in name).split()).removeprefix("column:")
     for long, short in (("input_", "in "), ("output_", "out ")):

@@ -77,7 +77,7 @@ def test_a_made_up_sweep_is_listed_and_collected(swept, capsys, monkeypatch, wit
     assert main(["sweep", "--config", str(folder.path / "config.yaml"), "--dry-run"]) == 0
     assert "28 done, 0 running, 1 failed, 1 waiting" in capsys.readouterr().out
     before = pd.read_parquet(folder.path / "sweep.parquet")
-    monkeypatch.setattr("softh_probe.sweep.collection._AT_ONCE", 5)
+    monkeypatch.setattr("softh_probe.sweep.collection._GROUP_SIZE", 5)
     collect(config.out)
     assert program("load_sweep").wrong(config, done) == []
     parquet = pd.read_parquet(folder.path / "sweep.parquet")
