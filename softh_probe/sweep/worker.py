@@ -195,7 +195,7 @@ class Worker:
         try:
             reason = reading.recv()
         except EOFError:
-            reason = f"its process ended with exit code {code} and said nothing"
+            reason = f"its process ended with exit code {code} and gave no reason"
         retries = self.config.retries
         if is_intact(self.folder.result(point)):
             self.folder.failure_path(point).unlink(missing_ok=True)
@@ -204,7 +204,7 @@ class Worker:
         if code == EXIT_DISK_FULL:  # the same would happen to all others
             raise DiskFullError(f"{point.checkpoint}: {reason}")
         if code == EXIT_STOPPED or (code is not None and -code in _STOP_SIGNALS):
-            failure = self.folder.record(point, "its process was told to stop", retries=retries, lost=True)
+            failure = self.folder.record(point, "its process was asked to stop", retries=retries, lost=True)
         elif code is not None and code < 0:
             name = signal.Signals(-code).name
             hint = "; mostly that is for want of memory" if name == "SIGKILL" else ""
