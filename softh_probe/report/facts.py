@@ -64,7 +64,7 @@ def summary(result: ProbeResult) -> str:
     of_what = f" of {str(corpus['data']).rstrip('/').rpartition('/')[2]}" if corpus.get("data") else ""
     sets = result.tensors["mass"].shape[1]
     return (
-        f"{_count(result.info.get('positions'))} positions{of_what} · {len(result.rows)} rows · "
+        f"{_count(result.info.get('positions'))} positions{of_what} · {len(result.rows)} layers · "
         f"{sets} set{'s' * (sets > 1)} of {result.n_anchors} anchors"
     )
 

@@ -177,7 +177,7 @@ def compared_by_depth(
         axes.grid(axis="y", alpha=0.3)
     for axes in grid.flat[len(sets) :]:
         axes.set_visible(False)
-    figure.supxlabel("relative depth (0: first row, 1: last)", fontsize="medium")
+    figure.supxlabel("relative depth (0: first layer, 1: last)", fontsize="medium")
     figure.supylabel(f"{'H(Z)' if metric == 'entropy' else 'I(X;Z)'} ({UNIT_NAMES[unit]})", fontsize="medium")
     if sets:
         handles = {k: h for axes in grid.flat for h, k in zip(*axes.get_legend_handles_labels(), strict=True)}

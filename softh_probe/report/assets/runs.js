@@ -27,7 +27,7 @@ function values(run, metric, labelSet) {
 
 const depths = (run) => run.rows.map((_, i) => (ONE ? i : i / Math.max(1, run.rows.length - 1)));
 const layerAxis = (most = 9) => ONE ? layerTicks(RUNS[0].rows, most)
-  : { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : "relative depth (0: first row, 1: last)", standoff: 8 } };
+  : { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : "relative depth (0: first layer, 1: last)", standoff: 8 } };
 
 /** Traces of one metric, a line a run. */
 function overlaid(metric, labelSet, options = {}) {
