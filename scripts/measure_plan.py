@@ -50,6 +50,7 @@ for window in (SORT_WINDOW, corpus.n_documents):
     padding = padded / corpus.lengths[np.concatenate(plan.batches)].sum() - 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"sorted within {window:,} documents: {plan.labels_by_set.sum():,} labels, {plan.allocation.n_live:,} rows alive at most; "
+        f"sorted within {window:,} documents: {plan.labels_by_set.sum():,} labels, "
+        f"{plan.allocation.n_live:,} rows live at most; "
         f"padding {padding:.1%}; planned in {seconds:.1f} s, process peak {peak:.1f} GiB"
     )
