@@ -1,59 +1,18 @@
-"""What several test modules share."""
+"""Fixtures and hooks of pytest; functions that test modules share are in `tests/helpers/`."""
 
 import json
 import os
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.config import RunConfig
-
-TEXTS = [f"the cat {'sat on the mat and ' * (i % 4)}saw {i % 3} dogs {'again ' * (i % 5)}." for i in range(30)]
-LANGUAGES = [["en", "de", None][i % 3] for i in range(30)]
-
-
-def tiny_llama(**changes) -> LlamaForCausalLM:
-    """Random weights, large enough that layers differ."""
-    torch.manual_seed(0)
-    settings = {
-        "vocab_size": 40,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.5,
-    }
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
-
-
-def write_texts(path: Path, n: int = len(TEXTS)) -> Path:
-    """A data set of n rows: the texts and their languages, again and again."""
-    rows = [{"text": TEXTS[i % len(TEXTS)], "language": LANGUAGES[i % len(TEXTS)]} for i in range(n)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
-
-
-def assert_same_values(one, other):
-    """Up to float32 rounding, which a correction for labels that occur twice makes larger."""
-    one, other = (t.set_index(["name", "label_set", "metric"]).value for t in (one, other))
-    pd.testing.assert_index_equal(one.index, other.index)
-    corrected = one.index.get_level_values("metric").str.contains("corrected")
-    np.testing.assert_allclose(one[~corrected], other[~corrected], atol=1e-6)
-    np.testing.assert_allclose(one[corrected], other[corrected], atol=1e-4)
-
-
-def around_accumulation(monkeypatch, context):
-    """What hooks add to sums, they add in such a context (a `contextmanager`)."""
-    for name in ("add", "finish"):
-        monkeypatch.setattr(BatchAccumulator, name, context()(getattr(BatchAccumulator, name)))
+from tests.helpers.corpora import write_texts
+from tests.helpers.models import tiny_llama
+from tests.helpers.sweeps import small_tokenizer, train
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +65,6 @@ def task(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def training(tmp_path_factory) -> Path:
     """Twelve checkpoints of one training run, and texts."""
-    from tests.helpers.sweeps import train
-
     folder = tmp_path_factory.mktemp("training")
     train(folder / "run")
     write_texts(folder / "texts.jsonl")
@@ -172,11 +129,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny model with its tokenizer, as save_pretrained writes them."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "<pad>"]))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
-    tiny_llama(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(folder)
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(folder)
     return folder
 
 

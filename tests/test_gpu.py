@@ -9,9 +9,9 @@ import torch
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.data.corpus import pad_batch
-from tests.conftest import around_accumulation, tiny_llama
-from tests.planned.test_plan import COLUMNS, corpus_of, planned, values_of
-from tests.test_probe import NAMES, documents
+from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES, around_accumulation, planned
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -9,49 +9,11 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.errors import InputError, ProbeError
-from tests.conftest import assert_same_values, tiny_llama
 from tests.helpers import references
-
-NGRAMS = [
-    (f"{direction}_{name}", direction, n)
-    for n, name in enumerate(["unigram", "bigram", "trigram", "quadgram"], 1)
-    for direction in ("input", "output")
-]
-NAMES = [name for name, _, _ in NGRAMS]
-
-
-def documents(n: int = 14, seed: int = 0) -> list[list[int]]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(1, 12, size=length).tolist() for length in generator.integers(2, 30, size=n)]
-
-
-def batches(docs, size, side="right"):
-    for start in range(0, len(docs), size):
-        chunk = docs[start : start + size]
-        longest = max(map(len, chunk))
-        ids, mask = torch.zeros(len(chunk), longest, dtype=torch.long), torch.zeros(len(chunk), longest)
-        for row, doc in enumerate(chunk):
-            where = slice(0, len(doc)) if side == "right" else slice(longest - len(doc), longest)
-            ids[row, where], mask[row, where] = torch.tensor(doc), 1
-        yield {"input_ids": ids, "attention_mask": mask.long()}
-
-
-def reference(model, docs, label_sets=NGRAMS, columns=None, n_anchors=20, seed=0):
-    dim = model.config.hidden_size
-    anchors = sample_anchors(n_anchors, dim, seed).numpy()
-    return references.measure(model, docs, label_sets, anchors, temperature(n_anchors, dim), columns)
-
-
-def value(result, row, metric, label_set="", unit="nats"):
-    table = result.to_pandas(unit=unit)
-    return table[(table.name == row) & (table.metric == metric) & (table.label_set == label_set)].value.item()
-
-
-def run(probe, model, docs, size=4, side="right"):
-    with probe, torch.no_grad():
-        for batch in batches(docs, size, side):
-            model(**batch)
-    return probe
+from tests.helpers.comparisons import assert_same_values
+from tests.helpers.corpora import documents
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES, batches, reference, run, value
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -25,10 +25,11 @@ from softh_probe.errors import InputError, SofthProbeError
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.result_files import RESULT_JSON, SHAPES, SUMS
 from softh_probe.sweep.config import SweepConfig
-from tests.conftest import assert_same_values, tiny_llama
 from tests.helpers import references
-from tests.planned.test_plan import corpus_of, run_planned
-from tests.test_probe import NGRAMS, batches, reference, run, value
+from tests.helpers.comparisons import assert_same_values
+from tests.helpers.corpora import corpus_of
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NGRAMS, batches, reference, run, run_planned, value
 
 
 def examples(n: int):

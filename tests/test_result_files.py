@@ -14,14 +14,15 @@ from softh_probe.estimators.soft_entropy import entropy
 from softh_probe.report.page import run_page, write_report
 from softh_probe.result_files import FORMAT, LAYERS_PARQUET, RESULT_JSON, SHAPES, SUMS
 from softh_probe.sweep.folder import is_intact
-from tests.helpers.report_data import NGRAMS, result_of, save, sweep_folder
+from tests.helpers.probes import NAMES
+from tests.helpers.report_data import result_of, save, sweep_folder
 
 LATER = ("entropy_document_sd", "null_information", "corrected_information")
 
 
 @pytest.fixture
 def result(model):
-    return result_of(model, labels=NGRAMS[:2])
+    return result_of(model, labels=NAMES[:2])
 
 
 def rewrite(folder, version, change=lambda head, tensors: None):

@@ -29,7 +29,7 @@ from softh_probe.run import run
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder
 from softh_probe.sweep.grid import expand
-from tests.conftest import TEXTS
+from tests.helpers.corpora import TEXTS
 from tests.helpers.sweeps import sweep_command
 
 ROOT = Path(softh_probe.__file__).parents[1]

@@ -5,9 +5,10 @@ import torch
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.accumulators import batch as batch_module
-from tests.conftest import assert_same_values, tiny_llama
-from tests.planned.test_plan import COLUMNS, corpus_of, run_planned, values_of
-from tests.test_probe import NAMES, documents
+from tests.helpers.comparisons import assert_same_values
+from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES, run_planned
 
 
 def run_over_a_corpus():

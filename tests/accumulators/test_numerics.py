@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
-from tests.conftest import tiny_llama
 from tests.helpers import references
+from tests.helpers.models import tiny_llama
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

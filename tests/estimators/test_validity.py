@@ -9,7 +9,7 @@ import torch
 from softh_probe import SoftEntropyProbe
 from softh_probe.estimators.anchors import sample_anchors
 from tests.helpers import references
-from tests.test_probe import value
+from tests.helpers.probes import value
 
 D, LAYER = 64, "states"
 

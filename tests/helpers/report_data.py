@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 
 from softh_probe import ProbeResult, SoftEntropyProbe
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES
 
-NGRAMS = [f"{d}_{o}" for o in ("unigram", "bigram", "trigram", "quadgram") for d in ("input", "output")]
 HOSTILE = "</script><script>alert(1)</script>"
 
 
@@ -52,10 +53,8 @@ def save(result: ProbeResult, folder: Path) -> Path:
     return folder
 
 
-def sweep_folder(folder: Path, *, n_checkpoints: int, layers: int = 3, labels=NGRAMS[:2], reason=None) -> Path:
+def sweep_folder(folder: Path, *, n_checkpoints: int, layers: int = 3, labels=NAMES[:2], reason=None) -> Path:
     """What a sweep leaves: a result's table again and again, changing slowly, at steps 0, 1, 2, 4, 8, …"""
-    from tests.conftest import tiny_llama
-
     result = result_of(tiny_llama(num_hidden_layers=layers - 2 if layers > 3 else 3), labels=labels)
     table = result.to_pandas()
     folder.mkdir(parents=True)

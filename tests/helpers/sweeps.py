@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import TEXTS, tiny_llama
+from tests.helpers.corpora import TEXTS
+from tests.helpers.models import tiny_llama
 
 N = 12
 

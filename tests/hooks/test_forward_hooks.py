@@ -11,9 +11,9 @@ from softh_probe import SoftEntropyProbe
 from softh_probe.accumulators import batch as batch_module
 from softh_probe.data.corpus import pad_batch
 from softh_probe.estimators import soft_entropy
-from tests.conftest import around_accumulation, tiny_llama
-from tests.planned.test_plan import COLUMNS, corpus_of, planned, values_of
-from tests.test_probe import NAMES, documents
+from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES, around_accumulation, planned
 
 #: Operations whose result the host has to know before it goes on; also indexing by a mask.
 WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}

@@ -18,7 +18,7 @@ from transformers import (
 from softh_probe import SoftEntropyProbe
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.hooks.hook_points import find_hook_points, hidden_state
-from tests.conftest import tiny_llama
+from tests.helpers.models import tiny_llama
 
 
 class Backbone(nn.Module):

@@ -22,7 +22,7 @@ from transformers import (
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.integrations.trainer import SoftEntropyCallback, masks_from_labels, own_rows
-from tests.conftest import tiny_llama
+from tests.helpers.models import tiny_llama
 
 LABELS = ["input_unigram", "output_unigram"]
 

@@ -11,7 +11,7 @@ from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.attached.inputs import require_tokens
 from softh_probe.distributed import gather
 from softh_probe.errors import ProbeError
-from tests.conftest import tiny_llama
+from tests.helpers.models import tiny_llama
 
 LABELS = ["input_unigram", "output_bigram"]
 

@@ -15,9 +15,10 @@ from softh_probe.errors import InputError
 from softh_probe.models.describe import describe_layers, load_skeleton
 from softh_probe.models.source import resolve_model
 from softh_probe.run import run
-from tests.conftest import TEXTS, tiny_llama
 from tests.helpers import references
-from tests.test_probe import NAMES, NGRAMS, value
+from tests.helpers.corpora import TEXTS
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES, NGRAMS, value
 
 WIDTH = 64
 

@@ -13,8 +13,8 @@ from softh_probe.errors import InputError
 from softh_probe.planned import memory, row_allocation
 from softh_probe.planned.memory import GIB, free_bytes, place_sums
 from tests.helpers import references
-from tests.planned.test_plan import COLUMNS, corpus_of, planned, values_of
-from tests.test_probe import NAMES, documents
+from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
+from tests.helpers.probes import NAMES, planned
 
 SIZES = {"n_anchors": 20, "anchor_sets": 2}
 

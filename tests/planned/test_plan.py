@@ -7,59 +7,16 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
-from softh_probe.data.corpus import NO_LABEL, Corpus, LabelColumn, length_batches, pad_batch
+from softh_probe.data.corpus import length_batches, pad_batch
 from softh_probe.errors import InputError
-from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.planned import row_allocation
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.row_allocation import RowAllocation, ngram_ids
 from softh_probe.run.forward import forward
-from tests.conftest import assert_same_values
 from tests.helpers import references
-from tests.test_probe import NAMES, NGRAMS, documents, value
-
-COLUMNS = ("column:language", "column:topic")
-
-
-def corpus_of(docs, **columns) -> Corpus:
-    """A corpus from token lists, and columns from values (None: no label)."""
-    made = {}
-    for name, values in columns.items():
-        names = list(dict.fromkeys(v for v in values if v is not None))
-        ids = [NO_LABEL if v is None else names.index(v) for v in values]
-        made[name] = LabelColumn(ids=np.array(ids, dtype=np.int32), names=names)
-    return Corpus(
-        tokens=np.concatenate(docs).astype(np.int32),
-        offsets=np.cumsum([0, *map(len, docs)]),
-        source=np.arange(len(docs)),
-        columns=made,
-        n_read=len(docs),
-        n_empty=0,
-        n_truncated=0,
-    )
-
-
-def planned(corpus, names, tokens_per_batch, per_label=()):
-    sets = parse_label_sets(names)
-    keep = corpus.lengths >= shortest_document(sets)
-    return Plan(corpus, sets, length_batches(corpus.lengths, tokens_per_batch, keep=keep), per_label)
-
-
-def run_planned(model, corpus, names, tokens_per_batch, plan=None, **settings):
-    plan = plan or planned(corpus, names, tokens_per_batch)
-    probe = SoftEntropyProbe(model, labels=names, n_anchors=20, plan=plan, **settings)
-    with probe, torch.inference_mode():
-        for i, docs in enumerate(plan.batches):
-            ids, mask = pad_batch(corpus, docs)
-            with probe.batch(plan.batch(i)):
-                model(input_ids=ids, attention_mask=mask)
-    return probe
-
-
-def values_of(n):
-    language = [["en", "de", "fr"][i % 3] for i in range(n)]
-    topic = [None if i % 4 == 0 else f"topic {i % 5}" for i in range(n)]
-    return language, topic
+from tests.helpers.comparisons import assert_same_values
+from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
+from tests.helpers.probes import NAMES, NGRAMS, planned, run_planned, value
 
 
 @pytest.mark.parametrize("kept_labels", [1000, 1])

@@ -8,20 +8,21 @@ import pytest
 
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_data import read_sweep
-from tests.conftest import tiny_llama
-from tests.helpers.report_data import HOSTILE, NGRAMS, result_of, save, sweep_folder
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES
+from tests.helpers.report_data import HOSTILE, result_of, save, sweep_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.chromium
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 DRAWN = "html[data-drawn]"
 N_DRAWN = "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.plot-container .main-svg')).length"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
     if path is None:
         pytest.skip("no chromium; on Debian: apt-get install chromium")
     with playwright.sync_playwright() as driver:
@@ -58,7 +59,7 @@ def open_page(browser):
 def page_of_a_run(tmp_path_factory):
     """30 layers, 8 label sets and a column."""
     folder = tmp_path_factory.mktemp("run")
-    return write_report([save(result_of(tiny_llama(num_hidden_layers=28), labels=[*NGRAMS]), folder)], folder)
+    return write_report([save(result_of(tiny_llama(num_hidden_layers=28), labels=[*NAMES]), folder)], folder)
 
 
 def numbers(page, selector):
@@ -179,8 +180,8 @@ def test_hostile_text_shows_as_text(open_page, tmp_path):
 
 
 def test_a_comparison_marks_differences_within_the_anchor_spread(open_page, tmp_path):
-    one = result_of(tiny_llama(), labels=NGRAMS[:2])
-    other = result_of(tiny_llama(initializer_range=0.1), labels=NGRAMS[:2])
+    one = result_of(tiny_llama(), labels=NAMES[:2])
+    other = result_of(tiny_llama(initializer_range=0.1), labels=NAMES[:2])
     folders = [save(r, tmp_path / name) for r, name in ((one, "one"), (one, "same"), (other, "other"))]
     page = open_page(write_report(folders, tmp_path / "report"))
     assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1
@@ -216,7 +217,7 @@ def test_a_sweep_plays_through_training(open_page, tmp_path):
 
 
 def test_a_page_of_200_checkpoints_opens(open_page, tmp_path):
-    folder = sweep_folder(tmp_path / "sweep", n_checkpoints=200, layers=30, labels=NGRAMS)
+    folder = sweep_folder(tmp_path / "sweep", n_checkpoints=200, layers=30, labels=NAMES)
     (folder / "report.html").write_text(sweep_page(read_sweep(folder)))
     page = open_page(folder / "report.html")
     assert page.evaluate(N_DRAWN) == 3

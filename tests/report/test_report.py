@@ -21,13 +21,14 @@ from softh_probe.report.page_data import embedded_json, run_data
 from softh_probe.report.sweep_data import read_sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
 from softh_probe.report.terminal import print_table
-from tests.conftest import tiny_llama
-from tests.helpers.report_data import HOSTILE, NGRAMS, page_data, result_of, save, sweep_folder
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES
+from tests.helpers.report_data import HOSTILE, page_data, result_of, save, sweep_folder
 
 
 @pytest.fixture(scope="module")
 def result():
-    return result_of(tiny_llama(), labels=NGRAMS[:4])
+    return result_of(tiny_llama(), labels=NAMES[:4])
 
 
 def test_a_page_holds_the_results_values_in_units_of_log_m(result, tmp_path):
@@ -119,10 +120,10 @@ def test_plot_names_the_figures_there_are(result):
 
 
 def test_results_of_other_text_or_other_anchors_are_refused_unless_allowed(tmp_path, capsys):
-    one = save(result_of(tiny_llama(), labels=NGRAMS[:2]), tmp_path / "one")
-    other_text = save(result_of(tiny_llama(), labels=NGRAMS[:2], corpus="f" * 64), tmp_path / "text")
-    other_seed = save(result_of(tiny_llama(), labels=NGRAMS[:2], seed=7), tmp_path / "seed")
-    unknown = save(result_of(tiny_llama(), labels=NGRAMS[:2], corpus=None), tmp_path / "unknown")
+    one = save(result_of(tiny_llama(), labels=NAMES[:2]), tmp_path / "one")
+    other_text = save(result_of(tiny_llama(), labels=NAMES[:2], corpus="f" * 64), tmp_path / "text")
+    other_seed = save(result_of(tiny_llama(), labels=NAMES[:2], seed=7), tmp_path / "seed")
+    unknown = save(result_of(tiny_llama(), labels=NAMES[:2], corpus=None), tmp_path / "unknown")
     for other, what in (
         (other_text, "their corpus"),
         (other_seed, "their anchors (seed 0 and 7)"),
@@ -141,19 +142,19 @@ def test_results_of_other_text_or_other_anchors_are_refused_unless_allowed(tmp_p
 
 
 def test_models_of_other_widths_are_compared_when_their_anchors_are_drawn_alike(tmp_path):
-    narrow = result_of(tiny_llama(), labels=NGRAMS[:2])
-    wide = result_of(tiny_llama(hidden_size=32, num_hidden_layers=5), labels=NGRAMS[:2])
+    narrow = result_of(tiny_llama(), labels=NAMES[:2])
+    wide = result_of(tiny_llama(hidden_size=32, num_hidden_layers=5), labels=NAMES[:2])
     notes = check_comparable([narrow, wide], ["narrow", "wide"])
     assert len(notes) == 1
     assert "24 and 32 wide" in notes[0]
-    more_anchors = result_of(tiny_llama(hidden_size=32), labels=NGRAMS[:2], n_anchors=30)
+    more_anchors = result_of(tiny_llama(hidden_size=32), labels=NAMES[:2], n_anchors=30)
     with pytest.raises(InputError, match="n_anchors 20 and 30"):
         check_comparable([narrow, more_anchors], ["narrow", "wide"])
 
 
 def test_differences_and_their_spread_against_numpy():
     torch.manual_seed(1)
-    one, other = (result_of(model, labels=NGRAMS[:2]) for model in (tiny_llama(), tiny_llama(initializer_range=0.4)))
+    one, other = (result_of(model, labels=NAMES[:2]) for model in (tiny_llama(), tiny_llama(initializer_range=0.4)))
     found = differences(one, other)
     assert found["paired"]
     a, b = ({(s, m): v.numpy() for s, m, v in r.metrics()} for r in (one, other))
@@ -221,12 +222,12 @@ def test_checkpoints_without_steps_are_drawn_one_by_one(tmp_path):
 
 
 def test_a_page_of_200_checkpoints_stays_under_15_mb(tmp_path):  # scripts/measure_page.py times pages
-    folder = sweep_folder(tmp_path / "sweep", n_checkpoints=200, layers=30, labels=NGRAMS)
+    folder = sweep_folder(tmp_path / "sweep", n_checkpoints=200, layers=30, labels=NAMES)
     assert len(sweep_page(read_sweep(folder))) < 15e6
 
 
 def test_a_page_of_30_layers_and_8_label_sets_stays_under_6_mb(tmp_path):
-    deep = result_of(tiny_llama(num_hidden_layers=28), labels=NGRAMS)
+    deep = result_of(tiny_llama(num_hidden_layers=28), labels=NAMES)
     page = write_report([save(deep, tmp_path)], tmp_path)
     assert len(deep.rows) == 30
     assert page.stat().st_size < 6e6
@@ -298,7 +299,7 @@ def test_a_terminal_gets_bars_in_colour_and_a_pipe_gets_plain_columns(result, mo
 
 @pytest.mark.parametrize("columns", [60, 80, 120, 200])
 def test_lines_fit_the_terminal_and_no_value_is_lost(columns, monkeypatch):
-    result = result_of(tiny_llama(), labels=NGRAMS)
+    result = result_of(tiny_llama(), labels=NAMES)
     text = printed(result, monkeypatch, columns=columns, NO_COLOR="1")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= columns

@@ -33,9 +33,11 @@ from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.run import run
-from tests.conftest import LANGUAGES, TEXTS, assert_same_values, tiny_llama
 from tests.helpers import references
-from tests.test_probe import NAMES, NGRAMS, value
+from tests.helpers.comparisons import assert_same_values
+from tests.helpers.corpora import LANGUAGES, TEXTS
+from tests.helpers.models import tiny_llama
+from tests.helpers.probes import NAMES, NGRAMS, value
 
 
 def tokens_of(checkpoint, texts=TEXTS):

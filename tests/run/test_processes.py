@@ -23,7 +23,7 @@ from softh_probe.cli import main
 from softh_probe.errors import InputError
 from softh_probe.run import run
 from softh_probe.run.processes import Processes, own_device
-from tests.conftest import assert_same_values
+from tests.helpers.comparisons import assert_same_values
 
 pytestmark = pytest.mark.skipif(
     not dist.is_gloo_available() or sys.platform != "linux", reason="needs gloo, and processes that fork"

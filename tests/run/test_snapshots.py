@@ -21,7 +21,8 @@ from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run import run
 from softh_probe.run.snapshots import Snapshots
-from tests.conftest import tiny_llama, write_texts
+from tests.helpers.corpora import write_texts
+from tests.helpers.models import tiny_llama
 
 SETTINGS = {
     "labels": ["input_unigram", "output_unigram", "input_bigram", "output_trigram", "column:language"],

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.conftest import write_texts
+from tests.helpers.corpora import write_texts
 from tests.helpers.hub import Hub, commit_of, serving
 from tests.helpers.sweeps import command, info_of, statuses, sweep_command
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_texts
+from tests.helpers.corpora import write_texts
 from tests.helpers.sweeps import (
     N,
     attempts,
