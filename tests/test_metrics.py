@@ -5,7 +5,8 @@ import torch
 
 from softh_probe import metrics
 from softh_probe.metrics import ENTROPIES, METRICS, Metric
-from tests.helpers.report_data import NGRAMS, result_of
+from tests.helpers.probes import NAMES
+from tests.helpers.report_data import result_of
 
 OF_POSITIONS = ["entropy", "entropy_document_sd"]
 OF_A_SET = [
@@ -22,7 +23,7 @@ OF_AN_ORDER = ["optimality", "optimality_corrected"]
 
 @pytest.fixture
 def result(model):
-    return result_of(model, labels=[*NGRAMS[:2], "input_bigram"])
+    return result_of(model, labels=[*NAMES[:2], "input_bigram"])
 
 
 def test_the_table_has_its_metrics_in_order(result):
