@@ -71,10 +71,10 @@ class SoftEntropyProbe:
         anchors: "iid", or "antithetic": pairs w and −w, with which entropies vary less between draws.
         modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
             position is a row.
-        plan: where the labels of a known corpus live; whoever runs the model announces each `batch`.
+        plan: the rows of the labels of a known corpus; each `batch` is announced before its forward pass.
 
     Raises:
-        InputError: an argument is not what it has to be, or the model's blocks cannot be told.
+        InputError: an argument is not what it has to be, or the model's blocks cannot be found.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class CachedSequences:
         waiting_rows, waiting_columns, waiting_places: positions that wait, and where each layer has kept their soft
             assignments, among n_held.
         n_columns: all columns fed so far.
-        past_known: False if something was fed before that nobody saw.
+        past_known: False if earlier tokens were fed outside the probe's block.
         number: under which layers keep what waits.
     """
 

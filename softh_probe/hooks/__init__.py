@@ -1,1 +1,1 @@
-"""Where the hooks go, and what they do in a forward pass."""
+"""Hooks: the modules they go to, and the recording of forward passes."""

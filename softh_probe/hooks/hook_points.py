@@ -226,7 +226,7 @@ def require_causal(points: HookPoints) -> None:
     """Refuse a model whose hidden states depend on later tokens or on other texts.
 
     Raises:
-        InputError: the model is not causal, or cannot be told to be.
+        InputError: the model is not causal, or it is unknown whether it is.
     """
     attentions = [m.is_causal for b in points.blocks for m in b.modules() if hasattr(m, "is_causal")]
     config = getattr(points.entry, "config", None)
