@@ -13,7 +13,7 @@ from tests.helpers import references
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import documents
 from tests.helpers.models import tiny_llama
-from tests.helpers.probes import NAMES, batches, reference, run, value
+from tests.helpers.probes import NAMES, batches, reference, run, value, values_by_key
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -24,17 +24,17 @@ def test_sums_and_information_equal_the_slow_way(model, side, size):
     probe = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs, size, side)
     assert probe.layers == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
     assert probe.positions == len(expected.labels["input_unigram"])
-    result = probe.result()
+    values = values_by_key(probe.result())
     for row, sums_SM in zip(probe.layers, probe.sums, strict=True):
         q = expected.q[row]
         np.testing.assert_allclose(sums_SM[0], q.sum(axis=0), rtol=1e-5)
-        assert value(result, row, "entropy") == pytest.approx(references.entropy(q.mean(0)), abs=1e-6)
+        assert values[row, "entropy", ""] == pytest.approx(references.entropy(q.mean(0)), abs=1e-6)
         own_entropy = np.mean([references.entropy(p) for p in q])
         for name in NAMES:
             information = references.mutual_information(q, expected.labels[name])
-            assert value(result, row, "mutual_information", name) == pytest.approx(information, abs=1e-6)
+            assert values[row, "mutual_information", name] == pytest.approx(information, abs=1e-6)
             highest = references.entropy(q.mean(0)) - own_entropy
-            assert value(result, row, "mutual_information_max", name) == pytest.approx(highest, abs=1e-6)
+            assert values[row, "mutual_information_max", name] == pytest.approx(highest, abs=1e-6)
 
 
 def test_coverage_regularity_and_optimality_follow_from_their_definitions(model):

@@ -71,6 +71,7 @@ def one_line(error: SofthProbeError) -> str:
 # -- the probe --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @examples(25)
 @given(
     TOKENS, LABEL_SETS, st.sampled_from(["left", "right"]), st.integers(1, 5), st.sampled_from(["iid", "antithetic"])
@@ -131,6 +132,7 @@ def test_masks_of_any_shape_are_right_or_refused(tiny, shape, dtype):
 LABEL_TYPES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.data(), TOKENS, st.sampled_from(LABEL_TYPES), st.booleans())
 def test_labels_of_ones_own_of_any_type_equal_the_reference(tiny, data, docs, dtype, per_position):
@@ -246,6 +248,7 @@ ANY_TYPE = [
 ]
 
 
+@pytest.mark.slow
 @examples(80)
 @given(
     st.lists(st.integers(0, 4), max_size=4),

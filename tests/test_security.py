@@ -125,6 +125,7 @@ def test_a_chat_template_reaches_no_internals(config, checkpoint, tmp_path, caps
         run(config(model=str(model), data=str(data)), progress=False)
 
 
+@pytest.mark.slow
 def test_code_of_a_checkpoint_is_off_by_default_and_named_where_it_is_on(config, tmp_path):
     assert RunConfig.__dataclass_fields__["trust_remote_code"].default is False
     assert SweepConfig.__dataclass_fields__["trust_remote_code"].default is False
@@ -151,6 +152,7 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+@pytest.mark.slow
 def test_names_of_columns_and_labels_stay_in_the_output_folder(config, tmp_path):
     rows = [{"text": text, **dict.fromkeys(HOSTILE, [*HOSTILE[:4], "a\0b"][i % 5])} for i, text in enumerate(TEXTS)]
     data = tmp_path / "data" / "texts.jsonl"
@@ -273,6 +275,7 @@ def refusing_hub():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_secrets_land_in_no_file_of_a_sweep_nor_of_what_fails_in_it(
     config_file, training, tmp_path, monkeypatch, refusing_hub
 ):

@@ -47,7 +47,10 @@ def states_without_direction():
 
 
 @pytest.mark.parametrize("measure", [run_over_a_corpus, attached_to_generate, states_without_direction])
-@pytest.mark.parametrize(("most_layers", "most_bytes"), [(1, 2**23), (2, 2**23), (32, 1)])
+@pytest.mark.parametrize(
+    ("most_layers", "most_bytes"),
+    [pytest.param(1, 2**23, marks=pytest.mark.slow), (2, 2**23), pytest.param(32, 1, marks=pytest.mark.slow)],
+)
 def test_layers_at_a_time_change_nothing(measure, most_layers, most_bytes, monkeypatch):
     together = measure().result().to_pandas("nats")
     monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)

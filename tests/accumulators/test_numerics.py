@@ -78,6 +78,7 @@ def test_layers_of_different_dtypes_in_one_model():
     check_rows(*rows_of(model, {"input_ids": ids}), [torch.bfloat16, torch.float32])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_million_positions_are_within_1e_4_of_float64(dtype):
     model, dim, n_anchors = Replay().eval(), 12, 16
@@ -114,6 +115,7 @@ def test_a_million_positions_are_within_1e_4_of_float64(dtype):
     assert ours("mutual_information", "input_unigram") > 0.05  # there is something to get wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_sequences", "n_tokens"), [(128, 1024), (1, 131_072)])
 def test_five_million_positions_lose_no_mass(n_sequences, n_tokens):
     model = Replay().eval()
@@ -143,6 +145,7 @@ def test_labels_that_are_kept_lose_no_mass_in_long_batches():
     torch.testing.assert_close(kept[:, :8], expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.checkpoint
 def test_bfloat16_is_within_2e_3_of_float32_on_a_real_model(smollm2_gguf):
     where = {"pretrained_model_name_or_path": smollm2_gguf.parent, "gguf_file": smollm2_gguf.name}

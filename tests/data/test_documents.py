@@ -541,6 +541,7 @@ def test_errors_come_on_calling(tmp_path):
             read_documents(path, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_hub_that_cannot_be_reached(setting, tmp_path):
     """In a process of its own, as both are read on import; and at once, not after many retries."""
@@ -585,6 +586,7 @@ def test_hub_answers_are_passed_on(monkeypatch):
     assert "hf auth login" in message("a/b")
 
 
+@pytest.mark.slow
 def test_reading_is_lazy(tmp_path):
     """The first documents of a long file come without the rest."""
     line = json.dumps({"text": "word " * 200}) + "\n"

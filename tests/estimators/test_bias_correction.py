@@ -148,6 +148,7 @@ def real_text(smollm2_gguf):
     return {layer: np.concatenate(parts) for layer, parts in q.items()}, np.array(windows)
 
 
+@pytest.mark.slow
 @pytest.mark.checkpoint
 @pytest.mark.parametrize("columns", [range(4 - n, 4) for n in range(1, 5)] + [range(4, 4 + n) for n in range(1, 5)])
 def test_the_null_is_what_permuted_ngrams_of_real_text_give(real_text, columns):
@@ -188,9 +189,9 @@ def known_labels(dim, n_anchors, shared, modes=1, n_labels=24, seed=0):
     [
         (64, 100, 0.2, 1, (0.03, 0.02, 0.02)),
         (128, 50, 0.5, 1, (0.03, 0.02, 0.02)),
-        (576, 100, 0.4, 1, (0.03, 0.02, 0.02)),
-        (576, 100, 0.9, 1, (0.02, 0.02, 0.02)),
-        (1024, 300, 0.5, 1, (0.03, 0.02, 0.02)),
+        pytest.param(576, 100, 0.4, 1, (0.03, 0.02, 0.02), marks=pytest.mark.slow),
+        pytest.param(576, 100, 0.9, 1, (0.02, 0.02, 0.02), marks=pytest.mark.slow),
+        pytest.param(1024, 300, 0.5, 1, (0.03, 0.02, 0.02), marks=pytest.mark.slow),
         (256, 100, 0.8, 3, (0.08, 0.06, 0.03)),
     ],
 )

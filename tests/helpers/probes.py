@@ -44,6 +44,11 @@ def reference(model, docs, label_sets=NGRAMS, columns=None, n_anchors=20, seed=0
     return references.measure(model, docs, label_sets, anchors, temperature(n_anchors, dim), columns)
 
 
+def values_by_key(result, unit="nats"):
+    """Return a result's values by (row, metric, label set)."""
+    return result.to_pandas(unit=unit).set_index(["name", "metric", "label_set"]).value
+
+
 def value(result, row, metric, label_set="", unit="nats"):
     """Read one value from a result's table."""
     table = result.to_pandas(unit=unit)

@@ -24,10 +24,17 @@ from tests.helpers import architectures, references
 
 N_ANCHORS, TOLERANCE = 20, 1e-5
 LISTED = architectures.listed()
+FAST = {"bart", "bert", "gpt2", "llama", "mamba", "mixtral", "qwen3", "t5"}
 VERDICTS: dict[str, str] = {}
 
 
-@pytest.mark.parametrize(("kind", "model_type", "class_name"), LISTED, ids=[f"{k}-{t}" for k, t, _ in LISTED])
+def parameters(listed, name):
+    """Return a parameter set for each architecture; those outside of `FAST` are slow."""
+    marks = {True: (), False: pytest.mark.slow}
+    return [pytest.param(*entry, id=name.format(*entry), marks=marks[entry[1] in FAST]) for entry in listed]
+
+
+@pytest.mark.parametrize(("kind", "model_type", "class_name"), parameters(LISTED, "{0}-{1}"))
 def test_layers_are_right_or_refused(kind, model_type, class_name, record_property):
     name = f"{kind} {model_type}"
 
@@ -64,7 +71,7 @@ OTHER_CACHES = {"reformer"}
 GENERATING = [(kind, model_type, name) for kind, model_type, name in LISTED if kind == "causal"]
 
 
-@pytest.mark.parametrize(("kind", "model_type", "class_name"), GENERATING, ids=[t for _, t, _ in GENERATING])
+@pytest.mark.parametrize(("kind", "model_type", "class_name"), parameters(GENERATING, "{1}"))
 def test_generating_counts_each_fed_token_with_its_labels(kind, model_type, class_name):
     n_prompt, n_new = 9, 4
     ids = torch.randint(5, 60, (2, n_prompt), generator=torch.Generator().manual_seed(1))
@@ -95,6 +102,7 @@ def test_generating_counts_each_fed_token_with_its_labels(kind, model_type, clas
             torch.testing.assert_close(probe.sums, alone.sums, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_nearly_all_are_right():
     if len(VERDICTS) < len(LISTED):
         pytest.skip("not all architectures were tried")

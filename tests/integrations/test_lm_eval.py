@@ -154,6 +154,7 @@ def test_simple_evaluate(lm, task, monkeypatch):
     assert not probe.result().to_pandas().empty
 
 
+@pytest.mark.slow
 def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, task):
     """Of two questions of four, told as a chat; answers that the harness has kept are not asked for again."""
     model.save_pretrained(task / "model")
@@ -225,6 +226,7 @@ def evaluate_everything(folder, accelerator=None):
     return found
 
 
+@pytest.mark.slow
 def test_requests_repeated_to_fill_up_several_processes_do_not_count(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_tasks(tmp_path)

@@ -143,6 +143,7 @@ def test_rows_that_fill_up_the_last_batch_of_several_processes_do_not_count(monk
     assert state is not None
 
 
+@pytest.mark.slow
 def test_two_processes_count_each_text_once(tmp_path, model):
     """Five texts in batches of one: the second process is given a text twice, to fill up the last batch."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]

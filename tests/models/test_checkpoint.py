@@ -381,6 +381,7 @@ def test_gguf_headers_that_lie(damage: Callable[[bytes], bytes], said: str, tmp_
     refusal(lambda: load(str(file)), said, "download it again")
 
 
+@pytest.mark.slow
 @pytest.mark.checkpoint
 def test_the_real_checkpoint(smollm2_gguf: Path) -> None:
     source = resolve_model(str(smollm2_gguf))
@@ -797,6 +798,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     address, requests = hub
     cache = tmp_path / "cache"

@@ -107,6 +107,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, capsys, arguments, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 @pytest.mark.checkpoint
 def test_a_real_gguf_file_is_described_from_its_header(smollm2_gguf):
     table = describe_layers(load_skeleton(resolve_model(str(smollm2_gguf))))

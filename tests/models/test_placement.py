@@ -188,6 +188,7 @@ def worker(rank: int, world: int, folder: str, fail: bool) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_equal_one(tmp_path):
     multiprocessing.spawn(worker, (2, str(tmp_path), False), nprocs=2)
@@ -203,6 +204,7 @@ def test_two_processes_equal_one(tmp_path):
         np.testing.assert_allclose(ours[keys], theirs[keys], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_what_goes_wrong_in_one_process_is_raised_in_all(tmp_path):
     multiprocessing.spawn(worker, (2, str(tmp_path), True), nprocs=2)

@@ -13,7 +13,7 @@ from tests.helpers.probes import NAMES
 from tests.helpers.report_data import HOSTILE, result_of, save, sweep_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.chromium
+pytestmark = [pytest.mark.chromium, pytest.mark.slow]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 DRAWN = "html[data-drawn]"

@@ -119,6 +119,7 @@ def test_plot_names_the_figures_there_are(result):
 # --- side by side ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_of_other_text_or_other_anchors_are_refused_unless_allowed(tmp_path, capsys):
     one = save(result_of(tiny_llama(), labels=NAMES[:2]), tmp_path / "one")
     other_text = save(result_of(tiny_llama(), labels=NAMES[:2], corpus="f" * 64), tmp_path / "text")
@@ -221,11 +222,13 @@ def test_checkpoints_without_steps_are_drawn_one_by_one(tmp_path):
     assert plane_through_training(table)._repr_png_()
 
 
+@pytest.mark.slow
 def test_a_page_of_200_checkpoints_stays_under_15_mb(tmp_path):  # scripts/measure_page.py times pages
     folder = sweep_folder(tmp_path / "sweep", n_checkpoints=200, layers=30, labels=NAMES)
     assert len(sweep_page(read_sweep(folder))) < 15e6
 
 
+@pytest.mark.slow
 def test_a_page_of_30_layers_and_8_label_sets_stays_under_6_mb(tmp_path):
     deep = result_of(tiny_llama(num_hidden_layers=28), labels=NAMES)
     page = write_report([save(deep, tmp_path)], tmp_path)
@@ -254,6 +257,7 @@ def test_what_report_cannot_do_is_said_in_one_line(arguments, error, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_report_prints_the_pages_path(result, tmp_path, capsys):
     folder = save(result, tmp_path / "a")
     assert main(["report", str(folder)]) == 0

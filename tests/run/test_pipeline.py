@@ -412,6 +412,7 @@ print(result.info["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_documents(checkpoint, tmp_path):
     """Eight times the documents: kept hidden states would add 0.5 KB a token, some 90 MB; tokens add 4 bytes."""
     peaks = []
@@ -427,6 +428,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_documents(checkpoint, tmp_
     assert large - small < 30, f"{few} tokens: {small:.0f} MB, {many} tokens: {large:.0f} MB"
 
 
+@pytest.mark.slow
 def test_the_example_script_runs(checkpoint, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
@@ -437,6 +439,7 @@ def test_the_example_script_runs(checkpoint, tmp_path):
     assert "mutual_information" in out
 
 
+@pytest.mark.slow
 @pytest.mark.checkpoint
 def test_the_real_checkpoint_equals_every_document_alone(smollm2_gguf, tmp_path):
     """SmolLM2-135M on Python's help topics: all 32 rows, four n-gram orders in both directions, in float64."""

@@ -109,6 +109,7 @@ def assert_same_results(ours: ProbeResult, theirs: ProbeResult) -> None:
         np.testing.assert_allclose(tensor, theirs.tensors[name], rtol=1e-6, atol=1e-6 if exact else 1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_numbers_of_one_process_written_once(config, tmp_path):
     one = run(config(**SETTINGS, out=str(tmp_path / "one")), progress=False)
     together = config(**SETTINGS, out=str(tmp_path / "together"), cache="none")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def swept(training, tmp_path_factory) -> Path:
+def example(training, tmp_path_factory) -> Path:
     """Two checkpoints, by the example from Python."""
     folder = tmp_path_factory.mktemp("swept")
     words = [ROOT / "scripts" / "launch_sweep.py", training / "run" / "checkpoint-1[12]", training / "texts.jsonl"]
@@ -32,10 +32,11 @@ def swept(training, tmp_path_factory) -> Path:
     return folder / "out" / "sweep"
 
 
-@pytest.fixture(autouse=True)
-def where_it_ran(swept, monkeypatch):
-    """Its paths are relative."""
-    monkeypatch.chdir(swept.parents[1])
+@pytest.fixture
+def swept(example, monkeypatch) -> Path:
+    """The sweep's folder, from where it ran, as its paths are relative."""
+    monkeypatch.chdir(example.parents[1])
+    return example
 
 
 def refusal(capsys, *words: object) -> str:
@@ -46,6 +47,7 @@ def refusal(capsys, *words: object) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_status_collect_and_a_dry_run_of_what_is_done(swept, capsys):
     assert main(["status", str(swept)]) == 0
     assert capsys.readouterr().out == "2 done, 0 running, 0 failed, 0 waiting\n"
@@ -65,6 +67,7 @@ def test_status_collect_and_a_dry_run_of_what_is_done(swept, capsys):
     assert "0 done, 0 running, 0 failed, 1 waiting" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_costs_no_table(swept, capsys, monkeypatch):
     def broken(*_):
         raise ValueError("no ink")
@@ -76,6 +79,7 @@ def test_a_report_that_fails_costs_no_table(swept, capsys, monkeypatch):
     assert (swept / "sweep.parquet").is_file()
 
 
+@pytest.mark.slow
 def test_another_configuration_or_other_data_are_refused_with_what_differs(swept, training, tmp_path, capsys):
     config = swept / "config.yaml"
     line = refusal(capsys, "sweep", "--config", config, "--n-anchors", 30)
@@ -91,6 +95,7 @@ def test_another_configuration_or_other_data_are_refused_with_what_differs(swept
     assert main(["sweep", "--config", str(config), "--data", str(other), "--tokens-per-batch", "7", "--dry-run"]) == 0
 
 
+@pytest.mark.slow
 def test_folders_and_fields_that_are_none(swept, tmp_path, capsys):
     for command in ("status", "collect"):
         assert "holds no sweep; expected the output folder of `softh-probe sweep`" in refusal(capsys, command, tmp_path)
@@ -105,14 +110,15 @@ def test_folders_and_fields_that_are_none(swept, tmp_path, capsys):
     assert "holds the results of a run; name another folder" in line
 
 
-def test_out_of_memory_halves_the_tokens_of_a_batch(training, tmp_path, monkeypatch):
+def test_out_of_memory_halves_the_tokens_of_a_batch(checkpoint, data, tmp_path, monkeypatch):
     config = RunConfig(
-        model=str(training / "run" / "checkpoint-1"),
-        data=str(training / "texts.jsonl"),
+        model=str(checkpoint),
+        data=str(data),
         out=str(tmp_path / "out"),
         max_length=64,
         tokens_per_batch=256,
         overwrite=True,
+        report=False,
     )
     tried = []
     run, limit = measure.run, 100
@@ -134,6 +140,7 @@ def test_out_of_memory_halves_the_tokens_of_a_batch(training, tmp_path, monkeypa
     assert tried[3:] == [256, 128, 64, 32]
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_sweep_in_a_line_and_room_lets_it_finish(config_file, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -72,6 +72,7 @@ def test_a_dry_run_says_what_would_run(name, hub, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_example_from_python(training, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

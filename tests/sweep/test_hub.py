@@ -10,6 +10,8 @@ from tests.helpers.corpora import write_texts
 from tests.helpers.hub import Hub, commit_of, serving
 from tests.helpers.sweeps import command, info_of, statuses, sweep_command
 
+pytestmark = pytest.mark.slow
+
 MODEL, TOKEN = "own/tiny", "hf_secretsecretsecretsecret"
 REVISIONS = {
     "main": 5,

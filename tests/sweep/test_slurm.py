@@ -28,7 +28,7 @@ from tests.helpers.sweeps import (
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "one_node_slurm"
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 @pytest.fixture

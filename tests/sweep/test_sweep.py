@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pandas as pd
 import psutil
+import pytest
 
 from softh_probe import ProbeResult
 from softh_probe.cli import main
@@ -30,6 +31,8 @@ from tests.helpers.sweeps import (
     wait_for,
     written,
 )
+
+pytestmark = pytest.mark.slow
 
 
 def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, training, tmp_path):
