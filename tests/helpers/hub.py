@@ -110,3 +110,76 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _FolderHandler(BaseHTTPRequestHandler):
+    """Answers from folders `owner/name`; `root`, `commit` and `requests` are set in a subclass."""
+
+    root: Path
+    commit: str
+    requests: list[str]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0].strip("/")
+        self.requests.append(f"{self.command} {path}")
+        parts = path.removeprefix("api/models/").split("/")
+        repo, kind, rest = "/".join(parts[:2]), parts[2:3], parts[3:]
+        if repo == "own/gated":
+            self.answer(403, b"", X_Error_Code="GatedRepo")
+        elif repo == "own/broken":
+            self.answer(500, b"")
+        elif not (self.root / repo).is_dir():
+            self.answer(404, b"", X_Error_Code="RepoNotFound")
+        elif rest and rest[0] not in ("main", self.commit):
+            self.answer(404, b"", X_Error_Code="RevisionNotFound")
+        elif kind == ["resolve"]:
+            self.file(self.root / repo / "/".join(rest[1:]))
+        else:
+            self.listing(self.root / repo, repo, kind == ["tree"])
+
+    do_HEAD = do_GET
+
+    def file(self, file: Path) -> None:
+        if file.is_file():
+            self.answer(200, file.read_bytes(), ETag=f'"{file.name}"', X_Repo_Commit=self.commit)
+        else:
+            self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=self.commit)
+
+    def listing(self, folder: Path, repo: str, tree: bool) -> None:
+        files = [file for file in folder.iterdir() if file.is_file()]
+        facts = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
+        names = [{"rfilename": file.name} for file in files]
+        answer = facts if tree else {"id": repo, "sha": self.commit, "siblings": names}
+        self.answer(200, json.dumps(answer).encode(), Content_Type="application/json")
+
+
+@contextmanager
+def serving_folders(root: Path, commit: str) -> Iterator[tuple[str, list[str]]]:
+    """Serve folders `owner/name` below root as models of one commit; gives the address and the list of requests.
+
+    `own/gated` is refused, and `own/broken` fails.
+    """
+    requests: list[str] = []
+    handler = type("Handler", (_FolderHandler,), {"root": root, "commit": commit, "requests": requests})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from softh_probe.errors import InputError
 from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
 from softh_probe.models.fingerprint import weights_fingerprint
 from softh_probe.models.source import ModelSource, resolve_model
+from tests.helpers.hub import serving_folders
 
 VOCABULARY = 64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -739,63 +738,8 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     save_tokenizer(root / "own/code")
     (root / "own/empty").mkdir(parents=True)
     (root / "own/empty/README.md").write_text("nothing")
-    requests: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def answer(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            path = self.path.split("?")[0].strip("/")
-            requests.append(f"{self.command} {path}")
-            parts = path.removeprefix("api/models/").split("/")
-            repo, kind, rest = "/".join(parts[:2]), parts[2:3], parts[3:]
-            if repo == "own/gated":
-                self.answer(403, b"", X_Error_Code="GatedRepo")
-            elif repo == "own/broken":
-                self.answer(500, b"")
-            elif not (root / repo).is_dir():
-                self.answer(404, b"", X_Error_Code="RepoNotFound")
-            elif rest and rest[0] not in ("main", COMMIT):
-                self.answer(404, b"", X_Error_Code="RevisionNotFound")
-            elif kind == ["resolve"]:
-                self.file(root / repo / "/".join(rest[1:]))
-            else:
-                self.listing(root / repo, repo, kind == ["tree"])
-
-        do_HEAD = do_GET
-
-        def file(self, file: Path) -> None:
-            if file.is_file():
-                self.answer(200, file.read_bytes(), ETag=f'"{file.name}"', X_Repo_Commit=COMMIT)
-            else:
-                self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
-
-        def listing(self, folder: Path, repo: str, tree: bool) -> None:
-            files = [file for file in folder.iterdir() if file.is_file()]
-            facts = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
-            names = [{"rfilename": file.name} for file in files]
-            answer = facts if tree else {"id": repo, "sha": COMMIT, "siblings": names}
-            self.answer(200, json.dumps(answer).encode(), Content_Type="application/json")
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", requests
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving_folders(root, COMMIT) as (address, requests):
+        yield address, requests
 
 
 @pytest.mark.slow
