@@ -289,6 +289,7 @@ def fields(config: type) -> st.SearchStrategy:
     return st.dictionaries(st.sampled_from(names), ODD, max_size=3).map(lambda odd: {**whole, **odd})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [RunConfig, SweepConfig])
 @examples(300)
 @given(st.data())

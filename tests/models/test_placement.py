@@ -44,6 +44,7 @@ def assert_same(probe, plain, rtol=1e-6):
 # --- torch.compile ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used before"])
 @pytest.mark.parametrize("how", ["whole", "in place", "blocks"])
 def test_compiled_models_are_measured_uncompiled_inside_the_block(how, used):
