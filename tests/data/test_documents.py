@@ -8,7 +8,6 @@ import lzma
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -586,15 +585,11 @@ def test_hub_answers_are_passed_on(monkeypatch):
     assert "hf auth login" in message("a/b")
 
 
-@pytest.mark.slow
 def test_reading_is_lazy(tmp_path):
-    """The first documents of a long file come without the rest."""
+    """The first documents of a long file come without the rest, whose last line is damaged."""
     line = json.dumps({"text": "word " * 200}) + "\n"
     path = tmp_path / "d.jsonl"
-    path.write_text(line * 30_000)
-    start = time.monotonic()
+    path.write_text(line * 30_000 + '{"text": ')
     assert len(contents(str(path), max_documents=3)) == 3
-    first = time.monotonic() - start
-    start = time.monotonic()
-    assert sum(1 for _ in read_documents(str(path))) == 30_000
-    assert first < (time.monotonic() - start) / 2
+    with pytest.raises(InputError):
+        sum(1 for _ in read_documents(str(path)))
