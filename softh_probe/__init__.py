@@ -29,14 +29,19 @@ _MODULES = {
     "temperature": "softh_probe.estimators.calibration",
 }
 
+#: Modules that `import softh_probe` alone makes available, as attributes.
+_SUBMODULES = ("estimators", "labels", "probe", "result")
+
 if not TYPE_CHECKING:  # a type checker would take any name to exist
 
     def __getattr__(name: str) -> Any:
         """Import a public name on first use (PEP 562): torch and transformers take seconds to import."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
+        if name in _SUBMODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(_MODULES[name]), name)
         return value
 

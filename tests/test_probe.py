@@ -475,3 +475,11 @@ def test_the_result_says_how_many_positions_each_label_set_labels(model):
     with probe, probe.labelled(topic=torch.tensor([1, -1])), torch.no_grad():
         model(torch.arange(20).view(2, 10))
     assert probe.result().info["labelled_positions"] == {"input_bigram": 18, "topic": 9}
+
+
+def test_a_mask_of_tokens_does_not_touch_modules_without_tokens():
+    net = torch.nn.Linear(6, 8).eval()
+    probe = SoftEntropyProbe(net, modules={"fc": net}, n_anchors=20)
+    with probe, probe.masked(torch.tensor([[1, 1, 0], [1, 1, 1]])), torch.no_grad():
+        net(torch.randn(2, 6))
+    assert probe.positions == 2

@@ -104,3 +104,8 @@ def test_choices_of_a_configuration_are_those_of_the_code_it_configures():
     assert get_args(hints["dtype"]) == DTYPES
     assert get_args(hints["anchors"]) == KINDS
     assert get_args(get_args(hints["calibration"])[0]) == METHODS
+
+
+def test_public_modules_are_attributes_of_the_package():
+    code = "import softh_probe; softh_probe.result.ProbeResult; softh_probe.labels.parse_label_sets"
+    subprocess.run([sys.executable, "-c", code], check=True)

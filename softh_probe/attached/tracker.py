@@ -97,6 +97,15 @@ class InputTracker:
         waits = self._cache is not None or inputs.get("use_cache") is not False
         return self.rows.batch(tokens, own, self._current, waits=waits, tentative=tentative)
 
+    def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
+        """Find the labels of a forward pass without tokens; see `LabelSource.begin_positions`."""
+        tokens = TokenBatch(real_BT=np.ones(shape, dtype=bool), ids_BT=None)
+        self.context.exclude_sequences(tokens)
+        self._require_ids(tokens)
+        own = self.context.own_labels(shape)
+        self._current = self.rows.new_sequences(tokens)
+        return self.rows.batch(tokens, own, self._current, tentative=self.context.tentative)
+
     def finish(self, output: Any) -> None:
         """End the forward pass that began last; `output` is None where it failed."""
         current, self._current = self._current, None

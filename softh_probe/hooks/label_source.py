@@ -102,10 +102,18 @@ class LabelSource(Protocol):
 
         Returns:
             The rows of its positions; a `DecodeStep` where they come with those of later steps; None where the
-            arguments hold neither tokens nor embeddings (call again with the first hidden states).
+            arguments hold neither tokens nor embeddings (`begin_positions` follows).
 
         Raises:
             ProbeError: the labels cannot be found.
+        """
+        ...
+
+    def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
+        """Find the labels of a forward pass without tokens, once its first hidden states [B, T, D] or [B, D] are known.
+
+        Args:
+            shape: (B, T), with T = 1 for [B, D]; every position is real.
         """
         ...
 

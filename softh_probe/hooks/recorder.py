@@ -114,8 +114,8 @@ class Recorder:
             if hidden.is_mps:
                 hidden = hidden.cpu()  # Apple's GPUs have no float64
             if current.labels is None and hidden.ndim in (2, 3):
-                states = hidden if hidden.ndim == 3 else hidden.unsqueeze(1)
-                current.labels = self._source.begin({"inputs_embeds": states}, {})
+                n_tokens = hidden.shape[1] if hidden.ndim == 3 else 1
+                current.labels = self._source.begin_positions((hidden.shape[0], n_tokens))
             expected = current.shapes
             if hidden.shape[:-1] not in expected:
                 raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")

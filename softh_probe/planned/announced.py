@@ -66,6 +66,10 @@ class AnnouncedBatches:
             require_tokens(inputs, outer)
         return self._announced
 
+    def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
+        """Raise ProbeError: the announced batch has all labels."""
+        raise ProbeError("plan: no batch was announced; run the model inside probe.batch(plan.batch(index))")
+
     def finish(self, output: Any) -> None:
         """Do nothing: no sequence lasts longer than its batch."""
 
