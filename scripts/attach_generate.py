@@ -1,4 +1,4 @@
-"""What layers hold while a model writes: python scripts/attach_generate.py MODEL PROMPTS.txt (a line is a prompt)"""
+"""Layers while a model writes: python scripts/attach_generate.py MODEL PROMPTS.txt (a line is a prompt)"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What layers hold on a benchmark: python scripts/attach_lm_eval.py MODEL TASK [FOLDER_OF_TASKS]
+"""Information of layers on a benchmark: python scripts/attach_lm_eval.py MODEL TASK [FOLDER_OF_TASKS]
 
 pip install '.[lm-eval]' first, which also brings softh-probe-lm-eval: the command lm_eval with --model hf-softh.
 """

@@ -1,4 +1,4 @@
-"""How layers change in training: python scripts/attach_trainer.py MODEL TEXTS.txt (a line is a document)"""
+"""Change of layers in training: python scripts/attach_trainer.py MODEL TEXTS.txt (a line is a document)"""
 
 import sys
 

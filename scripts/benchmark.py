@@ -1,4 +1,4 @@
-"""What the probe costs: its run against the same model without it, and against soft-entropy, in one process.
+"""Cost of the probe: its run against the same model without it, and against soft-entropy, in one process.
 
     python scripts/benchmark.py [--repeats 3] [--out benchmark.json]
 
@@ -58,7 +58,7 @@ CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", *ATTACHED, "riv
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to compare, on what."""
+    """Conditions and data of a comparison."""
 
     model: str = ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"
     """Checkpoint: a .gguf file or a local folder."""
@@ -71,13 +71,13 @@ class Benchmark:
     max_length: int = 128
     """Tokens a document has at most."""
     overflow: str = "truncate"
-    """What happens to longer documents: truncate, or split into successive windows."""
+    """Treatment of longer documents: truncate, or split into successive windows."""
     tokens_per_batch: int = 1024
     """Tokens a batch of the probe has at most, padding included."""
     repeats: int = 3
     """Times that every condition is measured."""
     out: str = "out/benchmark.json"
-    """Where the figures go, as JSON."""
+    """File for the figures, as JSON."""
     memory_of: str | None = None
     """Run this one condition once and print its peak memory; what the benchmark calls itself with."""
 
@@ -214,7 +214,7 @@ class Bench:
         return (kernels("probe, 1 set") - kernels("limit")) / calls
 
     def share_inside_hooks(self) -> float:
-        """Of the time of a run with one anchor set, how much is spent adding to sums (on a CPU)."""
+        """Measure the share of a run with one anchor set that is spent adding to sums (on a CPU)."""
         spent, add, finish = 0.0, BatchAccumulator.add, BatchAccumulator.finish
 
         def timed(work: Callable[..., None]) -> Callable[..., None]:

@@ -119,7 +119,7 @@ class Campaign:
 
 
 def _unclear(message: str) -> str | None:
-    """What is wrong with the line that a refusal is."""
+    """Find faults of the line of a refusal."""
     if len(message.splitlines()) != 1 or len(message) < 15 or len(message) > 1300 or not message.isprintable():
         return f"no clear line: {message!r}"
     return None

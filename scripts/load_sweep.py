@@ -135,7 +135,7 @@ def timed(*words: object) -> Cost:
 
 
 def wrong(config: SweepConfig, done: dict[str, GridPoint]) -> list[str]:
-    """What of the sweep's table is not what the checkpoints' own tables say."""
+    """Find differences between the sweep's table and the checkpoints' own tables."""
     found = []
     folder = SweepFolder(config.out)
     table = pd.read_parquet(

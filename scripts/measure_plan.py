@@ -1,4 +1,4 @@
-"""What planning costs: rows alive at most, time and memory, on 6.0M tokens of short texts in seven languages.
+"""Cost of planning: rows live at most, time and memory, on 6.0M tokens of short texts in seven languages.
 
     python scripts/material.py .cache --fortunes && python scripts/measure_plan.py
 

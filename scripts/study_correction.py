@@ -1,4 +1,4 @@
-"""How far the null and the corrected information are from the truth, beside other estimators from the same sums.
+"""Errors of the null and the corrected information against the truth, beside other estimators from the same sums.
 
     python scripts/study_correction.py                                # simulations: a minute
     python scripts/study_correction.py --model MODEL --texts TEXTS    # and real hidden states: some minutes more

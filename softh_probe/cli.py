@@ -87,7 +87,7 @@ def _sweep(options: Namespace) -> int:
     try:
         outcome = sweep(config)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED, False)
+        return _fail("interrupted; the same command resumes from here", EXIT_INTERRUPTED, False)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.waiting)} waiting"
     print(f"{counts}; results in {config.out}")
     for warning in outcome.warnings:
@@ -159,7 +159,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="Show Python tracebacks.")
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
-    commands.add_subcommand("layers", _layers_parser(), help="Show the rows of a run, from the model's config alone.")
+    commands.add_subcommand("layers", _layers_parser(), help="Show the layers of a run, from the model's config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, and the expected time and disk.")
@@ -208,7 +208,7 @@ def _layers_parser() -> ArgumentParser:
     help_of = _field_help(RunConfig)
     parser = ArgumentParser(
         exit_on_error=False,
-        description="Show each row that a run would measure: its name, module, class, width and device. Neither "
+        description="Show each layer that a run would measure: its name, module, class, width and device. Neither "
         "weights nor data are loaded.",
     )
     parser.add_argument("model", type=str, help=help_of["model"])

@@ -65,7 +65,7 @@ class SoftEntropyProbe:
         anchor_sets: independent sets, all measured in the same pass; results carry the spread over them.
         seed: of the first set; set s uses seed + s.
         calibration: "exact", "leading_order", or the temperature as a float.
-        layers: rows to measure, by name or index (0 the embeddings, −1 the last); None measures all.
+        layers: layers to measure, by name or index (0 the embeddings, −1 the last); None measures all.
         count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
             distinct sequence of tokens up to a position once, in causal models.
         anchors: "iid", or "antithetic": pairs w and −w, with which entropies vary less between draws.

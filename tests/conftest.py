@@ -102,7 +102,7 @@ def smollm2_gguf() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """How many of the architectures in transformers' lists are right, refused or not built, and why not."""
+    """Count the architectures in transformers' lists that are right, refused or not built, with reasons."""
     found = [
         value
         for outcome in ("passed", "skipped", "failed")

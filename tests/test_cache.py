@@ -1,4 +1,4 @@
-"""What is kept between runs: found again, never wrong, never in the way."""
+"""The cache between runs: found again, never wrong, never in the way."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whatever labels, masks, shapes, dtypes, configurations and results there are: right, or refused in one line."""
+"""Random labels, masks, shapes, dtypes, configurations and results: right, or refused in one line."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ from tests.helpers.probes import NGRAMS, batches, reference, run, run_planned, v
 
 
 def examples(n: int):
-    """Of a property: the same n examples each time, however long one takes."""
+    """Settings of a property: the same n examples each time, without a deadline."""
     unworried = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=n, derandomize=True, deadline=None, database=None, suppress_health_check=unworried)
 
@@ -101,7 +101,7 @@ MASK_TYPES = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, 
 @examples(15)
 @given(TOKENS, st.sampled_from(MASK_TYPES), st.integers(0, 3), st.booleans())
 def test_masks_of_any_type_and_width_say_the_same(tiny, docs, dtype, more, strided):
-    """Of a mask that is wider than the batch, as with a cache, the last columns are those of its tokens."""
+    """The last columns of a mask that is wider than the batch, as with a cache, are those of its tokens."""
     (batch,) = batches(docs, len(docs))
     mask = torch.nn.functional.pad(batch["attention_mask"], (more, 0), value=1).to(dtype)
     if strided:
@@ -194,7 +194,7 @@ def test_planned_runs_equal_attached_ones(tiny, docs, label_sets, tokens_per_bat
 
 @st.composite
 def hidden_states(draw, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64)):
-    """Of any number of dimensions, type, scale and strides."""
+    """Tensors of any number of dimensions, type, scale and strides."""
     shape = [*draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)), draw(st.integers(2, 9))]
     dtype = draw(st.sampled_from(list(dtypes)))
     scale = 10.0 ** draw(st.integers(-2, 2) if dtype in (torch.float16, torch.bfloat16) else st.integers(-30, 30))

@@ -1,4 +1,4 @@
-"""What older and later versions wrote: converted, or refused with the way on; what was changed since: refused."""
+"""Results of older and later versions are converted or refused with a remedy; changed ones are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What data, checkpoints and configurations cannot do: run code, write elsewhere, carry secrets into files.
+"""Limits of data, checkpoints and configurations: they run no code, write nowhere else, carry no secrets into files.
 
 The formats of the package are JSON, safetensors, Parquet, CSV and YAML by its safe loader; none is a pickle. Two
 libraries pickle among processes of one user: submitit the jobs of a sweep (work/jobs in its folder: the sweep's
@@ -49,7 +49,7 @@ METHODS = {
 
 
 def dangers(source: str, name: str = "") -> list[str]:
-    """What in a program could run code from data: pickles, evaluated text, shells, unpacked archives."""
+    """Constructs that could run code from data: pickles, evaluated text, shells, unpacked archives."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):

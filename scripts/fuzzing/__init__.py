@@ -1,1 +1,1 @@
-"""What fuzz_inputs.py is made of: damage, and kinds of input with what is right where one is accepted."""
+"""Parts of fuzz_inputs.py: damage, and kinds of input with what is right where one is accepted."""

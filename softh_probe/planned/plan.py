@@ -87,10 +87,10 @@ class Plan:
         positions_N = ranges(np.arange(len(documents)) * longest + before, counts)
         groups_SN = self._groups(documents, len(positions_N))
         bags = sort_into_bags(groups_SN, positions_N, n.n_bagged, n_pieced=n.n_kept)
-        ending = n.n_kept + n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
-        kept_end, open_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.live_rows)])
-        bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:open_end], ending)), open_end)
-        going_on = open_end - len(ending)
+        retiring = n.n_kept + n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
+        kept_end, live_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.live_rows)])
+        bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:live_end], retiring)), live_end)
+        retiring_start = live_end - len(retiring)
         singletons, singleton_PL = sort_by_sets(n.occurs_once[groups_SN[n.singleton_sets]], positions_N)
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         return build_dispatch(
@@ -103,9 +103,9 @@ class Plan:
             singleton_PL=singleton_PL,
             labels=bags,
             kept_rows=bags.groups_L[:kept_end].astype(np.int64),
-            live_rows=n.live_rows[bags.groups_L[kept_end:going_on] - n.n_kept],
-            retiring_rows=n.live_rows[bags.groups_L[going_on:open_end] - n.n_kept],
-            retired_buckets=n.bucket_of[bags.groups_L[going_on:] - n.n_kept],
+            live_rows=n.live_rows[bags.groups_L[kept_end:retiring_start] - n.n_kept],
+            retiring_rows=n.live_rows[bags.groups_L[retiring_start:live_end] - n.n_kept],
+            retired_buckets=n.bucket_of[bags.groups_L[retiring_start:] - n.n_kept],
             sampled=positions_N[self._sampled[first:last] - self._batch_starts[index]],
             sample_slots=self._slots[first:last],
             n_kept=n.n_kept,

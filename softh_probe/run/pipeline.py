@@ -174,7 +174,7 @@ def _write_report(result: ProbeResult, folder: Path) -> None:
 
 def _measuring(config: RunConfig, probe: SoftEntropyProbe) -> str:
     sets = f"{config.anchor_sets} set{'s' * (config.anchor_sets > 1)} of {config.n_anchors} anchors"
-    return f"measuring {len(probe.layers)} rows with {sets}, labels: {', '.join(config.labels) or 'none'}"
+    return f"measuring {len(probe.layers)} layers with {sets}, labels: {', '.join(config.labels) or 'none'}"
 
 
 class _Stopwatch:

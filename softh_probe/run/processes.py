@@ -181,4 +181,4 @@ def _as_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError("another process of this run has ended; what it said tells why") from error
+        raise LostProcessError("another process of this run has ended; its own error line says why") from error

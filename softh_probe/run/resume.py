@@ -93,7 +93,7 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
             f"configuration is the same; {_START_ANEW}"
         )
     probe.load_state_dict(state)
-    logger.info("going on after %s batches, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
+    logger.info("resuming after %s batches, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
     return Progress(
         run=run, batches=progress.batches, seconds=progress.seconds, interruptions=progress.interruptions + 1
     )

@@ -201,7 +201,7 @@ class SnapshotTimer:
 
     def _end_if_asked(self) -> None:
         if self._stop.requested:
-            where = f"after {self._written:,} of {self._n_batches:,} batches; the same command goes on from there"
+            where = f"after {self._written:,} of {self._n_batches:,} batches; the same command resumes from there"
             raise Interrupted(self._stop.requested, where if self._written else "and could not write a snapshot")
 
     def _write(self, batches: int) -> None:
@@ -213,7 +213,7 @@ class SnapshotTimer:
             self._snapshots.write(self._probe, progress)
             self._written = batches
         except OSError as error:
-            logger.warning("no snapshot could be written (%s); going on", error)
+            logger.warning("no snapshot could be written (%s); continuing", error)
         took = time.monotonic() - started
         self._due = time.monotonic() + max(self._interval, took / MAX_TIME_SHARE)
 
@@ -260,8 +260,8 @@ def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
     if (versions := (head["format"], head["probe"]["version"])) != _VERSIONS:
         raise InputError(
             f"out: {folder} is a snapshot of another version of softh_probe (expected format and version {_VERSIONS}, "
-            f"got {versions}) and is not converted: go on with the softh_probe that wrote it, name another folder, or "
-            "add --no-resume to start anew"
+            f"got {versions}) and is not converted: continue with the softh_probe that wrote it, name another "
+            "folder, or add --no-resume to start anew"
         )
     for file in head["layers"].values():
         if file_sha256(folder / file["file"]) != file["sha256"]:

@@ -202,7 +202,7 @@ class SlurmPool:
         cancelled = [job for job in self._alive - alive if states.get(job) == "CANCELLED"]
         self.n_workers -= len(cancelled)  # the user wants fewer
         if self.n_workers < 1:
-            self.problem = f"jobs were cancelled ({', '.join(cancelled)}); run the same command again to go on"
+            self.problem = f"jobs were cancelled ({', '.join(cancelled)}); run the same command again to continue"
         self._alive = alive
         self._ids = [job for job in self._ids if job in alive]
         return len(alive)
@@ -213,7 +213,7 @@ class SlurmPool:
             subprocess.run(["scancel", *self._ids], check=False, capture_output=True, timeout=60)
         elif self._alive:
             ids = " ".join(sorted(self._alive))
-            logger.info("jobs go on in Slurm: %s; scancel stops them, the same command watches them", ids)
+            logger.info("jobs continue in Slurm: %s; scancel stops them, the same command watches them", ids)
 
 
 #: States of Slurm jobs that will never run again.

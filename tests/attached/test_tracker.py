@@ -25,7 +25,7 @@ def test_callers_that_go_past_the_outer_module(model):
 
 
 def untouched(model):
-    """What of a model, and of the classes that run it, a block may change."""
+    """Attributes of a model, and of the classes that run it, that a block may change."""
     seams = [GenerationMixin.generate, torch._dynamo.eval_frame._stance.stance, dict(vars(Cache))]
     for module in model.modules():
         seams.append({k: v for k, v in vars(module).items() if not k.startswith("_")})

@@ -564,7 +564,7 @@ def test_hub_that_cannot_be_reached(setting, tmp_path):
 
 
 def test_hub_answers_are_passed_on(monkeypatch):
-    """What the hub can say, as `datasets` words it: asked through a stand-in, as there is no hub here."""
+    """Answers of the hub, as `datasets` words them: asked through a stand-in, as there is no hub here."""
     asked = {}
 
     def load(path, **kwargs):

@@ -1,4 +1,4 @@
-"""What the numbers mean: simulations whose truth is known, all through the probe itself."""
+"""Validity of the numbers: simulations with known truth, all through the probe itself."""
 
 import math
 

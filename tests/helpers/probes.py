@@ -75,6 +75,6 @@ def run_planned(model, corpus, names, tokens_per_batch, plan=None, **settings):
 
 
 def around_accumulation(monkeypatch, context):
-    """What hooks add to sums, they add in such a context (a `contextmanager`)."""
+    """Run every addition to sums in a context (a `contextmanager`)."""
     for name in ("add", "finish"):
         monkeypatch.setattr(BatchAccumulator, name, context()(getattr(BatchAccumulator, name)))

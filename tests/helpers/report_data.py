@@ -43,7 +43,7 @@ def result_of(
 
 
 def page_data(page: Path) -> dict:
-    """What a page's figures are drawn from."""
+    """Read the data of a page's figures."""
     text = page.read_text(encoding="utf-8")
     return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
@@ -54,7 +54,7 @@ def save(result: ProbeResult, folder: Path) -> Path:
 
 
 def sweep_folder(folder: Path, *, n_checkpoints: int, layers: int = 3, labels=NAMES[:2], reason=None) -> Path:
-    """What a sweep leaves: a result's table again and again, changing slowly, at steps 0, 1, 2, 4, 8, …"""
+    """Write the folder of a sweep: a result's table again and again, changing slowly, at steps 0, 1, 2, 4, 8, …"""
     result = result_of(tiny_llama(num_hidden_layers=layers - 2 if layers > 3 else 3), labels=labels)
     table = result.to_pandas()
     folder.mkdir(parents=True)

@@ -113,7 +113,7 @@ def test_nearly_all_are_right():
 
 
 def stacks(model):
-    """What to attach to, its mask's name, and the name of its hidden states in the output."""
+    """Find the module to attach to, and the names of its mask and of its hidden states."""
     if not model.config.is_encoder_decoder:
         return [(model, "attention_mask", "hidden_states")]
     with pytest.raises(SofthProbeError, match=r"model\.get_encoder\(\) or to model\.get_decoder\(\)"):
@@ -208,7 +208,7 @@ def rows_by_definition(calls: list[Call], listed: Sequence[torch.Tensor]) -> dic
 
 
 def block_place(calls: list[Call], listed: Sequence[torch.Tensor]) -> str:
-    """Where the modules are that turn one of the library's hidden states into the next."""
+    """Find the modules that turn one of the library's hidden states into the next."""
     count: dict[str, int] = {}
     for call in calls:
         steps = sum(same(call.taken, a) and same(call.given, b) for a, b in pairwise(listed))

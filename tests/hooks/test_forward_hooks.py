@@ -1,4 +1,4 @@
-"""What a hook does, operation by operation: nothing that would wait for an accelerator, and few kernels."""
+"""Operations of a hook: none waits for an accelerator, and kernels are few."""
 
 from contextlib import contextmanager
 
@@ -15,7 +15,7 @@ from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES, around_accumulation, planned
 
-#: Operations whose result the host has to know before it goes on; also indexing by a mask.
+#: Operations whose result the host has to know before it continues; also indexing by a mask.
 WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
 #: Kernels for a layer and batch, at most, where so many layers are added at a time: on an accelerator each takes some
 #: microseconds to launch.
@@ -41,7 +41,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Of each time that hooks add to sums, how many kernels it launches; on a CPU the norm alone takes its own way."""
+    """Count the kernels of each addition to sums; on a CPU only the norm takes another path."""
     counts = []
 
     def as_elsewhere(z_ND):
@@ -60,7 +60,7 @@ def kernels(monkeypatch):
 
 
 def most_for_a_layer(kernels, n_batches):
-    """Of five layers, which each take in their hidden states and are then finished together."""
+    """Kernels per layer of five layers that are added one by one and finished together."""
     assert len(kernels) == n_batches * (5 + 1)
     return max(np.reshape(kernels, (n_batches, 5 + 1)).sum(axis=1)) / 5
 

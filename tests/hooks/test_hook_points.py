@@ -1,4 +1,4 @@
-"""Which modules are taken for blocks, and what shows, once the model runs, that they are not."""
+"""Modules found as blocks, and the evidence of a forward pass that they are not."""
 
 from collections import namedtuple
 from dataclasses import make_dataclass

@@ -156,7 +156,7 @@ def test_simple_evaluate(lm, task, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, task):
-    """Of two questions of four, told as a chat; answers that the harness has kept are not asked for again."""
+    """Two questions of four as a chat; answers in the harness's cache are not computed again."""
     model.save_pretrained(task / "model")
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     tokenizer.save_pretrained(task / "model")
@@ -209,7 +209,7 @@ def write_tasks(folder):
 
 
 def evaluate_everything(folder, accelerator=None):
-    """What every task measured, with and without the harness's cache of contexts."""
+    """Results of every task, with and without the harness's cache of contexts."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -245,7 +245,7 @@ def test_requests_repeated_to_fill_up_several_processes_do_not_count(model, toke
 
 
 def main(folder: str) -> None:
-    """What each process of the test above runs."""
+    """Run one process of the test above."""
     accelerator = Accelerator(cpu=True)
     found = evaluate_everything(Path(folder), accelerator)
     if accelerator.is_main_process:

@@ -40,7 +40,7 @@ def with_a_mask(rows):
 
 
 def without_a_mask(rows):
-    """What the prompt is made of is ignored by the loss as well."""
+    """The loss ignores the prompt as well."""
     batch = with_a_mask(rows)
     batch["labels"][:, :2] = -100
     return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
@@ -232,7 +232,7 @@ def question_and_answer(rows):
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize("writes", [False, True], ids=["scores", "writes"])
 def test_encoder_decoders(tmp_path, part, writes):
-    """Labels tell what of the decoder's input is padding; what it writes is told by generate."""
+    """Labels show the padding of the decoder's input; generate shows its output."""
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
@@ -272,13 +272,13 @@ def test_encoder_decoders(tmp_path, part, writes):
 
 
 def to_twelve(rows):
-    """Of one length, which accelerate asks for to share out a stream."""
+    """Documents of one length, as accelerate needs them to share out a stream."""
     batch = with_a_mask([*rows, {"input_ids": torch.zeros(12, dtype=torch.long)}])
     return {name: values[:-1] for name, values in batch.items()}
 
 
 def main(folder: str) -> None:
-    """What each process of the test above runs."""
+    """Run one process of the test above."""
     trainer = make_trainer(tiny_llama(), folder, to_twelve, ddp_backend="gloo", per_device_eval_batch_size=1)
     trainer.add_callback(SoftEntropyCallback(trainer, labels=LABELS, metrics=["conditional_entropy"]))
     metrics = trainer.evaluate({"list": trainer.eval_dataset, "stream": Stream()})

@@ -350,7 +350,7 @@ def test_damaged_gguf(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
 
 
 def tensor_entry(content: bytes, name: bytes) -> int:
-    """Where a header says of a vector's type (4 bytes) and offset (8 bytes)."""
+    """Find a vector's type (4 bytes) and offset (8 bytes) in a header."""
     return content.index(name) + len(name) + 4 + 8
 
 

@@ -1,4 +1,4 @@
-"""`softh-probe layers`: what would be probed, told from the config alone, is what is probed."""
+"""`softh-probe layers` lists from the config alone the layers that are probed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Wherever and however a model runs, its layers are measured as in one plain process, or the probe says why not."""
+"""A model on any device, in any mode, is measured as in one plain process, or refused with the reason."""
 
 import accelerate
 import numpy as np

@@ -1,4 +1,4 @@
-"""Where sums go, what that is known to take, and tables in host memory."""
+"""Place and memory of sums, and tables in host memory."""
 
 import numpy as np
 import pytest

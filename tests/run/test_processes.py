@@ -51,7 +51,7 @@ def options_of(config) -> list[str]:
 
 
 def together(config, folder: Path, before=lambda rank: None, count: int = 2) -> list[tuple[int, str]]:
-    """`softh-probe run` in each of several processes, told what torchrun tells; their exit codes and standard errors.
+    """Run `softh-probe run` in several processes with torchrun's variables; give their exit codes and standard errors.
 
     Args:
         before: called first in each, with its number.
@@ -133,7 +133,7 @@ def test_three_processes_stopped_by_a_signal_go_on_to_the_same_sums_bit_for_bit(
     signalled = stop_at({0: 1, 1: 2, 2: 0}, lambda: os.kill(os.getpid(), signal.SIGTERM))
     ended = together(stopped, tmp_path, signalled, count=3)
     assert [code for code, _ in ended] == [143, 143, 143]
-    assert "softh-probe: stopped by SIGTERM after 2 of 4 batches; the same command goes on" in ended[0][1]
+    assert "softh-probe: stopped by SIGTERM after 2 of 4 batches; the same command resumes" in ended[0][1]
     assert ended[1][1] == ended[2][1] == ""
     unfinished = Path(stopped.out) / "unfinished"
     found = {str(path.relative_to(unfinished)) for path in unfinished.glob("*/*")}
@@ -146,7 +146,7 @@ def test_three_processes_stopped_by_a_signal_go_on_to_the_same_sums_bit_for_bit(
     assert not (tmp_path / "copy" / "unfinished").exists()
     ended = together(stopped, tmp_path, count=3)
     assert [code for code, _ in ended] == [0, 0, 0]
-    assert "going on after 2 batches" in ended[0][1]
+    assert "resuming after 2 batches" in ended[0][1]
     assert not unfinished.exists()
     names = ("sums.safetensors", "layers.csv", "layers.parquet")
     for name in names:
@@ -163,7 +163,7 @@ def test_one_that_fails_says_why_and_the_others_end_and_keep_what_they_measured(
     assert ended[rank][0] == 1
     assert "MemoryError: no more" in ended[rank][1]
     assert ended[1 - rank][0] != 0
-    lost = "softh-probe: another process of this run has ended; what it said tells why"
+    lost = "softh-probe: another process of this run has ended; its own error line says why"
     assert (lost in ended[0][1]) == (rank == 1)
     assert lost not in ended[1][1]
     snapshots = Path(config.out) / "unfinished" / f"snapshots-{1 - rank}-of-2"
@@ -184,9 +184,9 @@ def test_one_that_fails_says_why_and_the_others_end_and_keep_what_they_measured(
 def test_bad_input_ends_all(config, tmp_path, changes, message):
     ended = together(config(**{**SETTINGS, **changes}), tmp_path)
     assert all(code for code, _ in ended)
-    told = [line for line in ended[0][1].splitlines() if line.startswith("softh-probe: ")]
-    assert len(told) == 1
-    assert message in told[0]
+    shown = [line for line in ended[0][1].splitlines() if line.startswith("softh-probe: ")]
+    assert len(shown) == 1
+    assert message in shown[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere goes on to the same sums, bit for bit; damaged snapshots are never believed."""
+"""A run that is stopped anywhere resumes to the same sums, bit for bit; damaged snapshots are never believed."""
 
 import errno
 import hashlib
@@ -96,7 +96,7 @@ def test_stopped_by_every_signal_the_sums_are_the_same_bit_for_bit(config, stop_
     assert not (Path(config.out) / "result.json").exists()
     stop_after({})
     result = run(config)
-    assert "going on after 8 batches" in capsys.readouterr().err
+    assert "resuming after 8 batches" in capsys.readouterr().err
     assert files_of(Path(config.out)) == whole
     assert result.info["interruptions"] == 4
     assert not (Path(config.out) / "unfinished").exists()
@@ -143,7 +143,7 @@ def test_a_damaged_snapshot_is_recognised_and_the_one_before_it_used(config, sto
     older, newer = snapshots_of(config)
     DAMAGES[damage](newer / file)
     run(config)
-    assert f"going on after {int(older.name)} batches" in capsys.readouterr().err
+    assert f"resuming after {int(older.name)} batches" in capsys.readouterr().err
     assert files_of(Path(config.out)) == whole
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_costs_a_snapshot_not_the_run(config, monkeypatch, whole, ca
     monkeypatch.setattr("softh_probe.run.snapshots._write_durably", full)
     config = config(**SETTINGS, snapshot_minutes=1e-9)
     run(config)
-    assert "no snapshot could be written ([Errno 28] No space left on device); going on" in capsys.readouterr().err
+    assert "no snapshot could be written ([Errno 28] No space left on device); continuing" in capsys.readouterr().err
     assert files_of(Path(config.out)) == whole
 
 
@@ -325,7 +325,7 @@ def test_the_command_line_says_how_to_go_on(config, stop_after, capsys):
     stop_after({3: signal.SIGTERM})
     assert main(["run", *options]) == 128 + 15
     assert re.search(
-        r"stopped by SIGTERM after 4 of \d+ batches; the same command goes on from there$",
+        r"stopped by SIGTERM after 4 of \d+ batches; the same command resumes from there$",
         capsys.readouterr().err.strip(),
     )
     stop_after({})

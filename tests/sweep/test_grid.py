@@ -1,4 +1,4 @@
-"""Which checkpoints a configuration takes."""
+"""Checkpoints of a configuration."""
 
 import pytest
 from huggingface_hub import GitRefInfo, GitRefs, HfApi
@@ -11,7 +11,7 @@ from softh_probe.sweep.grid import expand
 
 @pytest.fixture
 def branches(monkeypatch):
-    """What the hub has of any model."""
+    """Revisions of any model on the hub."""
     names: list[str] = []
 
     def refs(api, model):

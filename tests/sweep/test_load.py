@@ -39,7 +39,7 @@ def test_sums_labels_and_informations_are_those_of_another_count(load, tmp_path,
     assert of_information < 1e-6
     assert not wrong
     assert capsys.readouterr().out.count(" labels, ") == 8
-    # What differs is told.
+    # Differences are reported.
     result.tensors["mass"][1, 0, 3] *= 1.001
     result.tensors["conditional_entropy"][result.rows.index("layer.1"), 2] *= 1.001
     result.tensors["covered_positions"][:, 5] += 1

@@ -74,7 +74,7 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
         killed = wait_for(lambda: held(out, lambda c: measuring(out, c)), timeout=180)
         os.kill(killed["processes"][0][0], signal.SIGKILL)
         os.kill(killed["processes"][1][0], signal.SIGCONT)
-        # Another checkpoint's worker is preempted in the middle: it requeues itself and goes on from there.
+        # Another checkpoint's worker is preempted in the middle: it requeues itself and resumes from there.
         preempted = wait_for(
             lambda: held(out, lambda c: c["name"] != killed["name"] and measuring(out, c)), timeout=180
         )
@@ -116,7 +116,7 @@ def test_twelve_checkpoints_one_damaged_a_worker_killed_and_one_preempted(
 
 
 def measuring(out: Path, claim: dict) -> bool:
-    """Whether a checkpoint, not the damaged one, is in the middle of its forward pass."""
+    """True while an intact checkpoint is in the middle of its forward pass."""
     path = out / "work" / "logs" / f"{claim['name']}.log"
     log = path.read_text() if path.exists() else ""
     *_, forward = log.rpartition("forward:")

@@ -149,7 +149,7 @@ def test_ctrl_c_a_killed_launcher_and_two_sweeps_at_once_lose_nothing_and_repeat
         family = descendants(process.pid)
         errors = process.communicate(timeout=60)[1]
         assert process.returncode == 130
-        assert "interrupted; the same command goes on from here" in errors
+        assert "interrupted; the same command resumes from here" in errors
         wait_for(lambda: not any(p.is_running() for p in family), 10)
     first = written(out)
     assert 2 <= len(first) < N
