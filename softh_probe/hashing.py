@@ -16,7 +16,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def bytes_sha256(content: bytes) -> str:
+def bytes_sha256(content: bytes | memoryview) -> str:
     """Compute the SHA-256 of bytes, in hex."""
     return hashlib.sha256(content).hexdigest()
 

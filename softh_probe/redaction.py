@@ -71,9 +71,10 @@ def log_to_stderr() -> Iterator[None]:
     if any(not isinstance(handler, logging.NullHandler) for handler in LOGGER.handlers):
         yield
         return
-    handler, level = _StderrHandler(), LOGGER.level
+    handler, level, propagates = _StderrHandler(), LOGGER.level, LOGGER.propagate
     handler.setFormatter(_LineFormatter())
     LOGGER.addHandler(handler)
+    LOGGER.propagate = False  # handlers of the root logger would show each line again, unredacted
     if level == logging.NOTSET:
         LOGGER.setLevel(logging.INFO)
     try:
@@ -81,6 +82,7 @@ def log_to_stderr() -> Iterator[None]:
     finally:
         LOGGER.removeHandler(handler)
         LOGGER.setLevel(level)
+        LOGGER.propagate = propagates
 
 
 class _LineFormatter(logging.Formatter):

@@ -96,9 +96,10 @@ class ModelSums:
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
         self._on_host = frozenset(on_host)
-        for layer, device in devices.items() if dim is not None else ():
+        if dim is None:
+            return
+        for layer, device in devices.items():
             if layer not in self._layers:
-                assert dim is not None
                 self._layers[layer] = self._new(layer, dim, device)
 
     def drop(self, numbers: Iterable[int]) -> None:

@@ -81,10 +81,8 @@ class InputTracker:
         tokens = read_inputs(inputs, outer, hints, n_past=n_past, n_virtual=self.context.n_virtual)
         if tokens is None:
             return None
-        self.context.exclude_sequences(tokens)
-        self._require_ids(tokens)
+        own = self._own_labels(tokens)
         self._warn_of_padding(tokens)
-        own = self.context.own_labels(tokens.real_BT.shape)
         tentative = self.context.tentative
         if known is not None and tokens.real_BT.shape == (known.shape[0], 1) and not tentative:
             if known is not self._steps.sequences:
@@ -100,9 +98,7 @@ class InputTracker:
     def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
         """Find the labels of a forward pass without tokens; see `LabelSource.begin_positions`."""
         tokens = TokenBatch(real_BT=np.ones(shape, dtype=bool), ids_BT=None)
-        self.context.exclude_sequences(tokens)
-        self._require_ids(tokens)
-        own = self.context.own_labels(shape)
+        own = self._own_labels(tokens)
         self._current = self.rows.new_sequences(tokens)
         return self.rows.batch(tokens, own, self._current, tentative=self.context.tentative)
 
@@ -181,13 +177,16 @@ class InputTracker:
 
     # --- parts of begin --------------------------------------------------------------------------------------
 
-    def _require_ids(self, tokens: TokenBatch) -> None:
+    def _own_labels(self, tokens: TokenBatch) -> dict[str, np.ndarray]:
+        """Check a token batch, exclude sequences that do not count, and give the user's own labels [B, T]."""
+        self.context.exclude_sequences(tokens)
         if tokens.ids_BT is None and self._has_ngrams:
             name = self.rows.set_names[0]
             raise ProbeError(
                 f"{name}: the model was fed no input_ids, so its tokens are unknown; use labels=() or labels of your "
                 "own (probe.labelled)"
             )
+        return self.context.own_labels(tokens.real_BT.shape)
 
     def _warn_of_padding(self, tokens: TokenBatch) -> None:
         """Warn once of tokens that look like padding; padding is never guessed from token ids."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from softh_probe.hashing import text_sha256
+from softh_probe.hashing import bytes_sha256, text_sha256
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
@@ -33,7 +32,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     def line(item: tuple[str, Tensor]) -> str:
         name, tensor = item
         raw = _values(model, name, tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw.data).hexdigest()}\n"
+        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {bytes_sha256(raw.data)}\n"
 
     stored = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     tensors = {part: tensor for name, value in stored.items() for part, tensor in _parts(name, value)}

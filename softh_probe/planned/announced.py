@@ -14,6 +14,8 @@ from softh_probe.attached.pass_context import PassContext
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.planned.plan import Plan
 
+_NOT_ANNOUNCED = "plan: no batch was announced; run the model inside probe.batch(plan.batch(index))"
+
 
 class AnnouncedBatches:
     """Give each forward pass the labels that its batch has in the plan; a `LabelSource`.
@@ -61,14 +63,14 @@ class AnnouncedBatches:
             ProbeError: no batch was announced, or the backbone is not fed tokens.
         """
         if self._announced is None:
-            raise ProbeError("plan: no batch was announced; run the model inside probe.batch(plan.batch(index))")
+            raise ProbeError(_NOT_ANNOUNCED)
         if self._has_backbone:
             require_tokens(inputs, outer)
         return self._announced
 
     def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
         """Raise ProbeError: the announced batch has all labels."""
-        raise ProbeError("plan: no batch was announced; run the model inside probe.batch(plan.batch(index))")
+        raise ProbeError(_NOT_ANNOUNCED)
 
     def finish(self, output: Any) -> None:
         """Do nothing: no sequence lasts longer than its batch."""

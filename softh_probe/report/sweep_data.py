@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -17,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from softh_probe.errors import InputError, abbreviated, short_repr
+from softh_probe.hashing import bytes_sha256
 from softh_probe.report.page_data import numbers
 from softh_probe.result import ProbeResult
 from softh_probe.result_files import RESULT_JSON
@@ -176,7 +176,8 @@ def read_sweep(folder: Path) -> Sweep:
                 f"{folder}: expected a {SWEEP_JSON} of version {SWEEP_VERSION}, got {short_repr(version)}; {anew}"
             )
         content = (folder / SWEEP_PARQUET).read_bytes()
-        if hashlib.sha256(content).hexdigest() != info.get("parquet_sha256", hashlib.sha256(content).hexdigest()):
+        digest = bytes_sha256(content)
+        if digest != info.get("parquet_sha256", digest):
             raise InputError(f"{folder}: {SWEEP_PARQUET} is not the one that {SWEEP_JSON} tells of; {anew}")
         # As plain text, the names in millions of lines would take gigabytes.
         file = pq.ParquetFile(io.BytesIO(content), read_dictionary=_TEXT)

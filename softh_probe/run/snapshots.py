@@ -10,7 +10,6 @@ run, each has a folder of its own: snapshots-0-of-8 and so on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
-from softh_probe.hashing import file_sha256, text_sha256
+from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
 from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
 from softh_probe.run.processes import ALONE, Processes
 from softh_probe.run.signals import StopRequests
@@ -94,7 +93,7 @@ class Snapshots:
                 content = save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
                 name = f"{i:03d}.safetensors"
                 _write_durably(part / name, content)
-                files[layer] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "dim": dim}
+                files[layer] = {"file": name, "sha256": bytes_sha256(content), "dim": dim}
             text = json.dumps({"format": FORMAT, **asdict(progress), "probe": head, "layers": files})
             _write_durably(part / SNAPSHOT_JSON, f"{text_sha256(text)}\n{text}\n".encode())
             target = self.folder / f"{progress.batches:08d}"

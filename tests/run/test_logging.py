@@ -68,3 +68,16 @@ def test_levels_secrets_and_tracebacks(capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == ["with [secret]", "warning: slow", "error: no result"]
     assert lines[-1] == "ValueError: [secret]"
+
+
+def test_lines_are_shown_once_where_the_root_logger_has_a_handler(capsys):
+    root = Records()
+    logging.getLogger().addHandler(root)
+    try:
+        with log_to_stderr():
+            logging.getLogger("softh_probe.run").warning("slow")
+        logging.getLogger("softh_probe.run").warning("slower")
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert capsys.readouterr().err == "warning: slow\n"
+    assert [message for *_, message in root.lines] == ["slower"]

@@ -197,7 +197,7 @@ def write_sweep(training: Path) -> None:
         if path.suffix in (".html", ".png", ".svg", ".csv"):
             path.unlink()
     for name in ("cache", "claims", "corpora", "jobs", "logs"):
-        shutil.rmtree(f"sweep/work/{name}", ignore_errors=True)
+        shutil.rmtree(Path("sweep", "work", name), ignore_errors=True)
 
 
 def write_json(path: str, value: Any) -> None:
