@@ -17,6 +17,7 @@ from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.sequences import RESERVED_COLUMNS
 from softh_probe.attached.tracker import InputTracker
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import FINAL_NORM, HookPoints, find_hook_points, require_causal, select_layers
@@ -171,6 +172,7 @@ class SoftEntropyProbe:
             anchors=self._sums.describe_anchors(),
             positions=self._recorder.positions,
             tokens=self._tokens,
+            choices=self._recorder.choices.to_json(),
         )
 
     def check(self) -> None:
@@ -207,6 +209,7 @@ class SoftEntropyProbe:
             "tokens": self._tokens,
             "n_blocks": self._recorder.n_blocks,
             "rows": self._source.rows.state_dict(),
+            "choices": self._recorder.choices.to_json(),
         }
         return head, self._sums.state(self.layers)
 
@@ -229,6 +232,7 @@ class SoftEntropyProbe:
         self._recorder.positions = state["positions"]
         self._recorder.tokens = state["tokens"] + self._source.n_rejected
         self._recorder.n_blocks = state["n_blocks"]
+        self._recorder.choices.update(Choices.from_json(state.get("choices", ())))
         self._source.rows.load_state_dict(state["rows"])
         self._sums.load(state["layers"])
 
@@ -251,6 +255,7 @@ class SoftEntropyProbe:
         ours.tokens += other._tokens
         ours.n_blocks = max(ours.n_blocks, theirs.n_blocks)
         ours.problems += theirs.problems
+        ours.choices.update(theirs.choices)
 
     def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
         """Turn the sums of one share of a plan into those of the whole, layer by layer.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from softh_probe.choices import Choice, Choices
 from softh_probe.data.documents import Document
 from softh_probe.data.tokenizing import Windows, encode
 from softh_probe.errors import InputError
@@ -64,6 +65,8 @@ class Corpus:
     """Documents longer than max_length, which were truncated or split."""
     token_name: Callable[[int], Any] = str
     """The string of a token id, as the tokenizer writes it."""
+    choices: Sequence[Choice] = ()
+    """What was chosen for the user while the data was read and tokenised."""
 
     @property
     def n_documents(self) -> int:
@@ -86,6 +89,7 @@ class Corpus:
         return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
             "columns": [[name, column.names] for name, column in self.columns.items()],
             "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
+            "choices": Choices(self.choices).to_json(),
         }
 
     @classmethod
@@ -97,8 +101,15 @@ class Corpus:
             name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
         }
         tokens, offsets, source = (arrays[name] for name in ("tokens", "offsets", "source"))
-        counts = head["counts"]
-        return cls(tokens=tokens, offsets=offsets, source=source, columns=columns, token_name=token_name, **counts)
+        return cls(
+            tokens=tokens,
+            offsets=offsets,
+            source=source,
+            columns=columns,
+            token_name=token_name,
+            choices=tuple(Choices.from_json(head["choices"])),
+            **head["counts"],
+        )
 
     def document(self, index: int) -> np.ndarray:
         """Give the tokens of one document: int32 [length], a view."""
@@ -120,6 +131,7 @@ def tokenize(
     max_length: int = 512,
     overflow: str = "truncate",
     progress: bool = True,
+    choices: Choices | None = None,
 ) -> Corpus:
     """Tokenise documents with the tokenizer's default settings, and conversations with its chat template.
 
@@ -145,6 +157,7 @@ def tokenize(
         overflow: for a longer document: "truncate", by the tokenizer's own truncation, or "split", into successive
             windows of `max_length` tokens, each of which is a document with the same labels.
         progress: show a progress bar.
+        choices: what was chosen while the documents were read; goes into the corpus with what is chosen here.
 
     Raises:
         InputError: no document has text, `max_length` leaves no room for text, `overflow` is unknown, or the tokenizer
@@ -155,6 +168,7 @@ def tokenize(
     shortest = max(2, tokenizer.num_special_tokens_to_add() + 1)
     if max_length < shortest:
         raise InputError(f"max_length: {max_length} tokens leave no room for text, give {shortest} or more")
+    choices = Choices() if choices is None else choices
     corpus = _CorpusBuilder()
     total = len(documents) if isinstance(documents, Sized) else None
     with tqdm(desc="tokenize", unit=" documents", total=total, disable=not progress) as bar:
@@ -171,7 +185,7 @@ def tokenize(
             bar.set_postfix(tokens=f"{corpus.n_tokens:,}")
     if not corpus.lengths:
         raise InputError(f"data: none of {corpus.n_read} documents has any text; check data and text_column")
-    return corpus.finish(token_name=tokenizer.convert_ids_to_tokens)
+    return corpus.finish(token_name=tokenizer.convert_ids_to_tokens, choices=tuple(choices))
 
 
 def length_batches(
@@ -261,7 +275,7 @@ class _CorpusBuilder:
         self.n_tokens += len(self.chunks[-1])
         self.n_truncated += n_long
 
-    def finish(self, token_name: Callable[[int], Any]) -> Corpus:
+    def finish(self, token_name: Callable[[int], Any], choices: Sequence[Choice]) -> Corpus:
         return Corpus(
             tokens=np.concatenate(self.chunks),
             offsets=np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]),
@@ -271,6 +285,7 @@ class _CorpusBuilder:
             n_empty=self.n_empty,
             n_truncated=self.n_truncated,
             token_name=token_name,
+            choices=choices,
         )
 
 

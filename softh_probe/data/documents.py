@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from softh_probe.choices import Choices
 from softh_probe.data.sources import Part, no_such, open_splits, reading
 from softh_probe.errors import InputError
 
@@ -52,6 +53,7 @@ def read_documents(
     max_documents: int | None = None,
     label_columns: Sequence[str] = (),
     revision: str | None = None,
+    choices: Choices | None = None,
 ) -> Iterator[Document]:
     r"""Stream the documents of a data set, in its order.
 
@@ -79,6 +81,7 @@ def read_documents(
         max_documents: number of rows to read; None for all.
         label_columns: names of the columns to read as labels.
         revision: branch, tag or commit on the hub.
+        choices: collects what is chosen here for the user, such as the text column.
 
     Raises:
         InputError: on the call where the data cannot be opened or an argument does not fit it; during iteration where a
@@ -95,6 +98,8 @@ def read_documents(
     if not types:
         raise InputError(f"data: {data} has no rows; give a file or data set that holds text")
     texts = _text_columns(types, text_column, label_columns, data)
+    if choices is not None and text_column is None:
+        choices.add("text_column", texts[0], "inferred from the names and types of the columns", certain=True)
     labels = _label_columns(types, label_columns, len(texts) > 1, data)
     return _documents(parts, texts, labels, max_documents)
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from softh_probe.cache import Cache, cache_folder, key_of
+from softh_probe.choices import Choices
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus, tokenize
 from softh_probe.data.documents import read_documents
@@ -45,6 +46,8 @@ def read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progre
     key = key_of(data=identity, tokenizer=fingerprint, versions=versions, **source, **cutting) if known else None
     if stored := cache.load("corpus", key):
         return Corpus.from_arrays(*stored, token_name=tokenizer.convert_ids_to_tokens)
-    corpus = tokenize(read_documents(config.data, **source), tokenizer, progress=progress, **cutting)
+    choices = Choices()
+    documents = read_documents(config.data, choices=choices, **source)
+    corpus = tokenize(documents, tokenizer, progress=progress, choices=choices, **cutting)
     cache.store("corpus", key, *corpus.arrays())
     return corpus

@@ -11,6 +11,7 @@ from torch import Tensor
 from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.accumulators.dispatch import DecodeStep, Dispatch
 from softh_probe.accumulators.model_sums import ModelSums
+from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.chain import ResidualChain, is_time_first
 from softh_probe.hooks.hook_points import FINAL_NORM, HookPoints, block_name, count_calls, hidden_state
@@ -34,6 +35,7 @@ class Recorder:
         positions, tokens: counted so far.
         training_passes: forward passes in training mode, which did not count.
         problems: errors so far, as one line each.
+        choices: what was chosen for the user; warned of at once.
     """
 
     def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
@@ -41,6 +43,7 @@ class Recorder:
         self.n_blocks = count_calls(points)
         self.positions = self.tokens = self.training_passes = 0
         self.problems: list[str] = []
+        self.choices = Choices(warn=True)
         self._source, self._sums, self._points = source, sums, points
         self._steps: dict[str, list[Tensor]] = {}
         self._pass: _ForwardPass | None = None

@@ -12,7 +12,7 @@ run code from a checkpoint, unless it is allowed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError, abbreviated
 from softh_probe.models.fingerprint import is_pooler, weights_fingerprint
 from softh_probe.models.gguf import check_gguf_sizes
@@ -47,10 +48,12 @@ class Checkpoint:
             `stack` ("encoder" of an encoder-decoder, else None), `dtype`, `quantization` (the config's entry for
             packed weights, or None), `devices`, `n_parameters`, `weights_sha256` (or None, with the reason in
             `weights_note`), `trust_remote_code`, `allow_pickle`.
+        choices: what was chosen for the user while it was loaded.
     """
 
     model: PreTrainedModel
     info: dict[str, Any]
+    choices: Choices = field(default_factory=Choices)
 
     def free(self) -> None:
         """Free the memory of the weights, even if the model is still referenced; `info` stays."""

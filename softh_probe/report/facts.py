@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from softh_probe.choices import Choices
 from softh_probe.result import ProbeResult
 
 Facts = list[tuple[str, str]]
@@ -37,6 +38,10 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("tokens", _count(info.get("tokens"))),
                 ("positions counted", _count(info.get("positions"))),
                 ("tokens SHA-256", corpus.get("sha256")),
+            ],
+            "Choices made": [
+                (choice.about, f"{choice.chosen} ({choice.reason})")
+                for choice in Choices.from_json(info.get("choices") or ())
             ],
             "Anchors": [
                 ("anchors a set (m)", _count(result.n_anchors)),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softh_probe.choices import Choice, Choices
 from softh_probe.errors import InputError, short_repr
 from softh_probe.metrics import ENTROPIES
 from softh_probe.result import ProbeResult
@@ -23,7 +24,7 @@ _DIGITS = 6
 #: Types of the entries of a result's `info` that pages read. Callers may have put anything into it.
 _INFO: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("settings", "model", "corpus", "config", "versions", "seconds", "peak_memory_gib"), (dict,)),
-    **dict.fromkeys(("anchors", "warnings"), (list,)),
+    **dict.fromkeys(("anchors", "choices", "warnings"), (list,)),
     **dict.fromkeys(("positions", "tokens", "tokens_per_second"), (int, float)),
 }
 _ANCHORS: dict[str, tuple[type, ...]] = {"dim": (int,), "temperature": (int, float), "sha256": (str,)}
@@ -56,6 +57,10 @@ def check_info(result: ProbeResult, where: str) -> None:
             value = described.get(name) if isinstance(described, dict) else None
             if not isinstance(value, types):
                 raise _wrong_type(where, f"anchors: {name}", types, value)
+    try:
+        Choices.from_json(result.info.get("choices") or [])
+    except TypeError as error:
+        raise _wrong_type(where, "choices", (Choice,), result.info["choices"]) from error
     for text in result.info.get("warnings") or []:
         if not isinstance(text, str):
             raise _wrong_type(where, "warnings", (str,), text)

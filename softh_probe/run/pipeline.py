@@ -27,7 +27,7 @@ from softh_probe.result import ProbeResult
 from softh_probe.run.forward import forward
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.processes import ALONE, Processes, own_device
-from softh_probe.run.provenance import check_model, provenance, warnings
+from softh_probe.run.provenance import check_model, choices, provenance, warnings
 from softh_probe.run.resume import load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
@@ -86,6 +86,8 @@ def _run(
             source = resolve_model(config.model, revision=config.revision)
             tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
             corpus = read_corpus(config, tokenizer, progress=progress)
+        for choice in corpus.choices:
+            logger.info("%s", choice)
         logger.info("corpus: %s documents, %s tokens", f"{corpus.n_documents:,}", f"{corpus.n_tokens:,}")
         with seconds("plan"):
             plan = plan_run(config, corpus, processes.count)
@@ -136,6 +138,7 @@ def _run(
         result = probe.result()
         result.info.update(provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
         result.info.update(interruptions=start.interruptions, processes=processes.count)
+        result.info["choices"] = choices(result, checkpoint, corpus).to_json()
         result.info["warnings"] = warnings(result, plan)
         for text in result.info["warnings"]:
             logger.warning("%s", text)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, plain_config
 from softh_probe.data.corpus import Corpus
 from softh_probe.errors import InputError
@@ -63,9 +64,18 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: 
     }
 
 
+def choices(result: ProbeResult, checkpoint: Checkpoint, corpus: Corpus) -> Choices:
+    """Gather what was chosen for the user: for the corpus, the checkpoint and the measurement."""
+    gathered = Choices(corpus.choices)
+    gathered.update(checkpoint.choices)
+    gathered.update(Choices.from_json(result.info["choices"]))
+    return gathered
+
+
 def warnings(result: ProbeResult, plan: Plan) -> list[str]:
-    """List what limits a result: positions and documents that were left out, code of the checkpoint that ran."""
-    found = [
+    """List what limits a result: uncertain choices, positions and documents left out, code of the checkpoint."""
+    found = Choices.from_json(result.info["choices"]).warnings()
+    found += [
         f"{layer}: {n:,} of {result.info['positions']:,} positions were left out, their hidden states being zero or "
         "not finite"
         for layer, n in result.invalid_positions().items()
