@@ -96,7 +96,7 @@ def write_sweep(folder: Path, n_checkpoints: int, n_layers: int) -> tuple[SweepC
             run = config.run_config(model=point.source, revision=point.revision, out=sweep.result(point))
             info = {
                 "settings": {"n_anchors": N_ANCHORS, "anchor_sets": 1, "anchors": "iid", "seed": 0},
-                "anchors": [{"dim": 768, "sha256": "a" * 64, "temperature": 0.0135}],
+                "anchors": [{"dim": 768, "recipe": "iid", "sha256": "a" * 64, "temperature": 0.0135}],
                 "positions": 1_000_000,
                 "tokens": 1_100_000,
                 "config": plain_config(run),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -21,11 +22,14 @@ from softh_probe.config import RunConfig
 from softh_probe.config_checks import check_config_file, in_words, type_hints
 from softh_probe.errors import Interrupted, SofthProbeError, one_line, short_repr
 from softh_probe.redaction import log_to_stderr, redacted
+from softh_probe.result_files import earlier_kind
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
 
 
 @log_to_stderr()
@@ -66,6 +70,8 @@ def _run(options: Namespace) -> int:
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
     with launched() as processes:
         config = RunConfig(**values)
+        if processes.is_first:
+            _warn_of_other_anchors(options)
         result = run(config, processes=processes)
     if not processes.is_first:
         return 0
@@ -81,6 +87,7 @@ def _sweep(options: Namespace) -> int:
 
     values = {field.name: options[field.name] for field in dataclasses.fields(SweepConfig) if field.name in options}
     config = SweepConfig(**values)
+    _warn_of_other_anchors(options)
     if options.dry_run:
         print(describe_plan(config))
         return 0
@@ -134,6 +141,17 @@ def _report(options: Namespace) -> int:
     out = options.out or (folders[0] if len(folders) == 1 else "report")
     print(write_report(folders, out, allow_different=options.allow_different))
     return 0
+
+
+def _warn_of_other_anchors(options: Namespace) -> None:
+    """Warn where a result's own configuration does not repeat it, since its kind of anchors has another name today."""
+    for path in options.config or ():
+        if kind := earlier_kind(Path(str(path)).parent, options.anchors):
+            logger.warning(
+                "anchors: the results beside %s are of the draw that is named %s today, not of %s; --anchors %s "
+                "repeats them",
+                *(path, kind, options.anchors, kind),
+            )
 
 
 #: Fields of a run that name the model and its device.

@@ -11,6 +11,7 @@ import yaml
 
 from softh_probe.config_checks import check_not_negative, check_positive, check_range, check_secrets, check_types
 from softh_probe.errors import InputError
+from softh_probe.estimators.recipes import Kind
 from softh_probe.labels import parse_label_sets
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
@@ -81,9 +82,10 @@ class RunConfig:
     values always do."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
-    anchors: Literal["iid", "antithetic"] = "iid"
-    """Sampling of the anchors: iid, independent, as published; antithetic, in pairs w and -w, which makes entropies
-    vary less from one draw to the next."""
+    anchors: Kind = "iid"
+    """Sampling of the anchors: iid, independent, from a stream of their own; published, the draw of the published code
+    and of versions that recorded no recipe; antithetic, in pairs w and -w, which makes entropies vary less from one
+    draw to the next; published_antithetic, the pairs of those versions."""
     anchor_sets: int = 1
     """Independent sets of anchors, measured in the same pass; their spread is the sd of results."""
     seed: int = 0

@@ -19,6 +19,7 @@ from softh_probe.attached.sequences import RESERVED_COLUMNS
 from softh_probe.attached.tracker import InputTracker
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.estimators.recipes import Kind, how_to_continue
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import FINAL_NORM, HookPoints, find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
@@ -26,6 +27,7 @@ from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import parse_label_sets
 from softh_probe.planned.announced import AnnouncedBatches
 from softh_probe.result import ProbeResult
+from softh_probe.states import STATE_VERSION, state_of_today
 
 if TYPE_CHECKING:
     from softh_probe.planned.plan import Plan
@@ -37,8 +39,6 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
 MAX_INVALID_SHARE = 0.5
-
-STATE_VERSION = 4
 
 
 class SoftEntropyProbe:
@@ -69,7 +69,8 @@ class SoftEntropyProbe:
         layers: layers to measure, by name or index (0 the embeddings, −1 the last); None measures all.
         count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
             distinct sequence of tokens up to a position once, in causal models.
-        anchors: "iid", or "antithetic": pairs w and −w, with which entropies vary less between draws.
+        anchors: "iid"; "published", the draw of the published code; or "antithetic": pairs w and −w, with which
+            entropies vary less between draws (see `sample_anchors`).
         modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
             position is a row.
         plan: the rows of the labels of a known corpus; each `batch` is announced before its forward pass.
@@ -89,7 +90,7 @@ class SoftEntropyProbe:
         layers: Sequence[str | int] | None = None,
         count: Literal["forwarded", "unique_prefix"] = "forwarded",
         *,
-        anchors: Literal["iid", "antithetic"] = "iid",
+        anchors: Kind = "iid",
         modules: Mapping[str, nn.Module] | None = None,
         plan: Plan | None = None,
     ) -> None:
@@ -217,14 +218,10 @@ class SoftEntropyProbe:
         """Continue from another probe's `state_dict`, in place of everything measured here.
 
         Raises:
-            InputError: the state was measured with other settings.
+            InputError: the state was measured with other settings, or by a version whose states are not read.
         """
         self._flush()
-        if state.get("version") != STATE_VERSION:
-            raise InputError(
-                f"state: expected version {STATE_VERSION}, got {state.get('version')!r}; states are not converted: "
-                "continue with the version of softh_probe that made it, or measure again"
-            )
+        state = state_of_today(state)
         self._require_settings(state["settings"], "state")
         expected = [name for name in self._layer_names() if self._recorder.wants(name)]
         if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:
@@ -371,7 +368,8 @@ class SoftEntropyProbe:
     def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
         for name, ours in self._settings.items():
             if theirs.get(name) != ours:
-                raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}")
+                remedy = how_to_continue(theirs.get(name), "anchors=") if name == "anchors" else ""
+                raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}{remedy}")
 
 
 def _label_source(

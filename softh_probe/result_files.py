@@ -1,7 +1,8 @@
 """The files of a result: written, read back, checked, and converted from older formats.
 
 A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safetensors` (the tensors) and `result.json`
-(names, settings and checksums), which is written last. Formats of `result.json`:
+(names, settings and checksums), which is written last. A result that names no recipe of its anchors is of the published
+draw, and is read with that name. Formats of `result.json`:
 
 3  It carries its own SHA-256 and those of the files beside it.
 2  Labels one by one have their entropies instead of their sums; early ones lack null, correction and spread.
@@ -16,10 +17,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softh_probe.errors import InputError, short_repr
+from softh_probe.estimators.recipes import has_recipe, with_kind_of_today, with_recipe
 from softh_probe.files import replacing, write_bytes, write_text
 from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
 
@@ -144,6 +148,24 @@ def read_info(folder: Path, *, whole: Sequence[str] = ()) -> dict[str, Any]:
     return head
 
 
+def earlier_kind(folder: Path, kind: str) -> str | None:
+    """Look up which anchors `kind` names in the configuration of a folder's results, where that differs from today.
+
+    Args:
+        folder: of a run's or a sweep's results.
+        kind: kind of anchors in the configuration.
+
+    Returns:
+        The kind of today with the anchors of these results; None where there are none, or `kind` means the same.
+    """
+    for path in (folder / RESULT_JSON, *islice(folder.glob(f"checkpoints/*/{RESULT_JSON}"), 1)):
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            head = json.loads(path.read_text(encoding="utf-8"))
+            if not has_recipe(head) and head["config"].get("anchors", "iid") == kind:
+                return str(with_kind_of_today(head["config"])["anchors"])
+    return None
+
+
 def _require_unchanged(folder: Path, name: str, sha256: str, head: Mapping[str, Any]) -> None:
     files = head.get("files", {})
     if name in files and files[name] != sha256:
@@ -200,7 +222,7 @@ def unsealed(text: str, where: str) -> dict[str, Any]:
         head.pop("files", None)  # not covered by a checksum
     if written == 1 and "kept" in head:
         head["labels"] = head.pop("kept")
-    return head
+    return with_recipe(head)
 
 
 def damaged(where: str, what: str) -> InputError:

@@ -1,5 +1,6 @@
 """The probe attached to a model, against every document alone, unpadded, in float64."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from transformers import RwkvConfig, RwkvForCausalLM
 
-from softh_probe import SoftEntropyProbe, sample_anchors, temperature
+from softh_probe import Anchors, ProbeResult, SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.estimators.anchors import KINDS
+from softh_probe.states import STATE_VERSION
 from tests.helpers import references
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import documents
@@ -240,6 +243,41 @@ def test_other_settings_do_not_merge_or_load(model):
         ours.merge(theirs)
     with pytest.raises(InputError, match="state: expected seed=0, got 1"):
         ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_anchors_is_measured_with_and_recorded(model, kind, tmp_path):
+    docs = documents(6)
+    probe = run(SoftEntropyProbe(model, n_anchors=20, anchor_sets=2, seed=3, anchors=kind), model, docs)
+    states = np.concatenate([references.hidden_states(model, tokens)["layer.2"][:-1] for tokens in docs])
+    for s in range(2):
+        q = references.assignments(states, sample_anchors(20, 24, 3 + s, kind).numpy(), temperature(20, 24))
+        np.testing.assert_allclose(probe.sums[probe.layers.index("layer.2"), s], q.sum(axis=0), rtol=1e-4)
+    drawn = Anchors.sample(n_anchors=20, dim=24, n_sets=2, seed=3, kind=kind)
+    probe.result().save(tmp_path)
+    for result in (probe.result(), ProbeResult.load(tmp_path)):
+        assert result.info["settings"]["anchors"] == kind
+        assert result.info["anchors"] == [drawn.describe()]
+        assert result.info["anchors"][0]["recipe"] == kind
+        assert result.info["anchors"][0]["sha256"] == drawn.sha256
+
+
+def test_measurements_with_other_kinds_of_anchors_do_not_merge_or_load(model):
+    probes = {kind: run(SoftEntropyProbe(model, n_anchors=20, anchors=kind), model, documents()) for kind in KINDS}
+    for (one, ours), (other, theirs) in itertools.permutations(probes.items(), 2):
+        with pytest.raises(InputError, match=f"merge: expected anchors='{one}', got '{other}'"):
+            ours.merge(theirs)
+        with pytest.raises(InputError, match=f"state: expected anchors='{one}', got '{other}'"):
+            ours.load_state_dict(theirs.state_dict())
+
+
+def test_states_of_versions_that_are_not_read_are_refused(model):
+    state = run(SoftEntropyProbe(model), model, documents()).state_dict()
+    for version in (3, STATE_VERSION + 1, None):
+        with pytest.raises(
+            InputError, match=rf"state: expected version {STATE_VERSION} or 4, got {version}; .*measure"
+        ):
+            SoftEntropyProbe(model).load_state_dict({**state, "version": version})
 
 
 def test_layers_can_be_chosen(model):

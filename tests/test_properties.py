@@ -22,6 +22,7 @@ from softh_probe import (
 from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.config import RunConfig, config_yaml
 from softh_probe.errors import InputError, SofthProbeError
+from softh_probe.estimators.anchors import KINDS
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.result_files import RESULT_JSON, SHAPES, SUMS
 from softh_probe.sweep.config import SweepConfig
@@ -73,9 +74,7 @@ def one_line(error: SofthProbeError) -> str:
 
 @pytest.mark.slow
 @examples(25)
-@given(
-    TOKENS, LABEL_SETS, st.sampled_from(["left", "right"]), st.integers(1, 5), st.sampled_from(["iid", "antithetic"])
-)
+@given(TOKENS, LABEL_SETS, st.sampled_from(["left", "right"]), st.integers(1, 5), st.sampled_from(KINDS))
 def test_any_batches_of_any_documents_equal_the_reference(tiny, docs, label_sets, side, size, kind):
     probe = SoftEntropyProbe(tiny, labels=[name for name, _, _ in label_sets], n_anchors=20, anchors=kind)
     run(probe, tiny, docs, size, side)

@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import softh_probe
+from softh_probe import Anchors
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
+from softh_probe.result_files import sealed
 from softh_probe.run import run
+from softh_probe.states import STATE_VERSION
 from softh_probe.sweep import collect
 from tests.stored import make
 
@@ -29,6 +32,9 @@ STORED = Path(make.__file__).parent
 SAME = {"rtol": 0, "atol": 1e-12}
 #: Forward passes in float32, on a machine that may round differently.
 SAME_MODEL = {"rtol": 0, "atol": 1e-5}
+#: Kinds of anchors by the names that the stored files have for them.
+KIND_TODAY = {"iid": "published", "antithetic": "published_antithetic"}
+RUN = {**make.RUN, "anchors": "published"}
 
 
 @pytest.fixture
@@ -42,6 +48,19 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="module")
 def stored_model() -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(STORED / "checkpoint").eval()
+
+
+def new_probe(name: str, model: LlamaForCausalLM) -> SoftEntropyProbe:
+    """A probe with the settings of a stored state, whose anchors have another name today."""
+    settings = make.PROBES[name]
+    return SoftEntropyProbe(model, **{**settings, "anchors": KIND_TODAY[settings.get("anchors", "iid")]})
+
+
+def as_today(state: dict[str, Any]) -> dict[str, Any]:
+    """A stored state as this version writes it: with the name of its anchors, and the number of its version."""
+    assert state["version"] == STATE_VERSION - 1
+    settings = {**state["settings"], "anchors": KIND_TODAY[state["settings"]["anchors"]]}
+    return {**state, "version": STATE_VERSION, "settings": settings}
 
 
 def read_state(name: str) -> dict[str, Any]:
@@ -108,16 +127,58 @@ def test_a_result_loads_to_the_same_numbers_and_is_saved_as_the_same_files(name,
     result.save(tmp_path)
     assert (tmp_path / "sums.safetensors").read_bytes() == (STORED / name / "sums.safetensors").read_bytes()
     written, before = (json.loads((path / "result.json").read_text()) for path in (tmp_path, STORED / name))
+    kind = KIND_TODAY[before["settings"]["anchors"]]
+    before["settings"]["anchors"] = kind
+    before["anchors"] = [{**anchors, "recipe": kind} for anchors in before["anchors"]]
+    if "config" in before:
+        before["config"]["anchors"] = kind
     differing = {key for key in written.keys() | before.keys() if written.get(key) != before.get(key)}
     assert differing <= {"files", "sha256"}  # a table may differ in its last digit, or by the version of pyarrow
     assert written["files"].keys() == before["files"].keys()
 
 
-def test_the_configuration_of_a_result_is_one_today(folder):
-    assert main(["run", "--config", "run/config.yaml", "--out", "again"]) == 0
+@pytest.mark.parametrize(("name", "kind"), [("run", "published"), ("labelled", "published_antithetic")])
+def test_a_result_says_which_draw_its_anchors_are_of(name, kind, folder):
+    info = ProbeResult.load(name).info
+    assert info["settings"]["anchors"] == kind
+    assert info.get("config", {"anchors": kind})["anchors"] == kind
+    for anchors in info["anchors"]:
+        settings = {key: info["settings"][key] for key in ("n_anchors", "seed", "calibration")}
+        drawn = Anchors.sample(dim=anchors["dim"], n_sets=anchors["sets"], kind=kind, **settings)
+        assert anchors["recipe"] == kind
+        assert anchors["sha256"] == drawn.sha256
+    assert main(["report", name, "--out", "page"]) == 0
+    assert f"<dt>kind</dt><dd>{kind}</dd>" in (folder / "page" / "report.html").read_text()
+
+
+def test_the_configuration_of_a_result_is_one_today(folder, capsys):
+    assert main(["run", "--config", "run/config.yaml", "--out", "again", "--anchors", "published"]) == 0
+    assert "warning" not in capsys.readouterr().err
     again, before = ProbeResult.load("again"), ProbeResult.load("run")
     assert again.info["config"] == {**before.info["config"], "out": "again"}
+    assert again.info["anchors"] == before.info["anchors"]
     pd.testing.assert_frame_equal(again.to_pandas(), before.to_pandas(), **SAME_MODEL)
+
+
+def test_a_configuration_with_the_earlier_name_of_its_anchors_is_warned_of(folder, capsys):
+    assert main(["run", "--config", "run/config.yaml", "--out", "again"]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: anchors"))
+    assert "named published today, not of iid; --anchors published repeats them" in line
+    assert ProbeResult.load("again").info["anchors"][0]["recipe"] == "iid"
+    assert main(["run", "--config", "again/config.yaml", "--out", "third"]) == 0  # no result of an earlier version
+    assert main(["run", "--config", "run/config.yaml", "--out", "pairs", "--anchors", "antithetic"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_results_of_an_earlier_and_of_todays_draw_are_not_compared(folder, capsys):
+    assert main(["run", "--config", "run/config.yaml", "--out", "iid"]) == 0
+    assert main(["run", "--config", "run/config.yaml", "--out", "published", "--anchors", "published"]) == 0
+    capsys.readouterr()
+    assert main(["report", "run", "published", "--out", "page"]) == 0
+    assert main(["report", "run", "iid", "--out", "page"]) == 2
+    assert "differ in their anchors (anchors published and iid); add" in capsys.readouterr().err
+    assert main(["report", "run", "iid", "--out", "page", "--allow-different"]) == 0
+    assert "differ in their anchors (anchors published and iid)" in (folder / "page" / "report.html").read_text()
 
 
 def test_a_report_is_written_of_a_stored_result(folder, capsys):
@@ -130,15 +191,37 @@ def test_a_report_is_written_of_a_stored_result(folder, capsys):
 
 @pytest.mark.parametrize("name", make.PROBES)
 def test_a_state_gives_the_same_numbers_and_is_written_the_same(name, stored_model):
-    probe, state, expected = make.new_probe(name, stored_model), read_state(name), read_numbers(name)
+    probe, state, expected = new_probe(name, stored_model), read_state(name), read_numbers(name)
     probe.load_state_dict(state)
     assert_same_numbers(probe, expected, exact=True)
-    assert_same_values(probe.state_dict(), read_state(name))
+    assert_same_values(probe.state_dict(), as_today(read_state(name)))
+    assert_same_values(state, read_state(name))  # the argument is left as it was
+    again = new_probe(name, stored_model)
+    again.load_state_dict(probe.state_dict())
+    assert_same_numbers(again, expected, exact=True)
+
+
+@pytest.mark.parametrize("name", make.PROBES)
+def test_a_state_does_not_go_on_with_anchors_of_another_draw(name, stored_model):
+    earlier = make.PROBES[name].get("anchors", "iid")
+    probe, kind = make.new_probe(name, stored_model), KIND_TODAY[earlier]  # iid, or antithetic, of today
+    message = (
+        f"state: expected anchors='{earlier}', got '{kind}'; earlier versions called these anchors {earlier}: "
+        f"anchors={kind} continues with them"
+    )
+    with pytest.raises(InputError, match=f"^{message}$"):
+        probe.load_state_dict(read_state(name))
+    measured = new_probe(name, stored_model)
+    measured.load_state_dict(read_state(name))
+    with pytest.raises(InputError, match="merge: expected anchors="):
+        measured.merge(probe)
+    with pytest.raises(InputError, match="merge: expected anchors="):
+        probe.merge(measured)
 
 
 @pytest.mark.parametrize("name", make.PROBES)
 def test_a_probe_goes_on_from_a_state_as_before(name, stored_model):
-    probe, expected = make.new_probe(name, stored_model), read_numbers(name)
+    probe, expected = new_probe(name, stored_model), read_numbers(name)
     probe.load_state_dict(read_state(name))
     make.measure_more(name, probe, stored_model)
     assert_same_numbers(probe, expected["more"], exact=False)
@@ -147,7 +230,7 @@ def test_a_probe_goes_on_from_a_state_as_before(name, stored_model):
 @pytest.mark.parametrize("name", ["forwarded", "unique_prefix"])  # label sets of `labelled` come in no fixed order
 def test_a_state_is_what_the_same_forward_passes_give_today(name, stored_model):
     """Down to the keys, the rows of label tables and the sampled positions; sums up to float32 rounding."""
-    probe, before = make.new_probe(name, stored_model), read_state(name)
+    probe, before = new_probe(name, stored_model), as_today(read_state(name))
     make.measure(name, probe, stored_model)
     today = probe.state_dict()
     assert_same_numbers(probe, read_numbers(name), exact=False)
@@ -166,10 +249,10 @@ def test_a_state_is_what_the_same_forward_passes_give_today(name, stored_model):
 
 def test_an_unfinished_run_goes_on_to_the_result_of_the_uninterrupted_one(folder):
     """Bit for bit where this machine computes the batches as the one that wrote the files did."""
-    resumed = run(RunConfig(**make.RUN, out="stopped"), progress=False)
+    resumed = run(RunConfig(**RUN, out="stopped"), progress=False)
     assert resumed.info["interruptions"] == 1
     assert not (folder / "stopped" / "unfinished").exists()
-    before, today = ProbeResult.load("run"), run(RunConfig(**make.RUN, out="today"), progress=False)
+    before, today = ProbeResult.load("run"), run(RunConfig(**RUN, out="today"), progress=False)
     same_machine = all(torch.equal(today.tensors[key], tensor) for key, tensor in before.tensors.items())
     tolerance = {"rtol": 0.0, "atol": 0.0} if same_machine else SAME_MODEL
     for result in (resumed, today, ProbeResult.load("stopped")):
@@ -182,7 +265,16 @@ def test_an_unfinished_run_goes_on_to_the_result_of_the_uninterrupted_one(folder
 
 def test_a_stored_snapshot_of_another_configuration_is_refused(folder):
     with pytest.raises(InputError, match=r"unfinished run of another configuration \(seed: expected 0, got 1\)"):
-        run(RunConfig(**make.RUN, seed=1, out="stopped"), progress=False)
+        run(RunConfig(**RUN, seed=1, out="stopped"), progress=False)
+
+
+def test_a_stored_snapshot_does_not_go_on_with_the_draw_of_today(folder):
+    what = r"unfinished run of another configuration \(anchors: expected 'published', got 'iid'\); .*"
+    with pytest.raises(InputError, match=what + "earlier versions called these anchors iid: --anchors published"):
+        run(RunConfig(**make.RUN, out="stopped"), progress=False)
+    anew = run(RunConfig(**make.RUN, out="stopped", resume=False), progress=False)
+    assert anew.info["interruptions"] == 0
+    assert anew.info["anchors"][0]["recipe"] == "iid"
 
 
 # --- sweeps ---------------------------------------------------------------------------------------------------
@@ -205,6 +297,7 @@ def test_a_stored_sweep_is_collected_to_the_same_table(folder):
     )
     today = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert today.keys() == before.keys()
+    before["config"]["anchors"] = "published"
     for checkpoint in before["checkpoints"]:
         checkpoint["log"] = None  # logs are not among the files
     for key in before.keys() - {"parquet_sha256"}:
@@ -213,17 +306,43 @@ def test_a_stored_sweep_is_collected_to_the_same_table(folder):
 
 def test_a_report_is_written_of_a_stored_sweep(folder):
     assert main(["report", "sweep", "--out", "page"]) == 0
-    assert "checkpoint-2" in (folder / "page" / "report.html").read_text()
+    html = (folder / "page" / "report.html").read_text()
+    assert "checkpoint-2" in html
+    assert "<dt>anchors</dt><dd>published</dd>" in html
 
 
 def test_a_stored_sweep_goes_on_with_its_configuration_alone(folder, capsys):
-    settings = {**make.SWEEP, "model": "checkpoint", "out": "sweep"}
+    settings = {**make.SWEEP, "model": "checkpoint", "out": "sweep", "anchors": "published"}
     options = [f"--{key}={value}" for key, value in settings.items() if key not in ("labels", "device_map")]
     options = [option.replace("_", "-") for option in options] + ["--labels=input_unigram,output_unigram"]
     assert main(["sweep", *options, "--dry-run"]) == 0
     assert "from 2 done" in capsys.readouterr().out
     assert main(["sweep", *options, "--seed=1", "--dry-run"]) == 2
     assert "seed was 0, is 1" in capsys.readouterr().err
+
+
+def test_a_stored_sweep_does_not_go_on_with_the_draw_of_today(folder, capsys):
+    for options in (["--out", "sweep"], []):
+        assert main(["sweep", "--config", "sweep/config.yaml", "--model", "checkpoint", "--dry-run", *options]) == 2
+        error = capsys.readouterr().err
+        assert "anchors was 'published', is 'iid'" in error
+        assert "earlier versions called these anchors iid: --anchors published continues with them" in error
+    options = ["--config", "sweep/config.yaml", "--model", "checkpoint", "--dry-run", "--out", "new"]
+    assert main(["sweep", *options]) == 0
+    assert "named published today, not of iid; --anchors published repeats them" in capsys.readouterr().err
+
+
+def test_results_of_two_draws_in_one_sweep_are_warned_of(folder, capsys):
+    """As when workers of two versions measured it at once."""
+    path = next((folder / "sweep" / "checkpoints").glob("checkpoint-2-*/result.json"))
+    head = json.loads(path.read_text())
+    head["anchors"] = [{**anchors, "sha256": "0" * 64, "recipe": "iid"} for anchors in head["anchors"]]
+    head = {key: value for key, value in head.items() if key not in ("format", "sha256")}
+    path.write_text(json.dumps(sealed(head)))
+    assert main(["collect", "sweep"]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: anchors are of several draws (iid, published): values are not comparable between them" in printed
+    assert "several widths" not in printed
 
 
 def test_every_checkpoint_of_a_stored_sweep_is_a_result(folder):

@@ -1,6 +1,6 @@
 """Anchors: fixed random points on the unit sphere onto which hidden states are projected.
 
-The anchors of the published estimator are drawn independently and uniformly (Conklin 2025, arXiv 2505.23960).
+They are drawn independently and uniformly (Conklin 2025, arXiv 2505.23960), from streams that `recipes` defines.
 
 Shape suffixes: S anchor sets, M anchors, D width of a hidden state.
 """
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimators.calibration import resolve_temperature
+from softh_probe.estimators.recipes import ANTITHETIC, KINDS, stream_seed
 from softh_probe.hashing import bytes_sha256
-
-KINDS = ("iid", "antithetic")
 
 
 def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -> Tensor:
@@ -29,10 +28,13 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -
     Args:
         n_anchors: number of anchors m, at least 2.
         dim: width d of the hidden states, at least 2.
-        seed: seed of a separate CPU generator. The global random state is neither read nor changed, and the anchors are
-            the same on every device.
-        kind: "iid" draws all anchors independently, as published; "antithetic" draws half of them and adds their
-            opposites (w and −w), so that entropies vary less from one draw to the next.
+        seed: seed of the set. The global random state is neither read nor changed, and the anchors are the same on
+            every device.
+        kind: "iid" draws all anchors independently, from a stream of their own for each seed, n_anchors and dim: no
+            `torch.manual_seed` of the user's starts it. "published" draws from `torch.Generator().manual_seed(seed)`,
+            as the published code does. "antithetic" draws half of the anchors, from a further stream, and adds their
+            opposites (w and −w), so that entropies vary less from one draw to the next. "published_antithetic" draws
+            these pairs from the stream of "published", as earlier versions did.
 
     Returns:
         Tensor [n_anchors, dim], float32, on the CPU, rows of unit length.
@@ -47,14 +49,14 @@ def sample_anchors(n_anchors: int, dim: int, seed: int = 0, kind: str = "iid") -
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed: expected an integer of 64 bits, got {seed!r}")
     if kind not in KINDS:
-        raise InputError(f"anchors: expected {' or '.join(KINDS)}, got {kind!r}")
-    if kind == "antithetic" and n_anchors % 2:
+        raise InputError(f"anchors: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}")
+    if kind in ANTITHETIC and n_anchors % 2:
         raise InputError(f"n_anchors: antithetic anchors come in pairs; expected an even number, got {n_anchors}")
-    n_drawn = n_anchors // 2 if kind == "antithetic" else n_anchors
-    generator = torch.Generator("cpu").manual_seed(seed)
+    n_drawn = n_anchors // 2 if kind in ANTITHETIC else n_anchors
+    generator = torch.Generator("cpu").manual_seed(stream_seed(kind, seed, n_anchors, dim))
     w_MD = torch.randn(n_drawn, dim, generator=generator, dtype=torch.float32, device="cpu")
     w_MD = torch.nn.functional.normalize(w_MD, dim=-1)
-    return torch.cat([w_MD, -w_MD]) if kind == "antithetic" else w_MD
+    return torch.cat([w_MD, -w_MD]) if kind in ANTITHETIC else w_MD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +71,13 @@ class Anchors:
         points_SMD: [n_sets, n_anchors, dim], float32, CPU; set s is drawn with seed + s.
         temperature: ε of the softmax over cosine similarities (dimensionless).
         sha256: digest of the points' bytes (little-endian float32, set by set); equal digests mean equal anchors.
+        recipe: kind of the draw, one of `KINDS`.
     """
 
     points_SMD: Tensor
     temperature: float
     sha256: str
+    recipe: str
 
     @classmethod
     def sample(
@@ -96,7 +100,7 @@ class Anchors:
             dim: width d of the hidden states, at least 2.
             n_sets: number of sets.
             seed: seed of the first set; set s is drawn with seed + s.
-            kind: "iid" or "antithetic", as in `sample_anchors`.
+            kind: "iid", "published" or "antithetic", as in `sample_anchors`.
             calibration: "exact", "leading_order", or the temperature, as in `resolve_temperature`.
 
         Raises:
@@ -111,19 +115,22 @@ class Anchors:
             points_SMD=points_SMD,
             temperature=resolve_temperature(calibration, n_anchors, dim),
             sha256=bytes_sha256(points_SMD.numpy().astype("<f4").tobytes()),
+            recipe=kind,
         )
 
     def describe(self) -> dict[str, Any]:
-        """Describe the anchors by their sizes, temperature and digest, as results record them (JSON values).
+        """Describe the anchors by their sizes, recipe, temperature and digest, as results record them (JSON values).
 
-        >>> Anchors.sample(n_anchors=100, dim=576, n_sets=2).describe()["sets"]
-        2
+        >>> described = Anchors.sample(n_anchors=100, dim=576, n_sets=2).describe()
+        >>> described["sets"], described["recipe"]
+        (2, 'iid')
         """
         n_sets, n_anchors, dim = self.points_SMD.shape
         return {
             "dim": dim,
             "n_anchors": n_anchors,
             "sets": n_sets,
+            "recipe": self.recipe,
             "temperature": self.temperature,
             "sha256": self.sha256,
         }

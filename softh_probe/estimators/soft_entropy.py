@@ -123,7 +123,9 @@ def entropy(mass: Tensor) -> Tensor:
     return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1)
 
 
-def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact") -> Tensor:
+def soft_entropy(
+    z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact", anchors: str = "iid"
+) -> Tensor:
     """Compute H(Z) of hidden states, in units of log(n_anchors): 0 for a single anchor, 1 for a uniform distribution.
 
     >>> z = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
@@ -137,6 +139,7 @@ def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: st
         n_anchors: number of anchors M.
         seed: seed of the anchors.
         calibration: "exact", "leading_order", or the temperature itself.
+        anchors: kind of the anchors: "iid", "published" or "antithetic", as in `sample_anchors`.
 
     Returns:
         Tensor [], on z's device; differentiable with respect to z.
@@ -144,12 +147,17 @@ def soft_entropy(z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: st
     Raises:
         InputError: z has no positions, or is not a floating point tensor of at least two dimensions.
     """
-    q_NM = _soft_assignments(z, n_anchors, seed, calibration)
+    q_NM = _soft_assignments(z, n_anchors, seed, calibration, anchors)
     return entropy(q_NM.mean(dim=0)) / math.log(n_anchors)
 
 
 def soft_mutual_information(
-    z: Tensor, labels: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact"
+    z: Tensor,
+    labels: Tensor,
+    n_anchors: int = 100,
+    seed: int = 0,
+    calibration: str | float = "exact",
+    anchors: str = "iid",
 ) -> Tensor:
     """Compute I(X;Z) between labels and hidden states, in units of log(n_anchors).
 
@@ -166,6 +174,7 @@ def soft_mutual_information(
         n_anchors: number of anchors M.
         seed: seed of the anchors.
         calibration: as in `soft_entropy`.
+        anchors: as in `soft_entropy`.
 
     Returns:
         Tensor [], on z's device; differentiable with respect to z.
@@ -180,14 +189,14 @@ def soft_mutual_information(
         raise InputError(f"labels: expected integers, got {labels.dtype}; number the classes first")
     if labels.shape != z.shape[:-1]:
         raise InputError(f"labels: expected one per position, shape {list(z.shape[:-1])}, got {list(labels.shape)}")
-    q_NM = _soft_assignments(z, n_anchors, seed, calibration)
+    q_NM = _soft_assignments(z, n_anchors, seed, calibration, anchors)
     _, label_N, count_L = labels.to(z.device).reshape(-1).unique(return_inverse=True, return_counts=True)
     mass_LM = q_NM.new_zeros(len(count_L), n_anchors).index_add(0, label_N, q_NM)
     conditional: Tensor = ((count_L / len(q_NM)).to(q_NM.dtype) * entropy(mass_LM)).sum()
     return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(n_anchors)
 
 
-def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float) -> Tensor:
+def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float, anchors: str) -> Tensor:
     """Compute the soft assignments [N, M] of hidden states [..., D]."""
     _require_states(z)
     z_ND = z.reshape(-1, z.shape[-1])
@@ -195,7 +204,7 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
         raise InputError("z: no positions; entropy needs at least one hidden state")
     if z.dtype in (torch.float16, torch.bfloat16):
         z_ND = z_ND.float()
-    anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed).to(z_ND)
+    anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed, anchors).to(z_ND)
     temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
     with torch.autocast(z.device.type, enabled=False):  # autocast would project in half precision
         log_q_N1M = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)

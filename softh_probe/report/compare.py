@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from softh_probe.errors import InputError
+from softh_probe.estimators.recipes import with_recipe
 from softh_probe.report.page_data import numbers, values_by_key
 from softh_probe.result import ProbeResult
 
@@ -61,7 +62,7 @@ def _corpus_differs(one: ProbeResult, other: ProbeResult) -> list[str]:
 def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
     if same_anchors(one, other):
         return []
-    recipes = [(result.info.get("settings") or {}) for result in (one, other)]
+    recipes = [(with_recipe(result.info).get("settings") or {}) for result in (one, other)]
     changed = [key for key in _RECIPE if recipes[0].get(key) != recipes[1].get(key)]
     if changed:
         settings = ", ".join(f"{key} {recipes[0].get(key)} and {recipes[1].get(key)}" for key in changed)

@@ -197,13 +197,14 @@ def read_sweep(folder: Path) -> Sweep:
         if c["checkpoint"] in measured
     ]
     table["checkpoint"] = table.checkpoint.cat.set_categories(in_order)
+    result = _first_result(folder, checkpoints)
     return Sweep(
         table=table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True),
         checkpoints=checkpoints,
         duplicates=info.get("duplicates") or [],
         not_monotone=info.get("not_monotone") or [],
-        n_anchors=_n_anchors(folder, checkpoints),
-        settings=_flattened(info.get("config") or {}),
+        n_anchors=result.n_anchors,
+        settings=_flattened({**(info.get("config") or {}), **_anchors(result)}),
         name=folder.resolve().name,
     )
 
@@ -234,13 +235,19 @@ def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) ->
         raise InputError(f"{what}: config: expected a mapping, got {short_repr(info['config'])}; {remedy}")
 
 
-def _n_anchors(folder: Path, checkpoints: list[dict[str, Any]]) -> int:
-    """Read the number of anchors in a set from a checkpoint's result."""
+def _first_result(folder: Path, checkpoints: list[dict[str, Any]]) -> ProbeResult:
+    """Read the result of a checkpoint, for the number of anchors in a set and their recipe."""
     for checkpoint in checkpoints:
         path = folder / str(checkpoint.get("folder")) / RESULT_JSON
         if checkpoint["status"] == "done" and path.is_file():
-            return ProbeResult.load(path.parent).n_anchors
+            return ProbeResult.load(path.parent)
     raise InputError(f"{folder}: no result of a checkpoint lies in this sweep; its units are unknown")
+
+
+def _anchors(result: ProbeResult) -> dict[str, Any]:
+    """Name the anchors' recipe as settings do; an earlier version's configuration has another name for it."""
+    recipes = [a["recipe"] for a in result.info.get("anchors") or [] if isinstance(a, dict) and "recipe" in a]
+    return {"anchors": recipes[0]} if recipes else {}
 
 
 def _flattened(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from softh_probe.config import EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
+from softh_probe.estimators.recipes import how_to_continue
 from softh_probe.hashing import arrays_sha256
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.plan import Plan
@@ -54,7 +55,10 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
         return None
     if differing:
         what = "; ".join(f"{name}: expected {theirs.get(name)!r}, got {ours[name]!r}" for name in differing)
-        raise InputError(f"out: {config.out} holds an unfinished run of another configuration ({what}); {_START_ANEW}")
+        remedy = how_to_continue(theirs.get("anchors"), "--anchors ") if "anchors" in differing else ""
+        raise InputError(
+            f"out: {config.out} holds an unfinished run of another configuration ({what}); {_START_ANEW}{remedy}"
+        )
     return found
 
 

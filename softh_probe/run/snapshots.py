@@ -25,10 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
+from softh_probe.estimators.recipes import with_kind_of_today
 from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
-from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
+from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.processes import ALONE, Processes
 from softh_probe.run.signals import StopRequests
+from softh_probe.states import STATE_VERSION, VERSION_WITHOUT_RECIPE
 
 SNAPSHOT_JSON = "snapshot.json"
 FORMAT = 1
@@ -256,7 +258,10 @@ def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
     if text_sha256(text) != checksum:
         raise ValueError("altered")
     head = json.loads(text)
-    if (versions := (head["format"], head["probe"]["version"])) != _VERSIONS:
+    versions = (head["format"], head["probe"]["version"])
+    if versions == (FORMAT, VERSION_WITHOUT_RECIPE):
+        head["run"]["config"] = with_kind_of_today(head["run"]["config"])
+    elif versions != _VERSIONS:
         raise InputError(
             f"out: {folder} is a snapshot of another version of softh_probe (expected format and version {_VERSIONS}, "
             f"got {versions}) and is not converted: continue with the softh_probe that wrote it, name another "

@@ -88,6 +88,8 @@ def collect(out: str | Path) -> Collection:
             _write_tables(folder, points, info)
             found = _summary(folder, points, info)
             config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+            if len(recipes := _recipes(info)) == 1:
+                config["anchors"] = recipes[0]  # an earlier version named the draw of its results otherwise
             summary = {
                 "version": SWEEP_VERSION,
                 "parquet_sha256": file_sha256(folder.path / SWEEP_PARQUET),
@@ -213,13 +215,21 @@ def out_of_order(points: Sequence[GridPoint]) -> list[list[str]]:
 def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
     """Warn of what makes a sweep's results hard to compare: several sets of anchors, or several corpora."""
     anchors = {a["sha256"] for one in info.values() for a in one.get("anchors", []) if "sha256" in a}
+    recipes = _recipes(info)
     corpora = {one["corpus"]["sha256"] for one in info.values() if "corpus" in one}
     found = []
-    if len(anchors) > 1:
+    if len(recipes) > 1:
+        found.append(f"anchors are of several draws ({', '.join(recipes)}): values are not comparable between them")
+    elif len(anchors) > 1:
         found.append(f"hidden states have several widths, so there are {len(anchors)} sets of anchors")
     if len(corpora) > 1:
         found.append(f"tokenizers differ: the same texts are {len(corpora)} different corpora")
     return found
+
+
+def _recipes(info: dict[str, dict[str, Any]]) -> list[str]:
+    """List the recipes of all results' anchors, each once."""
+    return sorted({str(a["recipe"]) for one in info.values() for a in one.get("anchors", []) if "recipe" in a})
 
 
 def _write_report(folder: SweepFolder) -> str | None:

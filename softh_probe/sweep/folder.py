@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
+from softh_probe.estimators.recipes import how_to_continue, with_recipe
 from softh_probe.files import write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.result_files import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
@@ -123,9 +124,9 @@ class SweepFolder:
         wanted, found = config.measured(), None
         for folder in self.finished_folders():
             try:
-                there = json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))["config"]
+                there = with_recipe(json.loads((folder / RESULT_JSON).read_text(encoding="utf-8")))["config"]
                 found = measured_fields(there)
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # a damaged one is measured again
             self._refuse_other(wanted, found, folder.name)
         busy = any(self.claims.owner(name) for name in self.claims.names())
@@ -145,9 +146,11 @@ class SweepFolder:
             changed.append("data was local, is on the hub" if "data" in wanted else "data was on the hub, is local")
         if changed:
             text = "; ".join(changed)
+            other_anchors = wanted.get("anchors") != there.get("anchors")
+            remedy = how_to_continue(there.get("anchors"), "--anchors ") if other_anchors else ""
             raise InputError(
                 f"out: {self.path} holds results of another configuration ({where}): {text}; name a new output folder, "
-                "or go back to what it was"
+                f"or go back to what it was{remedy}"
             )
 
     def known_points(self) -> list[GridPoint]:

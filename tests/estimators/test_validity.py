@@ -139,10 +139,12 @@ def test_the_spread_over_sets_predicts_the_deviation_from_many_sets(kind):
 def test_antithetic_anchors_are_pairs_and_odd_numbers_of_them_are_refused():
     anchors = sample_anchors(10, D, seed=3, kind="antithetic")
     assert torch.equal(anchors[:5], -anchors[5:])
-    assert torch.equal(anchors[:5], sample_anchors(5, D, seed=3))
+    drawn_before = sample_anchors(10, D, seed=3, kind="published_antithetic")
+    assert torch.equal(drawn_before[:5], -drawn_before[5:])
+    assert torch.equal(drawn_before[:5], sample_anchors(5, D, seed=3, kind="published"))
     with pytest.raises(ValueError, match="even number, got 11"):
         sample_anchors(11, D, kind="antithetic")
-    with pytest.raises(ValueError, match="iid or antithetic, got 'sobol'"):
+    with pytest.raises(ValueError, match="antithetic or published_antithetic, got 'sobol'"):
         sample_anchors(10, D, kind="sobol")
 
 

@@ -161,6 +161,7 @@ def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, t
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     tokenizer.save_pretrained(task / "model")
     arguments = f"pretrained={task / 'model'},dtype=float32,softh_labels=input_unigram+output_unigram,softh_seed=3"
+    arguments += ",softh_anchors=published"
     command = ["run", "--model", "hf-softh", "--model_args", arguments, "--tasks", "letters", "--device", "cpu"]
     command += ["--include_path", str(task), "--output_path", str(task / "out"), "--batch_size", "2"]
     command += ["--limit", "2", "--apply_chat_template", "--use_cache", str(task / "kept")]
@@ -171,6 +172,7 @@ def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, t
     (theirs,) = (task / "out").rglob("results_*.json")
     (ours,) = theirs.parent.glob("softh_probe_*")
     result = ProbeResult.load(ours)
+    assert {anchors["recipe"] for anchors in result.info["anchors"]} == {"published"}
     assert result.to_pandas().query("metric == 'mutual_information'").label_set.unique().tolist() == LABELS
     fed = [tokenizer(q + a).input_ids[:-1] for q in ("a b c", "g h i j k l") for a in (" d", " e f")]
     assert result.info["positions"] == alone(model, fed).positions
