@@ -21,13 +21,13 @@ alike, so that their mean W stands for each, and that the states of each label s
 shape as all states. Absolute error in units of log m, mean / maximum (`python scripts/study_correction.py`):
 
                                                n = 2          n = 4          n = 8          n = 16         n = 64
-    23 simulations                         .014 / .061    .012 / .052    .010 / .038    .008 / .023    .004 / .011
-        plug-in                            .249 / .568    .171 / .479    .113 / .383    .071 / .302    .024 / .156
-    SmolLM2, thinned n-grams (--model)     .005 / .027    .004 / .017    .003 / .007    .002 / .010    .003 / .008
-        plug-in                            .097 / .300    .060 / .200    .036 / .129    .020 / .075    .006 / .028
-    the same, neighbouring occurrences     .029 / .065    .024 / .063    .016 / .048    .009 / .037    .004 / .015
+    23 simulations                         .013 / .060    .011 / .050    .010 / .036    .007 / .024    .004 / .014
+        plug-in                            .250 / .569    .173 / .473    .114 / .383    .071 / .297    .025 / .152
+    SmolLM2, thinned n-grams (--model)     .005 / .035    .003 / .017    .002 / .007    .002 / .005    .004 / .010
+        plug-in                            .097 / .308    .061 / .210    .036 / .136    .020 / .077    .006 / .032
+    the same, neighbouring occurrences     .030 / .074    .023 / .061    .016 / .049    .010 / .036    .004 / .008
 
-The corrected information is too low if a label has several tight modes (by .05 with 4), and too high if labels of one
+The corrected information is too low if a label has several tight modes (by .06 with 4), and too high if labels of one
 count are not alike (by .06 if half of them are uninformative) or repeat within a document (the last line).
 
 Shape suffixes: N positions, R rows of the sample, H groups of rows, S anchor sets, M anchors, K curves, G counts of
