@@ -1,6 +1,6 @@
 """Versions of a probe's state, as `SoftEntropyProbe.state_dict` makes it and snapshots hold it.
 
-5  `anchors` of its settings names the draw.
+5  `anchors` of its settings names the draw, and it has the choices that were made for the user.
 4  Its anchors are of the published draw, which its settings call iid (antithetic in pairs).
 """
 

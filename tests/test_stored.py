@@ -57,10 +57,11 @@ def new_probe(name: str, model: LlamaForCausalLM) -> SoftEntropyProbe:
 
 
 def as_today(state: dict[str, Any]) -> dict[str, Any]:
-    """A stored state as this version writes it: with the name of its anchors, and the number of its version."""
+    """A stored state as this version writes it: another version, name of its anchors, and no choices made for it."""
     assert state["version"] == STATE_VERSION - 1
     settings = {**state["settings"], "anchors": KIND_TODAY[state["settings"]["anchors"]]}
-    return {**state, "version": STATE_VERSION, "settings": settings}
+    head = {name: value for name, value in state.items() if name != "layers"}
+    return {**head, "version": STATE_VERSION, "settings": settings, "choices": [], "layers": state["layers"]}
 
 
 def read_state(name: str) -> dict[str, Any]:
