@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
+from softh_probe.accumulators.states import STATE_VERSION, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.pass_context import PassContext
@@ -27,7 +28,6 @@ from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import parse_label_sets
 from softh_probe.planned.announced import AnnouncedBatches
 from softh_probe.result import ProbeResult
-from softh_probe.states import STATE_VERSION, state_of_today
 
 if TYPE_CHECKING:
     from softh_probe.planned.plan import Plan

@@ -9,9 +9,9 @@ import torch
 from transformers import RwkvConfig, RwkvForCausalLM
 
 from softh_probe import Anchors, ProbeResult, SoftEntropyProbe, sample_anchors, temperature
+from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.anchors import KINDS
-from softh_probe.states import STATE_VERSION
 from tests.helpers import references
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import documents

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 import softh_probe
 from softh_probe import Anchors
+from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError
@@ -23,7 +24,6 @@ from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.result_files import sealed
 from softh_probe.run import run
-from softh_probe.states import STATE_VERSION
 from softh_probe.sweep import collect
 from tests.stored import make
 

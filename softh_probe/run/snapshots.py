@@ -24,13 +24,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from softh_probe.accumulators.states import STATE_VERSION, VERSION_WITHOUT_RECIPE
 from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
 from softh_probe.estimators.recipes import with_kind_of_today
 from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.processes import ALONE, Processes
 from softh_probe.run.signals import StopRequests
-from softh_probe.states import STATE_VERSION, VERSION_WITHOUT_RECIPE
 
 SNAPSHOT_JSON = "snapshot.json"
 FORMAT = 1
