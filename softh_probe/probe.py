@@ -22,10 +22,11 @@ from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.recipes import Kind, how_to_continue
 from softh_probe.hooks.forward_hooks import ForwardHooks
-from softh_probe.hooks.hook_points import FINAL_NORM, HookPoints, find_hook_points, require_causal, select_layers
+from softh_probe.hooks.hook_points import HookPoints, find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import parse_label_sets
+from softh_probe.layer_places import FINAL_NORM
 from softh_probe.planned.announced import AnnouncedBatches
 from softh_probe.result import ProbeResult
 
@@ -171,6 +172,7 @@ class SoftEntropyProbe:
             rows,
             settings=self._settings,
             anchors=self._sums.describe_anchors(),
+            n_blocks=self._recorder.n_blocks or None,
             positions=self._recorder.positions,
             tokens=self._tokens,
             choices=self._recorder.choices.to_json(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.errors import InputError
 from softh_probe.labels import COLUMN_PREFIX
+from softh_probe.layer_places import LayerPlaces, place_layers
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
 from softh_probe.result_files import read_result, write_result
 
@@ -42,8 +44,8 @@ class ProbeResult:
             conditional_entropy [R, X, S], null_information [R, X, S],
             corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L].
         labels: label set and name of each label that is shown one by one.
-        info: settings, anchors, number of positions, number of labelled positions by label set, and any entries that
-            the caller adds (JSON values).
+        info: settings, anchors, number of blocks of the model (`n_blocks`; None where modules are named), number of
+            positions, number of labelled positions by label set, and any entries that the caller adds (JSON values).
     """
 
     rows: list[str]
@@ -81,6 +83,11 @@ class ProbeResult:
         """Number of anchors m of a set."""
         return self.tensors["mass"].shape[-1]
 
+    @property
+    def places(self) -> LayerPlaces:
+        """Where the rows stand in the model: the index of each layer, and the number of blocks."""
+        return place_layers(self.rows, self.info)
+
     def invalid_positions(self) -> dict[str, int]:
         """Count, by layer, the positions left out because their hidden state was zero or not finite.
 
@@ -105,8 +112,10 @@ class ProbeResult:
                 or "bits". coverage, regularity and optimality are ratios in any unit.
 
         Returns:
-            Columns layer (0, 1, …), name, label_set (empty for entropy), metric, value (mean over anchor sets)
-            and sd (their standard deviation; missing with a single set).
+            Columns layer, name, label_set (empty for entropy), metric, value (mean over anchor sets) and sd (their
+            standard deviation; missing with a single set). `layer` is the index in the model, whichever layers were
+            measured: 0 the embeddings, i the i-th block call, L + 1 the final norm of a model of L blocks. Modules
+            that a probe was given by name have no such index; theirs is the number of the row, in the order given.
 
         Raises:
             InputError: the unit is none of these.
@@ -131,7 +140,7 @@ class ProbeResult:
             unit: as in `to_pandas`.
 
         Returns:
-            Columns layer, name, label, count (positions), value (mean over anchor sets), sd.
+            Columns layer (as in `to_pandas`), name, label, count (positions), value (mean over anchor sets), sd.
 
         Raises:
             InputError: the set does not show its labels one by one, or the unit is unknown.
@@ -146,7 +155,7 @@ class ProbeResult:
         n_rows, n_labels = counts_RL.shape
         table = pd.DataFrame(
             {
-                "layer": np.repeat(np.arange(n_rows), n_labels),
+                "layer": np.repeat(np.array(self.places.indices, dtype=np.int64), n_labels),
                 "name": np.repeat(self.rows, n_labels),
                 "label": [self.labels[i][1] for i in chosen] * n_rows,
                 "count": counts_RL.flatten().numpy(),
@@ -159,7 +168,7 @@ class ProbeResult:
     def _table(self, values_RS: Tensor, **constants: str) -> pd.DataFrame:
         return pd.DataFrame(
             {
-                "layer": range(len(self.rows)),
+                "layer": np.array(self.places.indices, dtype=np.int64),
                 "name": self.rows,
                 **constants,
                 "value": values_RS.mean(dim=1).numpy(),
@@ -209,9 +218,14 @@ class ProbeResult:
     def load(cls, folder: str | Path) -> ProbeResult:
         """Read a result that `save` wrote, in this version or an earlier one.
 
+        Warns of a result of an earlier version that measured some layers and does not record how many there are.
+
         Raises:
             InputError: the folder holds no result, one that was damaged or changed, or one of a later format.
         """
         info, tensors = read_result(Path(folder))
         names = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
-        return cls(**names, tensors=tensors, info=info)
+        result = cls(**names, tensors=tensors, info=info)
+        if note := result.places.note:
+            warnings.warn(f"{folder}: {note}", stacklevel=2)
+        return result

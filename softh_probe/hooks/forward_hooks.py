@@ -11,9 +11,10 @@ from torch import nn
 
 from softh_probe.attached.inputs import arguments
 from softh_probe.errors import ProbeError
-from softh_probe.hooks.hook_points import EMBEDDINGS, HookPoints
+from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
+from softh_probe.layer_places import EMBEDDINGS
 from softh_probe.patching import replaced, uncompiled
 
 

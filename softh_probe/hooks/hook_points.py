@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 
 #: Model types that have a causal language model.
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +188,6 @@ def dry_run(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
         for handle in handles:
             handle.remove()
     return calls if len(calls) > len(points.blocks) else []
-
-
-def block_name(index: int) -> str:
-    """Name the layer of the i-th block call, counted from 1.
-
-    >>> block_name(1)
-    'layer.1'
-    """
-    return f"layer.{index}"
 
 
 def select_layers(names: Iterable[str | int] | None, available: list[str]) -> list[str]:

@@ -14,8 +14,9 @@ from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.chain import ResidualChain, is_time_first
-from softh_probe.hooks.hook_points import FINAL_NORM, HookPoints, block_name, count_calls, hidden_state
+from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
+from softh_probe.layer_places import FINAL_NORM, block_name
 
 
 class Recorder:

@@ -15,15 +15,8 @@ from accelerate import infer_auto_device_map
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from softh_probe.hooks.hook_points import (
-    EMBEDDINGS,
-    FINAL_NORM,
-    HookPoints,
-    block_name,
-    dry_run,
-    find_hook_points,
-    stacks,
-)
+from softh_probe.hooks.hook_points import HookPoints, dry_run, find_hook_points, stacks
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 from softh_probe.models.checkpoint import auto_class, without_head
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.placement import SPREAD, check_placement

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
+from softh_probe.report.alignment import equally_deep, interpolated
 from softh_probe.report.page_data import numbers, values_by_key
 from softh_probe.result import ProbeResult
 
@@ -22,7 +22,8 @@ def check_comparable(
 ) -> list[str]:
     """Check that results were measured on the same text and with the same anchors as the first one.
 
-    Models of different widths cannot have equal anchors: theirs must have the same recipe.
+    Models of different widths cannot have equal anchors: theirs must have the same recipe. Results of the same texts
+    under different tokenizers may stand side by side: a note says that their tokens differ.
 
     Args:
         results: two or more.
@@ -30,7 +31,7 @@ def check_comparable(
         allow_different: return the differences instead of raising.
 
     Returns:
-        Notes for the reader: allowed differences, and different widths and numbers of positions.
+        Notes for the reader: allowed differences, and different tokens, widths and numbers of positions.
 
     Raises:
         InputError: corpora or anchors differ, or are not known.
@@ -52,11 +53,40 @@ def _corpus_differs(one: ProbeResult, other: ProbeResult) -> list[str]:
     digests = [str((result.info.get("corpus") or {}).get("sha256", "")) for result in (one, other)]
     if "" in digests:
         return ["their corpus, which at least one of them does not record"]
-    if digests[0] == digests[1]:
+    if digests[0] == digests[1] or tokens_differ(one, other):
         return []
     data = [str((result.info.get("corpus") or {}).get("data")) for result in (one, other)]
     named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, as different tokens"
     return [f"their corpus ({named}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
+
+
+def tokens_differ(one: ProbeResult, other: ProbeResult) -> bool:
+    """Test whether both results are of the same texts, cut into different tokens.
+
+    Results of earlier versions do not record the SHA-256 of their texts.
+    """
+    corpora = [result.info.get("corpus") or {} for result in (one, other)]
+    texts, tokens = ([corpus.get(key) for corpus in corpora] for key in ("texts_sha256", "sha256"))
+    return bool(texts[0]) and texts[0] == texts[1] and tokens[0] != tokens[1]
+
+
+def corpus_notes(corpora: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say of the results of a sweep whether their texts or their tokens differ.
+
+    Args:
+        corpora: with the SHA-256 of tokens (`sha256` or `corpus_sha256`) and texts (`texts_sha256`), where known.
+    """
+    known = [(c.get("sha256") or c.get("corpus_sha256"), c.get("texts_sha256")) for c in corpora]
+    n_tokens = len({tokens for tokens, _ in known if tokens})
+    texts = {texts for tokens, texts in known if tokens}
+    if n_tokens < 2:
+        return []
+    if None not in texts and len(texts) > 1:
+        return [f"texts differ: {len(texts)} different corpora, whose values are not comparable"]
+    return [
+        f"tokenizers differ: the same texts are {n_tokens} different corpora, so informations about tokens and n-grams "
+        "are of other labels in each"
+    ]
 
 
 def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
@@ -91,7 +121,12 @@ def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
             "anchor sets says how much that matters."
         )
     positions = [int(result.info.get("positions", 0)) for result in (one, other)]
-    if positions[0] != positions[1]:
+    if tokens_differ(one, other):
+        found.append(
+            f"their texts are the same and their tokens differ ({positions[0]:,} and {positions[1]:,} positions were "
+            "counted): informations about tokens and n-grams are of other labels in each, and not comparable."
+        )
+    elif positions[0] != positions[1]:
         found.append(
             f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
             "other ends of documents."
@@ -102,34 +137,33 @@ def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
 def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
     """Compute `other` minus `first`, in each layer of `first` and each metric that both have.
 
-    Layers are matched by relative depth; where their numbers differ, `other` is interpolated linearly. The anchor
+    Layers are matched by their index in the model. Where models have unequal numbers of blocks, they are matched by
+    relative depth, and `other` is interpolated linearly; see `softh_probe.report.alignment`. The anchor
     spread is the root of the summed variances over anchor sets: the sd that independent draws of anchors would give.
     Where both results have the same anchors, the sd of the difference over anchor sets is given too, and mostly
     smaller. Both are missing where a result has a single set.
 
     Returns:
-        JSON values: paired (same anchors), interpolated, and series: for each "metric|label set" d (difference), s
-        (anchor spread) and, if paired, p (sd of the difference), in units of log m where the metric has a unit.
+        JSON values: paired (same anchors), interpolated, tokens_differ, and series: for each "metric|label set" d
+        (difference), s (anchor spread) and, if paired, p (sd of the difference), in units of log m where the metric
+        has a unit.
     """
-    depth, other_depth = (np.linspace(0, 1, len(result.rows)) for result in (first, other))
     paired = same_anchors(first, other)
     ours, theirs = values_by_key(first), values_by_key(other)
     series = {}
     for key, a_RS in ours.items():
         if key not in theirs:
             continue
-        a, b = a_RS.numpy(), _interpolated(depth, other_depth, theirs[key])
+        a, b = a_RS.numpy(), interpolated(first.places, other.places, theirs[key].numpy())
         series[key] = {"d": numbers(b.mean(axis=1) - a.mean(axis=1)), "s": numbers(np.hypot(_sd(a), _sd(b)))}
         if paired:
             series[key]["p"] = numbers(_sd(b - a))
-    return {"paired": paired, "interpolated": len(depth) != len(other_depth), "series": series}
-
-
-def _interpolated(depth: np.ndarray, known: np.ndarray, values_RS: Tensor) -> np.ndarray:
-    """Interpolate values, known at some relative depths, at others."""
-    if len(depth) == len(known):
-        return values_RS.numpy()
-    return np.stack([np.interp(depth, known, column) for column in values_RS.numpy().T], axis=1)
+    return {
+        "paired": paired,
+        "interpolated": not equally_deep([first.places, other.places]),
+        "tokens_differ": tokens_differ(first, other),
+        "series": series,
+    }
 
 
 def _sd(values_RS: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("commit", model.get("commit")),
                 ("weights SHA-256", model.get("weights_sha256") or model.get("weights_note")),
                 ("class", model.get("class")),
+                ("blocks", _count(info.get("n_blocks"))),
                 ("parameters", _count(model.get("n_parameters"))),
                 ("dtype", model.get("dtype")),
                 ("devices", _list(model.get("devices"))),

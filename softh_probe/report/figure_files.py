@@ -46,13 +46,12 @@ def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
     steps = {c["checkpoint"]: c.get("step") for c in sweep.done}
     metrics = set(sweep.table.metric.unique())
     for model in models:
-        names = [c["checkpoint"] for c in sweep.done if str(c["model"]) == model]
-        table = sweep.table[sweep.table.checkpoint.isin(names)]
+        table, axis = sweep.table_of(model)
         table = table.assign(step=table.checkpoint.map(steps).astype("Int64"))
         prefix = "" if len(models) == 1 else f"{Path(model).name}_"
-        yield f"{prefix}entropy", layers_by_step(table, "entropy")
+        yield f"{prefix}entropy", layers_by_step(table, "entropy", axis=axis)
         for label_set in sweep.label_sets:
-            yield f"{prefix}information_{label_set}", layers_by_step(table, "mutual_information", label_set)
+            yield f"{prefix}information_{label_set}", layers_by_step(table, "mutual_information", label_set, axis)
         for metric, name in _BY_STEP.items():
             if metric in metrics:
                 yield f"{prefix}{name}_by_step", metric_by_step(table, metric)

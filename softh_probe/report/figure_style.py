@@ -5,13 +5,19 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.image import NonUniformImage
+from matplotlib.ticker import FixedLocator, MaxNLocator
+from numpy.typing import ArrayLike
 
-LAYER_AXIS = "layer (0: embeddings; last: final norm)"
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, LayerPlaces
+
+DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)"
 
 #: Okabe and Ito's colours, distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -28,15 +34,54 @@ class NotebookFigure(Figure):
         return buffer.getvalue()
 
 
-def one_panel(title: str, y_label: str) -> tuple[Figure, Axes]:
+def layer_axis(places: LayerPlaces) -> str:
+    """Label an axis of layers.
+
+    >>> from softh_probe.layer_places import place_layers
+    >>> layer_axis(place_layers(["embeddings", "layer.10", "final_norm"], {"n_blocks": 30}))
+    'layer (0: embeddings; 31: final norm)'
+    """
+    if not places.n_blocks:
+        return "module (in the order given)"
+    pairs = zip(places.indices, places.names, strict=True)
+    ends = [f"{index}: {name.replace('_', ' ')}" for index, name in pairs if name in (EMBEDDINGS, FINAL_NORM)]
+    return f"layer ({'; '.join(ends)})" if ends else "layer"
+
+
+def heat_map(axes: Axes, x: ArrayLike, y: ArrayLike, values: np.ndarray) -> NonUniformImage:
+    """Draw values [len(y), len(x)] as cells around their places on both axes; each reaches halfway to the next."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    extent = (x.min() - _margin(x), x.max() + _margin(x), y.min() - _margin(y), y.max() + _margin(y))
+    image = NonUniformImage(axes, cmap="viridis", interpolation="nearest", extent=extent)
+    image.set_data(x, y, values)
+    axes.add_image(image)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    return image
+
+
+def _margin(places: np.ndarray) -> float:
+    """Half of the least distance between cells."""
+    return 0.5 * float(np.diff(np.sort(places)).min()) if len(places) > 1 else 0.5
+
+
+def layer_ticks(axis: Axis, layers: Sequence[float]) -> None:
+    """Set ticks of the cells of a heat map: whole numbers, or the layers themselves where some were left out."""
+    if any(layer % 1 for layer in layers):
+        return  # relative depths
+    whole = list(layers) == list(range(len(layers)))
+    axis.set_major_locator(MaxNLocator(integer=True) if whole else FixedLocator(list(layers), nbins=12))
+
+
+def one_panel(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """Make a figure with one styled panel."""
     figure = NotebookFigure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    style_axes(axes, title, y_label)
+    style_axes(axes, title, x_label, y_label)
     return figure, axes
 
 
-def style_axes(axes: Axes, title: str, y_label: str, x_label: str = LAYER_AXIS) -> None:
+def style_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Set a panel's title and axis labels, and ticks at whole numbers."""
     axes.set_title(title, loc="left")
     axes.set_xlabel(x_label)

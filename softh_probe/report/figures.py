@@ -14,10 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from softh_probe.labels import ORDERS
+from softh_probe.report.alignment import equally_deep
 from softh_probe.report.figure_style import (
     COLOURS,
-    LAYER_AXIS,
+    DEPTH_AXIS,
     NotebookFigure,
+    heat_map,
+    layer_axis,
+    layer_ticks,
     one_panel,
     panel_order,
     plain,
@@ -38,14 +42,14 @@ _CHANCE_LINES = (
 
 def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """Draw H(Z) of every layer, with the sd over anchor sets if there are several."""
-    figure, axes = one_panel("Entropy of the hidden states", f"H(Z) ({UNIT_NAMES[unit]})")
+    figure, axes = one_panel("Entropy of the hidden states", layer_axis(result.places), f"H(Z) ({UNIT_NAMES[unit]})")
     _line(axes, result, unit, "entropy", "", COLOURS[0], label=None)
     return figure
 
 
 def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """Draw I(X;Z) of every layer with each label set: inputs solid, outputs dashed, a colour for each order."""
-    figure, axes = one_panel("Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
+    figure, axes = one_panel("Information about the labels", layer_axis(result.places), f"I(X;Z) ({UNIT_NAMES[unit]})")
     _information_lines(axes, result, unit)
     if result.label_sets:
         figure.legend(loc="outside right upper", frameon=False)
@@ -60,11 +64,13 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     figure = NotebookFigure(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     table = result.to_pandas(unit)
+    left_out = len(result.rows) < result.places.last  # marks show which layers were measured
+    marks: dict[str, Any] = {"marker": "o", "markersize": 3} if left_out else {}
     for axes, name in zip(grid.flat, panel_order(names), strict=False):
         of_set = table[table.label_set == name].pivot_table(index="layer", columns="metric", values="value")
         of_set = of_set.reindex(columns=[metric for metric, *_ in _CHANCE_LINES])
         for metric, label, colour, style in _CHANCE_LINES:
-            axes.plot(of_set.index, of_set[metric], style, color=colour, label=label, linewidth=1.5)
+            axes.plot(of_set.index, of_set[metric], style, color=colour, label=label, linewidth=1.5, **marks)
         axes.fill_between(of_set.index, 0, of_set.mutual_information_null, color=COLOURS[4], alpha=0.3, linewidth=0)
         axes.set_title(plain(name), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
@@ -72,7 +78,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
         axes.grid(axis="y", alpha=0.3)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel(LAYER_AXIS, fontsize="medium")
+    figure.supxlabel(layer_axis(result.places), fontsize="medium")
     figure.supylabel(f"I(X;Z) ({UNIT_NAMES[unit]})", fontsize="medium")
     if names:
         figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
@@ -81,7 +87,8 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
 
 def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """Draw the optimality of every layer, I(output; Z) / I(input; Z): raw solid, corrected dashed."""
-    figure, axes = one_panel("Optimality: how much of what layers hold helps to predict", "optimality (ratio)")
+    title = "Optimality: how much of what layers hold helps to predict"
+    figure, axes = one_panel(title, layer_axis(result.places), "optimality (ratio)")
     _optimality_lines(axes, result, unit)
     if axes.lines:
         axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
@@ -102,7 +109,7 @@ def information_plane(result: ProbeResult, unit: str = "efficiency", metric: str
         _plane(axes, result, unit, order, metric)
         axes.set_title(order, loc="left", fontsize="medium")
     if orders:
-        _layer_bar(figure, grid, len(result.rows))
+        _layer_bar(figure, grid, result.places.indices)
     else:
         grid[0].set_visible(False)
     return figure
@@ -117,12 +124,13 @@ def entropy_by_label(result: ProbeResult, label_set: str, unit: str = "efficienc
     values = wide.reindex(counts.index).to_numpy(float)
     figure = NotebookFigure(figsize=(8, 1.6 + 0.26 * len(counts)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+    image = heat_map(axes, wide.columns.to_numpy(float), range(len(counts)), values)
+    axes.invert_yaxis()
     axes.set_yticks(range(len(counts)), [f"{short(str(k))} ({n:,})" for k, n in counts.items()])
     axes.set_title(f"Entropy by {plain(label_set.removeprefix('column:'))}", loc="left")
-    axes.set_xlabel(LAYER_AXIS)
+    axes.set_xlabel(layer_axis(result.places))
     axes.set_ylabel("label (positions)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    layer_ticks(axes.xaxis, result.places.indices)
     figure.colorbar(image, ax=axes, label=f"H(Z|x) ({UNIT_NAMES[unit]})", pad=0.01)
     return figure
 
@@ -135,19 +143,20 @@ def overview(result: ProbeResult, unit: str = "efficiency") -> Figure:
     n_rows = -(-len(names) // n_columns)
     figure = NotebookFigure(figsize=(1.6 + 4.6 * n_columns, 3.6 * n_rows), layout="constrained")
     grid = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
-    style_axes(grid[0], "Entropy", f"H(Z) ({UNIT_NAMES[unit]})")
+    x_label = layer_axis(result.places)
+    style_axes(grid[0], "Entropy", x_label, f"H(Z) ({UNIT_NAMES[unit]})")
     _line(grid[0], result, unit, "entropy", "", COLOURS[0], label=None)
     if result.label_sets:
-        style_axes(grid[1], "Information about the labels", f"I(X;Z) ({UNIT_NAMES[unit]})")
+        style_axes(grid[1], "Information about the labels", x_label, f"I(X;Z) ({UNIT_NAMES[unit]})")
         _information_lines(grid[1], result, unit)
         figure.legend(*grid[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     if orders:
-        style_axes(grid[2], "Optimality: raw (solid), corrected (dashed)", "optimality (ratio)")
+        style_axes(grid[2], "Optimality: raw (solid), corrected (dashed)", x_label, "optimality (ratio)")
         _optimality_lines(grid[2], result, unit)
         grid[2].set_ylim(bottom=0)
         _plane(grid[3], result, unit, orders[0], "mutual_information")
         grid[3].set_title(f"Information plane, {orders[0]}", loc="left")
-        _layer_bar(figure, [grid[3]], len(result.rows))
+        _layer_bar(figure, [grid[3]], result.places.indices)
     return figure
 
 
@@ -157,27 +166,34 @@ def compared_by_depth(
     metric: str = "entropy",
     unit: str = "efficiency",
 ) -> Figure:
-    """Draw one metric of several results against relative depth (0: first layer, 1: last), by label set."""
+    """Draw one metric of several results by label set, each layer at its place in the model.
+
+    That is its index where the models have equally many blocks, and else its relative depth, index / (L + 1).
+    """
     sets = [""] if metric == "entropy" else list(dict.fromkeys(s for result in results for s in result.label_sets))
     n_columns = max(1, min(4, (len(sets) + 1) // 2))
     n_rows = max(1, -(-len(sets) // n_columns))
     figure = NotebookFigure(figsize=(3.6 + 3 * n_columns, 1.4 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     tables = [result.to_pandas(unit) for result in results]
+    places = [result.places for result in results]
+    same = equally_deep(places)
+    axis = max((layer_axis(one) for one in places), key=len) if same else DEPTH_AXIS
     for axes, label_set in zip(grid.flat, sets, strict=False):
         for i, (table, title) in enumerate(zip(tables, titles, strict=True)):
             part = table[(table.metric == metric) & (table.label_set == label_set)]
             if len(part):
-                x = np.linspace(0, 1, len(part))
                 y, sd = part.value.to_numpy(float), part.sd.to_numpy(float)
-                axes.plot(x, y, color=COLOURS[i % len(COLOURS)], label=wrapped(title), linewidth=1.5)
-                axes.fill_between(x, y - sd, y + sd, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
+                x = part.layer.to_numpy(float) / (1 if same else max(1, places[i].last))
+                colour = COLOURS[i % len(COLOURS)]
+                axes.plot(x, y, color=colour, label=wrapped(title), linewidth=1.5)
+                axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     for axes in grid.flat[len(sets) :]:
         axes.set_visible(False)
-    figure.supxlabel("relative depth (0: first layer, 1: last)", fontsize="medium")
+    figure.supxlabel(axis, fontsize="medium")
     figure.supylabel(f"{'H(Z)' if metric == 'entropy' else 'I(X;Z)'} ({UNIT_NAMES[unit]})", fontsize="medium")
     if sets:
         handles = {k: h for axes in grid.flat for h, k in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -224,7 +240,7 @@ def _plane(axes: Axes, result: ProbeResult, unit: str, order: str, metric: str) 
     top = max(np.nanmax(np.append(x, 0)), np.nanmax(np.append(y, 0)), 1e-6) * 1.05
     axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1)
     axes.plot(x, y, color="0.6", linewidth=1, zorder=1)
-    axes.scatter(x, y, c=np.arange(len(x)), cmap="viridis", s=26, edgecolor="0.4", linewidth=0.4, zorder=2)
+    axes.scatter(x, y, c=result.places.indices, cmap="viridis", s=26, edgecolor="0.4", linewidth=0.4, zorder=2)
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)
     axes.set_aspect("equal")
@@ -233,8 +249,8 @@ def _plane(axes: Axes, result: ProbeResult, unit: str, order: str, metric: str) 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _layer_bar(figure: Figure, axes: Any, n_rows: int) -> None:
-    mappable = ScalarMappable(Normalize(0, max(1, n_rows - 1)), colormaps["viridis"])
+def _layer_bar(figure: Figure, axes: Any, layers: Sequence[int]) -> None:
+    mappable = ScalarMappable(Normalize(min(layers), max(min(layers) + 1, *layers)), colormaps["viridis"])
     figure.colorbar(mappable, ax=axes, label="layer", pad=0.02, shrink=0.8)
 
 

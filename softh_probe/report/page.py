@@ -18,11 +18,12 @@ from plotly.offline import get_plotlyjs
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
 from softh_probe.metrics import UNITS
+from softh_probe.report.alignment import equally_deep
 from softh_probe.report.compare import check_comparable, differences
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings
-from softh_probe.report.page_data import UNIT_NAMES, check_info, embedded_json, run_data, title_of
+from softh_probe.report.page_data import UNIT_NAMES, check_info, embedded_json, run_data, title_of, warnings_of
 from softh_probe.report.sweep_data import SWEEP_PARQUET, Sweep, read_sweep
 from softh_probe.result import ProbeResult
 
@@ -92,7 +93,7 @@ def run_page(result: ProbeResult) -> str:
         title=title,
         subtitle=summary(result),
         findings=findings(result),
-        warnings=result.info.get("warnings") or [],
+        warnings=warnings_of(result),
         runs=[_Run(title, facts(result), [])],
         result=result,
         data={"kind": "run", "runs": [run_data(result, title)]},
@@ -101,10 +102,7 @@ def run_page(result: ProbeResult) -> str:
 
 def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes: Sequence[str] = ()) -> str:
     """Render the page of several results side by side; `notes` list their differences."""
-    runs = [
-        _Run(title, facts(result), result.info.get("warnings") or [])
-        for result, title in zip(results, titles, strict=True)
-    ]
+    runs = [_Run(title, facts(result), warnings_of(result)) for result, title in zip(results, titles, strict=True)]
     return _render(
         "comparison",
         title=" · ".join(titles),
@@ -115,6 +113,7 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
         result=results[0],
         data={
             "kind": "comparison",
+            "by_depth": not equally_deep([result.places for result in results]),
             "runs": [run_data(result, title) for result, title in zip(results, titles, strict=True)],
             "differences": [differences(results[0], other) for other in results[1:]],
         },

@@ -42,6 +42,12 @@ def title_of(result: ProbeResult) -> str:
     return f"{name} @ {model['revision']}" if model.get("revision") else name
 
 
+def warnings_of(result: ProbeResult) -> list[str]:
+    """List the warnings of a result for readers, and whether the places of its layers are not certain."""
+    note = result.places.note
+    return [*(result.info.get("warnings") or []), *([note] if note else [])]
+
+
 def check_info(result: ProbeResult, where: str) -> None:
     """Check the types of the entries of `info` that pages show.
 
@@ -77,12 +83,16 @@ def _wrong_type(where: str, name: str, types: tuple[type, ...], value: Any) -> I
 def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
     """Convert a result to JSON values: its layers, and mean and sd over anchor sets of each metric and label set.
 
-    Entropies and informations are in units of log m; `log_m` is that unit in nats.
+    `layers` are the rows' indices in the model, and `depth` is the index of the final norm. Entropies and informations
+    are in units of log m; `log_m` is that unit in nats.
     """
     log_m = math.log(result.n_anchors)
     return {
         "title": title,
         "rows": result.rows,
+        "layers": list(result.places.indices),
+        "depth": result.places.last,
+        "modules": not result.places.n_blocks,
         "label_sets": result.label_sets,
         "anchor_sets": result.tensors["mass"].shape[1],
         "log_m": log_m,

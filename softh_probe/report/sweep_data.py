@@ -17,6 +17,10 @@ import pyarrow.parquet as pq
 
 from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.hashing import bytes_sha256
+from softh_probe.layer_places import LayerPlaces, place_layers
+from softh_probe.report.alignment import Alignment, align
+from softh_probe.report.compare import corpus_notes
+from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
 from softh_probe.report.page_data import numbers
 from softh_probe.result import ProbeResult
 from softh_probe.result_files import RESULT_JSON
@@ -42,8 +46,10 @@ class Sweep:
 
     Attributes:
         table: one line for each checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m,
-            sorted by checkpoint; the categories of that column are in the order of `done`.
+            sorted by checkpoint; the categories of that column are in the order of `done`. `layer` is the index in the
+            checkpoint's model.
         checkpoints: the entries of sweep.json: checkpoint, model, revision, step, tokens, status, reason, …
+        places: of the layers of each checkpoint in `table`.
         duplicates: names of checkpoints whose weights are the same.
         not_monotone: names of checkpoints whose order of steps is not that of their names or dates.
         n_anchors: anchors a set.
@@ -53,6 +59,7 @@ class Sweep:
 
     table: pd.DataFrame
     checkpoints: list[dict[str, Any]]
+    places: dict[str, LayerPlaces]
     duplicates: list[list[str]]
     not_monotone: list[list[str]]
     n_anchors: int
@@ -68,8 +75,8 @@ class Sweep:
     @cached_property
     def drawn(self) -> np.ndarray:
         """Indices into `done` of the checkpoints that the page draws: all, or evenly chosen ones of each model."""
-        n_layers, n_series = int(self.table.layer.max()) + 1, len(self.table[["metric", "label_set"]].drop_duplicates())
-        share = MOST_VALUES / (n_layers * n_series * len(self.done))
+        n_series = len(self.table[["metric", "label_set"]].drop_duplicates())
+        share = MOST_VALUES / (len(self.alignment.rows) * n_series * len(self.done))
         if share >= 1:
             return np.arange(len(self.done))
         model = np.array([str(c["model"]) for c in self.done])
@@ -79,6 +86,29 @@ class Sweep:
             n = max(2, int(share * len(of_model)))
             chosen.append(of_model[np.linspace(0, len(of_model) - 1, n).round().astype(int)])
         return np.unique(np.concatenate(chosen))
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """The layers of all checkpoints, beside each other."""
+        return align(list(self.places.values()))
+
+    def table_of(self, model: str) -> tuple[pd.DataFrame, str]:
+        """Select the table of one model, for figures, and say what its column `layer` is.
+
+        Where a model grew in training, layers of equal relative depth get one name.
+        """
+        names = [c["checkpoint"] for c in self.done if str(c["model"]) == model]
+        table = self.table[self.table.checkpoint.isin(names)]
+        places = {name: self.places[name] for name in names}
+        aligned = align(list(places.values()))
+        if aligned.equally_deep:
+            return table, layer_axis(max(places.values(), key=lambda one: len(layer_axis(one))))
+        parts = []
+        for one in dict.fromkeys(places.values()):
+            of_one = table[table.checkpoint.isin([name for name in names if places[name] == one])]
+            for label, place, name in zip(aligned.labels, aligned.places, aligned.beside(one), strict=True):
+                parts.append(of_one[of_one.name == name].assign(name=label, layer=place))
+        return pd.concat(parts).sort_values("checkpoint", kind="stable", ignore_index=True), DEPTH_AXIS
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -113,7 +143,7 @@ class Sweep:
 
     @property
     def warnings(self) -> list[str]:
-        """Notes for the reader: failures, equal weights, steps out of order."""
+        """Notes for the reader: failures, equal weights, steps out of order, different depths and tokens."""
         found = []
         if self.failed:
             found.append(
@@ -127,6 +157,17 @@ class Sweep:
             found.append(
                 f"The order of steps disagrees with the order of these checkpoints: {abbreviated(names, _MAX_NAMES)}."
             )
+        found += [f"{note[0].upper()}{note[1:]}." for note in corpus_notes(self.checkpoints)]
+        if not self.alignment.equally_deep:
+            found.append(
+                "The models have different numbers of blocks: their layers are shown beside each other by relative "
+                "depth, layer / (L + 1), embeddings beside embeddings and final norms beside final norms."
+            )
+        if unknown := [name for name, one in self.places.items() if not one.is_certain]:
+            found.append(f"{abbreviated(unknown, _MAX_NAMES)}: {self.places[unknown[0]].note}")
+        guessed = [f"{c['checkpoint']}: {c['step_note']}" for c in self.checkpoints if c.get("step_note")]
+        if guessed:
+            found.append(f"Steps that were inferred: {abbreviated(guessed, _MAX_NAMES)}.")
         return found
 
     @cached_property
@@ -135,18 +176,26 @@ class Sweep:
         return list(self.table.label_set[self.table.metric == "mutual_information"].unique())
 
     def data(self) -> dict[str, Any]:
-        """Convert the drawn checkpoints to JSON values: value and sd [checkpoint][layer] by "metric|label set"."""
+        """Convert the drawn checkpoints to JSON values: value and sd [checkpoint][row] by "metric|label set".
+
+        Rows are the layers of all models by name. `layouts` has, for each kind of model, its rows, where they stand in
+        it, and the row that is beside each of the `shown` ones; a checkpoint has the number of its `layout`.
+        """
         done = [self.done[i] for i in self.drawn]
         place = np.full(len(self.done), -1)
         place[self.drawn] = np.arange(len(done))
         table = self.table.assign(place=place[self.table.checkpoint.cat.codes])
         table = table[table.place >= 0]
-        longest = table.place.to_numpy()[table.layer.to_numpy().argmax()]
-        layers = list(table.name[table.place == longest].unique())
+        aligned = self.alignment
+        row_of = {name: row for row, name in enumerate(aligned.rows)}
+        rows = np.array([row_of.get(name, -1) for name in table.name.cat.categories])[table.name.cat.codes]
+        table = table.assign(row=rows)
+        kinds = list(dict.fromkeys(self.places[c["checkpoint"]] for c in done))
+        kind_of = {kind: n for n, kind in enumerate(kinds)}
         series: dict[str, dict[str, Any]] = {}
         for (metric, label_set), part in table.groupby(["metric", "label_set"], sort=False, observed=True):
-            wide = np.full((2, len(done), len(layers)), np.nan)
-            wide[:, part.place, part.layer] = part[["value", "sd"]].to_numpy(float).T
+            wide = np.full((2, len(done), len(aligned.rows)), np.nan)
+            wide[:, part.place, part.row] = part[["value", "sd"]].to_numpy(float).T
             entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
             if part.sd.notna().any():
                 entry["s"] = [numbers(line, _SD_DIGITS) for line in wide[1]]
@@ -155,9 +204,24 @@ class Sweep:
         return {
             "kind": "sweep",
             "log_m": math.log(self.n_anchors),
-            "rows": layers,
+            "rows": list(aligned.rows),
+            "shown": list(aligned.shown),
+            "labels": aligned.labels,
+            "places": aligned.places,
+            "by_depth": not aligned.equally_deep,
+            "layouts": [
+                {
+                    "rows": [row_of[name] for name in kind.names],
+                    "layers": list(kind.indices),
+                    "depth": kind.last,
+                    "beside": [None if name is None else row_of[name] for name in aligned.beside(kind)],
+                }
+                for kind in kinds
+            ],
             "label_sets": self.label_sets,
-            "checkpoints": [{key: c.get(key) for key in shown} for c in done],
+            "checkpoints": [
+                {**{key: c.get(key) for key in shown}, "layout": kind_of[self.places[c["checkpoint"]]]} for c in done
+            ],
             "series": series,
         }
 
@@ -197,9 +261,12 @@ def read_sweep(folder: Path) -> Sweep:
         if c["checkpoint"] in measured
     ]
     table["checkpoint"] = table.checkpoint.cat.set_categories(in_order)
+    table = table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True)
+    places = _place(table, checkpoints, info.get("config") or {})
     result = _first_result(folder, checkpoints)
     return Sweep(
-        table=table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True),
+        table=table,
+        places=places,
         checkpoints=checkpoints,
         duplicates=info.get("duplicates") or [],
         not_monotone=info.get("not_monotone") or [],
@@ -233,6 +300,27 @@ def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) ->
             raise InputError(f"{what}: {name}: expected lists of names, got {short_repr(groups)}; {remedy}")
     if not isinstance(info.get("config") or {}, dict):
         raise InputError(f"{what}: config: expected a mapping, got {short_repr(info['config'])}; {remedy}")
+
+
+def _place(table: pd.DataFrame, checkpoints: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, LayerPlaces]:
+    """Place the layers of each checkpoint, and set the table's column `layer` to their indices in the model.
+
+    Tables of earlier versions have the number of the row there.
+    """
+    n_blocks = {c["checkpoint"]: c["n_blocks"] for c in checkpoints if "n_blocks" in c}
+    settings = {"settings": {"layers": config["layers"]}} if config.get("layers") else {}
+    pairs = table[["checkpoint", "name"]].drop_duplicates()
+    found, indices = (
+        {},
+        np.zeros((len(table.checkpoint.cat.categories), len(table.name.cat.categories)), dtype=np.int64),
+    )
+    for checkpoint, names in pairs.groupby("checkpoint", observed=True, sort=False).name:
+        info = {"n_blocks": n_blocks[checkpoint]} if checkpoint in n_blocks else {}
+        places = found[str(checkpoint)] = place_layers([*map(str, names)], {**settings, **info})
+        row = table.checkpoint.cat.categories.get_loc(checkpoint)
+        indices[row, table.name.cat.categories.get_indexer(pd.Index(names))] = places.indices
+    table["layer"] = indices[table.checkpoint.cat.codes, table.name.cat.codes]
+    return found
 
 
 def _first_result(folder: Path, checkpoints: list[dict[str, Any]]) -> ProbeResult:

@@ -9,7 +9,7 @@
 'training step (log scale)'
 
 Tables have one row for each checkpoint, layer, label set and metric, in units of log m, with the checkpoints in the
-order of training.
+order of training. Rows of one name are of one layer; `layer` is where it stands.
 """
 
 from __future__ import annotations
@@ -25,48 +25,54 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
+from softh_probe.errors import InputError
 from softh_probe.labels import ORDERS
-from softh_probe.report.figure_style import LAYER_AXIS, NotebookFigure, panel_order, plain, short
+from softh_probe.report.figure_style import NotebookFigure, heat_map, layer_ticks, panel_order, plain, short
 from softh_probe.report.page_data import UNIT_NAMES
 
 _UNIT = UNIT_NAMES["efficiency"]
 _RATIOS = ("coverage", "regularity", "optimality", "optimality_corrected")
+LAYER_AXIS = "layer (0: embeddings; last: final norm)"
 _STEP_AXIS = "training step (log scale)"
 #: Most checkpoints whose paths through the information plane are drawn.
 _MAX_PATHS = 12
 
 
-def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "") -> Figure:
+def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: str = LAYER_AXIS) -> Figure:
     """Draw a metric of every layer (vertical) at each checkpoint (horizontal) as a heat map.
 
     Args:
         table: of one model.
         metric, label_set: two of the table's; label_set is empty for entropy, an order for optimality.
+        axis: what `layer` is.
     """
     grid = _Grid.of(table, metric, label_set)
     figure = NotebookFigure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(grid.values, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
+    image = heat_map(axes, range(len(grid.names)), grid.layers, grid.values)
     every = max(1, -(-len(grid.names) // 9))
     axes.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
     axes.set_xlabel("training step (checkpoints evenly spaced)")
-    axes.set_ylabel(LAYER_AXIS)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(axis)
+    layer_ticks(axes.yaxis, grid.layers)
     axes.set_title(_title(metric, label_set), loc="left")
     figure.colorbar(image, ax=axes, label="ratio" if metric in _RATIOS else _UNIT, pad=0.01)
     return figure
 
 
-def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | None = None) -> Figure:
+def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | None = None) -> Figure:
     """Draw a metric of some layers against the training step (log scale); one panel for each label set.
 
     Bands are the sd over anchor sets.
 
     Args:
         table, metric: as in `layers_by_step`.
-        layers: indices of the layers to draw; None is five, from the first to the last.
+        layers: the layers to draw, by where they stand; None is five, from the first to the last.
+
+    Raises:
+        InputError: the table does not have one of the layers.
     """
     part = table[table.metric == metric]
     sets = panel_order(part.label_set.unique())
@@ -74,17 +80,16 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[int] | Non
     n_rows = -(-len(sets) // n_columns)
     figure = NotebookFigure(figsize=(3.4 + 3 * n_columns, 1.4 + 2.6 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    layer_names = part.drop_duplicates("layer").set_index("layer").name
-    last = int(layer_names.index.max())
-    chosen = [round(last * i) for i in (0, 0.25, 0.5, 0.75, 1)] if layers is None else layers
+    first, last = float(part.layer.min()), float(part.layer.max())
     for axes, label_set in zip(panels.flat, sets, strict=False):
         grid = _Grid.of(part, metric, label_set)
         x = grid.log_steps(axes)
-        for layer in dict.fromkeys(chosen):
-            y, sd, colour = grid.values[layer], grid.sd[layer], colormaps["viridis"](0.9 * layer / max(1, last))
+        for row in grid.rows_of(layers):
+            y, sd = grid.values[row], grid.sd[row]
+            colour = colormaps["viridis"](0.9 * (grid.layers[row] - first) / ((last - first) or 1))
             marker = "o" if len(x) < 60 else None
             axes.plot(
-                x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(str(layer_names[layer]))
+                x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(grid.layer_names[row])
             )
             axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(_title(metric, label_set) if len(sets) == 1 else plain(label_set), loc="left", fontsize="medium")
@@ -140,11 +145,14 @@ class _Grid:
 
     Attributes:
         names, steps: [C]; a step is missing where the checkpoint's name has none.
+        layer_names, layers: [R]; the layers and where they stand.
         values, sd: [R, C].
     """
 
     names: list[str]
     steps: list[Any]
+    layer_names: list[str]
+    layers: list[float]
     values: np.ndarray
     sd: np.ndarray
 
@@ -154,11 +162,23 @@ class _Grid:
         part = table[(table.metric == metric) & (table.label_set == label_set)]
         checkpoints = part.drop_duplicates("checkpoint")
         names = list(checkpoints.checkpoint)
+        places = part.groupby("name", observed=True).layer.max().sort_values(kind="stable")
         values, sd = (
-            part.pivot(index="layer", columns="checkpoint", values=column)[names].to_numpy(float)
+            part.pivot(index="name", columns="checkpoint", values=column).loc[places.index, names].to_numpy(float)
             for column in ("value", "sd")
         )
-        return cls(names, list(checkpoints.step), values, sd)
+        return cls(names, list(checkpoints.step), [*map(str, places.index)], places.tolist(), values, sd)
+
+    def rows_of(self, layers: Sequence[float] | None) -> list[int]:
+        """Find the rows of layers by where they stand; None chooses five, from the first to the last."""
+        if layers is None:
+            targets = np.linspace(self.layers[0], self.layers[-1], 5)
+            return sorted({int(np.abs(np.array(self.layers) - target).argmin()) for target in targets})
+        if absent := [layer for layer in layers if layer not in self.layers]:
+            raise InputError(
+                f"layers: {absent[0]} is not in the table; expected any of {', '.join(map(str, self.layers))}"
+            )
+        return [self.layers.index(layer) for layer in dict.fromkeys(layers)]
 
     @property
     def has_steps(self) -> bool:

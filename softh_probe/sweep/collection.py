@@ -19,6 +19,8 @@ from pyarrow.csv import WriteOptions as CsvOptions
 from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
+from softh_probe.layer_places import place_layers
+from softh_probe.report.compare import corpus_notes
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint
@@ -127,21 +129,33 @@ def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
         if (result := read_intact(folder.result(point))) is None:
             continue
         of_result, own = result
-        info[point.folder] = {name: of_result[name] for name in ("model", "anchors", "corpus") if name in of_result}
+        kept = ("model", "anchors", "corpus", "n_blocks")
+        info[point.folder] = {name: of_result[name] for name in kept if name in of_result}
         head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
         columns = {
             name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(own))
             for name, value in {**head, "model": point.series}.items()
         }
         columns |= {name: own[name] for name in SCHEMA.names if name in own.schema.names}
+        columns["layer"] = _layers(own["name"], of_result)
         yield pa.table([columns[name] for name in SCHEMA.names], names=SCHEMA.names).cast(SCHEMA)
+
+
+def _layers(names: pa.ChunkedArray, info: dict[str, Any]) -> pa.Array:
+    """Compute the index in the model of each line of a result's table: earlier versions wrote the number of the row."""
+    coded = names.combine_chunks().dictionary_encode()
+    found = coded.dictionary.to_pylist()
+    places = place_layers(info.get("rows", found), info)
+    index_of = dict(zip(places.names, places.indices, strict=True))
+    return pa.array([index_of.get(name) for name in found], pa.int64()).take(coded.indices)
 
 
 def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Collection:
     """Describe every checkpoint, and gather the warnings."""
     checkpoints = []
     for point, state in folder.states(points).items():
-        model = info.get(point.folder, {}).get("model", {})
+        own = info.get(point.folder, {})
+        model = own.get("model", {})
         failed = state.status == FAILED and state.failure
         checkpoints.append(
             {
@@ -157,6 +171,7 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
                 "source": point.source,
                 "folder": f"checkpoints/{point.folder}" if state.status == DONE else None,
                 "log": str(folder.log(point).relative_to(folder.path)) if folder.log(point).is_file() else None,
+                **_known_since(own),
             }
         )
     found = Collection(folder=folder.path, checkpoints=checkpoints)
@@ -174,6 +189,15 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
         found.warnings.append(
             f"damaged results are left out: {abbreviated(damaged, 8)}; run the sweep again to measure them anew"
         )
+    return found
+
+
+def _known_since(info: dict[str, Any]) -> dict[str, Any]:
+    """List what results of earlier versions do not record: number of blocks, and the digests of texts and tokens."""
+    found = {"n_blocks": info["n_blocks"]} if "n_blocks" in info else {}
+    corpus = info.get("corpus", {})
+    if corpus.get("texts_sha256"):
+        found |= {"corpus_sha256": corpus.get("sha256"), "texts_sha256": corpus["texts_sha256"]}
     return found
 
 
@@ -216,15 +240,12 @@ def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
     """Warn of what makes a sweep's results hard to compare: several sets of anchors, or several corpora."""
     anchors = {a["sha256"] for one in info.values() for a in one.get("anchors", []) if "sha256" in a}
     recipes = _recipes(info)
-    corpora = {one["corpus"]["sha256"] for one in info.values() if "corpus" in one}
     found = []
     if len(recipes) > 1:
         found.append(f"anchors are of several draws ({', '.join(recipes)}): values are not comparable between them")
     elif len(anchors) > 1:
         found.append(f"hidden states have several widths, so there are {len(anchors)} sets of anchors")
-    if len(corpora) > 1:
-        found.append(f"tokenizers differ: the same texts are {len(corpora)} different corpora")
-    return found
+    return found + corpus_notes(one.get("corpus", {}) for one in info.values())
 
 
 def _recipes(info: dict[str, dict[str, Any]]) -> list[str]:

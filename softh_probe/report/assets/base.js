@@ -110,15 +110,22 @@ function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, mark
   return traces;
 }
 
-/** Ticks of an axis of layers: at most `most` of them, by their short names. */
-function layerTicks(rows, most = 9) {
+const DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)";
+
+/** Ticks of an axis on which each layer stands at its index in the model: at most `most` of them, by their short names. */
+function layerTicks(rows, layers, most = 9) {
   const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(/^layer\./, "")));
   const numbered = rows.every((row) => /^(embeddings|layer\.\d+|final_norm)$/.test(row));
-  const last = rows.length - 1;
-  const step = [1, 2, 5, 10, 20, 50, 100].find((s) => last / s <= most - 1) || Math.ceil(last / most);
-  const chosen = rows.map((_, i) => i).filter((i) => i === 0 || i === last || (i % step === 0 && last - i > 0.6 * step && (i > 0.6 * step)));
+  const [first, last] = [layers[0], layers[layers.length - 1]];
+  const step = [1, 2, 5, 10, 20, 50, 100].find((s) => (last - first) / s <= most - 1) || Math.ceil((last - first) / most);
+  const chosen = [0];
+  for (let i = 1; i < rows.length - 1; i += 1) {
+    const fits = layers[i] - layers[chosen[chosen.length - 1]] > 0.6 * step && last - layers[i] > 0.6 * step;
+    if (fits && (rows.length <= most || layers[i] % step === 0)) chosen.push(i);
+  }
+  if (rows.length > 1) chosen.push(rows.length - 1);
   return {
-    tickvals: chosen, ticktext: chosen.map((i) => text(names[i], 12)), range: [-0.4, last + 0.4],
+    tickvals: chosen.map((i) => layers[i]), ticktext: chosen.map((i) => text(names[i], 12)), range: [first - 0.4, last + 0.4],
     title: { text: numbered ? "layer" : "module", standoff: 8 },
   };
 }

@@ -1,5 +1,5 @@
 "use strict";
-// One result, or several side by side, overlaid by relative depth.
+// One result, or several side by side: overlaid by layer, and by relative depth where models are not equally deep.
 const RUNS = DATA.runs || [];
 const ONE = DATA.kind === "run";
 // Inputs, outputs, columns: where panels stand in as many columns as there are orders, input above output.
@@ -25,9 +25,15 @@ function values(run, metric, labelSet) {
   return { v: scaled(series.v, factor), s: series.s ? scaled(series.s, factor) : null };
 }
 
-const depths = (run) => run.rows.map((_, i) => (ONE ? i : i / Math.max(1, run.rows.length - 1)));
-const layerAxis = (most = 9) => ONE ? layerTicks(RUNS[0].rows, most)
-  : { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : "relative depth (0: first layer, 1: last)", standoff: 8 } };
+/** Where the layers of a run stand: their indices in the model, or their relative depths. */
+const depths = (run) => run.layers.map((layer) => (DATA.by_depth ? layer / Math.max(1, run.depth) : layer));
+/** Whether layers were left out, so that marks have to show which were measured. */
+const sparse = (run) => run.rows.length < run.depth;
+const ROW_AT = new Map(RUNS.flatMap((run) => run.layers.map((layer, r) => [layer, run.rows[r]])));
+const ALL_LAYERS = [...ROW_AT.keys()].sort((a, b) => a - b);
+const layerAxis = (most = 9) => DATA.by_depth
+  ? { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : DEPTH_AXIS, standoff: 8 } }
+  : layerTicks(ALL_LAYERS.map((layer) => ROW_AT.get(layer)), ALL_LAYERS, most);
 
 /** Traces of one metric, a line a run. */
 function overlaid(metric, labelSet, options = {}) {
@@ -83,7 +89,7 @@ function informationLines(run, name) {
   return LINES.flatMap((line) => {
     const found = of[line.metric];
     if (!found || line.hidden) return [];
-    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: false };
+    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run) };
     const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" ? found.s : null, style);
     if (line.area) Object.assign(traces[0], { fill: "tozeroy", fillcolor: line.colour + "40" });
     return traces;
@@ -104,7 +110,7 @@ function optimalityFigures() {
   for (const order of orders) {
     figure("optimality", plain(order), () => {
       const traces = ONE
-        ? lines.filter((l) => !l.hidden).flatMap((l) => overlaid(l.metric, order, { colour: l.colour, dash: l.dash || "solid", markers: false }))
+        ? lines.filter((l) => !l.hidden).flatMap((l) => overlaid(l.metric, order, { colour: l.colour, dash: l.dash || "solid", markers: sparse(RUNS[0]) }))
         : overlaid(metric(), order);
       const top = Math.max(1.05, most(ONE ? lines.filter((l) => !l.hidden).map((l) => l.metric) : [metric()], orders));
       const bound = { type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: "#7F7F7F", dash: "dot", width: 1 } };
@@ -122,20 +128,20 @@ function planeFigures() {
     figure("plane", plain(order), () => {
       const top = most([metric()], [`input_${order}`, `output_${order}`]);
       const traces = RUNS.flatMap((run, i) => run.hidden ? [] : planePath(
-        run.rows, values(run, metric(), `input_${order}`), values(run, metric(), `output_${order}`), ONE ? "" : run.title, ONE ? "#7F7F7F" : runColour(i)));
+        run.rows, run.layers, values(run, metric(), `input_${order}`), values(run, metric(), `output_${order}`), ONE ? "" : run.title, ONE ? "#7F7F7F" : runColour(i)));
       return planeLayout(traces, top);
     }, orders.length > 2 ? 290 : 380);
   }
 }
 
 /** Layers as points in the plane, joined in order; `colour` is that of the line. */
-function planePath(rows, x, y, title, colour) {
+function planePath(rows, layers, x, y, title, colour) {
   if (!x || !y) return [];
   const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${withSpread(x.v[r], x.s && x.s[r])}<br>output: ${withSpread(y.v[r], y.s && y.s[r])} ${unitName()}`);
   const scale = VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]);
   return [{
     x: x.v, y: y.v, mode: "lines+markers", line: { color: colour, width: 1.2 }, text: texts, hovertemplate: "%{text}<extra></extra>",
-    marker: { size: 9, color: rows.map((_, i) => i), colorscale: scale, cmin: 0, cmax: Math.max(1, rows.length - 1), line: { color: title ? colour : "#8888", width: title ? 2 : 0.5 } },
+    marker: { size: 9, color: layers, colorscale: scale, cmin: layers[0], cmax: Math.max(layers[0] + 1, layers[layers.length - 1]), line: { color: title ? colour : "#8888", width: title ? 2 : 0.5 } },
   }];
 }
 
@@ -159,13 +165,13 @@ function labelFigures() {
       const names = of.labels.map((label, i) => `${text(label, 24)} (${of.counts[i].toLocaleString("en")})`);
       return {
         traces: [{
-          type: "heatmap", z: of.values.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
+          type: "heatmap", x: RUNS[0].layers, z: of.values.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
           text: of.values.map((line, l) => line.map((v, r) => `<b>${names[l]}</b><br>${text(RUNS[0].rows[r])}<br>${shown(v === null ? null : v * factor)} ${unitName()}`)),
           hovertemplate: "%{text}<extra></extra>",
           colorbar: { title: { text: `H(Z|x)<br>${unitName()}`, side: "top" }, thickness: 12, outlinewidth: 0 },
         }],
         layout: {
-          xaxis: { ...layerTicks(RUNS[0].rows, 18), showgrid: false },
+          xaxis: { ...layerTicks(RUNS[0].rows, RUNS[0].layers, 18), showgrid: false },
           yaxis: { tickvals: names.map((_, i) => i), ticktext: names, autorange: "reversed", showgrid: false, title: { text: "label (positions)", standoff: 8 } },
           margin: { l: 60, r: 10, t: 10, b: 44 },
         },
@@ -180,7 +186,7 @@ function layerTable() {
   const fill = () => {
     const columns = tableColumns(SETS, metric(), ALL_SERIES);
     const rows = RUNS.flatMap((run) => run.rows.map((row, r) => [
-      { value: r, text: row },
+      { value: depths(run)[r], text: row },
       ...(ONE ? [] : [{ value: run.title, text: run.title, kind: "name" }]),
       ...columns.map(([, key]) => {
         const series = run.series[key];
@@ -198,19 +204,20 @@ function differenceTable() {
   const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
   const metric = choice("difference-metric", present.length ? present : [["", "none"]], () => fill());
   const fill = () => {
-    const { paired, interpolated, series } = DATA.differences[Number(which())];
+    const { paired, interpolated, tokens_differ: tokensDiffer, series } = DATA.differences[Number(which())];
     const columns = tableColumns(SETS, metric(), series);
     const first = RUNS[0];
     const other = RUNS[Number(which()) + 1];
     const spreadKnown = Object.values(series).some((of) => of.s.some((s) => s !== null));
     document.getElementById("differences-read").textContent =
-      `${other.title} minus ${first.title}, at the same relative depth${interpolated ? ", interpolated between layers where their numbers differ" : ""}. ` +
+      `${other.title} minus ${first.title}, ${interpolated ? "at the same relative depth, layer / (L + 1), interpolated between layers; final norms beside each other" : "in the same layer"}. ` +
+      (tokensDiffer ? "Their tokens differ, so informations about tokens and n-grams are of other labels in each. " : "") +
       (spreadKnown
         ? "≈ marks what is smaller than the anchor spread (the sd over anchor sets of both results, combined): another draw of anchors for each could undo it. Bold is larger. " +
           (paired ? "Both were measured with the same anchors, which differ less: ± is the sd over them of the difference, and ≈ is grey where the difference is smaller than that too." : "± is that spread.")
         : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.");
     const rows = first.rows.map((row, r) => [
-      { value: r, text: row },
+      { value: first.layers[r], text: row },
       ...columns.map(([, key]) => {
         const of = series[key];
         const [d, s] = [of.d[r], of.s[r]];

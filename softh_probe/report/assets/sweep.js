@@ -13,9 +13,15 @@ const stepName = (c) => (c.step === null || c.step === undefined ? c.checkpoint 
 const ofModel = (model) => CHECKPOINTS.map((c, i) => [c, i]).filter(([c]) => c.model === model);
 const shortName = (model) => String(model).replace(/\/+$/, "").split("/").pop();
 
+/** The layers of one checkpoint, and the row that stands beside each of the `shown` ones. */
+const layoutOf = (checkpoint) => DATA.layouts[CHECKPOINTS[checkpoint].layout];
+/** What a checkpoint measured beside a shown layer: its own row, or null. */
+const beside = (checkpoint, n) => layoutOf(checkpoint).beside[n];
+
 function at(key, checkpoint, layer) {
   const series = DATA.series[key];
   const factor = scaleOf(metricOf(key), DATA.log_m);
+  if (layer === null) return { v: null, s: null };
   const [v, s] = [series.v[checkpoint][layer], series.s ? series.s[checkpoint][layer] : null];
   return { v: v === null || v === undefined ? null : v * factor, s: s === null || s === undefined ? null : s * factor };
 }
@@ -25,23 +31,35 @@ function mapFigure() {
   const model = choice("map-model", MODELS.map((m) => [m, shortName(m)]), () => redraw("map"));
   figure("map", "", () => {
     const chosen = ofModel(model());
-    const ticks = layerTicks(DATA.rows, 12);
+    const { y, rowsOf, axis } = layersOf(chosen);
     const steps = spacedTicks(chosen.map(([c]) => c));
-    const cells = DATA.rows.map((_, r) => chosen.map(([, i]) => at(key(), i, r)));
+    const rows = y.map((_, n) => chosen.map(([, i]) => rowsOf(i)[n]));
+    const cells = rows.map((line) => line.map((row, n) => at(key(), chosen[n][1], row)));
     return {
       traces: [{
-        type: "heatmap", z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
-        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(DATA.rows[r])}<br>${withSpread(cell.v, cell.s)} ${unitOf(metricOf(key()))}`)),
+        type: "heatmap", y, z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
+        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s)} ${unitOf(metricOf(key()))}`)),
         hovertemplate: "%{text}<extra></extra>",
         colorbar: { title: { text: unitOf(metricOf(key())), side: "top" }, thickness: 12, outlinewidth: 0 },
       }],
       layout: {
         xaxis: { ...steps, showgrid: false, title: { text: chosen.some(([c]) => c.step !== null) ? "training step (checkpoints evenly spaced)" : "checkpoint", standoff: 8 } },
-        yaxis: { tickvals: ticks.tickvals, ticktext: ticks.ticktext, showgrid: false, title: { text: "layer", standoff: 8 } },
+        yaxis: { ...axis, range: undefined, showgrid: false },
         margin: { l: 60, r: 10, t: 10, b: 50 },
       },
     };
   }, 460);
+}
+
+/** The layers of some checkpoints: where they stand (y), the row of each in a checkpoint, and the axis. */
+function layersOf(chosen) {
+  const layouts = new Set(chosen.map(([c]) => c.layout));
+  if (layouts.size > 1) { // a model that grew in training
+    const axis = DATA.by_depth ? { title: { text: DEPTH_AXIS, standoff: 8 } } : layerTicks(DATA.labels, DATA.places, 12);
+    return { y: DATA.places, rowsOf: (i) => layoutOf(i).beside, axis };
+  }
+  const { rows, layers } = DATA.layouts[chosen[0][0].layout];
+  return { y: layers, rowsOf: () => rows, axis: layerTicks(rows.map((row) => DATA.rows[row]), layers, 12) };
 }
 
 /** Some ticks of checkpoints that are spaced evenly. */
@@ -72,21 +90,23 @@ function stepAxis() {
 
 function stepsFigure() {
   const key = choice("steps-key", Object.keys(DATA.series).map((k) => [k, keyName(k)]), () => redraw("steps"));
-  const last = DATA.rows.length - 1;
-  const few = [...new Set([0, 0.25, 0.5, 0.75, 1].map((d) => Math.round(d * last)))];
+  const [first, last] = [DATA.places[0], DATA.places[DATA.places.length - 1]];
+  const share = (n) => (DATA.places[n] - first) / (last - first || 1);
+  const nearest = (d) => DATA.places.reduce((best, _, n) => (Math.abs(share(n) - d) < Math.abs(share(best) - d) ? n : best), 0);
+  const few = [...new Set([0, 0.25, 0.5, 0.75, 1].map(nearest))];
   const boxes = document.getElementById("steps-layers");
   const chosen = new Set(few);
-  const colourOf = (r) => colourAlong(r / Math.max(1, last));
+  const colourOf = (n) => colourAlong(share(n));
   const showKeys = () => {
     document.getElementById("steps-keys").replaceChildren();
     keys("steps-keys", [
-      ...[...chosen].sort((a, b) => a - b).map((r) => ({ name: DATA.rows[r], colour: colourOf(r) })),
+      ...[...chosen].sort((a, b) => a - b).map((n) => ({ name: DATA.labels[n], colour: colourOf(n) })),
       ...(MODELS.length > 1 ? MODELS.map((m, i) => ({ name: shortName(m), colour: "#7F7F7F", dash: DASHES[i % DASHES.length] })) : []),
     ]);
   };
-  const select = element("select", { multiple: "", size: "5", "aria-label": "Layers" }, ...DATA.rows.map((row, r) => {
-    const option = element("option", { value: String(r) }, row);
-    option.selected = chosen.has(r);
+  const select = element("select", { multiple: "", size: "5", "aria-label": "Layers" }, ...DATA.labels.map((label, n) => {
+    const option = element("option", { value: String(n) }, label);
+    option.selected = chosen.has(n);
     return option;
   }));
   select.addEventListener("change", () => {
@@ -98,11 +118,12 @@ function stepsFigure() {
   figure("steps", "", () => {
     showKeys();
     const { x, axis } = stepAxis();
-    const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((r) => {
-      const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], ...at(key(), i, r) }));
-      const texts = points.map((p) => `<b>${text(DATA.rows[r])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s)} ${unitOf(metricOf(key()))}`);
+    const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((n) => {
+      const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], row: beside(i, n), ...at(key(), i, beside(i, n)) }));
+      if (points.every((p) => p.v === null)) return [];
+      const texts = points.map((p) => `<b>${text(p.row === null ? "no such layer" : DATA.rows[p.row])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s)} ${unitOf(metricOf(key()))}`);
       return lineWithBand(points.map((p) => p.x), points.map((p) => p.v), points.map((p) => p.s), {
-        colour: colourOf(r), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60,
+        colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60,
       });
     }));
     return { traces, layout: { xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
@@ -118,7 +139,7 @@ function pathFigure() {
   const model = choice("plane-model", MODELS.map((m) => [m, shortName(m)]), () => { reach(); redraw("path"); });
   const reach = () => { slider.max = String(ofModel(model()).length - 1); slider.value = slider.max; };
   reach();
-  const column = (key, i) => ({ v: DATA.rows.map((_, r) => at(key, i, r).v), s: DATA.rows.map((_, r) => at(key, i, r).s) });
+  const column = (key, i) => ({ v: layoutOf(i).rows.map((r) => at(key, i, r).v), s: layoutOf(i).rows.map((r) => at(key, i, r).s) });
   figure("path", "", () => {
     const chosen = ofModel(model());
     const now = Math.min(Number(slider.value), chosen.length - 1);
@@ -132,7 +153,7 @@ function pathFigure() {
     }
     const [c, i] = chosen[now];
     document.getElementById("checkpoint-name").textContent = c.step === null || c.step === undefined ? c.checkpoint : `step ${stepName(c)}`;
-    return planeLayout([trail, ...planePath(DATA.rows, column(input, i), column(output, i), "", "#7F7F7F")], Math.max(...every, 1e-6) * 1.04);
+    return planeLayout([trail, ...planePath(layoutOf(i).rows.map((r) => DATA.rows[r]), layoutOf(i).layers, column(input, i), column(output, i), "", "#7F7F7F")], Math.max(...every, 1e-6) * 1.04);
   }, 560);
   slider.addEventListener("input", () => redraw("path"));
   const play = document.getElementById("play");
@@ -150,9 +171,16 @@ function pathFigure() {
   });
 }
 
+function layerCell(checkpoint, row) {
+  const { rows, layers, depth } = layoutOf(checkpoint);
+  const index = layers[rows.indexOf(row)];
+  return row === null ? { value: null, text: "–" }
+    : { value: index / Math.max(1, depth), text: DATA.rows[row], small: `of ${depth - 1}` };
+}
+
 function checkpointTable() {
-  const layer = choice("table-layer", DATA.rows.map((row, r) => [String(r), row]), () => fill());
-  document.getElementById("table-layer").value = String(DATA.rows.length - 1);
+  const layer = choice("table-layer", DATA.labels.map((label, n) => [String(n), label]), () => fill());
+  document.getElementById("table-layer").value = String(DATA.labels.length - 1);
   const present = Object.entries(METRICS).filter(([m]) => DATA.label_sets.some((s) => `${m}|${s}` in DATA.series));
   const metric = choice("table-metric", present.length ? present : [["", "none"]], () => fill());
   const fill = () => {
@@ -160,9 +188,10 @@ function checkpointTable() {
     const rows = CHECKPOINTS.map((c, i) => [
       { value: c.checkpoint, text: c.checkpoint },
       { value: c.step, text: c.step === null || c.step === undefined ? "–" : c.step.toLocaleString("en") },
-      ...columns.map(([, key]) => { const { v, s } = at(key, i, Number(layer())); return valueCell(v, s, 1); }),
+      ...(DATA.by_depth ? [layerCell(i, beside(i, Number(layer())))] : []),
+      ...columns.map(([, key]) => { const { v, s } = at(key, i, beside(i, Number(layer()))); return valueCell(v, s, 1); }),
     ]);
-    fillTable(document.getElementById("checkpoint-table"), ["checkpoint", "step", ...columns.map(([heading]) => heading)], rows);
+    fillTable(document.getElementById("checkpoint-table"), ["checkpoint", "step", ...(DATA.by_depth ? ["layer"] : []), ...columns.map(([heading]) => heading)], rows);
   };
   return fill;
 }

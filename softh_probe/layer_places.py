@@ -1,0 +1,130 @@
+"""Names of layers, and where each stands in its model: 0 the embeddings, i the i-th block call, L + 1 the final norm.
+
+Tables and figures of a result place its rows by these indices, so that the same index is the same layer whichever
+layers were measured. Modules that a user names have no such index: theirs is the number of the row, in the
+order in which they were named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
+_BLOCK = re.compile(r"layer\.([1-9]\d{0,8})(?:\..+)?", re.DOTALL)
+
+
+def block_name(index: int) -> str:
+    """Name the layer of the i-th block call, counted from 1.
+
+    >>> block_name(1)
+    'layer.1'
+    """
+    return f"layer.{index}"
+
+
+def block_index(name: str) -> int | None:
+    """Find the number of the block call in a layer's name; None for other names.
+
+    >>> block_index("layer.12"), block_index("embeddings")
+    (12, None)
+    """
+    found = _BLOCK.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlaces:
+    """Where the rows of a result stand in the model.
+
+    Attributes:
+        names: of the rows.
+        indices: of the layers in the model, one for each row.
+        n_blocks: block calls L of a forward pass; 0 where modules are named.
+        is_certain: False where `n_blocks` is that of the last measured block, because an older result that measured
+            some layers does not record L. Then the place of the final norm, and relative depths, are least values.
+    """
+
+    names: tuple[str, ...]
+    indices: tuple[int, ...]
+    n_blocks: int
+    is_certain: bool = True
+
+    @property
+    def last(self) -> int:
+        """Index of the final norm, measured or not; of the last row where modules are named."""
+        return self.n_blocks + 1 if self.n_blocks else max(self.indices, default=0)
+
+    @property
+    def note(self) -> str | None:
+        """What to tell readers of a result whose places are not certain."""
+        if self.is_certain:
+            return None
+        return (
+            "This result of an earlier version does not record how many blocks its model has: it is placed as if "
+            f"block {self.n_blocks}, the last one measured, were the last of the model, so final_norm may lie deeper; "
+            "measure again to place it."
+        )
+
+    @property
+    def depths(self) -> list[float]:
+        """Relative depths of the rows: index / (L + 1), from 0 to 1."""
+        return [index / max(1, self.last) for index in self.indices]
+
+
+def place_layers(names: Sequence[str], info: Mapping[str, Any]) -> LayerPlaces:
+    """Place the rows of a result in the model.
+
+    >>> place_layers(["embeddings", "layer.10", "final_norm"], {"n_blocks": 30}).indices
+    (0, 10, 31)
+    >>> place_layers(["fc1", "fc2"], {"n_blocks": None}).indices
+    (0, 1)
+
+    Args:
+        names: of the rows, in the model's order.
+        info: of the result: its `n_blocks` (None where modules are named). Results of earlier versions lack it. Where
+            these measured all layers (`settings`), their rows show it.
+    """
+    rows = tuple(range(len(names)))
+    highest = max((block_index(name) or 0 for name in names), default=0)
+    settings = info.get("settings")
+    asked = settings.get("layers") if isinstance(settings, Mapping) else None
+    is_whole = _is_all(names, highest)
+    if "n_blocks" in info:
+        n_blocks = info["n_blocks"]
+        whole = isinstance(n_blocks, int) and not isinstance(n_blocks, bool)
+        if n_blocks is None or (whole and n_blocks < 1):
+            return LayerPlaces(names=tuple(names), indices=rows, n_blocks=0)
+        if whole and n_blocks >= highest:
+            return _placed(names, n_blocks, rows, is_certain=True)
+    elif asked is None and settings and not is_whole:
+        return LayerPlaces(names=tuple(names), indices=rows, n_blocks=0)  # all were measured: these are modules
+    return _placed(names, highest, rows, is_certain=is_whole and asked is None)
+
+
+def _placed(names: Sequence[str], n_blocks: int, rows: tuple[int, ...], *, is_certain: bool) -> LayerPlaces:
+    """Place layers by name; names that are no layers' are those of modules."""
+    found = [layer_index(name, n_blocks) for name in names]
+    indices = tuple(index for index in found if index is not None)
+    if len(indices) < len(names) or not names:
+        return LayerPlaces(names=tuple(names), indices=rows, n_blocks=0)
+    return LayerPlaces(names=tuple(names), indices=indices, n_blocks=n_blocks, is_certain=is_certain)
+
+
+def layer_index(name: str, n_blocks: int) -> int | None:
+    """Find a layer's index in a model of `n_blocks` block calls; None for a name that no layer has.
+
+    >>> layer_index("final_norm", 12)
+    13
+    """
+    return {EMBEDDINGS: 0, FINAL_NORM: n_blocks + 1}.get(name, block_index(name))
+
+
+def _is_all(names: Sequence[str], n_blocks: int) -> bool:
+    """Test whether names are those of all layers of a model, with or without a final norm."""
+    if len(names) <= n_blocks:
+        return False
+    layers = [EMBEDDINGS, *map(block_name, range(1, n_blocks + 1))]
+    return list(names) in (layers, [*layers, FINAL_NORM])
