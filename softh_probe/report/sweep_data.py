@@ -167,7 +167,7 @@ class Sweep:
             found.append(f"{abbreviated(unknown, _MAX_NAMES)}: {self.places[unknown[0]].note}")
         guessed = [f"{c['checkpoint']}: {c['step_note']}" for c in self.checkpoints if c.get("step_note")]
         if guessed:
-            found.append(f"Steps that were inferred: {abbreviated(guessed, _MAX_NAMES)}.")
+            found.append(f"Steps inferred from names: {abbreviated(guessed, _MAX_NAMES)}.")
         return found
 
     @cached_property

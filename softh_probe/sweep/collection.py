@@ -23,7 +23,7 @@ from softh_probe.layer_places import place_layers
 from softh_probe.report.compare import corpus_notes
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
-from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.grid import GridPoint, inferred_steps
 
 SWEEP_CSV = "sweep.csv"
 #: Checkpoints whose tables are written as one row group.
@@ -172,6 +172,7 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
                 "folder": f"checkpoints/{point.folder}" if state.status == DONE else None,
                 "log": str(folder.log(point).relative_to(folder.path)) if folder.log(point).is_file() else None,
                 **_known_since(own),
+                **({"step_note": point.step_note} if point.step_note else {}),
             }
         )
     found = Collection(folder=folder.path, checkpoints=checkpoints)
@@ -184,7 +185,7 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
     found.warnings += [
         f"steps, tokens or training records disagree: {abbreviated(names, 8)}" for names in found.not_monotone
     ]
-    found.warnings += _unlike(info)
+    found.warnings += [*filter(None, [inferred_steps(points)]), *_unlike(info)]
     if damaged:
         found.warnings.append(
             f"damaged results are left out: {abbreviated(damaged, 8)}; run the sweep again to measure them anew"

@@ -36,17 +36,17 @@ class SweepConfig(RunConfig):
     """Many checkpoints, one corpus, and the settings of the measurement. Lists may be written with commas: `a,b`."""
 
     model: str | Sequence[str]  # type: ignore[assignment]
-    """Checkpoints: hub ids (owner/name), local folders, .gguf files, or patterns of local folders
-    (out/checkpoint-*)."""
+    """Checkpoints: hub ids (owner/name), local folders, .gguf files, or patterns of local folders (out/checkpoint-*).
+    Hub ids that differ in the step alone are one training run."""
     revision: str | Sequence[str] | None = None  # type: ignore[assignment]
     """Revisions of each hub checkpoint: branches, tags or commits, or patterns of branches and tags (step*); null is
     the default branch alone."""
     report: bool = False
     """Write report.html and figures of each checkpoint too; the sweep's own are always written."""
     step_pattern: str | None = None
-    """Regular expression that finds the training step, and tokens seen, in the name of a revision or folder, as
-    groups (?P<step>…) and (?P<tokens>…); null knows step1000, checkpoint-500, stage1-step1000-tokens5B and the
-    like."""
+    """Regular expression that finds the training step, and tokens seen, in the name of a revision, folder or hub
+    model, as groups (?P<step>…) and (?P<tokens>…); null knows step1000, step_20k, checkpoint-500,
+    stage1-step1000-tokens5B and the like."""
     tokens_per_step: float | None = None
     """Tokens of one training step, for names that give the step alone."""
     every: int | None = None
@@ -141,7 +141,8 @@ def is_local(path: str) -> bool:
 
 
 def _split_names(field: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    names = split_names(value)
+    is_one = field == "model" and isinstance(value, str) and os.path.exists(os.path.expanduser(value))
+    names = (str(value),) if is_one else split_names(value)  # a folder's name may have a comma (Step 2,000)
     if not all(names) or not names:
         raise InputError(f"{field}: expected one name or more, got {list(names)!r}")
     return names

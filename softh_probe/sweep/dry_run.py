@@ -15,7 +15,7 @@ from softh_probe.result_files import RESULT_JSON
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import GB, size_on_hub
 from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder, duration
-from softh_probe.sweep.grid import GridPoint, expand
+from softh_probe.sweep.grid import GridPoint, expand, inferred_steps
 from softh_probe.sweep.pools import new_pool
 from softh_probe.sweep.status import MOST_NAMES, count_states, describe_states
 
@@ -36,6 +36,7 @@ def describe_plan(config: SweepConfig) -> str:
     lines += [count_states(states), *(line for line in describe_states(states) if "waiting " not in line)]
     if todo:
         lines += ["would run:", *_shorten([f"  {_described(point)}" for point in todo])]
+    lines += [f"warning: {note}" for note in [inferred_steps(points)] if note]
     lines += [f"time expected: {_time(folder, len(todo), n_workers)}", f"disk expected: {_disk(config, folder, todo)}"]
     return "\n".join(lines)
 

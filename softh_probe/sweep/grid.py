@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softh_probe.errors import InputError, first_sentence
+from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.hashing import text_sha256
 from softh_probe.sweep.config import SweepConfig, is_local
+from softh_probe.sweep.steps import NameReading, read_name
 
-_NUMBER = r"(\d+(?:\.\d+)?[kmbt]?)(?![a-z0-9])"
-_STEP = re.compile(rf"(?:step|checkpoint|ckpt|iter|iteration)s?[-_ ]?{_NUMBER}", re.IGNORECASE)
-_TOKENS = re.compile(rf"tokens?[-_ ]?{_NUMBER}", re.IGNORECASE)
-_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -30,10 +27,12 @@ class GridPoint:
     Attributes:
         checkpoint: its name in tables and figures, unique in the grid.
         model: as the user wrote it, or as a pattern of local folders found it.
-        series: name of its training run: the hub id, or the parent folder of local checkpoints.
+        series: name of its training run: the hub id (with * in place of a step), or the parent folder of local
+            checkpoints.
         revision: of a hub checkpoint, or None.
         step: of training, or None.
         tokens: seen in training, or None.
+        step_note: what of step and tokens the name may mean otherwise, or None.
         recorded_step: step in the checkpoint's own record of training (trainer_state.json), or None.
         folder: name of its folder of results: safe on every file system, unique, and always the same.
     """
@@ -45,6 +44,7 @@ class GridPoint:
     step: int | None = None
     tokens: int | None = None
     recorded_step: int | None = None
+    step_note: str | None = None
     folder: str
 
     @property
@@ -68,25 +68,8 @@ def parse_step(name: str, pattern: str | None = None) -> tuple[int | None, int |
     >>> parse_step("it00020_seen3M", r"it(?P<step>\d+)_seen(?P<tokens>\w+)")
     (20, 3000000)
     """
-    if pattern is None:
-        step, tokens = _STEP.search(name), _TOKENS.search(name)
-        if step is None and name.isdecimal():
-            return int(name), None
-        return (_number(step[1]) if step else None), (_number(tokens[1]) if tokens else None)
-    found = re.search(pattern, name)
-    if found is None:
-        return None, None
-    groups = found.groupdict()
-    try:
-        tokens_text = groups.get("tokens")
-        return _number(groups.get("step") or found[1]), _number(tokens_text) if tokens_text else None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"step_pattern: what it finds in {name!r} is no number: {found[0]!r}") from error
-
-
-def _number(text: str) -> int:
-    scale = _SUFFIXES.get(text[-1].lower(), 1)
-    return round(float(text[:-1]) * scale) if scale > 1 else int(float(text))
+    reading = read_name(name, pattern)
+    return reading.step, reading.tokens
 
 
 def expand(config: SweepConfig) -> list[GridPoint]:
@@ -106,6 +89,14 @@ def expand(config: SweepConfig) -> list[GridPoint]:
     return _labelled(points)
 
 
+def inferred_steps(points: Sequence[GridPoint]) -> str | None:
+    """Say which steps and tokens were read from names that may mean otherwise; None where all are certain."""
+    notes = [f"{point.checkpoint}: {point.step_note}" for point in points if point.step_note]
+    if not notes:
+        return None
+    return f"steps inferred from names ({abbreviated(notes, 8)}); where one is wrong, give step_pattern"
+
+
 def select(points: Sequence[Any], *, every: int | None, first: int | None, last: int | None) -> list[Any]:
     """Select the points that every, first or last picks, in order.
 
@@ -123,51 +114,125 @@ def select(points: Sequence[Any], *, every: int | None, first: int | None, last:
 def _models(name: str) -> list[str]:
     """Expand a pattern of local folders; any other name stands for itself."""
     path = os.path.expanduser(name)
-    if not _WILD.search(name) or os.path.exists(path):
+    if not _WILD.search(name):
         return [name]
-    found = [p for p in sorted(glob.glob(path, recursive=True)) if os.path.isdir(p) or p.endswith(".gguf")]
+    if os.path.exists(path):
+        if others := [other for other in glob.glob(path, recursive=True) if other != path]:
+            raise _two_readings(name, name, others[0], glob.escape(path))
+        return [name]
+    pattern = _with_literal_parents(name, path)
+    found = _checkpoints(pattern) or _checkpoints(pattern.replace("[[]", "[").replace("[", "[[]"))
     if not found:
         raise InputError(f"model: {name!r} fits no folder here; check the pattern and the working directory")
     return found
 
 
+def _checkpoints(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True))
+    return [path for path in found if os.path.isdir(path) or path.endswith(".gguf")]
+
+
+def _two_readings(name: str, folder: str, other: str, escaped: str) -> InputError:
+    return InputError(
+        f"model: {name!r}: there is a folder of the name {folder!r}, and as a pattern it fits {other!r}; write "
+        f"{escaped!r} for the folder, or name the others"
+    )
+
+
+def _with_literal_parents(name: str, path: str) -> str:
+    """Escape the folders of a pattern that exist under that very name: `[` is a letter there.
+
+    Raises:
+        InputError: a folder has that name, and others fit it as a pattern.
+    """
+    parts = path.split("/")
+    for n, part in enumerate(parts[:-1]):
+        literal, as_pattern = ("/".join([*parts[:n], end]) for end in (glob.escape(part), part))
+        if literal == as_pattern or fnmatch.fnmatchcase(part, part) or not glob.glob(literal):
+            continue
+        if others := glob.glob(as_pattern):
+            raise _two_readings(name, part, others[0], glob.escape(part))
+        parts[n] = glob.escape(part)
+    return "/".join(parts)
+
+
 def _points(model: str, config: SweepConfig) -> list[GridPoint]:
-    revisions, series = config.revision, model
     if is_local(model):
-        if revisions and all(is_local(name) for name in config.model):
-            raise InputError(f"revision {', '.join(revisions)}: model {model!r} is local and has none; leave it out")
-        path = Path(os.path.abspath(os.path.expanduser(model)))
-        step, tokens = parse_step(path.name, config.step_pattern)
-        trainer_state = _trainer_state(path)
-        recorded = trainer_state.get("global_step")
-        step = recorded if step is None else step
-        tokens = (trainer_state.get("num_input_tokens_seen") or None) if tokens is None else tokens
-        series = str(path.parent) if step is not None else str(path)
-        names: list[tuple[str | None, str, str]] = [(None, path.name, str(path))]
-    else:
-        step = tokens = recorded = None
-        listed = [None] if revisions is None else _revisions(model, list(revisions))
-        names = [(name, name or model.split("/")[-1], f"{model}@{name}") for name in listed]
-    points = []
-    for revision, name, full_name in names:
-        if revision is not None:
-            step, tokens = parse_step(revision, config.step_pattern)
-        if tokens is None and step is not None and config.tokens_per_step is not None:
-            tokens = round(step * config.tokens_per_step)
-        folder = f"{_slug(name)}-{text_sha256(full_name)[:8]}"
-        points.append(
-            GridPoint(
-                checkpoint=full_name,
-                model=model,
-                series=series,
-                revision=revision,
-                step=step,
-                tokens=tokens,
-                recorded_step=recorded,
-                folder=folder,
-            )
-        )
-    return points
+        return [_local_point(model, config)]
+    of_model = _read_id(model, config.step_pattern)
+    listed = [None] if config.revision is None else _revisions(model, list(config.revision))
+    return [_hub_point(model, revision, of_model, config) for revision in listed]
+
+
+def _local_point(model: str, config: SweepConfig) -> GridPoint:
+    """Describe a local checkpoint by its name, and by its own record of training."""
+    if config.revision and all(is_local(name) for name in config.model):
+        revisions = ", ".join(config.revision)
+        raise InputError(f"revision {revisions}: model {model!r} is local and has none; leave it out")
+    path = Path(os.path.abspath(os.path.expanduser(model)))
+    reading = read_name(path.name, config.step_pattern)
+    trainer_state = _trainer_state(path)
+    recorded = trainer_state.get("global_step")
+    if recorded is not None and (reading.step is None or reading.note):
+        note = reading.note if reading.tokens is not None else None
+        reading = replace(reading, step=recorded, note=note)  # a record is surer than a guess
+    if reading.tokens is None:
+        reading = replace(reading, tokens=trainer_state.get("num_input_tokens_seen") or None)
+    series = str(path.parent if reading.step is not None else path)
+    return _point(config, reading, model=model, series=series, name=path.name, full=str(path), recorded=recorded)
+
+
+def _hub_point(model: str, revision: str | None, of_model: NameReading, config: SweepConfig) -> GridPoint:
+    """Describe a checkpoint on the hub by the name of its revision, or else of its model."""
+    own = NameReading(series=model) if revision is None else read_name(revision, config.step_pattern)
+    if own.step is not None or revision not in (None, "main"):
+        name, full = str(revision), f"{model}@{revision}"
+        return _point(config, own, model=model, series=model, revision=revision, name=name, full=full)
+    return _point(
+        config,
+        of_model,
+        model=model,
+        series=model if of_model.step is None else of_model.series,
+        revision=revision,
+        name=revision or model.split("/")[-1],
+        full=f"{model}@{revision}",
+    )
+
+
+def _point(
+    config: SweepConfig,
+    reading: NameReading,
+    *,
+    model: str,
+    series: str,
+    name: str,
+    full: str,
+    revision: str | None = None,
+    recorded: int | None = None,
+) -> GridPoint:
+    tokens = reading.tokens
+    if tokens is None and reading.step is not None and config.tokens_per_step is not None:
+        tokens = round(reading.step * config.tokens_per_step)
+    return GridPoint(
+        checkpoint=full,
+        model=model,
+        series=series,
+        revision=revision,
+        step=reading.step,
+        tokens=tokens,
+        recorded_step=recorded,
+        step_note=reading.note,
+        folder=f"{_slug(name)}-{text_sha256(full)[:8]}",
+    )
+
+
+def _read_id(model: str, pattern: str | None) -> NameReading:
+    """Read the name of a model on the hub, and with a pattern the whole id where the name alone does not fit it."""
+    owner, _, name = model.rpartition("/")
+    reading = read_name(name, pattern)
+    if reading.step is None and pattern is not None:
+        return read_name(model, pattern)
+    return replace(reading, series=f"{owner}/{reading.series}" if owner else reading.series)
 
 
 def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
@@ -198,13 +263,14 @@ def _revisions(model: str, wanted: Sequence[str]) -> list[str | None]:
     return list(dict.fromkeys(found))
 
 
-def _trainer_state(folder: Path) -> dict[str, Any]:
-    """Read the file in which transformers' Trainer records its state; empty where there is none."""
+def _trainer_state(folder: Path) -> dict[str, int]:
+    """Read step and tokens from the file in which transformers' Trainer records its state, where there is one."""
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+    values = state.items() if isinstance(state, dict) else ()
+    return {name: value for name, value in values if isinstance(value, int) and not isinstance(value, bool)}
 
 
 def _slug(name: str) -> str:
