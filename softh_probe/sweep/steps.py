@@ -21,7 +21,7 @@ from softh_probe.errors import InputError
 
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 #: Numbers above are no steps, and do not fit the tables.
-_MOST = 10**18
+_MOST, _MOST_DIGITS = 10**18, 40
 #: Steps above are more likely sizes of models.
 _MOST_STEPS = 10**8
 
@@ -210,6 +210,8 @@ def _find_tokens(name: str, step: re.Match[str] | None, notes: list[str]) -> re.
 def _value(match: re.Match[str], *, scaled: bool = True) -> int | None:
     """Compute a number; None where it is no whole one, or has more digits than any step."""
     digits, group = match["digits"], match.groupdict().get("group")
+    if len(digits) > _MOST_DIGITS:
+        return None
     if group is not None and not _is_decimal(match):
         digits = digits.replace(group, "")
     value = Fraction(digits) * (_SCALES[(match["scale"] or "").lower()] if scaled else 1)

@@ -14,7 +14,7 @@ HOSTILE = "</script><script>alert(1)</script>"
 
 
 def result_of(
-    model, *, labels, topics=("sea", "sky", "land"), corpus="0" * 64, anchor_sets=3, seed=0, n_anchors=20
+    model, *, labels, topics=("sea", "sky", "land"), corpus="0" * 64, anchor_sets=3, seed=0, n_anchors=20, layers=None
 ) -> ProbeResult:
     """A model with random weights on random tokens, of which each document has a topic."""
     generator = torch.Generator().manual_seed(0)
@@ -25,6 +25,7 @@ def result_of(
         n_anchors=n_anchors,
         anchor_sets=anchor_sets,
         seed=seed,
+        layers=layers,
     )
     ids = torch.arange(60) % len(topics)
     with probe, torch.no_grad():

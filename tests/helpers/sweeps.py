@@ -1,6 +1,7 @@
 """A tiny training run, saved as it goes, and sweeps over it: what is tested on many checkpoints."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -8,12 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from softh_probe import ProbeResult
+from softh_probe.sweep import collect
+from softh_probe.sweep.folder import SweepFolder
+from softh_probe.sweep.grid import GridPoint
 from tests.helpers.corpora import TEXTS
 from tests.helpers.models import tiny_llama
 
@@ -88,6 +94,21 @@ def wait_for(what, timeout: float = 90.0):
             return found
         time.sleep(0.02)
     raise AssertionError(f"waited {timeout} s in vain")
+
+
+def collected_folder(folder: Path, results: dict[tuple[object, int], ProbeResult]) -> Path:
+    """Write the folder of a sweep whose results are given by model and step, and collect it, without figures."""
+    sweep, points = SweepFolder(folder), []
+    for (model, step), result in results.items():
+        name = f"of{model}-step{step}"
+        points.append(GridPoint(checkpoint=name, model=name, series=f"run/of{model}", step=step, folder=name))
+        result.save(sweep.result(points[-1]))
+    sweep.work.mkdir()
+    sweep.write_json("grid.json", [dataclasses.asdict(point) for point in points])
+    (folder / "config.yaml").write_text("model: [run]")
+    with mock.patch("softh_probe.sweep.collection._write_report", return_value=None):
+        collect(folder)
+    return folder
 
 
 def info_of(out: Path) -> dict:
