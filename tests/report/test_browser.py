@@ -11,6 +11,7 @@ from softh_probe.report.sweep_data import read_sweep
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import HOSTILE, result_of, save, sweep_folder
+from tests.helpers.sweeps import collected_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.chromium, pytest.mark.slow]
@@ -192,6 +193,57 @@ def test_a_comparison_marks_differences_within_the_anchor_spread(open_page, tmp_
     assert 0 < beyond.count() < cells.count()
     page.get_by_role("button", name="tiny (same)").click()
     assert page.evaluate("document.querySelector('[data-chart=entropy] .plot').data.length") == 4
+
+
+def axis_values(page, chart, axis="x"):
+    return page.evaluate(f"document.querySelector('[data-chart={chart}] .plot').data.at(-1).{axis}")
+
+
+def test_axes_are_at_scale(open_page, tmp_path):
+    some = ["embeddings", "layer.10", "layer.25", "final_norm"]
+    part, whole, other = (
+        result_of(tiny_llama(num_hidden_layers=n), labels=NAMES[:2], layers=layers)
+        for n, layers in ((30, some), (30, None), (12, None))
+    )
+    folders = [save(r, tmp_path / name) for r, name in ((whole, "whole"), (other, "other"), (part, "part"))]
+    page = open_page(write_report(folders[2:], tmp_path / "one"))
+    for chart in ("entropy", "information", "optimality", "labels"):
+        assert axis_values(page, chart) == [0, 10, 25, 31]
+    ticks = page.locator('[data-chart="entropy"] .xtick text').all_text_contents()
+    assert ticks == ["emb", "10", "25", "norm"]
+    page = open_page(write_report([folders[0], folders[2]], tmp_path / "two"))
+    assert axis_values(page, "entropy") == [0, 10, 25, 31]
+    cells = page.locator("#difference-table tbody tr td:nth-child(2)").all_text_contents()
+    assert [i for i, text in enumerate(cells) if text != "–"] == [0, 10, 25, 31]
+    page = open_page(write_report([folders[1], folders[2]], tmp_path / "three"))
+    assert axis_values(page, "entropy") == pytest.approx([0, 10 / 31, 25 / 31, 1])
+    assert "relative depth (layer / (L + 1)" in page.locator('[data-chart="entropy"] .xtitle').text_content()
+
+
+def test_a_sweep_over_unequal_depths_pairs_ends_with_ends(open_page, tmp_path):
+    results = {
+        (n, step): result_of(tiny_llama(num_hidden_layers=n, initializer_range=0.1 * step), labels=NAMES[:2])
+        for n in (4, 6)
+        for step in (1, 2)
+    }
+    folder = collected_folder(tmp_path, results)
+    page = open_page(write_report([folder], folder))
+    for model, last in (("run/of4", 5), ("run/of6", 7)):
+        page.locator("#map-model").select_option(model)
+        assert axis_values(page, "map", "y") == list(range(last + 1))
+    entropy = {key: r.to_pandas().query("metric == 'entropy'").set_index("name").value for key, r in results.items()}
+    select = page.locator("#table-layer")
+    for choice in select.locator("option").all():
+        select.select_option(choice.get_attribute("value"))
+        rows = page.locator("#checkpoint-table tbody tr")
+        for row, key in zip(rows.all(), results, strict=True):
+            cells = row.locator("td").all_text_contents()
+            layer = cells[1].split()[0]
+            assert cells[1] == f"{layer} of {key[0]}"
+            assert "–" not in cells
+            assert float(cells[2].split()[0]) == pytest.approx(entropy[key][layer], abs=6e-5)
+            if (name := choice.text_content()) in ("embeddings", "final_norm"):
+                assert layer == name
 
 
 def test_a_sweep_plays_through_training(open_page, tmp_path):
