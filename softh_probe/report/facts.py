@@ -39,6 +39,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("tokens", _count(info.get("tokens"))),
                 ("positions counted", _count(info.get("positions"))),
                 ("tokens SHA-256", corpus.get("sha256")),
+                ("texts SHA-256", corpus.get("texts_sha256")),
             ],
             "Choices made": [
                 (choice.about, f"{choice.chosen} ({choice.reason})")
