@@ -58,18 +58,25 @@ class RunConfig:
     allow_pickle: bool = False
     """Load weights from pickle files (pytorch_model.bin) where there are no safetensors."""
     data: str
-    """Corpus: a hub id, a local .txt, .jsonl, .json, .csv or .parquet file, or a folder of them."""
+    """Corpus: a hub id, a local .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a folder of them. Text is UTF-8;
+    other encodings and separators than the format's are refused where they are not certain."""
+    data_revision: str | None = None
+    """Branch, tag or commit of a data set on the hub; null is its default branch."""
     subset: str | None = None
     """Configuration of a hub data set that has several, such as `en` of allenai/c4."""
     split: str | None = None
     """Split of the data set; null is its only one, else `train`."""
     text_column: str | None = None
-    """Column of the text or conversation; several (chosen,rejected) make one document each, labelled by
-    column:text_column; null infers it (text, content, messages, …)."""
+    """Column of the text or conversation, dotted inside structs (translation.en); several (chosen,rejected) make one
+    document each, labelled by column:text_column; null infers it (text, content, messages, …, or the only column that
+    can hold text)."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """Unit of .txt files that makes a document: line, paragraph or document (the whole file)."""
     max_documents: int | None = None
     """Rows of the data set to read; null reads all."""
+    shuffle_seed: int | None = None
+    """Seed of a random order of the rows; with max_documents, of a uniform sample of them, for which the whole split is
+    read. null takes the rows in the data's order."""
     max_length: int = 512
     """Tokens a document (or window) has at most."""
     overflow: Literal["truncate", "split"] = "truncate"
@@ -140,6 +147,7 @@ class RunConfig:
         for name, (least, most) in _RANGES.items():
             check_range(name, getattr(self, name), least, most)
         check_range("seed", self.seed, -(2**63), 2**63 - self.anchor_sets)
+        check_range("shuffle_seed", self.shuffle_seed, -(2**63), 2**63 - 1)
         check_positive("sums_memory_gb", self.sums_memory_gb)
         check_not_negative("snapshot_minutes", self.snapshot_minutes)
         if not isinstance(self.calibration, str):

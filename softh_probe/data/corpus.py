@@ -67,6 +67,8 @@ class Corpus:
     """The string of a token id, as the tokenizer writes it."""
     choices: Sequence[Choice] = ()
     """What was chosen for the user while the data was read and tokenised."""
+    data_commit: str | None = None
+    """Commit of the data set on the hub; None for local data, and where it is unknown."""
 
     @property
     def n_documents(self) -> int:
@@ -90,6 +92,7 @@ class Corpus:
             "columns": [[name, column.names] for name, column in self.columns.items()],
             "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
             "choices": Choices(self.choices).to_json(),
+            "data_commit": self.data_commit,
         }
 
     @classmethod
@@ -108,6 +111,7 @@ class Corpus:
             columns=columns,
             token_name=token_name,
             choices=tuple(Choices.from_json(head["choices"])),
+            data_commit=head["data_commit"],
             **head["counts"],
         )
 

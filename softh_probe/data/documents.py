@@ -5,28 +5,37 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
-
-import datasets
+from typing import Any, NamedTuple
 
 from softh_probe.choices import Choices
-from softh_probe.data.sources import Part, no_such, open_splits, reading
+from softh_probe.data.columns import (
+    PREFERENCE_LABEL,
+    TEXT_COLUMNS,
+    Path,
+    find_path,
+    infer_text_column,
+    names_of,
+    no_such,
+    split_names,
+    value_at,
+)
+from softh_probe.data.file_text import Notes
+from softh_probe.data.kinds import Kind
+from softh_probe.data.sampling import shuffled
+from softh_probe.data.sources import open_splits, reading
+from softh_probe.data.tables import Row, Table
 from softh_probe.errors import InputError
 
 SAMPLE_BY = ("line", "paragraph", "document")
-TEXT_COLUMNS = (
-    *("text", "content", "body", "document", "sentence", "passage", "article"),
-    *("messages", "conversations", "conversation"),
-)
-PREFERENCE_LABEL = "text_column"  # label column made from the name of the text column, where there are several
 
-_STRING_TYPES = {"string", "large_string", "str"}
-_CONTENT_TYPES = _STRING_TYPES | {"List", "LargeList", "Sequence", "list", "Json", "null"}
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROWS_AT_ONCE = 256
-_ROWS_TO_GUESS_FROM = 100
+_EXACT = 2**53  # floats below it hold whole numbers exactly
+
+__all__ = ["PREFERENCE_LABEL", "SAMPLE_BY", "TEXT_COLUMNS", "Document", "read_documents"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,18 @@ class Document:
     """Label of the document in each label column; None for no label."""
 
 
+class _Wanted(NamedTuple):
+    """Paths of the columns to read, by the names that the user gave them."""
+
+    texts: dict[str, Path]
+    labels: dict[str, Path]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that hold them."""
+        return list(dict.fromkeys(path[0] for path in (*self.texts.values(), *self.labels.values())))
+
+
 def read_documents(
     data: str,
     *,
@@ -51,14 +72,19 @@ def read_documents(
     text_column: str | None = None,
     sample_by: str = "line",
     max_documents: int | None = None,
+    shuffle_seed: int | None = None,
     label_columns: Sequence[str] = (),
     revision: str | None = None,
     choices: Choices | None = None,
 ) -> Iterator[Document]:
-    r"""Stream the documents of a data set, in its order.
+    r"""Stream the documents of a data set, in its order or at random.
 
     A folder whose files are all named after splits (`train.jsonl`, `data/test-00000.parquet`) has those splits; any
-    other file or folder is one split, "train". Bytes of local files that are not UTF-8 become U+FFFD.
+    other file or folder is one split, "train". Columns that are not asked for are not read, and may hold anything.
+
+    Text is UTF-8, or UTF-16 or UTF-32 where a byte order mark or the characters leave no doubt; another encoding is
+    refused. In a file that is evidently UTF-8, bytes that are not become U+FFFD, which `choices` counts. Cells of .csv
+    are separated by commas and of .tsv by tabs, the first line has the columns' names, and all rows have as many cells.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp(), "tales.csv")
@@ -69,19 +95,23 @@ def read_documents(
     Es war einmal {'language': 'de'}
 
     Args:
-        data: a local file (.txt .jsonl .json .csv .parquet, also compressed as .gz .zst .xz .bz2), a folder of such
-            files of one format (read recursively and sorted, without hidden files), a folder saved with
+        data: a local file (.txt .jsonl .json .csv .tsv .parquet, also compressed as .gz .zst .xz .bz2), a folder of
+            such files of one format (read recursively and sorted, without hidden files), a folder saved with
             `save_to_disk`, a local copy of a hub repository, or a hub id. A local path takes precedence.
         split: name of the split; None is the only split, else "train".
         subset: configuration name on the hub (`en` of C4).
-        text_column: column of the text or conversation; None is the first of `TEXT_COLUMNS` that exists, else the
-            only column of strings. "chosen,rejected" gives a document for each of the two, with the column's name in
-            the label column `text_column`.
+        text_column: column of the text or conversation, or a key of a struct (`translation.en`); a column of that
+            literal name takes precedence. None is the first of `TEXT_COLUMNS` that exists, else the only column that
+            can hold text. "chosen,rejected" gives a document for each of the two, with the column's name in the label
+            column `text_column`.
         sample_by: unit of a .txt file that is a document: "line", "paragraph" or "document" (the whole file).
         max_documents: number of rows to read; None for all.
-        label_columns: names of the columns to read as labels.
+        shuffle_seed: seed of a random order; None keeps the data's order. With `max_documents`, the rows are a uniform
+            sample of the whole split, the first of the random order of all. Either reads the whole split.
+        label_columns: names of the columns to read as labels, dotted inside structs. Whole numbers are the same label
+            with and without ".0".
         revision: branch, tag or commit on the hub.
-        choices: collects what is chosen here for the user, such as the text column.
+        choices: collects what is chosen here for the user, such as the text column; None warns of what is not certain.
 
     Raises:
         InputError: on the call where the data cannot be opened or an argument does not fit it; during iteration where a
@@ -91,17 +121,17 @@ def read_documents(
         raise InputError(f"max_documents: {max_documents}, but it has to be 1 or more; without it all are read")
     if sample_by not in SAMPLE_BY:
         raise InputError(f"sample_by: {sample_by!r} is not one of {', '.join(SAMPLE_BY)}")
-    names = (text_column.split(",") if text_column else list(TEXT_COLUMNS)) + list(label_columns)
-    splits = open_splits(data, subset, revision, sample_by, [name.strip() for name in names])
-    parts = splits[_pick_split(splits, split, data)]
-    types = _column_types(parts)
-    if not types:
-        raise InputError(f"data: {data} has no rows; give a file or data set that holds text")
-    texts = _text_columns(types, text_column, label_columns, data)
-    if choices is not None and text_column is None:
-        choices.add("text_column", texts[0], "inferred from the names and types of the columns", certain=True)
-    labels = _label_columns(types, label_columns, len(texts) > 1, data)
-    return _documents(parts, texts, labels, max_documents)
+    choices = Choices(warn=True) if choices is None else choices
+    splits = open_splits(data, subset, revision, sample_by)
+    tables = splits[_pick_split(splits, split, data)]
+    wanted = _find_columns(tables, text_column, label_columns, data, choices)
+    notes = Notes(choices)
+    rows = _rows(tables, wanted, notes)
+    if shuffle_seed is None:
+        rows = itertools.islice(rows, max_documents)
+    else:
+        rows = shuffled(rows, shuffle_seed, max_documents)
+    return _documents(rows, wanted, notes)
 
 
 def _pick_split(splits: Mapping[str, Any], split: str | None, data: str) -> str:
@@ -114,94 +144,133 @@ def _pick_split(splits: Mapping[str, Any], split: str | None, data: str) -> str:
     return split
 
 
-def _column_types(parts: Sequence[Part]) -> dict[str, str]:
-    """Find the type of each column: from the data set's features, else from the first rows."""
-    types: dict[str, str] = {}
-    for part in parts:
-        for name, feature in (part.rows.features or {}).items():
-            types[name] = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-        for _, row in itertools.islice(() if types else _rows([part]), _ROWS_TO_GUESS_FROM):
-            for name, value in row.items():
-                if types.get(name, "null") == "null":
-                    types[name] = "null" if value is None else type(value).__name__
-        if types:
-            break
-    return types
+def _find_columns(
+    tables: Sequence[Table], text_column: str | None, label_columns: Sequence[str], data: str, choices: Choices
+) -> _Wanted:
+    """Find the columns to read by the first rows of the data, and by later rows where they show none of that name."""
+    first, kinds = next(((table, kinds) for table in tables if (kinds := _kinds(table))), (None, {}))
+    if first is None:
+        raise InputError(f"data: {data} has no rows; give a file or data set that holds text")
+    labels = list(dict.fromkeys(label_columns))
+    asked = _asked(text_column, kinds)
+    if len(asked) > 1 and PREFERENCE_LABEL in labels:
+        labels.remove(PREFERENCE_LABEL)
+    kinds = _with_later_columns(tables, kinds, [*asked, *labels])
+    names = asked or [infer_text_column(kinds, labels, first.has_sure_names, data, choices)]
+    return _Wanted(
+        texts={name: _path(name, kinds, "text_column", data) for name in names},
+        labels={name: _path(name, kinds, "labels", data) for name in labels},
+    )
 
 
-def _text_columns(
-    types: Mapping[str, str], text_column: str | None, label_columns: Sequence[str], data: str
-) -> list[str]:
-    if text_column is not None:
-        names = [text_column] if text_column in types else [name.strip() for name in text_column.split(",")]
+def _asked(text_column: str | None, kinds: Mapping[str, Kind]) -> list[str]:
+    return [] if text_column is None else split_names(text_column, kinds)
+
+
+def _with_later_columns(tables: Sequence[Table], kinds: dict[str, Kind], names: Sequence[str]) -> dict[str, Kind]:
+    """Add the columns that the first rows of the first file lack, and that others have."""
+    for table in tables if any(find_path(name, kinds) is None for name in names) else ():
+        kinds = _kinds(table) | kinds
         for name in names:
-            if name not in types:
-                raise no_such("text_column", name, list(types), data)
-        return list(dict.fromkeys(names))
-    for name in TEXT_COLUMNS:
-        if types.get(name) in _CONTENT_TYPES and name not in label_columns:
-            return [name]
-    strings = [name for name, kind in types.items() if kind in _STRING_TYPES and name not in label_columns]
-    if len(strings) == 1:
-        return strings
-    listed = ", ".join(f"{name} ({kind})" for name, kind in types.items())
-    raise InputError(f"text_column: cannot tell which column of {data} is the text, name one of: {listed}")
+            if find_path(name, kinds) is None:
+                kinds |= _late_column(table, name, kinds)
+    return kinds
 
 
-def _label_columns(types: Mapping[str, str], label_columns: Sequence[str], several_texts: bool, data: str) -> list[str]:
-    """List the label columns to read from the rows, without `text_column` where it is made here."""
-    names = list(dict.fromkeys(label_columns))
-    if several_texts and PREFERENCE_LABEL in names:
-        names.remove(PREFERENCE_LABEL)
-    for name in names:
-        if name not in types and name == PREFERENCE_LABEL:
-            raise InputError(
-                f"labels: {name!r} is the name of each document's text column, and {data} is read by one "
-                "only; give several, as in text_column 'chosen,rejected'"
-            )
-        if name not in types:
-            raise no_such("labels", name, list(types), data)
-    return names
+def _late_column(table: Table, name: str, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    with reading(table.name):
+        return {name: Kind()} if table.has_column(name, kinds) else {}
 
 
-def _documents(
-    parts: Sequence[Part], texts: Sequence[str], labels: Sequence[str], max_documents: int | None
-) -> Iterator[Document]:
-    for where, row in itertools.islice(_rows(parts, [*texts, *labels]), max_documents):
-        for name in (*texts, *labels):
-            if name not in row:
-                raise InputError(f"data: {where} has no column {name!r}; all files have to have the same")
-        columns = {name: _label(row[name], name, where) for name in labels}
-        for name in texts:
-            made = {PREFERENCE_LABEL: name} if len(texts) > 1 else {}
-            yield Document(content=_content(row[name], name, where), columns={**columns, **made})
+def _kinds(table: Table) -> dict[str, Kind]:
+    with reading(table.name):
+        return table.kinds()
 
 
-def _rows(parts: Sequence[Part], columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the rows of all parts, each with its name for errors ("row 1 of x.csv" is the first of a part)."""
-    for part in parts:
-        features = part.rows.features or {}
-        names = [name for name in dict.fromkeys(columns) if name in features]
-        # Other columns are not read: decoding images or audio is slow and needs further packages.
-        iterator = iter(part.rows.select_columns(names) if names else part.rows)
-        classes = {name: features[name] for name in names if isinstance(features[name], datasets.ClassLabel)}
+def _path(name: str, kinds: Mapping[str, Kind], argument: str, data: str) -> Path:
+    path = find_path(name, kinds)
+    if path is None and argument == "labels" and name == PREFERENCE_LABEL:
+        raise InputError(
+            f"labels: {name!r} is the name of each document's text column, and {data} is read by one "
+            "only; give several, as in text_column 'chosen,rejected'"
+        )
+    if path is None:
+        raise no_such(argument, name, names_of(kinds), data)
+    return path
+
+
+def _documents(rows: Iterator[tuple[str, Row]], wanted: _Wanted, notes: Notes) -> Iterator[Document]:
+    try:
+        for where, row in rows:
+            columns = {name: _label(value_at(row, path, where), name, where) for name, path in wanted.labels.items()}
+            for name, path in wanted.texts.items():
+                made = {PREFERENCE_LABEL: name} if len(wanted.texts) > 1 else {}
+                content = _content(value_at(row, path, where), name, where)
+                yield Document(content=content, columns={**columns, **made})
+    finally:
+        notes.finish()
+
+
+def _rows(tables: Sequence[Table], wanted: _Wanted, notes: Notes) -> Iterator[tuple[str, Row]]:
+    """Read the rows of all tables, each with its name for errors ("row 1 of x.csv" is the first of a table)."""
+    names = wanted.columns
+    for table in tables:
+        missing = set(names)
         number = 0
-        while chunk := _next_rows(iterator, part.name):
-            for row in chunk:
+        with closing(_read(table, names, notes)) as rows:
+            for row in rows:
                 number += 1
-                for name, classlabel in classes.items():
-                    row[name] = None if row[name] in (None, -1) else classlabel.int2str(row[name])
-                yield f"row {number} of {part.name}", row
+                where = f"row {number} of {table.name}"
+                missing -= row.keys()
+                if missing and table.has_fixed_columns:
+                    raise InputError(f"data: {where} has no column {min(missing)!r}; all files have to have the same")
+                yield where, _complete(row, names, table)
+        if missing and number:
+            raise InputError(
+                f"data: none of the {number:,} rows of {table.name} has a column {min(missing)!r}; all files have to "
+                "have the same"
+            )
 
 
-def _next_rows(iterator: Iterator[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    with reading(name):
-        return list(itertools.islice(iterator, _ROWS_AT_ONCE))
+def _read(table: Table, names: Sequence[str], notes: Notes) -> Generator[Row, None, None]:
+    """Read the rows of a table; those before a row that cannot be read come first."""
+    with reading(table.name):
+        rows = iter(table.rows(names, notes))
+    problem = None
+    while problem is None:
+        chunk: list[Row] = []
+        try:
+            with reading(table.name):
+                for row in itertools.islice(rows, _ROWS_AT_ONCE):
+                    chunk.append(row)
+        except InputError as error:
+            problem = error
+        if not chunk and problem is None:
+            return
+        yield from chunk
+    raise problem
+
+
+def _complete(row: Row, names: Sequence[str], table: Table) -> Row:
+    """Give a row with all columns, null where it lacks them, and with the names of classes in place of numbers."""
+    classes = table.class_names
+    return {name: _class_name(row.get(name), classes[name]) if name in classes else row.get(name) for name in names}
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    """Name a class by its number, which is text in .csv; -1 is none."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        return value
+    return names[number] if 0 <= number < len(names) else None
 
 
 def _label(value: Any, column: str, where: str) -> Hashable | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)  # pandas writes 1 as 1.0 where a column has nulls
     if isinstance(value, (str, int, float, datetime.date)):
         return value
     raise InputError(f"labels: {column!r} holds a {_type_name(value)} in {where}; labels are text, numbers or booleans")

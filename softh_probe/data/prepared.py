@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +37,22 @@ def read_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, progre
         "text_column": config.text_column,
         "sample_by": config.sample_by,
         "max_documents": config.max_documents,
+        "shuffle_seed": config.shuffle_seed,
         "label_columns": label_columns,
     }
     cutting: dict[str, Any] = {"max_length": config.max_length, "overflow": config.overflow}
     cache = Cache(cache_folder(config.cache))
-    identity, fingerprint = data_identity(config.data, None), tokenizer_fingerprint(tokenizer)
+    identity, fingerprint = data_identity(config.data, config.data_revision), tokenizer_fingerprint(tokenizer)
+    commit = identity if isinstance(identity, str) else None
     versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
     known = identity is not None and fingerprint is not None
     key = key_of(data=identity, tokenizer=fingerprint, versions=versions, **source, **cutting) if known else None
     if stored := cache.load("corpus", key):
         return Corpus.from_arrays(*stored, token_name=tokenizer.convert_ids_to_tokens)
     choices = Choices()
-    documents = read_documents(config.data, choices=choices, **source)
+    # The commit, so that a branch that moves meanwhile gives what the cache's key says.
+    documents = read_documents(config.data, revision=commit or config.data_revision, choices=choices, **source)
     corpus = tokenize(documents, tokenizer, progress=progress, choices=choices, **cutting)
+    corpus = replace(corpus, data_commit=commit)
     cache.store("corpus", key, *corpus.arrays())
     return corpus

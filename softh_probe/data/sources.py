@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
-import glob
+import dataclasses
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import datasets
-import pandas as pd
-from datasets.packaged_modules.json.json import JsonConfig
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.text.text import Text
 from huggingface_hub import DatasetInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from softh_probe.data.arrow_guard import guarded_json
+from softh_probe.data.columns import no_such
+from softh_probe.data.file_text import COMPRESSIONS
+from softh_probe.data.tables import ArrowTable, CsvTable, JsonTable, ParquetTable, Table, TextTable
 from softh_probe.errors import InputError
 
-FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+READERS = (Csv, Json, Parquet, Text)  # of `datasets`, for the same formats
+
+_SEPARATORS = {".tsv": "\t"}
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -36,40 +42,45 @@ _SPLIT_WORDS = {
 }
 
 
-class Part(NamedTuple):
-    """A data set or one of its files, with the name that errors give it."""
-
-    name: str
-    rows: Any  # datasets.Dataset or datasets.IterableDataset
-
-
-def open_splits(
-    data: str, subset: str | None, revision: str | None, sample_by: str, names: Sequence[str]
-) -> dict[str, list[Part]]:
+def open_splits(data: str, subset: str | None, revision: str | None, sample_by: str) -> dict[str, list[Table]]:
     """Open the splits of a data set.
 
     Args:
         data, subset, revision, sample_by: as in `read_documents`.
-        names: columns whose .csv cells are read as written, without guessing a type.
 
     Returns:
-        The parts of each split, to be read one after the other.
+        The tables of each split, to be read one after the other.
 
     Raises:
         InputError: the data set cannot be opened.
     """
     local = os.path.expanduser(data)
     with reading(data):
-        if data and os.path.exists(local):
+        if is_local(data):
             if revision is not None:
                 raise InputError(f"revision: {revision!r}, but {data} is local; only the hub has them")
             with _without_download_counts():
-                return _open_local(Path(local).absolute(), data, subset, sample_by, names)
+                return _open_local(Path(local).absolute(), data, subset, sample_by)
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) or data.startswith(".") or _format(data):
             raise InputError(f"data: no such file or folder: {data!r} (and it is no hub id either)")
         if sample_by != "line":
             raise InputError(f"sample_by: {sample_by!r} is for local .txt files, but {data} is not local")
         return _open_hub(data, subset, revision)
+
+
+def is_local(data: str) -> bool:
+    """Test whether a data set is a local file or folder, which takes precedence over a hub id."""
+    return bool(data) and os.path.exists(os.path.expanduser(data))
+
+
+def data_commit(data: str, revision: str | None) -> str | None:
+    """Resolve the commit of a data set on the hub; None for local data, and where the hub does not say."""
+    if is_local(data) or datasets.config.HF_HUB_OFFLINE:
+        return None
+    try:
+        return _hub_info(data, revision).sha
+    except Exception:  # opening the data set reports the problem
+        return None
 
 
 def data_identity(data: str, revision: str | None) -> Any:
@@ -78,57 +89,54 @@ def data_identity(data: str, revision: str | None) -> Any:
     Returns:
         JSON values: paths, sizes and modification times of local files, or the commit on the hub; None where it is
         unknown.
+
+    Raises:
+        InputError: a revision of local data.
     """
-    local = Path(os.path.expanduser(data))
-    if data and local.exists():
-        return [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in _files_below(local)]
-    if datasets.config.HF_HUB_OFFLINE:
-        return None
-    try:
-        return _hub_info(data, revision).sha
-    except Exception:  # opening the data set reports the problem
-        return None
+    if is_local(data):
+        if revision is not None:
+            raise InputError(f"data_revision: {revision!r}, but {data} is local; only data sets on the hub have them")
+        files = _files_below(Path(os.path.expanduser(data)))
+        return [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+    return data_commit(data, revision)
 
 
-def _open_local(
-    path: Path, data: str, subset: str | None, sample_by: str, names: Sequence[str]
-) -> dict[str, list[Part]]:
+def _open_local(path: Path, data: str, subset: str | None, sample_by: str) -> dict[str, list[Table]]:
     if _all_files(path, "dataset_dict.json") or _all_files(path, "dataset_info.json", "state.json"):
         saved = datasets.load_from_disk(str(path))
         splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-        # A data set saved in another format would give tensors instead of text.
-        return {name: [Part(data, rows.with_format(None))] for name, rows in splits.items()}
+        return {name: [ArrowTable(data, rows)] for name, rows in splits.items()}
     if path.is_dir() and (subset is not None or _declares_subsets(path)):
         return _open_repository(str(path), data, subset)
     if subset is not None:
         raise InputError(f"subset: {subset!r}, but {data} is a file, which has none")
-    files, builder = _data_files(path, data)
-    if sample_by != "line" and builder != "text":
-        raise InputError(f"sample_by: {sample_by!r} is for .txt files, but {data} is {builder}; use 'line'")
-    if builder == "csv":
-        _check_unique_columns(files, names)
-    opened = _open_files(files, builder, _reader_options(builder, sample_by, names))
-    splits = {}
-    for file, name, rows in zip(files, _split_names(files, path), opened, strict=True):
-        splits.setdefault(name, []).append(Part(str(file), rows))
-    return splits
+    files, reader = _data_files(path, data)
+    if sample_by != "line" and reader != "text":
+        raise InputError(f"sample_by: {sample_by!r} is for .txt files, but {data} is {reader}; use 'line'")
+    opened: dict[str, list[Table]] = {}
+    for file, name in zip(files, _split_names(files, path), strict=True):
+        opened.setdefault(name, []).append(_open_file(str(file), str(file), reader, sample_by=sample_by))
+    return opened
 
 
-def _open_files(files: Sequence[Path], builder: str, options: Mapping[str, Any]) -> list[Any]:
-    """Open each file as a streaming data set, all with the columns of the first."""
-    # Each file is a "split", so that errors can name it. `datasets` reads unescaped names as patterns.
-    data_files = {f"f{i}": [glob.escape(str(file))] for i, file in enumerate(files)}
-    opened = datasets.load_dataset(builder, data_files=data_files, streaming=True, **options)
-    if builder == "json" and hasattr(JsonConfig, "on_mixed_types"):
-        # Columns of mixed types (text or conversation) work where the first rows show them. For a later value of
-        # another type, `datasets` would turn the texts around it into quoted JSON; None makes it raise an error.
-        features = opened["f0"].features
-        options = {**options, "features": features, "on_mixed_types": None}
-        opened = datasets.load_dataset(builder, data_files=data_files, streaming=True, **options)
-    return list(opened.values())
+def _open_file(
+    path: str,
+    name: str,
+    reader: str,
+    *,
+    sample_by: str = "line",
+    separator: str | None = None,
+    features: Mapping[str, Any] | None = None,
+) -> Table:
+    """Open one file with the reader of its format."""
+    if reader == "text":
+        return TextTable(path, name, sample_by)
+    if reader == "csv":
+        return CsvTable(path, name, separator or _SEPARATORS.get(_suffix(path), ","), features)
+    return JsonTable(path, name, features) if reader == "json" else ParquetTable(path, name, features)
 
 
-def _open_hub(data: str, subset: str | None, revision: str | None) -> dict[str, list[Part]]:
+def _open_hub(data: str, subset: str | None, revision: str | None) -> dict[str, list[Table]]:
     try:
         if not datasets.config.HF_HUB_OFFLINE:
             _check_connection(data, revision)
@@ -154,7 +162,7 @@ def _hub_info(data: str, revision: str | None) -> DatasetInfo:
     return HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(data, revision=revision, timeout=10)
 
 
-def _open_repository(path: str, data: str, subset: str | None, revision: str | None = None) -> dict[str, list[Part]]:
+def _open_repository(path: str, data: str, subset: str | None, revision: str | None = None) -> dict[str, list[Table]]:
     try:
         opened = datasets.load_dataset(path, name=subset, revision=revision, streaming=True)
     except ValueError as error:
@@ -165,7 +173,48 @@ def _open_repository(path: str, data: str, subset: str | None, revision: str | N
         if subset is None:
             raise InputError(f"subset: {data} has several, name one: {', '.join(subsets)}") from error
         raise no_such("subset", subset, subsets, data) from error
-    return {name: [Part(data, rows)] for name, rows in opened.items()}
+    files = _repository_files(path, subset, revision, next(iter(opened.values())))
+    return {name: _open_rows(rows, files.get(name), data) for name, rows in opened.items()}
+
+
+class _RepositoryFiles(NamedTuple):
+    """Files of a split of a hub repository, and how it declares that they are read."""
+
+    paths: Sequence[str]
+    reader: str
+    separator: str | None
+
+
+def _repository_files(
+    path: str, subset: str | None, revision: str | None, rows: datasets.IterableDataset
+) -> dict[str, _RepositoryFiles]:
+    """Find the files of each split, where they have one of our formats and the repository declares no other reading.
+
+    `datasets` reads each file with the columns and types of the first, and ends where another differs.
+    """
+    if rows.info.builder_name not in FORMATS.values():
+        return {}
+    builder = datasets.load_dataset_builder(path, name=subset, revision=revision)
+    config = builder.config
+    default = type(config)()
+    ours = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
+    declared = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)}
+    readers = {_format(file) for files in config.data_files.values() for file in files}
+    if not isinstance(builder, READERS) or declared - ours or readers != {rows.info.builder_name}:
+        return {}
+    separator = None if (sep := getattr(config, "sep", ",")) == "," else sep
+    return {
+        str(name): _RepositoryFiles(list(files), rows.info.builder_name, separator)
+        for name, files in config.data_files.items()
+    }
+
+
+def _open_rows(rows: datasets.IterableDataset, files: _RepositoryFiles | None, data: str) -> list[Table]:
+    if files is None:
+        return [ArrowTable(data, rows)]
+    return [
+        _open_file(file, file, files.reader, separator=files.separator, features=rows.features) for file in files.paths
+    ]
 
 
 def _declares_subsets(folder: Path) -> bool:
@@ -188,8 +237,13 @@ def _all_files(folder: Path, *names: str) -> bool:
 
 def _format(name: str) -> str | None:
     """Choose the reader of a file by its name: text, json, csv or parquet; None for another file."""
+    return FORMATS.get(_suffix(name))
+
+
+def _suffix(name: str) -> str:
+    """Give the suffix of a name in lower case, without that of a compression."""
     path = PurePath(name.lower())
-    return FORMATS.get(PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix)
+    return PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def _data_files(path: Path, data: str) -> tuple[list[Path], str]:
@@ -204,8 +258,6 @@ def _data_files(path: Path, data: str) -> tuple[list[Path], str]:
         there = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(8)) or "nothing"
         wanted = "one format: point at one file or sub-folder" if files else f"one of {', '.join(FORMATS)}"
         raise InputError(f"data: {data} holds {there}, expected {wanted}")
-    if any(file.suffix.lower() == ".zst" for file in files) and not datasets.config.ZSTANDARD_AVAILABLE:
-        raise InputError(f"data: {data} is .zst, which needs the zstandard package: pip install zstandard")
     files = [file for file in files if file.stat().st_size > 0]  # readers differ in how they treat an empty file
     if not files:
         raise InputError(f"data: {data} is empty; give a file or data set that holds text")
@@ -219,43 +271,6 @@ def _split_names(files: Sequence[Path], root: Path) -> list[str]:
         words = re.split(r"[-._ /\d]+", file.relative_to(root).as_posix().lower())
         names.append(next((_SPLIT_WORDS[word] for word in reversed(words) if word in _SPLIT_WORDS), ""))
     return names if names and all(names) else ["train"] * len(files)
-
-
-def _reader_options(builder: str, sample_by: str, names: Sequence[str]) -> dict[str, Any]:
-    # "utf-8-sig" drops a byte order mark; for json, any other name than "utf-8" makes `datasets` decode leniently.
-    options: dict[str, Any] = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
-    if builder == "text":
-        return {**options, "sample_by": sample_by}
-    if builder == "json":
-        return options | ({"parse_agent_traces": False} if hasattr(JsonConfig, "parse_agent_traces") else {})
-    if builder == "parquet":
-        return {}
-    # In .csv only an empty cell is missing ("NA" and "None" are words), and texts and labels stay as written: pandas
-    # would guess types, and read the same label as "1" in one block of rows and as "1.0" in the next.
-    converters = dict.fromkeys(names, _csv_cell)
-    missing = {"keep_default_na": False, "na_values": [""]}
-    return {**options, **missing, "index_col": False, "converters": converters}
-
-
-def _check_unique_columns(files: Sequence[Path], names: Sequence[str]) -> None:
-    """Check that the columns in `names` are unique: pandas would silently rename the second of the same name."""
-    for file in files:
-        head = pd.read_csv(
-            file,
-            header=None,
-            nrows=1,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            encoding_errors="replace",
-        )
-        counts = Counter(head.iloc[0]) if len(head) else Counter()
-        if twice := [name for name in dict.fromkeys(names) if counts[name] > 1]:
-            raise InputError(f"data: {file} has {counts[twice[0]]} columns {twice[0]!r}; rename all but one")
-
-
-def _csv_cell(cell: str) -> str | None:
-    return cell or None
 
 
 @contextlib.contextmanager
@@ -300,11 +315,3 @@ def _first_line(error: BaseException) -> str:
         return f"columns differ from those of the first rows: {error.details()}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def no_such(argument: str, name: str, available: Iterable[str], data: str) -> InputError:
-    """Make an error about a name that the data lacks, with the names it has; the caller raises it."""
-    available = list(available)
-    close = difflib.get_close_matches(name, available, n=1)
-    guess = f" (did you mean {close[0]!r}?)" if close else ""
-    return InputError(f"{argument}: {data} has no {name!r}{guess}; it has: {', '.join(available)}")

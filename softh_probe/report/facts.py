@@ -31,6 +31,8 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
             ],
             "Corpus": [
                 ("data", corpus.get("data")),
+                ("data revision", corpus.get("data_revision")),
+                ("data commit", corpus.get("data_commit")),
                 ("documents", _count(corpus.get("documents"))),
                 ("documents read", _count(corpus.get("documents_read"))),
                 ("documents empty", _count(corpus.get("documents_empty"))),

@@ -51,6 +51,8 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: 
         "model": checkpoint.info,
         "corpus": {
             "data": config.data,
+            "data_revision": config.data_revision,
+            "data_commit": corpus.data_commit,
             "sha256": corpus.sha256,
             "documents_read": corpus.n_read,
             "documents_empty": corpus.n_empty,

@@ -117,7 +117,7 @@ def prepare(config: RunConfig, folder: SweepFolder) -> None:
     """
     source = resolve_model(config.model, revision=config.revision)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    fingerprint, data = tokenizer_fingerprint(tokenizer), data_identity(config.data, None)
+    fingerprint, data = tokenizer_fingerprint(tokenizer), data_identity(config.data, config.data_revision)
     if fingerprint is None or data is None:  # then the cache has no key for them
         return
     key = key_of(tokenizer=fingerprint, data=data, tokens_per_batch=config.tokens_per_batch)
