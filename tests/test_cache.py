@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from softh_probe.cache import Cache, cache_folder, key_of
 from softh_probe.data.prepared import read_corpus
 from softh_probe.data.tokenizing import tokenizer_fingerprint
+from softh_probe.errors import InputError
 from softh_probe.run import run
 
 LABELS = ["input_bigram", "output_unigram", "column:language"]
@@ -32,7 +33,9 @@ def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatc
         run(config(labels=LABELS, out=str(tmp_path / "other")), progress=False)
 
 
-@pytest.mark.parametrize("change", ["max_length", "max_documents", "data", "tokenizer", "label_columns"])
+@pytest.mark.parametrize(
+    "change", ["max_length", "max_documents", "shuffle_seed", "data", "tokenizer", "label_columns"]
+)
 def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, change):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     before = read_corpus(config(), tokenizer, progress=False)
@@ -41,6 +44,8 @@ def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, chang
         changes = {"max_length": 5}
     elif change == "max_documents":
         changes = {"max_documents": 3}
+    elif change == "shuffle_seed":
+        changes = {"shuffle_seed": 0}
     elif change == "label_columns":
         changes = {"labels": ["column:language"]}
     elif change == "tokenizer":
@@ -51,6 +56,13 @@ def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, chang
         os.utime(data, ns=(1, 1))
     after = read_corpus(config(**changes), tokenizer, progress=False)
     assert (after.sha256, list(after.columns)) != (before.sha256, list(before.columns))
+
+
+def test_a_revision_of_local_data_is_refused_though_the_corpus_is_kept(config, checkpoint):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    read_corpus(config(), tokenizer, progress=False)
+    with pytest.raises(InputError, match=r"data_revision: 'main', but .* is local"):
+        read_corpus(config(data_revision="main"), tokenizer, progress=False)
 
 
 def test_a_tokenizers_fingerprint_is_of_what_it_does(checkpoint):

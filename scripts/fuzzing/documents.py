@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -106,7 +107,7 @@ class Txt(Documents):
         return encoded("\n".join(chance.choices(TEXTS, k=8)), chance)
 
     def expected(self, content: bytes) -> list[tuple[Any, Any]]:
-        text = content.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+        text = decoded(content).replace("\r\n", "\n").replace("\r", "\n")
         return [(line, None) for line in text.removesuffix("\n").split("\n")]
 
 
@@ -128,7 +129,7 @@ class Jsonl(Documents):
         return encoded("\n".join(to_json(row, chance) for row in rows), chance)
 
     def expected(self, content: bytes) -> list[tuple[Any, Any]] | None:
-        text, decoder, rows, at = content.decode("utf-8-sig", "replace"), json.JSONDecoder(strict=False), [], 0
+        text, decoder, rows, at = decoded(content), json.JSONDecoder(strict=False), [], 0
         while at < len(text):
             if text[at] in " \t\r\n":
                 at += 1
@@ -173,7 +174,7 @@ class Csv(Documents):
 
     def expected(self, content: bytes) -> list[tuple[Any, Any]] | None:
         try:
-            text = content.decode("utf-8-sig", "replace")
+            text = decoded(content)
             rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         except csv.Error:
             return None
@@ -241,12 +242,21 @@ class Parquet(Documents):
 
     def expected(self, content: bytes) -> list[tuple[Any, Any]] | None:
         try:
-            table = pq.ParquetFile(io.BytesIO(content)).read()
-            if table.column_names.count("text") != 1 or table.column_names.count("language") != 1:
+            file = pq.ParquetFile(io.BytesIO(content))
+            names = file.schema_arrow.names
+            if names.count("text") != 1 or names.count("language") != 1:
                 return None
+            table = file.read(["text", "language"])  # damage of other columns is no matter
             return list(zip(table["text"].to_pylist(), table["language"].to_pylist(), strict=True))
         except (pa.ArrowException, OSError, ValueError):
             return None
+
+
+def decoded(content: bytes) -> str:
+    """Text of a file: UTF-16 by its mark, else UTF-8 with U+FFFD for what is not."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return content.decode("utf-8-sig", "replace")
 
 
 def same(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> bool:

@@ -24,7 +24,7 @@ from softh_probe.data.columns import (
 )
 from softh_probe.data.file_text import Notes
 from softh_probe.data.kinds import Kind
-from softh_probe.data.sampling import shuffled
+from softh_probe.data.sampling import permuted, sample
 from softh_probe.data.sources import open_splits, reading
 from softh_probe.data.tables import Row, Table
 from softh_probe.errors import InputError
@@ -33,6 +33,7 @@ SAMPLE_BY = ("line", "paragraph", "document")
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROWS_AT_ONCE = 256
+_OfRow = tuple[list[Any], list[dict[str, Any]]]  # contents and labels of the documents of a row
 _EXACT = 2**53  # floats below it hold whole numbers exactly
 
 __all__ = ["PREFERENCE_LABEL", "SAMPLE_BY", "TEXT_COLUMNS", "Document", "read_documents"]
@@ -126,12 +127,7 @@ def read_documents(
     tables = splits[_pick_split(splits, split, data)]
     wanted = _find_columns(tables, text_column, label_columns, data, choices)
     notes = Notes(choices)
-    rows = _rows(tables, wanted, notes)
-    if shuffle_seed is None:
-        rows = itertools.islice(rows, max_documents)
-    else:
-        rows = shuffled(rows, shuffle_seed, max_documents)
-    return _documents(rows, wanted, notes)
+    return _documents(_rows(tables, wanted, notes), wanted, notes, max_documents, shuffle_seed)
 
 
 def _pick_split(splits: Mapping[str, Any], split: str | None, data: str) -> str:
@@ -199,16 +195,31 @@ def _path(name: str, kinds: Mapping[str, Kind], argument: str, data: str) -> Pat
     return path
 
 
-def _documents(rows: Iterator[tuple[str, Row]], wanted: _Wanted, notes: Notes) -> Iterator[Document]:
+def _documents(
+    rows: Iterator[tuple[str, Row]], wanted: _Wanted, notes: Notes, max_documents: int | None, shuffle_seed: int | None
+) -> Iterator[Document]:
+    """Make the documents of the rows that are asked for, and record at the end what was found while reading."""
     try:
-        for where, row in rows:
-            columns = {name: _label(value_at(row, path, where), name, where) for name, path in wanted.labels.items()}
-            for name, path in wanted.texts.items():
-                made = {PREFERENCE_LABEL: name} if len(wanted.texts) > 1 else {}
-                content = _content(value_at(row, path, where), name, where)
-                yield Document(content=content, columns={**columns, **made})
+        if shuffle_seed is not None and max_documents is not None:
+            rows = iter(sample(rows, shuffle_seed, max_documents))
+        of_rows: Iterator[_OfRow] = (
+            _of_row(where, row, wanted) for where, row in itertools.islice(rows, max_documents)
+        )
+        if shuffle_seed is not None and max_documents is None:
+            of_rows = permuted(of_rows, shuffle_seed)
+        for contents, labels in of_rows:
+            for content, columns in zip(contents, labels, strict=True):
+                yield Document(content=content, columns=columns)
     finally:
         notes.finish()
+
+
+def _of_row(where: str, row: Row, wanted: _Wanted) -> _OfRow:
+    """Make contents and labels of the documents of a row."""
+    labels = {name: _label(value_at(row, path, where), name, where) for name, path in wanted.labels.items()}
+    contents = [_content(value_at(row, path, where), name, where) for name, path in wanted.texts.items()]
+    several = len(contents) > 1
+    return contents, [{**labels, PREFERENCE_LABEL: name} if several else labels for name in wanted.texts]
 
 
 def _rows(tables: Sequence[Table], wanted: _Wanted, notes: Notes) -> Iterator[tuple[str, Row]]:

@@ -1,15 +1,18 @@
 """Random order: a permutation, or a uniform sample, the same everywhere."""
 
+import datetime
 import json
 import subprocess
 import sys
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chisquare
 
 from softh_probe.data.documents import read_documents
-from softh_probe.data.sampling import shuffled
+from softh_probe.data.sampling import permuted, sample
 
 ROWS = [{"text": f"document {i}", "n": i, "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(2000)]
 
@@ -45,13 +48,15 @@ def test_a_sample_is_uniform():
     """Each row is as likely as any other, at each place; over 4,000 seeds."""
     first, drawn = Counter(), Counter()
     for seed in range(4000):
-        sample = list(shuffled(range(20), seed, most=5))
-        assert len(set(sample)) == 5
-        drawn.update(sample)
-        first[sample[0]] += 1
+        found = sample(range(20), seed, most=5)
+        assert len(set(found)) == 5
+        drawn.update(found)
+        first[found[0]] += 1
     assert chisquare([first[i] for i in range(20)]).pvalue > 1e-3
     assert chisquare([drawn[i] for i in range(20)]).pvalue > 1e-3
-    assert chisquare(list(Counter(tuple(shuffled("abc", seed)) for seed in range(3000)).values())).pvalue > 1e-3
+    orders = Counter(tuple(permuted(zip("abc", range(3), strict=True), seed)) for seed in range(3000))
+    assert len(orders) == 6
+    assert chisquare(list(orders.values())).pvalue > 1e-3
 
 
 def test_other_processes_draw_the_same(data):
@@ -71,6 +76,18 @@ def test_pairs_stay_together_and_labels_with_their_rows(data):
     for chosen, rejected in zip(found[::2], found[1::2], strict=True):
         n = chosen.columns["n"]
         assert (chosen.content, rejected.content, rejected.columns["n"]) == (f"c{n}", f"r{n}", n)
+
+
+def test_conversations_and_dates_in_another_order(tmp_path):
+    days = [datetime.date(2020, 1, i) for i in range(1, 29)]
+    chats = [[{"role": "user", "content": f"é {i}", "x": [None, {"y": 1.5}]}] for i in range(28)]
+    pq.write_table(pa.table({"messages": chats, "day": days}), tmp_path / "d.parquet")
+    plain = list(read_documents(str(tmp_path / "d.parquet"), label_columns=["day"]))
+    found = list(read_documents(str(tmp_path / "d.parquet"), label_columns=["day"], shuffle_seed=0))
+    assert found != plain
+    assert sorted(found, key=lambda document: document.columns["day"]) == plain
+    first = list(read_documents(str(tmp_path / "d.parquet"), label_columns=["day"], shuffle_seed=0, max_documents=5))
+    assert first == found[:5]
 
 
 def test_what_a_sample_keeps_is_bounded():
@@ -93,5 +110,5 @@ def test_what_a_sample_keeps_is_bounded():
             yield Row()
             most = max(most, kept)
 
-    assert len(list(shuffled(rows(), 0, most=10))) == 10
+    assert len(sample(rows(), 0, most=10)) == 10
     assert most < 20
