@@ -91,7 +91,9 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
     if unfinished is None:
         return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
     progress, state = unfinished
-    if changed := [name for name in run if progress.run.get(name) != run[name]]:
+    # Fields that a configuration of before lacks are null where they change nothing.
+    theirs = {**progress.run, "config": {**dict.fromkeys(run["config"]), **progress.run["config"]}}
+    if changed := [name for name in run if theirs.get(name) != run[name]]:
         raise InputError(
             f"out: since the unfinished run in this folder began, {', '.join(changed)} changed though the "
             f"configuration is the same; {_START_ANEW}"
