@@ -160,11 +160,10 @@ class SoftEntropyProbe:
         """
         self.check()
         if not self._recorder.positions:
-            passes = self._recorder.training_passes
-            trained = f" ({passes} in training mode did not count)" if passes else ""
+            left_out = ", ".join(choice.chosen for choice in self._recorder.left_out.choices())
             raise ProbeError(
                 "no position was counted: inside the probe's block, run the model in evaluation mode on sequences "
-                f"long enough for the label sets{trained}"
+                "long enough for the label sets" + f" ({left_out})" * bool(left_out)
             )
         rows = self._source.rows.row_labels()
         return ProbeResult.from_layers(
@@ -175,7 +174,7 @@ class SoftEntropyProbe:
             n_blocks=self._recorder.n_blocks or None,
             positions=self._recorder.positions,
             tokens=self._tokens,
-            choices=self._recorder.choices.to_json(),
+            choices=Choices([*self._recorder.choices, *self._recorder.left_out.choices()]).to_json(),
         )
 
     def check(self) -> None:
@@ -213,6 +212,7 @@ class SoftEntropyProbe:
             "n_blocks": self._recorder.n_blocks,
             "rows": self._source.rows.state_dict(),
             "choices": self._recorder.choices.to_json(),
+            "left_out": self._recorder.left_out.to_json(),
         }
         return head, self._sums.state(self.layers)
 
@@ -232,6 +232,7 @@ class SoftEntropyProbe:
         self._recorder.tokens = state["tokens"] + self._source.n_rejected
         self._recorder.n_blocks = state["n_blocks"]
         self._recorder.choices.update(Choices.from_json(state.get("choices", ())))
+        self._recorder.left_out.update(state.get("left_out", {}))
         self._source.rows.load_state_dict(state["rows"])
         self._sums.load(state["layers"])
 
@@ -255,6 +256,7 @@ class SoftEntropyProbe:
         ours.n_blocks = max(ours.n_blocks, theirs.n_blocks)
         ours.problems += theirs.problems
         ours.choices.update(theirs.choices)
+        ours.left_out.update(theirs.left_out.to_json())
 
     def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
         """Turn the sums of one share of a plan into those of the whole, layer by layer.
@@ -364,8 +366,9 @@ class SoftEntropyProbe:
         return self._points.layer_names(self._recorder.n_blocks)
 
     def _flush(self) -> None:
-        self._source.flush()
-        self._recorder.drain()
+        with self._source.lock:
+            self._source.flush()
+            self._recorder.drain()
 
     def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
         for name, ours in self._settings.items():

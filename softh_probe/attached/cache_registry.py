@@ -65,11 +65,11 @@ class CacheRegistry:
 
     def waiting(self) -> list[CachedSequences]:
         """List the sequences of which positions wait for their labels."""
-        return [sequences for _, sequences, _ in self._entries.values() if len(sequences.waiting_rows)]
+        return [sequences for _, sequences, _ in list(self._entries.values()) if len(sequences.waiting_rows)]
 
     def clear(self) -> None:
         """Forget all caches; their sequences end."""
-        self.ended = [sequences.number for _, sequences, _ in self._entries.values()] + self.ended
+        self.ended = [sequences.number for _, sequences, _ in list(self._entries.values())] + self.ended
         self._entries = {}
 
     def take_ended(self) -> list[int]:

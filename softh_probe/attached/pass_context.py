@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,46 +18,58 @@ from softh_probe.errors import ProbeError
 class PassContext:
     """State that users and adapters set for the forward passes inside a block.
 
+    A block holds in the thread that enters it. Blocks of the thread that follows the model, which is the one that
+    entered the probe's own block, also hold in threads that have entered no such block themselves.
+
     Attributes:
-        hints: an adapter's hints for the next forward pass; used once.
-        tentative: whether drafts are fed, which count only once they are accepted.
         n_virtual: trained prompts that the model puts before its tokens.
         pad_id: the pad token, as far as the model's config says; to warn of padding that has no mask.
     """
 
     def __init__(self, *, pad_id: int | None = None) -> None:
-        self.hints: InputHints | None = None
-        self.tentative = False
         self.n_virtual = 0
         self.pad_id = pad_id
-        self._labels: dict[str, np.ndarray] = {}
-        self._mask: Tensor | None = None
-        self._fallback_masks: tuple[Tensor | None, Tensor | None] = None, None
-        self._counts_B: np.ndarray | None = None
-        self._n_pauses = 0
+        self._thread = threading.local()
+        self._main: dict[str, Any] = self._own
+
+    def follow(self) -> None:
+        """Let the blocks of this thread also hold in threads without any."""
+        self._main = self._own
+
+    @property
+    def hints(self) -> InputHints | None:
+        """An adapter's hints for the next forward pass of this thread; used once."""
+        return self._own.get("hints")
+
+    @hints.setter
+    def hints(self, hints: InputHints | None) -> None:
+        self._own["hints"] = hints
+
+    @property
+    def tentative(self) -> bool:
+        """Whether this thread feeds drafts, which count only once they are accepted."""
+        return bool(self._own.get("tentative"))
+
+    @tentative.setter
+    def tentative(self, tentative: bool) -> None:
+        self._own["tentative"] = tentative
 
     @property
     def is_paused(self) -> bool:
         """Whether forward passes do not count at the moment."""
-        return self._n_pauses > 0
+        return bool(self._get("is_paused"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Exclude the forward passes inside the block."""
-        self._n_pauses += 1
-        try:
+        with self._setting("is_paused", True):
             yield
-        finally:
-            self._n_pauses -= 1
 
     @contextmanager
     def masked(self, mask: Tensor) -> Iterator[None]:
         """Set the mask [B, T] of the forward passes inside the block."""
-        previous, self._mask = self._mask, mask
-        try:
+        with self._setting("mask", mask):
             yield
-        finally:
-            self._mask = previous
 
     @contextmanager
     def fallback_mask(self, mask: Tensor | None, decoder_mask: Tensor | None = None) -> Iterator[None]:
@@ -66,37 +79,41 @@ class PassContext:
             mask: of a model that reads tokens alone.
             decoder_mask: of a decoder that also reads an encoder's output.
         """
-        previous, self._fallback_masks = self._fallback_masks, (mask, decoder_mask)
-        try:
+        with self._setting("fallback_masks", (mask, decoder_mask)):
             yield
-        finally:
-            self._fallback_masks = previous
 
     @contextmanager
     def only_sequences(self, counts_B: np.ndarray | None) -> Iterator[None]:
         """Restrict the count to some sequences [B] of the forward passes inside the block; beams and samples follow."""
-        previous, self._counts_B = self._counts_B, counts_B
-        try:
+        with self._setting("counts_B", counts_B):
             yield
-        finally:
-            self._counts_B = previous
 
     @contextmanager
     def labelled(self, labels: Mapping[str, np.ndarray]) -> Iterator[None]:
         """Set the user's own labels [B] or [B, T] of the forward passes inside the block, by set."""
-        previous, self._labels = self._labels, dict(labels)
-        try:
+        with self._setting("labels", dict(labels)):
             yield
-        finally:
-            self._labels = previous
+
+    @contextmanager
+    def generating(self) -> Iterator[GeneratedRows]:
+        """Let own labels [B] follow the rows that `generate` makes of each sequence, as far as they become known."""
+        rows = GeneratedRows()
+        with self._setting("generated", rows):
+            yield rows
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether this thread is inside `generate`."""
+        return "generated" in self._own
 
     def take_hints(self, inputs: Mapping[str, Any]) -> InputHints | None:
         """Take the hints for a forward pass, with the user's mask, or else the fallback mask."""
         hints, self.hints = self.hints, None
-        if self._mask is not None:
-            return dataclasses.replace(hints or InputHints(), mask_BL=self._mask)
+        mask = self._get("mask")
+        if mask is not None:
+            return dataclasses.replace(hints or InputHints(), mask_BL=mask)
         if hints is None:
-            fallback = self._fallback_masks[inputs.get("encoder_hidden_states") is not None]
+            fallback = self._get("fallback_masks", (None, None))[inputs.get("encoder_hidden_states") is not None]
             return None if fallback is None else InputHints(mask_BL=fallback)
         return hints
 
@@ -106,13 +123,14 @@ class PassContext:
         Raises:
             ProbeError: the batch is no multiple of the sequences that `only_sequences` knows.
         """
-        if self._counts_B is None:
+        counts_B = self._get("counts_B")
+        if counts_B is None:
             return
-        n_known, n_fed = len(self._counts_B), len(tokens.real_BT)
+        n_known, n_fed = len(counts_B), len(tokens.real_BT)
         times, rest = divmod(n_fed, max(1, n_known))
         if rest:
             raise ProbeError(f"input_ids: expected {n_known} sequences, or so many of each, got {n_fed}")
-        tokens.real_BT[~np.repeat(self._counts_B, times)] = False
+        tokens.real_BT[~np.repeat(counts_B, times)] = False
 
     def own_labels(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Give the user's own labels [B, T] of a forward pass.
@@ -121,8 +139,52 @@ class PassContext:
             ProbeError: they are neither [B] nor [B, T].
         """
         labels = {}
-        for name, values in self._labels.items():
+        for name, values in self._get("labels", {}).items():
+            if values.shape not in (shape, shape[:1]) and self.is_generating:
+                values = self._own["generated"].follow(values)
             if values.shape not in (shape, shape[:1]):
-                raise ProbeError(f"{name}: expected labels {list(shape)}, got {list(values.shape)}")
+                raise ProbeError(
+                    f"{name}: expected labels {list(shape)}, got {list(values.shape)}; give one for each row that the "
+                    "model is fed, or for each sequence that model.generate is given"
+                )
             labels[name] = np.broadcast_to(values.reshape(len(values), -1), shape)
         return labels
+
+    # --- facts of a thread ------------------------------------------------------------------------------------
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return vars(self._thread)
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        """Find what this thread has set, else what the main one has."""
+        own = self._own
+        return own[name] if name in own else self._main.get(name, default)
+
+    @contextmanager
+    def _setting(self, name: str, value: Any) -> Iterator[None]:
+        own = self._own
+        before = {name: own[name]} if name in own else {}
+        own[name] = value
+        try:
+            yield
+        finally:
+            own.pop(name, None)
+            own.update(before)
+
+
+class GeneratedRows:
+    """The rows that `generate` makes of each sequence that it is given: beams or samples, one after the other.
+
+    Attributes:
+        n_sequences: sequences that were given; None before they are known.
+        n_each: rows of each of them.
+    """
+
+    def __init__(self) -> None:
+        self.n_sequences: int | None = None
+        self.n_each = 1
+
+    def follow(self, values_B: np.ndarray) -> np.ndarray:
+        """Repeat values [B] of the sequences for each of their rows; other values are given back as they are."""
+        return np.repeat(values_B, self.n_each) if values_B.shape == (self.n_sequences,) else values_B

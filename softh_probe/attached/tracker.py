@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -35,6 +36,7 @@ class InputTracker:
 
     Attributes:
         n_rejected: positions that were fed as drafts and taken back.
+        lock: see `LabelSource`.
     """
 
     fails_fast = False
@@ -44,6 +46,7 @@ class InputTracker:
         self.context = context
         self.n_rejected = 0
         self._has_ngrams, self._has_backbone = has_ngrams, has_backbone
+        self.lock = threading.RLock()
         self._caches = CacheRegistry()
         self._steps = StepQueue()
         self._ready: list[Dispatch] = []
@@ -59,6 +62,7 @@ class InputTracker:
     @contextmanager
     def follow(self, model: nn.Module) -> Iterator[None]:
         """Install the adapters of caches, `generate`, PEFT and lm-evaluation-harness inside the block."""
+        self.context.follow()
         with ExitStack() as adapters:
             for install in ADAPTERS:
                 adapters.enter_context(install(model, self))
@@ -146,34 +150,41 @@ class InputTracker:
 
     def accept_drafts(self) -> None:
         """Count the drafts that were not taken back, since no forward pass may follow."""
-        self.flush()
-        self._ready += [self.rows.complete(sequences) for sequences in self._caches.waiting()]
+        with self._between_passes():
+            self._ready += [self.rows.complete(sequences) for sequences in self._caches.waiting()]
 
     def select(self, cache: Any, rows: np.ndarray) -> None:
         """Follow a cache whose sequences were reordered, repeated or chosen from."""
-        self.flush()
-        if (sequences := self._caches.sequences_of(cache, self._current)) is not None:
-            sequences.select(rows)
+        with self._between_passes():
+            if (sequences := self._caches.sequences_of(cache, self._current)) is not None:
+                sequences.select(rows)
 
     def repeat(self, cache: Any, times: int) -> None:
         """Follow a cache in which each sequence now occurs `times` times in a row."""
-        self.flush()
-        if (sequences := self._caches.sequences_of(cache, self._current)) is not None:
-            sequences.select(np.repeat(np.arange(sequences.shape[0]), times))
+        with self._between_passes():
+            if (sequences := self._caches.sequences_of(cache, self._current)) is not None:
+                sequences.select(np.repeat(np.arange(sequences.shape[0]), times))
 
     def crop(self, cache: Any, n_tokens: int) -> None:
         """Follow a cache that lost its last `-n_tokens` tokens, or all but the first `n_tokens`."""
-        self.flush()
-        if (sequences := self._caches.get(cache)) is not None:
-            n_lost = -n_tokens if n_tokens <= 0 else sequences.n_columns - n_tokens
-            n_fed = sequences.crop(max(0, n_lost))
-            if self.context.tentative:
-                self.n_rejected += n_fed
+        with self._between_passes():
+            if (sequences := self._caches.get(cache)) is not None:
+                n_lost = -n_tokens if n_tokens <= 0 else sequences.n_columns - n_tokens
+                n_fed = sequences.crop(max(0, n_lost))
+                if self.context.tentative:
+                    self.n_rejected += n_fed
 
     def evict(self, cache: Any) -> None:
         """Follow a cache that was emptied."""
-        self.flush()
-        self._caches.evict(cache)
+        with self._between_passes():
+            self._caches.evict(cache)
+
+    @contextmanager
+    def _between_passes(self) -> Iterator[None]:
+        """Change sequences while no other thread's forward pass is under way, after the steps before are counted."""
+        with self.lock:
+            self.flush()
+            yield
 
     # --- parts of begin --------------------------------------------------------------------------------------
 

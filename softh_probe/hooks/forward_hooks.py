@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from softh_probe.attached.inputs import arguments
 from softh_probe.errors import ProbeError
+from softh_probe.hooks.active_adapters import ActiveAdapters
+from softh_probe.hooks.callers import is_run_by_another, modules_that_run
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
+from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, PAUSED, TRAINING
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.layer_places import EMBEDDINGS
-from softh_probe.patching import replaced, uncompiled
+from softh_probe.patching import copies_unchanged, hooked, replaced, uncompiled
 
 
 class ForwardHooks:
@@ -31,7 +36,9 @@ class ForwardHooks:
     def __init__(self, model: nn.Module, points: HookPoints, source: LabelSource, recorder: Recorder) -> None:
         self._model, self._points, self._source, self._recorder = model, points, source, recorder
         self._installed: ExitStack | None = None
-        self._outer: dict[str, Any] = {}
+        self._caller = _Caller()
+        self._parts: set[int] = set()
+        self._adapters: ActiveAdapters | None = None
 
     def attach(self) -> None:
         """Install all hooks, or none if one of them cannot be.
@@ -49,30 +56,38 @@ class ForwardHooks:
             raise
 
     def detach(self) -> None:
-        """Remove the hooks; the model is as it was."""
-        if self._installed is not None:
-            self._installed.close()
-            self._installed = None
-        self._recorder.discard()
-        self._outer = {}
+        """Remove the hooks; the model is as it was. A forward pass in another thread is waited for."""
+        with self._recorder.turn():
+            if self._installed is not None:
+                self._installed.close()
+                self._installed = None
+            self._recorder.discard()
+        self._caller = _Caller()
+        self._recorder.left_out.warn()
 
     def _install(self, installed: ExitStack) -> None:
         points = self._points
+        outer = self._outer_modules()
+        self._parts = {id(module) for module in self._model.modules()}
+        self._adapters = ActiveAdapters(points.entry, outer)
         installed.enter_context(uncompiled())
         installed.enter_context(self._source.follow(self._model))
+        changed = [*outer, points.entry, *points.modules.values(), *points.blocks, *points.norms]
+        installed.enter_context(copies_unchanged(dict.fromkeys(changed), self._recorder.note_replica))
         # Forward methods are wrapped, since some callers call them past the module's hooks.
-        for module in self._outer_modules():
+        for module in outer:
             installed.enter_context(replaced(module, "forward", partial(self._outer_forward, module)))
         installed.enter_context(replaced(points.entry, "forward", self._entry_forward))
         for name, module in points.modules.items():
             if module is not points.entry:
-                installed.callback(module.register_forward_hook(partial(self._after_module, name)).remove)
+                installed.enter_context(hooked(module.register_forward_hook, partial(self._after_module, name)))
         for block in points.blocks[:1]:
-            installed.callback(block.register_forward_pre_hook(self._before_first_block, with_kwargs=True).remove)
+            before = self._before_first_block
+            installed.enter_context(hooked(block.register_forward_pre_hook, before, with_kwargs=True))
         for block in dict.fromkeys(points.blocks):
-            installed.callback(block.register_forward_hook(self._after_block, with_kwargs=True).remove)
+            installed.enter_context(hooked(block.register_forward_hook, self._after_block, with_kwargs=True))
         for norm in points.norms:
-            installed.callback(norm.register_forward_hook(self._after_norm).remove)
+            installed.enter_context(hooked(norm.register_forward_hook, self._after_norm))
 
     def _outer_modules(self) -> list[nn.Module]:
         """List the model and its parts that hold the backbone."""
@@ -87,17 +102,49 @@ class ForwardHooks:
         ]
 
     def _outer_forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        before = self._outer
+        caller = self._caller
+        before, entered = caller.arguments, caller.entered
         inner = {name: value for name, value in arguments(module, args, kwargs).items() if value is not None}
-        self._outer = {**before, **inner, **{k: v for k, v in before.items() if k == "input_ids"}}
+        caller.arguments = {**before, **inner, **{k: v for k, v in before.items() if k == "input_ids"}}
+        caller.entered = (*entered, module)
         try:
             return forward(*args, **kwargs)
         finally:
-            self._outer = before
+            caller.arguments, caller.entered = before, entered
 
     def _entry_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if (reason := self._why_not_counted()) is not None:
+            with self._recorder.aside(reason):
+                return forward(*args, **kwargs)
+        with self._recorder.turn() as is_ours:
+            if not is_ours:
+                with self._recorder.aside():
+                    return forward(*args, **kwargs)
+            return self._counted_forward(forward, *args, **kwargs)
+
+    def _why_not_counted(self) -> str | None:
+        """Find the reason why the forward pass that begins does not count; None where it does."""
+        entry, adapters = self._points.entry, self._adapters
+        if self._source.is_paused or adapters is None:
+            return PAUSED
+        if entry.training:
+            return TRAINING
+        try:
+            if not adapters.are_active():
+                return OTHER_ADAPTERS
+        except ProbeError as problem:
+            self._recorder.note(problem, "adapters")
+            return OTHER_ADAPTERS
+        if adapters.prompt_models:
+            run = {id(module) for module in modules_that_run()}
+            if any(id(model) not in run for model in adapters.prompt_models):
+                return OTHER_ADAPTERS
+        is_inside = self._model is entry or any(module is self._model for module in self._caller.entered)
+        return None if is_inside or not is_run_by_another(self._model, self._parts, entry) else OTHER_MODEL
+
+    def _counted_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entry = self._points.entry
-        self._recorder.begin(lambda: arguments(entry, args, kwargs), self._outer, training=entry.training)
+        self._recorder.begin(lambda: arguments(entry, args, kwargs), self._caller.arguments)
         output = None
         try:
             output = forward(*args, **kwargs)
@@ -119,3 +166,10 @@ class ForwardHooks:
 
     def _after_module(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._recorder.hidden(name, output)
+
+
+class _Caller(threading.local):
+    """What a thread has entered of the modules around the backbone, and their arguments."""
+
+    entered: tuple[nn.Module, ...] = ()
+    arguments: Mapping[str, Any] = MappingProxyType({})

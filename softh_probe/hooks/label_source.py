@@ -7,6 +7,7 @@ interface alone.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -54,9 +55,12 @@ class LabelSource(Protocol):
 
     Attributes:
         n_rejected: positions that were counted as fed and taken back since.
+        lock: held during a forward pass that counts, and by all else that changes what was counted, so that a model
+            may be run by several threads.
     """
 
     n_rejected: int
+    lock: threading.RLock
 
     @property
     def rows(self) -> LabelRows:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,14 +18,19 @@ from softh_probe.errors import ProbeError
 from softh_probe.hooks.chain import ResidualChain, is_time_first
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
+from softh_probe.hooks.left_out import LAYERS_ALONE, PAUSED, LeftOut
 from softh_probe.layer_places import FINAL_NORM, block_name
+
+#: Seconds that a forward pass waits for one in another thread.
+PATIENCE_S = 600.0
 
 
 class Recorder:
     """Add the hidden states of each forward pass to the sums of their layers, where the label source says.
 
     Hooks call `begin`, then `hidden`, `block` or `norm` for each layer, then `end`. Nothing here raises into the model
-    that is being run: problems are kept for `raise_problems`, unless the label source fails fast.
+    that is being run: problems are kept for `raise_problems`, unless the label source fails fast. Forward passes of
+    several threads are recorded one after the other.
 
     Args:
         source: the labels of each forward pass.
@@ -34,7 +41,7 @@ class Recorder:
         layers: names of the layers to measure; None measures all.
         n_blocks: block calls of a forward pass, as far as they are known.
         positions, tokens: counted so far.
-        training_passes: forward passes in training mode, which did not count.
+        left_out: forward passes that did not count.
         problems: errors so far, as one line each.
         choices: what was chosen for the user; warned of at once.
     """
@@ -42,12 +49,13 @@ class Recorder:
     def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
         self.layers: Collection[str] | None = None
         self.n_blocks = count_calls(points)
-        self.positions = self.tokens = self.training_passes = 0
+        self.positions = self.tokens = 0
+        self.left_out = LeftOut()
         self.problems: list[str] = []
         self.choices = Choices(warn=True)
         self._source, self._sums, self._points = source, sums, points
         self._steps: dict[str, list[Tensor]] = {}
-        self._pass: _ForwardPass | None = None
+        self._thread = _Thread()
         self._layout_known = False
 
     def wants(self, layer: str) -> bool:
@@ -56,19 +64,41 @@ class Recorder:
 
     # --- a forward pass ---------------------------------------------------------------------------------------
 
-    def begin(self, inputs: Callable[[], Mapping[str, Any]], outer: Mapping[str, Any], *, training: bool) -> None:
-        """Begin a forward pass.
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Wait until no other thread's forward pass is under way; False where it does not end."""
+        is_ours = self._source.lock.acquire(timeout=PATIENCE_S)
+        if not is_ours:
+            self.problems.append(
+                f"the model is run by several threads, and a forward pass waited {PATIENCE_S:g} s for that of another "
+                "thread, so it was not measured; run the model in one thread at a time"
+            )
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
+                self._source.lock.release()
+
+    @contextmanager
+    def aside(self, reason: str = PAUSED) -> Iterator[None]:
+        """Run a forward pass that does not count, for a reason."""
+        self.left_out.add(reason)
+        thread = self._thread
+        before = self._pass, thread.is_inside
+        self._pass, thread.is_inside = None, True
+        try:
+            yield
+        finally:
+            self._pass, thread.is_inside = before
+
+    def begin(self, inputs: Callable[[], Mapping[str, Any]], outer: Mapping[str, Any]) -> None:
+        """Begin a forward pass that counts, in its `turn`.
 
         Args:
             inputs: gives the backbone's arguments by name; outer: those of the model around it.
-            training: whether the model is in training mode; such passes do not count.
         """
-        if self._source.is_paused:
-            return
-        if training:
-            self.training_passes += 1
-            return
         self.drain()
+        self._thread.is_inside = True
         try:
             self._pass = _ForwardPass(self._source.begin(inputs(), outer))
         except Exception as problem:
@@ -79,6 +109,7 @@ class Recorder:
         """Record a call of a transformer block: the state it took, for the first one, and the state it gave."""
         current = self._pass
         if current is None:
+            self._note_alone()
             return
         current.n_block_calls += 1
         layer = block_name(current.n_block_calls)
@@ -106,6 +137,7 @@ class Recorder:
         """Add one layer's hidden states; those of a decode step are kept, to be added together with others."""
         current = self._pass
         if current is None:
+            self._note_alone()
             return
         if layer in current.layers:
             self.problems.append(f"{layer}: called twice in a forward pass; its calls are of different depth")
@@ -133,6 +165,7 @@ class Recorder:
     def end(self, output: Any) -> None:
         """End a forward pass, counted or not; `output` is None where it failed."""
         current, self._pass = self._pass, None
+        self._thread.is_inside = False
         if current is not None and current.layers and isinstance(current.labels, Dispatch):
             self._finish(current.accumulator)
         if current is not None and isinstance(current.labels, DecodeStep) and output is None:
@@ -171,6 +204,13 @@ class Recorder:
             raise problem
         self.problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
 
+    def note_replica(self) -> None:
+        """Keep the problem that copies of the model run, which nobody looks into."""
+        self.problems.append(
+            "DataParallel runs copies of the model, which cannot be measured; use DistributedDataParallel in processes "
+            "of their own (torchrun, accelerate launch), or give it one GPU"
+        )
+
     def raise_problems(self) -> None:
         """Raise ProbeError if there was any problem; names the first three."""
         if self.problems:
@@ -179,6 +219,20 @@ class Recorder:
             raise ProbeError("; ".join(distinct[:3]) + more)
 
     # --- parts ------------------------------------------------------------------------------------------------
+
+    @property
+    def _pass(self) -> _ForwardPass | None:
+        """The forward pass of this thread that counts."""
+        return self._thread.forward_pass
+
+    @_pass.setter
+    def _pass(self, forward_pass: _ForwardPass | None) -> None:
+        self._thread.forward_pass = forward_pass
+
+    def _note_alone(self) -> None:
+        """Count the call of a layer outside of a forward pass."""
+        if not (self._thread.is_inside or self._source.is_paused or self._points.entry.training):
+            self.left_out.add(LAYERS_ALONE)
 
     def _add_waiting(self, accumulator: BatchAccumulator) -> None:
         """Add positions that waited to every layer, without a forward pass."""
@@ -239,6 +293,13 @@ class Recorder:
         if not self._layout_known and n_sequences == n_tokens > 1 and is_time_first(current.last, output):
             self.problems.append(f"{path}: expected hidden states [B, T, D], got [T, B, D]")
         self._layout_known |= n_sequences != n_tokens
+
+
+class _Thread(threading.local):
+    """Whether a thread is inside a forward pass of the model, and which, if it counts."""
+
+    forward_pass: _ForwardPass | None = None
+    is_inside = False
 
 
 class _ForwardPass:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -30,6 +31,7 @@ class AnnouncedBatches:
 
     def __init__(self, plan: Plan, *, has_backbone: bool) -> None:
         self.rows = plan
+        self.lock = threading.RLock()
         self._has_backbone = has_backbone
         self._announced: Dispatch | None = None
 

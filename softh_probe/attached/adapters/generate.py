@@ -6,6 +6,7 @@ sequence, and all after it, do not count. Beams continue whichever token they ho
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from softh_probe.attached.inputs import InputHints
 from softh_probe.patching import replaced
 
 if TYPE_CHECKING:
+    from softh_probe.attached.pass_context import GeneratedRows
     from softh_probe.attached.tracker import InputTracker
 
 
@@ -33,8 +35,9 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
         )
         if others or tracker.context.is_paused:  # an assistant's, say
             return original(generator, *args, **kwargs)
-        observer = _Observer(tracker, is_encoder_decoder=_is_encoder_decoder(generator))
         with ExitStack() as undo:
+            rows = undo.enter_context(tracker.context.generating())
+            observer = _Observer(tracker, rows, is_encoder_decoder=_is_encoder_decoder(generator))
             for name, wrapper in observer.wrappers.items():
                 undo.enter_context(replaced(generator, name, wrapper))
             try:
@@ -47,24 +50,34 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
 
 
 class _Observer:
-    def __init__(self, tracker: InputTracker, *, is_encoder_decoder: bool) -> None:
-        self._tracker = tracker
+    """Wrappers of the methods that one call of `generate` uses, in its own thread."""
+
+    def __init__(self, tracker: InputTracker, rows: GeneratedRows, *, is_encoder_decoder: bool) -> None:
+        self._tracker, self._rows = tracker, rows
+        self._thread = threading.get_ident()
         self._mask = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
         self._ends: _Ends | None = None
 
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
-        wrappers = {
+        wrappers: dict[str, Callable[..., Any]] = {
+            "_expand_inputs_for_generation": self.expand,
             "prepare_inputs_for_generation": self.prepare_inputs,
             "_get_stopping_criteria": self.stopping_criteria,
             "_get_candidate_generator": self.drafts,
         }
-        return {name: partial(self._unless_paused, wrapper) for name, wrapper in wrappers.items()}
+        return {name: partial(self._where_it_counts, wrapper) for name, wrapper in wrappers.items()}
 
-    def _unless_paused(
+    def _where_it_counts(
         self, wrapper: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        return original(*args, **kwargs) if self._tracker.context.is_paused else wrapper(original, *args, **kwargs)
+        elsewhere = self._tracker.context.is_paused or threading.get_ident() != self._thread
+        return original(*args, **kwargs) if elsewhere else wrapper(original, *args, **kwargs)
+
+    def expand(self, original: Callable[..., Any], expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+        input_ids, model_kwargs = original(expand_size, *args, **kwargs)
+        self._rows.n_sequences, self._rows.n_each = len(input_ids) // expand_size, expand_size
+        return input_ids, model_kwargs
 
     def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         inputs = original(input_ids, *args, **kwargs)

@@ -1,0 +1,72 @@
+"""Forward passes that did not count: how many, and why."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+
+from softh_probe.choices import Choice
+
+TRAINING = "in training mode"
+OTHER_ADAPTERS = "with other adapters than those that were active when the probe's block began"
+OTHER_MODEL = "of another model that shares modules with the probed one"
+LAYERS_ALONE = "calls of a layer outside of a forward pass of the probed model"
+PAUSED = ""  # somebody has asked for these, so they are not recorded
+
+_ABOUT = "forward passes"
+_REASONS = {
+    TRAINING: "evaluations alone are measured",
+    OTHER_ADAPTERS: "the model that is evaluated counts, not its reference; attach a probe while the others are active",
+    OTHER_MODEL: "attach a probe to that model to measure it",
+    LAYERS_ALONE: "run the model itself, or give modules={name: module} with the part as the model",
+}
+
+
+class LeftOut:
+    """Count the forward passes that did not count, by reason; threads may share it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._said: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, reason: str, n: int = 1) -> None:
+        """Count a forward pass, unless it was `PAUSED`."""
+        if reason:
+            with self._lock:
+                self._counts[reason] += n
+
+    def update(self, counts: Mapping[str, int]) -> None:
+        """Add the counts of another part of the same measurement."""
+        for reason, n in counts.items():
+            self.add(reason, n)
+
+    def count(self, reason: str) -> int:
+        """Give the count of a reason."""
+        return self._counts[reason]
+
+    def to_json(self) -> dict[str, int]:
+        """Give the counts by reason."""
+        return dict(self._counts)
+
+    def choices(self) -> list[Choice]:
+        """Describe the counts; training mode is documented, so nobody is warned of it."""
+        return [
+            Choice(
+                about=_ABOUT,
+                chosen=f"{n} {reason} did not count",
+                reason=_REASONS.get(reason, "see the documentation"),
+                certain=reason == TRAINING,
+            )
+            for reason, n in self._counts.items()
+        ]
+
+    def warn(self) -> None:
+        """Warn of what was left out since the last time."""
+        choices = self.choices()
+        for choice, (reason, n) in zip(choices, self._counts.items(), strict=True):
+            if n > self._said[reason] and not choice.certain:
+                warnings.warn(str(choice), stacklevel=4)
+        self._said = self._counts.copy()
