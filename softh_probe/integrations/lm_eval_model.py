@@ -4,12 +4,14 @@ r"""The model type `hf-softh` of lm-evaluation-harness: a model that is probed w
         --output_path out
 
 The command is `lm_eval` with this model type registered. `hf-softh` takes the arguments of the harness's `hf`, and
-those of `SoftEntropyProbe`, with `softh_` before their names and `+` between several labels. The probe's result is
-saved beside the harness's own, in a folder `softh_probe_DATE`.
+those of `SoftEntropyProbe`, with `softh_` before their names and `+` between several labels or layers; they are checked
+before the model is loaded. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,12 +30,11 @@ except ImportError as error:
     ) from error
 
 from softh_probe.distributed import gather
-from softh_probe.errors import ProbeError
+from softh_probe.errors import InputError, ProbeError
+from softh_probe.integrations.lm_eval_settings import split_settings
 from softh_probe.patching import replaced
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
-
-_PREFIX = "softh_"
 
 
 @register_model("hf-softh")
@@ -44,6 +45,9 @@ class SoftEntropyLM(HFLM):
 
     Args:
         arguments: those of `HFLM`; those with `softh_` before their names are passed to `SoftEntropyProbe`.
+
+    Raises:
+        InputError: an argument of the probe is unknown, or its value is wrong; the model has not been loaded.
 
     Attributes:
         probe: measures the requests of this process; `softh_probe.distributed.gather(lm.probe)` merges the probes of
@@ -56,11 +60,7 @@ class SoftEntropyLM(HFLM):
     result: ProbeResult | None = None
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
-        settings = {
-            name.removeprefix(_PREFIX): arguments.pop(name) for name in [*arguments] if name.startswith(_PREFIX)
-        }
-        if isinstance(labels := settings.get("labels"), str):
-            settings["labels"] = [name for name in labels.split("+") if name]
+        settings, arguments = split_settings(arguments, theirs=inspect.signature(HFLM).parameters)
         super().__init__(*args, **arguments)
         self.probe = SoftEntropyProbe(self.model, **settings)
         SoftEntropyLM.latest = self
@@ -113,7 +113,10 @@ def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs
 def main() -> None:
     """Run `lm_eval`'s command line, with `--model hf-softh`."""
     with replaced(evaluator, "evaluate", measured), replaced(EvaluationTracker, "save_results_aggregated", save_beside):
-        cli_evaluate()
+        try:
+            cli_evaluate()
+        except InputError as error:
+            sys.exit(f"softh-probe-lm-eval: {error}")
 
 
 if __name__ == "__main__":
