@@ -76,6 +76,9 @@ class SoftEntropyProbe:
             position is a row.
         plan: the rows of the labels of a known corpus; each `batch` is announced before its forward pass.
 
+    Attributes:
+        model: the model.
+
     Raises:
         InputError: an argument is not what it has to be, or the model's blocks cannot be found.
     """
@@ -103,7 +106,7 @@ class SoftEntropyProbe:
         if count == "unique_prefix":
             require_causal(points)
         source = _label_source(model, points, labels, count, plan)
-        self._model, self._modules, self._plan = model, modules, plan
+        self.model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
         self._settings: dict[str, Any] = {
             "n_anchors": n_anchors,
@@ -273,7 +276,7 @@ class SoftEntropyProbe:
 
     def new_like(self) -> SoftEntropyProbe:
         """Make a probe of the same model with the same settings that has measured nothing."""
-        return SoftEntropyProbe(self._model, modules=self._modules, plan=self._plan, **self._settings)
+        return SoftEntropyProbe(self.model, modules=self._modules, plan=self._plan, **self._settings)
 
     # --- attached to a model ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.state import GradientState
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -153,7 +154,7 @@ def own_rows(inputs: Any) -> np.ndarray | None:
     """Find the rows of an evaluation batch that belong to this process.
 
     With several processes, accelerate fills up the last batch with rows that other processes evaluate as well; those
-    are not counted.
+    are not counted. Processes that hold one model between them evaluate the same rows.
 
     Args:
         inputs: the batch.
@@ -174,5 +175,13 @@ def own_rows(inputs: Any) -> np.ndarray | None:
             stacklevel=2,
         )
         return None
-    own: np.ndarray = np.arange(n_rows) < state.remainder - torch.distributed.get_rank() * n_rows
+    own: np.ndarray = np.arange(n_rows) < state.remainder - _share_index(state.active_dataloader) * n_rows
     return own
+
+
+def _share_index(loader: object) -> int:
+    """Find which share of each batch a data loader of accelerate gives to this process."""
+    for part in (getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)):
+        if isinstance(index := getattr(part, "process_index", None), int):
+            return index
+    return 0 if isinstance(loader, DataLoaderShard) else torch.distributed.get_rank()  # a single share, or dispatched

@@ -1,0 +1,249 @@
+"""`gather` in four processes that share data, a model or both: sums are those of one process that is fed everything."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM
+
+from softh_probe import SoftEntropyProbe
+from softh_probe.distributed import gather
+from softh_probe.errors import InputError, ProbeError
+from tests.helpers.models import tiny_llama
+
+LABELS = ["input_unigram", "output_unigram"]
+WORLD = 4
+TEXTS = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0))
+
+
+def measured(model, texts, labels=LABELS):
+    probe = SoftEntropyProbe(model, labels=labels)
+    with probe, torch.no_grad():
+        if len(texts):
+            model(input_ids=texts)
+    return probe
+
+
+def split_tensors(mesh):
+    plan = {}
+    for i in range(3):
+        plan |= {f"model.layers.{i}.mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
+        plan[f"model.layers.{i}.mlp.down_proj"] = RowwiseParallel()
+    return parallelize_module(tiny_llama(), mesh, plan)
+
+
+def sharded(mesh, model=None):
+    model = model or tiny_llama()
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def two_dimensional():
+    """Two models of two processes each, and the number of this process's model."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    return mesh, sharded(mesh["dp"], split_tensors(mesh["tp"])), mesh["dp"].get_local_rank()
+
+
+# --- each returns the gathered probe, in each process ------------------------------------------------------------
+
+
+def tensor_parallel(rank, folder):
+    return gather(measured(split_tensors(init_device_mesh("cpu", (WORLD,))), TEXTS))
+
+
+def tensor_parallel_of_transformers(rank, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, tp_plan="auto")
+    return gather(measured(model.eval(), TEXTS))
+
+
+def fully_sharded(rank, folder):
+    return gather(measured(sharded(init_device_mesh("cpu", (WORLD,))), TEXTS[rank::WORLD]))
+
+
+def hybrid_sharded(rank, folder):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return gather(measured(sharded(mesh), TEXTS[rank::WORLD]))
+
+
+def both(rank, folder):
+    _, model, share = two_dimensional()
+    return gather(measured(model, TEXTS[share::2]))
+
+
+def both_in_the_group_of_the_data(rank, folder):
+    mesh, model, share = two_dimensional()
+    return gather(measured(model, TEXTS[share::2]), mesh["dp"].get_group())
+
+
+def both_measured_by_one_process_of_each_model(rank, folder):
+    mesh, model, share = two_dimensional()
+    probe = SoftEntropyProbe(model, labels=LABELS)
+    with torch.no_grad():
+        if mesh["tp"].get_local_rank():
+            with probe:
+                model(input_ids=TEXTS[share::2])
+        else:
+            model(input_ids=TEXTS[share::2])
+    return gather(probe)
+
+
+def fully_sharded_by_its_first_version(rank, folder):
+    return gather(measured(FullyShardedDataParallel(tiny_llama(), device_id="cpu").eval(), TEXTS[rank::WORLD]))
+
+
+def data_parallel(rank, folder):
+    return gather(measured(DistributedDataParallel(tiny_llama()).eval(), TEXTS[rank::WORLD]))
+
+
+def shares_of_different_size(rank, folder):
+    parts = [TEXTS[:5], TEXTS[:0], TEXTS[5:], TEXTS[:0]]
+    return gather(measured(tiny_llama(), parts[rank]))
+
+
+def the_same_counted_once(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS), repeated="once")
+
+
+def the_same_counted_once_in_pairs(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS[rank // 2 :: 2]), repeated="once")
+
+
+RIGHT = [
+    tensor_parallel,
+    tensor_parallel_of_transformers,
+    fully_sharded,
+    hybrid_sharded,
+    both,
+    both_in_the_group_of_the_data,
+    both_measured_by_one_process_of_each_model,
+    fully_sharded_by_its_first_version,
+    data_parallel,
+    shares_of_different_size,
+    the_same_counted_once,
+    the_same_counted_once_in_pairs,
+]
+
+
+def the_same(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS))
+
+
+def the_same_in_two_of_them(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS[[0, 2, 4, 2][rank] :][:2]))
+
+
+def the_same_without_tokens(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS, labels=()))
+
+
+def one_model_and_other_texts(rank, folder):
+    return gather(measured(split_tensors(init_device_mesh("cpu", (WORLD,))), TEXTS[rank::WORLD]))
+
+
+def split_sequences(rank, folder):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "cp"))
+    model = sharded(mesh["dp", "cp"]._flatten("dp_cp"))
+    return gather(measured(model, TEXTS[rank::WORLD]))
+
+
+def split_layers(rank, folder):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    return gather(measured(sharded(mesh["dp"]), TEXTS[rank::WORLD]))
+
+
+REFUSED = {
+    the_same: r"processes 0 and 1 were fed the same tokens, .* repeated='once'",
+    the_same_in_two_of_them: "processes 1 and 3 were fed the same tokens",
+    the_same_without_tokens: "processes 0 and 1 were fed the same tokens",
+    one_model_and_other_texts: "processes 0 and 1 hold one model between them, but were fed different tokens",
+    split_sequences: r"splits sequences between processes \(cp\)",
+    split_layers: r"splits layers between processes \(pp\)",
+}
+
+
+def counted_each(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS), repeated="count")
+
+
+def worker(rank: int, folder: str) -> None:
+    """Run one of the processes."""
+    torch.set_num_threads(1)
+    at = Path(folder)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}  # transformers asks for them
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    found = {}
+    for run in (*RIGHT, *REFUSED, counted_each):
+        try:
+            everything = run(rank, at)
+        except ProbeError as error:
+            found[run.__name__] = str(error)
+        else:
+            found[run.__name__] = everything.state_dict()
+        dist.barrier()
+    torch.save(found, at / f"found.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each process found, by the name of the function."""
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_llama(vocab_size=40).save_pretrained(folder / "model")
+    multiprocessing.spawn(worker, (str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"found.{rank}", weights_only=False) for rank in range(WORLD)]
+
+
+needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+
+
+@pytest.mark.slow
+@needs_gloo
+@pytest.mark.parametrize("run", RIGHT, ids=lambda run: run.__name__)
+def test_gathered_sums_are_those_of_one_process(found, run):
+    model = tiny_llama()
+    expected = measured(model, TEXTS)
+    for rank in range(WORLD):
+        ours = SoftEntropyProbe(model, labels=LABELS)
+        assert isinstance(found[rank][run.__name__], dict), found[rank][run.__name__]
+        ours.load_state_dict(found[rank][run.__name__])
+        assert ours.positions == expected.positions == 8 * 11
+        torch.testing.assert_close(ours.sums, expected.sums, rtol=1e-4, atol=1e-4)
+        values = [
+            p.result().to_pandas().set_index(["name", "label_set", "metric"]).value.rename("x")
+            for p in (ours, expected)
+        ]
+        for metric in ("coverage", "mutual_information", "mutual_information_corrected"):
+            one, other = (value.xs(metric, level="metric") for value in values)
+            torch.testing.assert_close(torch.tensor(one.values), torch.tensor(other.values), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs_gloo
+@pytest.mark.parametrize(("run", "message"), REFUSED.items(), ids=[run.__name__ for run in REFUSED])
+def test_what_nobody_can_tell_is_refused_in_all_processes(found, run, message):
+    for rank in range(WORLD):
+        assert isinstance(found[rank][run.__name__], str), run.__name__
+        with pytest.raises(ProbeError, match=message):
+            raise ProbeError(found[rank][run.__name__])
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_texts_that_are_meant_to_count_several_times(found):
+    assert {found[rank]["counted_each"]["positions"] for rank in range(WORLD)} == {WORLD * 8 * 11}
+
+
+def test_an_unknown_choice_is_named(model):
+    with pytest.raises(InputError, match=r"repeated: expected one of refuse, once, count, got 'twice'"):
+        gather(SoftEntropyProbe(model), repeated="twice")
