@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torch import distributed as dist
+
 try:
     from lm_eval import evaluator
     from lm_eval.__main__ import cli_evaluate
@@ -99,7 +101,7 @@ def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs
     """Save the harness's results, then the probe's beside them; a wrapper of `save_results_aggregated`."""
     original(tracker, *args, **kwargs)
     lm = SoftEntropyLM.latest
-    if lm is None or lm.result is None or not tracker.output_path:
+    if lm is None or lm.result is None or not tracker.output_path or _rank() != 0:
         return
     path = Path(tracker.output_path)
     is_file = path.suffix == ".json"
@@ -108,6 +110,11 @@ def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs
     lm.result.save(to)
     # Output of the command softh-probe-lm-eval, after the harness's own.
     print(f"softh_probe: {lm.result.info['positions']:,} positions in {len(lm.result.rows)} layers, saved to {to}")
+
+
+def _rank() -> int:
+    """Give the number of this process; of those that hold one model between them, the harness calls each the first."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def main() -> None:

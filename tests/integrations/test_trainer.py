@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.state import GradientState
 from transformers import (
     DataCollatorWithFlattening,
@@ -141,6 +143,27 @@ def test_rows_that_fill_up_the_last_batch_of_several_processes_do_not_count(monk
         monkeypatch.setattr(GradientState, "remainder", 3)
         assert own_rows(batch).tolist() == expected
     assert state is not None
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        (SimpleNamespace(batch_sampler=SimpleNamespace(process_index=1)), [True, False]),
+        (SimpleNamespace(dataset=SimpleNamespace(process_index=0)), [True, True]),
+        (DataLoaderShard([1]), [True, True]),  # one share, for a model that all processes hold between them
+        (SimpleNamespace(), [False, False]),
+    ],
+    ids=["second share", "first share", "only share", "share of the process"],
+)
+def test_rows_are_those_of_the_share_that_the_data_loader_gives(monkeypatch, loader, expected):
+    """Four processes, in pairs that hold one model each: the third one has the second share."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    monkeypatch.setattr(GradientState, "in_dataloader", True)
+    monkeypatch.setattr(GradientState, "end_of_dataloader", True)
+    monkeypatch.setattr(GradientState, "remainder", 3)
+    monkeypatch.setattr(GradientState, "active_dataloader", loader)
+    assert own_rows(with_a_mask([{"input_ids": text} for text in texts(4, 3)])).tolist() == expected
 
 
 @pytest.mark.slow
