@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard
-from accelerate.state import GradientState
+from accelerate.state import GradientState, PartialState
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
@@ -184,4 +184,6 @@ def _share_index(loader: object) -> int:
     for part in (getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)):
         if isinstance(index := getattr(part, "process_index", None), int):
             return index
-    return 0 if isinstance(loader, DataLoaderShard) else torch.distributed.get_rank()  # a single share, or dispatched
+    if isinstance(loader, DataLoaderShard) and PartialState().num_processes > 1:
+        return 0  # a single share, which all processes are given
+    return torch.distributed.get_rank()

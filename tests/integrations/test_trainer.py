@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.data_loader import DataLoaderShard
-from accelerate.state import GradientState
+from accelerate.state import GradientState, PartialState
 from transformers import (
     DataCollatorWithFlattening,
     Seq2SeqTrainer,
@@ -163,6 +163,7 @@ def test_rows_are_those_of_the_share_that_the_data_loader_gives(monkeypatch, loa
     monkeypatch.setattr(GradientState, "end_of_dataloader", True)
     monkeypatch.setattr(GradientState, "remainder", 3)
     monkeypatch.setattr(GradientState, "active_dataloader", loader)
+    monkeypatch.setattr(PartialState(), "num_processes", 4)
     assert own_rows(with_a_mask([{"input_ids": text} for text in texts(4, 3)])).tolist() == expected
 
 
