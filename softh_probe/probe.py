@@ -18,7 +18,6 @@ from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.sequences import RESERVED_COLUMNS
 from softh_probe.attached.tracker import InputTracker
-from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.recipes import Kind, how_to_continue
 from softh_probe.hooks.forward_hooks import ForwardHooks
@@ -57,8 +56,10 @@ class SoftEntropyProbe:
     True
 
     Counted are the real tokens of every forward pass in evaluation mode: where the attention mask is 1 (all, if
-    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count. Code
-    compiled by torch.compile runs uncompiled inside the block: slower, but its layers are seen.
+    there is none) and every requested n-gram label is defined. Forward passes in training mode don't count, nor do
+    those of other models through the same modules: with other adapters (PEFT) than the block began with, or of a
+    reference that shares the backbone; results say how many. Code compiled by torch.compile runs uncompiled inside
+    the block: slower, but its layers are seen. Threads are measured one after the other. Copies have no hooks.
 
     Args:
         model: a transformers model, or any module if `modules` are named.
@@ -75,9 +76,6 @@ class SoftEntropyProbe:
         modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
             position is a row.
         plan: the rows of the labels of a known corpus; each `batch` is announced before its forward pass.
-
-    Attributes:
-        model: the model.
 
     Raises:
         InputError: an argument is not what it has to be, or the model's blocks cannot be found.
@@ -177,7 +175,7 @@ class SoftEntropyProbe:
             n_blocks=self._recorder.n_blocks or None,
             positions=self._recorder.positions,
             tokens=self._tokens,
-            choices=Choices([*self._recorder.choices, *self._recorder.left_out.choices()]).to_json(),
+            choices=self._recorder.choices_made(),
         )
 
     def check(self) -> None:
@@ -214,8 +212,7 @@ class SoftEntropyProbe:
             "tokens": self._tokens,
             "n_blocks": self._recorder.n_blocks,
             "rows": self._source.rows.state_dict(),
-            "choices": self._recorder.choices.to_json(),
-            "left_out": self._recorder.left_out.to_json(),
+            **self._recorder.notes(),
         }
         return head, self._sums.state(self.layers)
 
@@ -234,8 +231,7 @@ class SoftEntropyProbe:
         self._recorder.positions = state["positions"]
         self._recorder.tokens = state["tokens"] + self._source.n_rejected
         self._recorder.n_blocks = state["n_blocks"]
-        self._recorder.choices.update(Choices.from_json(state.get("choices", ())))
-        self._recorder.left_out.update(state.get("left_out", {}))
+        self._recorder.add_notes(state)
         self._source.rows.load_state_dict(state["rows"])
         self._sums.load(state["layers"])
 
@@ -258,8 +254,7 @@ class SoftEntropyProbe:
         ours.tokens += other._tokens
         ours.n_blocks = max(ours.n_blocks, theirs.n_blocks)
         ours.problems += theirs.problems
-        ours.choices.update(theirs.choices)
-        ours.left_out.update(theirs.left_out.to_json())
+        ours.add_notes(theirs.notes())
 
     def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
         """Turn the sums of one share of a plan into those of the whole, layer by layer.

@@ -195,6 +195,21 @@ class Recorder:
             self._finish(accumulator)
         self._sums.drop(ended)
 
+    # --- what results say of it -------------------------------------------------------------------------------
+
+    def choices_made(self) -> list[dict[str, Any]]:
+        """Give all choices as JSON values, those of forward passes that did not count among them."""
+        return Choices([*self.choices, *self.left_out.choices()]).to_json()
+
+    def notes(self) -> dict[str, Any]:
+        """Give choices and counts as JSON values, for `add_notes`."""
+        return {"choices": self.choices.to_json(), "left_out": self.left_out.to_json()}
+
+    def add_notes(self, notes: Mapping[str, Any]) -> None:
+        """Add those of another part of the same measurement; states of earlier versions have none."""
+        self.choices.update(Choices.from_json(notes.get("choices", ())))
+        self.left_out.update(notes.get("left_out", {}))
+
     # --- problems ---------------------------------------------------------------------------------------------
 
     def note(self, problem: Exception, where: str) -> None:
