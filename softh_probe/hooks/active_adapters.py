@@ -112,7 +112,7 @@ def _layers(root: nn.Module) -> Iterator[nn.Module]:
         parts = vars(module)["_modules"]
         if holds[kind]:
             yield module
-            left += [parts["base_layer"]] * ("base_layer" in parts)  # may hold adapters of its own
+            left += [part for name, part in parts.items() if name == "base_layer"]  # may hold adapters of its own
         else:
             left += [part for part in parts.values() if part is not None]
 
