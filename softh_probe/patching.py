@@ -89,6 +89,15 @@ def _unwrap(owner: Any, name: str) -> None:
         setattr(owner, name, top)
 
 
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def lock_of(module: nn.Module) -> threading.RLock:
+    """Give the lock of a module, the same for all who ask."""
+    with _changing:
+        return _locks.setdefault(module, threading.RLock())
+
+
 # --- hooks, and copies without them ------------------------------------------------------------------------------
 
 _hook_ids: set[int] = set()
@@ -105,16 +114,26 @@ _HOOKS = (
 def hooked(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: Any) -> Iterator[None]:
     """Register a hook inside the block; copies of the module go without it.
 
+    A forward pass that another thread runs meanwhile may call the hook before its registration is complete, or after it
+    was removed, and then without all arguments. Such calls are ignored.
+
     Args:
         register: a module's method, such as `block.register_forward_hook`.
         hook: what is called.
         how: arguments of `register`.
     """
-    handle = register(hook, **how)
+    is_installed = False
+
+    def observe(*args: Any) -> Any:
+        return hook(*args) if is_installed else None
+
+    handle = register(observe, **how)
     _hook_ids.add(handle.id)
+    is_installed = True
     try:
         yield
     finally:
+        is_installed = False
         handle.remove()
         _hook_ids.discard(handle.id)
 

@@ -26,6 +26,7 @@ from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import parse_label_sets
 from softh_probe.layer_places import FINAL_NORM
+from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedBatches
 from softh_probe.result import ProbeResult
 
@@ -104,6 +105,7 @@ class SoftEntropyProbe:
         if count == "unique_prefix":
             require_causal(points)
         source = _label_source(model, points, labels, count, plan)
+        source.lock = lock_of(points.entry)
         self.model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
         self._settings: dict[str, Any] = {
@@ -161,10 +163,9 @@ class SoftEntropyProbe:
         """
         self.check()
         if not self._recorder.positions:
-            left_out = ", ".join(choice.chosen for choice in self._recorder.left_out.choices())
             raise ProbeError(
                 "no position was counted: inside the probe's block, run the model in evaluation mode on sequences "
-                "long enough for the label sets" + f" ({left_out})" * bool(left_out)
+                f"long enough for the label sets{self._recorder.left_out}"
             )
         rows = self._source.rows.row_labels()
         return ProbeResult.from_layers(

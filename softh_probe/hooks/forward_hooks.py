@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -17,10 +18,13 @@ from softh_probe.hooks.active_adapters import ActiveAdapters
 from softh_probe.hooks.callers import is_run_by_another, modules_that_run
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
-from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, PAUSED, TRAINING
+from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRAINING
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.layer_places import EMBEDDINGS
 from softh_probe.patching import copies_unchanged, hooked, replaced, uncompiled
+
+#: The modules that are measured by blocks of a thread, with repeats.
+_measured_in: defaultdict[int, list[nn.Module]] = defaultdict(list)
 
 
 class ForwardHooks:
@@ -39,6 +43,7 @@ class ForwardHooks:
         self._caller = _Caller()
         self._parts: set[int] = set()
         self._adapters: ActiveAdapters | None = None
+        self._thread = 0
 
     def attach(self) -> None:
         """Install all hooks, or none if one of them cannot be.
@@ -50,7 +55,8 @@ class ForwardHooks:
             raise ProbeError("the probe is already attached; leave its block before entering it again")
         self._installed = ExitStack()
         try:
-            self._install(self._installed)
+            with self._recorder.turn():
+                self._install(self._installed)
         except BaseException:
             self.detach()
             raise
@@ -68,6 +74,10 @@ class ForwardHooks:
     def _install(self, installed: ExitStack) -> None:
         points = self._points
         outer = self._outer_modules()
+        self._thread = threading.get_ident()
+        measured = _measured_in[self._thread]
+        measured.append(points.entry)
+        installed.callback(measured.remove, points.entry)
         self._parts = {id(module) for module in self._model.modules()}
         self._adapters = ActiveAdapters(points.entry, outer)
         installed.enter_context(uncompiled())
@@ -124,23 +134,30 @@ class ForwardHooks:
 
     def _why_not_counted(self) -> str | None:
         """Find the reason why the forward pass that begins does not count; None where it does."""
-        entry, adapters = self._points.entry, self._adapters
-        if self._source.is_paused or adapters is None:
+        entry, thread = self._points.entry, threading.get_ident()
+        if self._source.is_paused:
             return PAUSED
         if entry.training:
             return TRAINING
-        try:
-            if not adapters.are_active():
-                return OTHER_ADAPTERS
-        except ProbeError as problem:
-            self._recorder.note(problem, "adapters")
+        if thread != self._thread and any(module is entry for module in _measured_in.get(thread, ())):
+            return OTHER_PROBE
+        if not self._has_its_adapters():
             return OTHER_ADAPTERS
-        if adapters.prompt_models:
-            run = {id(module) for module in modules_that_run()}
-            if any(id(model) not in run for model in adapters.prompt_models):
-                return OTHER_ADAPTERS
         is_inside = self._model is entry or any(module is self._model for module in self._caller.entered)
         return None if is_inside or not is_run_by_another(self._model, self._parts, entry) else OTHER_MODEL
+
+    def _has_its_adapters(self) -> bool:
+        """Whether the model computes with the adapters that were active when the block began, and none is bypassed."""
+        assert self._adapters is not None
+        try:
+            if not self._adapters.are_active():
+                return False
+        except ProbeError as problem:
+            self._recorder.note(problem, "adapters")
+            return False
+        prompt_models = self._adapters.prompt_models
+        run = {id(module) for module in modules_that_run()} if prompt_models else set()
+        return all(id(model) in run for model in prompt_models)
 
     def _counted_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entry = self._points.entry

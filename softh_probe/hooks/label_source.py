@@ -56,7 +56,7 @@ class LabelSource(Protocol):
     Attributes:
         n_rejected: positions that were counted as fed and taken back since.
         lock: held during a forward pass that counts, and by all else that changes what was counted, so that a model
-            may be run by several threads.
+            may be run by several threads; all probes of a model share one.
     """
 
     n_rejected: int

@@ -12,6 +12,7 @@ from softh_probe.choices import Choice
 TRAINING = "in training mode"
 OTHER_ADAPTERS = "with other adapters than those that were active when the probe's block began"
 OTHER_MODEL = "of another model that shares modules with the probed one"
+OTHER_PROBE = "of a thread that is inside the block of a probe of its own"
 LAYERS_ALONE = "calls of a layer outside of a forward pass of the probed model"
 PAUSED = ""  # somebody has asked for these, so they are not recorded
 
@@ -20,6 +21,7 @@ _REASONS = {
     TRAINING: "evaluations alone are measured",
     OTHER_ADAPTERS: "the model that is evaluated counts, not its reference; attach a probe while the others are active",
     OTHER_MODEL: "attach a probe to that model to measure it",
+    OTHER_PROBE: "that probe measures them",
     LAYERS_ALONE: "run the model itself, or give modules={name: module} with the part as the model",
 }
 
@@ -32,6 +34,11 @@ class LeftOut:
         self._said: Counter[str] = Counter()
         self._lock = threading.Lock()
 
+    def __str__(self) -> str:
+        """List the counts in brackets, to end an error with; empty where there are none."""
+        listed = ", ".join(choice.chosen for choice in self.choices())
+        return f" ({listed})" if listed else ""
+
     def add(self, reason: str, n: int = 1) -> None:
         """Count a forward pass, unless it was `PAUSED`."""
         if reason:
@@ -42,10 +49,6 @@ class LeftOut:
         """Add the counts of another part of the same measurement."""
         for reason, n in counts.items():
             self.add(reason, n)
-
-    def count(self, reason: str) -> int:
-        """Give the count of a reason."""
-        return self._counts[reason]
 
     def to_json(self) -> dict[str, int]:
         """Give the counts by reason."""

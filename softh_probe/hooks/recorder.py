@@ -15,6 +15,7 @@ from softh_probe.accumulators.dispatch import DecodeStep, Dispatch
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
+from softh_probe.hooks.callers import modules_that_run
 from softh_probe.hooks.chain import ResidualChain, is_time_first
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
@@ -203,7 +204,8 @@ class Recorder:
 
     def notes(self) -> dict[str, Any]:
         """Give choices and counts as JSON values, for `add_notes`."""
-        return {"choices": self.choices.to_json(), "left_out": self.left_out.to_json()}
+        left_out = self.left_out.to_json()
+        return {"choices": self.choices.to_json(), **({"left_out": left_out} if left_out else {})}
 
     def add_notes(self, notes: Mapping[str, Any]) -> None:
         """Add those of another part of the same measurement; states of earlier versions have none."""
@@ -246,7 +248,10 @@ class Recorder:
 
     def _note_alone(self) -> None:
         """Count the call of a layer outside of a forward pass."""
-        if not (self._thread.is_inside or self._source.is_paused or self._points.entry.training):
+        entry = self._points.entry
+        if self._thread.is_inside or self._source.is_paused or entry.training:
+            return
+        if all(module is not entry for module in modules_that_run()):  # else it began before the block
             self.left_out.add(LAYERS_ALONE)
 
     def _add_waiting(self, accumulator: BatchAccumulator) -> None:

@@ -10,6 +10,7 @@ import torch
 from softh_probe import SoftEntropyProbe
 from softh_probe.errors import ProbeError
 from softh_probe.hooks import recorder
+from softh_probe.hooks.left_out import OTHER_PROBE
 from tests.helpers.generation import EOS, alone, assert_same, fed_back, left_padded, prompts
 
 LABELS = ["input_unigram", "output_bigram"]
@@ -152,3 +153,23 @@ def test_the_block_ends_after_the_forward_pass_of_another_thread(model):
         inside.wait(10)
     thread.join()
     assert_same(probe, alone(model, TEXTS[:1], ()))
+
+
+@pytest.mark.filterwarnings("ignore:forward passes")
+def test_probes_that_threads_have_of_their_own_measure_their_own_passes(slow_model):
+    expected = alone(slow_model, TEXTS, LABELS)
+    common = SoftEntropyProbe(slow_model, labels=LABELS)
+
+    def measure(text):
+        probe = SoftEntropyProbe(slow_model, labels=LABELS)
+        with probe:
+            slow_model(text[None])
+        return probe
+
+    with common:
+        probes = in_threads(measure, TEXTS)
+    for probe in probes[1:]:
+        probes[0].merge(probe)
+    assert_same(probes[0], expected)
+    assert common.positions == 0
+    assert common.state_dict()["left_out"] == {OTHER_PROBE: len(TEXTS)}
