@@ -365,9 +365,7 @@ class SoftEntropyProbe:
         return self._points.layer_names(self._recorder.n_blocks)
 
     def _flush(self) -> None:
-        with self._source.lock:
-            self._source.flush()
-            self._recorder.drain()
+        self._recorder.flush()
 
     def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
         for name, ours in self._settings.items():

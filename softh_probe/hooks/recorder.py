@@ -184,6 +184,12 @@ class Recorder:
         self._source.reset()
         self.drain()
 
+    def flush(self) -> None:
+        """Count all that can be counted without another forward pass; one in another thread is waited for."""
+        with self._source.lock:
+            self._source.flush()
+            self.drain()
+
     def drain(self) -> None:
         """Apply the dispatches that are ready, then drop the waiting positions of sequences that ended."""
         ended = self._source.take_ended()
