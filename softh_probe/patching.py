@@ -111,7 +111,9 @@ _HOOKS = (
 
 
 @contextmanager
-def hooked(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: Any) -> Iterator[None]:
+def hooked(
+    register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: Any
+) -> Iterator[RemovableHandle]:
     """Register a hook inside the block; copies of the module go without it.
 
     A forward pass that another thread runs meanwhile may call the hook before its registration is complete, or after it
@@ -131,11 +133,16 @@ def hooked(register: Callable[..., RemovableHandle], hook: Callable[..., Any], *
     _hook_ids.add(handle.id)
     is_installed = True
     try:
-        yield
+        yield handle
     finally:
         is_installed = False
         handle.remove()
         _hook_ids.discard(handle.id)
+
+
+def is_own_hook(hook_id: int) -> bool:
+    """Whether a hook was registered by `hooked`."""
+    return hook_id in _hook_ids
 
 
 @contextmanager

@@ -12,20 +12,23 @@ from softh_probe.hooks.hook_points import hidden_state
 class ResidualChain:
     """Count the links of a stack of blocks: the output of each block call is the input of the next.
 
-    Tensors are compared by address, never by value, so that no device is waited for. Images that are mixed in, or a
-    steering hook, may change some of them. So most links of a right stack hold, and few of another list (attentions of
-    a model that has no blocks).
+    Tensors are compared by address, never by value, so that no device is waited for. Images that are mixed in may
+    change some of them. So most links of a right stack hold, and few of another list (attentions of a model that has no
+    blocks).
     """
 
     def __init__(self) -> None:
         self.links = self.broken = 0
         self.last: Tensor | None = None
 
-    def add(self, taken: Tensor, given: Tensor) -> None:
-        """Add one block call: the hidden state it took, and the one it gave."""
+    def take(self, taken: Tensor) -> None:
+        """Add the hidden state that the model hands to a block."""
         if self.last is not None and taken.device == self.last.device:
             self.links += 1
-            self.broken += taken.shape != self.last.shape or not _same_place(taken, self.last)
+            self.broken += not is_same_state(taken, self.last)
+
+    def give(self, given: Tensor) -> None:
+        """Add the hidden state that a block gave."""
         self.last = given
 
     @property
@@ -48,6 +51,11 @@ def is_time_first(last: object, output: object) -> bool:
     if _same_place(inner, outer) and inner.stride() == outer.stride():
         return False
     return torch.equal(inner.transpose(0, 1), outer) and not torch.equal(inner, outer)
+
+
+def is_same_state(one: Tensor, other: Tensor) -> bool:
+    """Whether two hidden states are one tensor, or lie at one place."""
+    return one.shape == other.shape and one.device == other.device and _same_place(one, other)
 
 
 def _same_place(one: Tensor, other: Tensor) -> bool:

@@ -16,12 +16,13 @@ from softh_probe.attached.inputs import arguments
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.active_adapters import ActiveAdapters
 from softh_probe.hooks.callers import is_run_by_another, modules_that_run
+from softh_probe.hooks.edges import HookEdges, Observer
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRAINING
 from softh_probe.hooks.recorder import Recorder
-from softh_probe.layer_places import EMBEDDINGS
-from softh_probe.patching import copies_unchanged, hooked, replaced, uncompiled
+from softh_probe.hooks.seats import Seat, seats_of
+from softh_probe.patching import copies_unchanged, replaced, uncompiled
 
 #: The modules that are measured by blocks of a thread, with repeats.
 _measured_in: defaultdict[int, list[nn.Module]] = defaultdict(list)
@@ -44,6 +45,8 @@ class ForwardHooks:
         self._parts: set[int] = set()
         self._adapters: ActiveAdapters | None = None
         self._thread = 0
+        self._edges: list[HookEdges] = []
+        self._seats: list[Seat] = []
 
     def attach(self) -> None:
         """Install all hooks, or none if one of them cannot be.
@@ -88,16 +91,30 @@ class ForwardHooks:
         for module in outer:
             installed.enter_context(replaced(module, "forward", partial(self._outer_forward, module)))
         installed.enter_context(replaced(points.entry, "forward", self._entry_forward))
-        for name, module in points.modules.items():
-            if module is not points.entry:
-                installed.enter_context(hooked(module.register_forward_hook, partial(self._after_module, name)))
-        for block in points.blocks[:1]:
-            before = self._before_first_block
-            installed.enter_context(hooked(block.register_forward_pre_hook, before, with_kwargs=True))
-        for block in dict.fromkeys(points.blocks):
-            installed.enter_context(hooked(block.register_forward_hook, self._after_block, with_kwargs=True))
-        for norm in points.norms:
-            installed.enter_context(hooked(norm.register_forward_hook, self._after_norm))
+        self._seats = seats_of(self._model, [*points.modules.values(), *points.blocks, *points.norms])
+        self._edges = self._hook_edges()
+        installed.callback(self._edges.clear)  # they hold this object
+        for edges in self._edges:
+            installed.enter_context(edges.installed())
+
+    def _hook_edges(self) -> list[HookEdges]:
+        """Make the hooks of named modules, blocks and norms."""
+        points, recorder = self._points, self._recorder
+        named = [
+            HookEdges(module, leave=partial(recorder.hidden, name), unseen=self._note_late_hook)
+            for name, module in points.modules.items()
+            if module is not points.entry
+        ]
+        at_norm = partial(recorder.arrive, at_norm=True), partial(recorder.enter, at_norm=True)
+        norms = [self._edges_of(norm, *at_norm, recorder.norm) for norm in points.norms]
+        blocks = [
+            self._edges_of(block, recorder.arrive, recorder.enter, partial(self._after_block, len(named) + i))
+            for i, block in enumerate(dict.fromkeys(points.blocks))
+        ]
+        return named + blocks + norms
+
+    def _edges_of(self, module: nn.Module, arrive: Observer, enter: Observer, leave: Observer) -> HookEdges:
+        return HookEdges(module, arrive=arrive, enter=enter, leave=leave, unseen=self._note_late_hook)
 
     def _outer_modules(self) -> list[nn.Module]:
         """List the model and its parts that hold the backbone."""
@@ -161,7 +178,7 @@ class ForwardHooks:
 
     def _counted_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entry = self._points.entry
-        self._recorder.begin(lambda: arguments(entry, args, kwargs), self._caller.arguments)
+        self._begin(args, kwargs)
         output = None
         try:
             output = forward(*args, **kwargs)
@@ -172,17 +189,32 @@ class ForwardHooks:
             self._recorder.end(output)
         return output
 
-    def _before_first_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._recorder.first_input(EMBEDDINGS, args or kwargs)
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a forward pass that counts, with our hooks at the edges and every hooked module in its place."""
+        entry = self._points.entry
+        for edges in self._edges:
+            edges.restore()
+        self._recorder.begin(lambda: arguments(entry, args, kwargs), self._caller.arguments)
+        for seat in self._seats:
+            if not seat.is_taken:
+                self._recorder.note_unseen(
+                    f"{seat.name}: another module stands in its place, and what that one gives is not measured; put it "
+                    "there before the probe is made"
+                )
 
-    def _after_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._recorder.block(args or kwargs, output)  # the hidden state comes first, or by its name
+    def _after_block(self, index: int, output: Any) -> None:
+        """Record a block's output; the block may be called again, or the next one is, or the norms are."""
+        is_last = index + 1 + len(self._points.norms) >= len(self._edges)
+        following = self._edges[index : None if is_last else index + 2]
+        for edges in following:
+            edges.restore()
+        self._recorder.block(output, awaits_next=any(edges.has_others_before for edges in following))
 
-    def _after_norm(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._recorder.norm(output)
-
-    def _after_module(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._recorder.hidden(name, output)
+    def _note_late_hook(self, module: nn.Module) -> None:
+        self._recorder.note_unseen(
+            f"{type(module).__name__}: a hook was registered as it was called, and may change its input or output "
+            "after that was measured; register it before the forward pass"
+        )
 
 
 class _Caller(threading.local):

@@ -16,11 +16,12 @@ from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.callers import modules_that_run
-from softh_probe.hooks.chain import ResidualChain, is_time_first
+from softh_probe.hooks.chain import is_time_first
+from softh_probe.hooks.forward_pass import ForwardPass
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import LAYERS_ALONE, PAUSED, LeftOut
-from softh_probe.layer_places import FINAL_NORM, block_name
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 
 #: Seconds that a forward pass waits for one in another thread.
 PATIENCE_S = 600.0
@@ -101,32 +102,59 @@ class Recorder:
         self.drain()
         self._thread.is_inside = True
         try:
-            self._pass = _ForwardPass(self._source.begin(inputs(), outer))
+            self._pass = ForwardPass(self._source.begin(inputs(), outer))
         except Exception as problem:
             self.note(problem, "labels")
         self.drain()
 
-    def block(self, taken: object, output: object) -> None:
-        """Record a call of a transformer block: the state it took, for the first one, and the state it gave."""
+    def arrive(self, taken: object, *, at_norm: bool = False) -> None:
+        """Record what the model hands to a block or norm that it calls, before hooks of others change it."""
+        current = self._pass
+        if current is None or (at_norm and current.pending is None):
+            return
+        layer = FINAL_NORM if at_norm else block_name(current.n_block_calls + 1)
+        try:
+            state = hidden_state(taken, layer)
+            current.arrive(state)
+            if not at_norm:
+                current.chain.take(state)
+        except Exception as problem:
+            self.note(problem, layer)
+
+    def enter(self, taken: object, *, at_norm: bool = False) -> None:
+        """Record what a block takes, or a norm: the state of the block before it, or that of the embeddings."""
+        current = self._pass
+        if current is None or (at_norm and current.n_block_calls < self.n_blocks):
+            return
+        if (state := current.settle(taken)) is not None:
+            self.hidden(*state)
+        if not at_norm and not current.n_block_calls:
+            self.hidden(EMBEDDINGS, taken)
+
+    def block(self, output: object, *, awaits_next: bool = False) -> None:
+        """Record the state that a transformer block gave.
+
+        Args:
+            output: what the block gave.
+            awaits_next: whether hooks of others may change it as the next block takes it.
+        """
         current = self._pass
         if current is None:
             self._note_alone()
             return
         current.n_block_calls += 1
         layer = block_name(current.n_block_calls)
-        self.hidden(layer, output)
+        if awaits_next:
+            current.pending = layer, output
+        else:
+            self.hidden(layer, output)
         if isinstance(current.labels, DecodeStep):  # the sequences' first pass has confirmed the blocks
             return
         try:
             current.last = output
-            current.chain.add(hidden_state(taken, layer), hidden_state(output, layer))
+            current.chain.give(hidden_state(output, layer))
         except Exception as problem:
             self.note(problem, layer)
-
-    def first_input(self, layer: str, taken: object) -> None:
-        """Record the input of the first block."""
-        if self._pass is not None and not self._pass.n_block_calls:
-            self.hidden(layer, taken)
 
     def norm(self, output: object) -> None:
         """Record a call of a norm: after the last block it is the final one."""
@@ -165,8 +193,10 @@ class Recorder:
 
     def end(self, output: Any) -> None:
         """End a forward pass, counted or not; `output` is None where it failed."""
-        current, self._pass = self._pass, None
-        self._thread.is_inside = False
+        current = self._pass
+        if current is not None and (state := current.settle()) is not None:
+            self.hidden(*state)
+        self._pass, self._thread.is_inside = None, False
         if current is not None and current.layers and isinstance(current.labels, Dispatch):
             self._finish(current.accumulator)
         if current is not None and isinstance(current.labels, DecodeStep) and output is None:
@@ -227,6 +257,11 @@ class Recorder:
             raise problem
         self.problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
 
+    def note_unseen(self, problem: str) -> None:
+        """Keep the problem that a forward pass computes something that hooks do not see."""
+        if self._pass is not None:
+            self.problems.append(problem)
+
     def note_replica(self) -> None:
         """Keep the problem that copies of the model run, which nobody looks into."""
         self.problems.append(
@@ -244,12 +279,12 @@ class Recorder:
     # --- parts ------------------------------------------------------------------------------------------------
 
     @property
-    def _pass(self) -> _ForwardPass | None:
+    def _pass(self) -> ForwardPass | None:
         """The forward pass of this thread that counts."""
         return self._thread.forward_pass
 
     @_pass.setter
-    def _pass(self, forward_pass: _ForwardPass | None) -> None:
+    def _pass(self, forward_pass: ForwardPass | None) -> None:
         self._thread.forward_pass = forward_pass
 
     def _note_alone(self) -> None:
@@ -292,7 +327,7 @@ class Recorder:
         self.positions += accumulator.dispatch.n_counted
         self.tokens += accumulator.dispatch.n_tokens
 
-    def _check_pass(self, current: _ForwardPass, output: Any) -> None:
+    def _check_pass(self, current: ForwardPass, output: Any) -> None:
         """Note layers that were not called, or modules that turn out not to be blocks."""
         self.n_blocks = max(self.n_blocks, current.n_block_calls)
         missing = [name for name in self._points.block_layers(self.n_blocks) if name not in current.layers]
@@ -308,7 +343,7 @@ class Recorder:
         elif self._points.blocks and output is not None:
             self._confirm_blocks(current, output)
 
-    def _confirm_blocks(self, current: _ForwardPass, output: Any) -> None:
+    def _confirm_blocks(self, current: ForwardPass, output: Any) -> None:
         path, chain = self._points.path, current.chain
         if not chain.holds:
             self.problems.append(
@@ -324,33 +359,5 @@ class Recorder:
 class _Thread(threading.local):
     """Whether a thread is inside a forward pass of the model, and which, if it counts."""
 
-    forward_pass: _ForwardPass | None = None
+    forward_pass: ForwardPass | None = None
     is_inside = False
-
-
-class _ForwardPass:
-    """State of one forward pass: the labels of its positions, and the layers measured so far."""
-
-    def __init__(self, labels: Dispatch | DecodeStep | None) -> None:
-        self.labels = labels
-        self.layers: dict[str, None] = {}  # in their order
-        self.n_block_calls = 0
-        self.chain = ResidualChain()
-        self.last: object = None
-        self._accumulator: BatchAccumulator | None = None
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Leading dimensions that hidden states may have; without a second one, a position is a row."""
-        if self.labels is None:
-            return [(-1, -1)]
-        n_sequences, n_tokens = self.labels.shape
-        return [(n_sequences, n_tokens)] + [(n_sequences,)] * (n_tokens == 1)
-
-    @property
-    def accumulator(self) -> BatchAccumulator:
-        """The accumulator of the batch, made when its first layer is added."""
-        if self._accumulator is None:
-            assert isinstance(self.labels, Dispatch)
-            self._accumulator = BatchAccumulator(self.labels)
-        return self._accumulator
