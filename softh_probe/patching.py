@@ -111,9 +111,7 @@ _HOOKS = (
 
 
 @contextmanager
-def hooked(
-    register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: Any
-) -> Iterator[RemovableHandle]:
+def hooked(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: Any) -> Iterator[RemovableHandle]:
     """Register a hook inside the block; copies of the module go without it.
 
     A forward pass that another thread runs meanwhile may call the hook before its registration is complete, or after it

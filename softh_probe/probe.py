@@ -15,9 +15,10 @@ from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.accumulators.states import STATE_VERSION, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.attached.online_rows import OnlineRows
+from softh_probe.attached.own_values import checked_labels, checked_mask
 from softh_probe.attached.pass_context import PassContext
-from softh_probe.attached.sequences import RESERVED_COLUMNS
 from softh_probe.attached.tracker import InputTracker
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.recipes import Kind, how_to_continue
 from softh_probe.hooks.forward_hooks import ForwardHooks
@@ -74,8 +75,10 @@ class SoftEntropyProbe:
             distinct sequence of tokens up to a position once, in causal models.
         anchors: "iid"; "published", the draw of the published code; or "antithetic": pairs w and −w, with which
             entropies vary less between draws (see `sample_anchors`).
-        modules: name -> module whose outputs are measured instead of transformer blocks; with outputs [B, D] a
-            position is a row.
+        modules: name -> module whose outputs [B, T, D] are measured instead of transformer blocks; with outputs [B, D]
+            a position is a row. (module, "key" or index) names one of several tensors, (module, None, "TBD") says what
+            the dimensions are: B the batch, D or C the width, others positions ("BCT", "BCHW"). What is not certain of
+            these has to be named.
         plan: the rows of the labels of a known corpus; each `batch` is announced before its forward pass.
 
     Raises:
@@ -94,38 +97,31 @@ class SoftEntropyProbe:
         count: Literal["forwarded", "unique_prefix"] = "forwarded",
         *,
         anchors: Kind = "iid",
-        modules: Mapping[str, nn.Module] | None = None,
+        modules: Mapping[str, nn.Module | tuple[Any, ...]] | None = None,
         plan: Plan | None = None,
     ) -> None:
         if count not in COUNTS:
             raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
         if modules is not None and labels is DEFAULT_LABELS:
             labels = ()  # a module other than a language model need not have tokens
-        points = HookPoints(entry=model, modules=dict(modules)) if modules else find_hook_points(model)
+        points = find_hook_points(model, modules or {})
         if count == "unique_prefix":
             require_causal(points)
         source = _label_source(model, points, labels, count, plan)
         source.lock = lock_of(points.entry)
         self.model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
-        self._settings: dict[str, Any] = {
+        estimator: dict[str, Any] = {
             "n_anchors": n_anchors,
             "anchor_sets": anchor_sets,
             "seed": seed,
             "anchors": anchors,
             "calibration": calibration,
-            "labels": [s.name for s in source.rows.label_sets],
-            "layers": None,
-            "count": count,
         }
-        self._sums = ModelSums(
-            source.rows.table_sizes,
-            n_anchors=n_anchors,
-            anchor_sets=anchor_sets,
-            seed=seed,
-            anchors=anchors,
-            calibration=calibration,
-        )
+        names = [s.name for s in source.rows.label_sets]
+        self._settings: dict[str, Any] = {**estimator, "labels": names, "layers": None, "count": count}
+        self._sums = ModelSums(source.rows.table_sizes, **estimator)
+        self._single_values = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)
         if layers is not None:
@@ -168,7 +164,7 @@ class SoftEntropyProbe:
                 f"long enough for the label sets{self._recorder.left_out}"
             )
         rows = self._source.rows.row_labels()
-        return ProbeResult.from_layers(
+        result = ProbeResult.from_layers(
             {name: layer_statistics(self._sums[name], rows) for name in self.layers},
             rows,
             settings=self._settings,
@@ -176,8 +172,14 @@ class SoftEntropyProbe:
             n_blocks=self._recorder.n_blocks or None,
             positions=self._recorder.positions,
             tokens=self._tokens,
-            choices=self._recorder.choices_made(),
         )
+        choices = Choices.from_json(self._recorder.choices_made())
+        for name, label in result.single_values().items():
+            reason = "all labelled positions have it, so the information is 0 by construction; label several values"
+            self._single_values.add(name, f"the single value {label!r}", reason)
+            choices.add(name, f"the single value {label!r}", reason)
+        result.info["choices"] = choices.to_json()
+        return result
 
     def check(self) -> None:
         """Raise every problem so far, with the layers' names. Waits for the layers' devices.
@@ -299,28 +301,24 @@ class SoftEntropyProbe:
         """Set labels of one's own for the forward passes inside the block.
 
         Args:
-            labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none.
+            labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none, which
+                leaves a position out of that set, but not of the count: that is what `masked` is for.
         """
-        for name, values in labels.items():
-            if not isinstance(values, Tensor) or values.is_floating_point() or values.ndim not in (1, 2):
-                raise InputError(f"{name}: expected an integer tensor [B] or [B, T], got {_describe(values)}")
-            if name in self._settings["labels"]:
-                raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
-            if name in RESERVED_COLUMNS:
-                raise InputError(f"{name}: choose another name, this one is taken")
-        with self.context.labelled({name: values.cpu().long().numpy() for name, values in labels.items()}):
+        with self.context.labelled(checked_labels(labels, self._settings["labels"])):
             yield
 
     @contextmanager
     def masked(self, mask: Tensor) -> Iterator[None]:
-        """Mark the real tokens of the forward passes inside the block, where the model gets no mask.
+        """Mark the real positions of the forward passes inside the block, where the model gets no mask.
+
+        A mask of another shape is an error. Of pooled hidden states [B, D], a mask [B, T] counts the rows that have any
+        real token.
 
         Args:
-            mask: [B, T], 0 at padding; of more columns than the model is fed, the last ones count.
+            mask: [B, T], 0 at padding; of more columns than the tokens that the model is fed, the last ones count.
+                With modules that are fed no token ids, [B, T] of their hidden states, or [B] where these are pooled.
         """
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            raise InputError(f"mask: expected a tensor [B, T], got {_describe(mask)}")
-        with self.context.masked(mask):
+        with self.context.masked(checked_mask(mask)):
             yield
 
     @contextmanager
@@ -394,7 +392,3 @@ def _label_source(
         has_ngrams=bool(label_sets),
         has_backbone=has_backbone,
     )
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

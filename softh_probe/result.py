@@ -88,6 +88,18 @@ class ProbeResult:
         """Where the rows stand in the model: the index of each layer, and the number of blocks."""
         return place_layers(self.rows, self.info)
 
+    def single_values(self) -> dict[str, str]:
+        """Find the label sets of which all labelled positions have one value, and that value.
+
+        Only sets that show their labels one by one are looked at.
+        """
+        counts_L = self.tensors["label_positions"].amax(dim=0)
+        values: dict[str, list[str]] = {}
+        for (label_set, label), count in zip(self.labels, counts_L.tolist(), strict=True):
+            if count:
+                values.setdefault(label_set, []).append(label)
+        return {label_set: labels[0] for label_set, labels in values.items() if len(labels) == 1}
+
     def invalid_positions(self) -> dict[str, int]:
         """Count, by layer, the positions left out because their hidden state was zero or not finite.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from softh_probe.attached.padding import fit_mask
 from softh_probe.errors import ProbeError
 
 
@@ -37,21 +38,25 @@ class InputHints:
     Attributes:
         ids_BL: the sequences so far, the tokens of this pass last; None if unknown.
         mask_BL: nonzero at real tokens, of these or of the last columns; None if unknown.
+        is_own_mask: whether that mask is the user's, so that it has to fit.
         ends_B: tokens of each sequence that count; later ones are fed for the sake of other sequences; None if unknown.
     """
 
     ids_BL: Tensor | None = None
     mask_BL: Tensor | None = None
+    is_own_mask: bool = False
     ends_B: np.ndarray | None = None
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Bind the arguments of a call to the names of the module's forward method."""
     try:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        signature = inspect.signature(module.forward)
+        given = signature.bind_partial(*args, **kwargs).arguments
     except TypeError:
         return {}  # the call itself is wrong, and says so better than a probe can
-    return {**given.get("kwargs", {}), **given}
+    others = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and p.name in given]
+    return {**given[others[0]], **given} if others else given
 
 
 def require_tokens(given: Mapping[str, Any], outer: Mapping[str, Any], n_virtual: int = 0) -> None:
@@ -126,7 +131,11 @@ def read_inputs(
     if ids is not None and ids.shape[1] != n_tokens:
         prompt = n_virtual if ids.shape[1] + n_virtual == n_tokens else 0
         ids = np.pad(_numpy(ids), ((0, 0), (n_virtual, 0)), constant_values=-1) if prompt else None
-    real_BT = _real(given, outer, hints, (n_sequences, n_tokens), n_past)
+    shape = (n_sequences, n_tokens)
+    if hints is not None and hints.is_own_mask and hints.mask_BL is not None:
+        real_BT = fit_mask(hints.mask_BL, shape, n_past=n_past, n_virtual=n_virtual)
+    else:
+        real_BT = _real(given, outer, hints, shape, n_past)
     mask_known = hints is not None or any(a.get("attention_mask") is not None for a in (given, outer))
     real_BT[:, :prompt] = False
     if hints is not None and hints.ends_B is not None and hints.ids_BL is not None:

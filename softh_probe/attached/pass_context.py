@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from softh_probe.attached.inputs import InputHints, TokenBatch
@@ -106,16 +107,44 @@ class PassContext:
         """Whether this thread is inside `generate`."""
         return "generated" in self._own
 
+    @property
+    def mask(self) -> Tensor | None:
+        """The user's mask, [B, T] or [B]."""
+        mask: Tensor | None = self._get("mask")
+        return mask
+
+    @property
+    def fallback(self) -> Tensor | None:
+        """The mask [B, T] that holds where nothing else gives one."""
+        mask: Tensor | None = self._get("fallback_masks", (None, None))[0]
+        return mask
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels of the user's own."""
+        return bool(self._get("labels"))
+
     def take_hints(self, inputs: Mapping[str, Any]) -> InputHints | None:
         """Take the hints for a forward pass, with the user's mask, or else the fallback mask."""
         hints, self.hints = self.hints, None
-        mask = self._get("mask")
-        if mask is not None:
-            return dataclasses.replace(hints or InputHints(), mask_BL=mask)
+        mask = self.mask
+        if mask is not None and mask.ndim > 1:
+            hints = hints or InputHints()
+            return dataclasses.replace(hints, mask_BL=self._grown(mask, hints.ids_BL), is_own_mask=True)
         if hints is None:
             fallback = self._get("fallback_masks", (None, None))[inputs.get("encoder_hidden_states") is not None]
             return None if fallback is None else InputHints(mask_BL=fallback)
         return hints
+
+    def _grown(self, mask: Tensor, ids_BL: Tensor | None) -> Tensor:
+        """Extend a mask of the prompts of `generate` to the rows it makes of each, and to the tokens that follow."""
+        if not self.is_generating or ids_BL is None:
+            return mask
+        rows = self._own["generated"]
+        if len(mask) != len(ids_BL) and len(mask) == rows.n_sequences:
+            mask = mask.repeat_interleave(rows.n_each, dim=0)
+        n_new = max(0, ids_BL.shape[1] - mask.shape[1])
+        return torch.cat([mask, mask.new_ones(len(mask), n_new)], dim=1)
 
     def exclude_sequences(self, tokens: TokenBatch) -> None:
         """Mark the tokens of sequences that do not count as padding.

@@ -6,19 +6,23 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from softh_probe.accumulators.dispatch import DecodeStep, Dispatch
 from softh_probe.attached.adapters import ADAPTERS
 from softh_probe.attached.cache_registry import CacheRegistry, cache_length, find_cache
 from softh_probe.attached.inputs import InputHints, TokenBatch, read_inputs, require_tokens
 from softh_probe.attached.online_rows import OnlineRows
+from softh_probe.attached.padding import Padding, find_padding, fit_mask, fit_position_mask, flat
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.sequences import CachedSequences
 from softh_probe.attached.step_queue import StepQueue
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 
 
@@ -36,7 +40,7 @@ class InputTracker:
 
     Attributes:
         n_rejected: positions that were fed as drafts and taken back.
-        lock: see `LabelSource`.
+        lock, choices: see `LabelSource`.
     """
 
     fails_fast = False
@@ -53,6 +57,10 @@ class InputTracker:
         self._current: CachedSequences | None = None
         self._cache: Any = None
         self._warned = False
+        self._fed: _Fed | None = None
+        self._counted: TokenBatch | None = None
+        self._arguments: Mapping[str, Any] = MappingProxyType({})
+        self.choices = Choices(warn=True)
 
     @property
     def is_paused(self) -> bool:
@@ -83,32 +91,69 @@ class InputTracker:
         known = self._caches.sequences_of(self._cache, self._current)
         n_past = known.n_fed if known else cache_length(self._cache) or 0
         tokens = read_inputs(inputs, outer, hints, n_past=n_past, n_virtual=self.context.n_virtual)
+        self._fed, self._arguments = None, flat({**outer, **inputs})
         if tokens is None:
             return None
-        own = self._own_labels(tokens)
+        if not tokens.mask_known and not n_past:
+            tokens = self._with_padding(tokens, self._arguments)
+        self._admit(tokens)
         self._warn_of_padding(tokens)
-        tentative = self.context.tentative
-        if known is not None and tokens.real_BT.shape == (known.shape[0], 1) and not tentative:
+        if known is not None and tokens.real_BT.shape == (known.shape[0], 1) and not self.context.tentative:
+            own = self._own_labels(tokens)
             if known is not self._steps.sequences:
                 self.flush()
             self._steps.add(known, tokens, own)
             self._current = known
             return DecodeStep(shape=(known.shape[0], 1))
         self.flush()
-        self._current = known or self._new_sequences(tokens, hints, n_past)
         waits = self._cache is not None or inputs.get("use_cache") is not False
-        return self.rows.batch(tokens, own, self._current, waits=waits, tentative=tentative)
+        fed = _Fed(tokens, known or self._new_sequences(tokens, hints, n_past), waits)
+        if self._has_backbone or self._has_ngrams:
+            return self._dispatch(fed)
+        self._fed = fed  # named modules may give pooled hidden states
+        return None
 
-    def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
-        """Find the labels of a forward pass without tokens; see `LabelSource.begin_positions`."""
-        tokens = TokenBatch(real_BT=np.ones(shape, dtype=bool), ids_BT=None)
-        own = self._own_labels(tokens)
-        self._current = self.rows.new_sequences(tokens)
-        return self.rows.batch(tokens, own, self._current, tentative=self.context.tentative)
+    def begin_positions(
+        self, shape: tuple[int, ...], given: Mapping[str, Any], real_BT: np.ndarray | None = None
+    ) -> Dispatch:
+        """Find the labels of a forward pass by its first hidden states; see `LabelSource.begin_positions`."""
+        fed = self._fed
+        if fed is None or shape != fed.tokens.real_BT.shape:
+            tokens = self._positions(shape, given, None if fed is None else fed.tokens)
+            self._admit(tokens)
+            fed = _Fed(tokens, self.rows.new_sequences(tokens))
+        if real_BT is not None and not fed.tokens.mask_known:
+            fed = replace(fed, tokens=replace(fed.tokens, real_BT=fed.tokens.real_BT & real_BT, mask_known=True))
+        dispatch = self._dispatch(fed)
+        self.check_padding(given, real_BT)
+        return dispatch
+
+    def check_padding(self, given: Mapping[str, Any], real_BT: np.ndarray | None) -> None:
+        """Compare the padding of a forward pass with what a module was given; see `LabelSource.check_padding`."""
+        if self._counted is None:
+            return
+        if real_BT is None and not self._counted.mask_known:
+            found = find_padding(flat(given), self._counted.real_BT.shape, only_known=True)
+            real_BT = None if found is None else found.real
+        if real_BT is not None and (n_padding := int((self._counted.real_BT & ~real_BT).sum())):
+            raise ProbeError(
+                f"mask: {n_padding} positions that count are padding in what the module is given; say which positions "
+                "are real with probe.masked(mask)"
+            )
+
+    @property
+    def tells_positions_apart(self) -> bool:
+        """Whether masks or labels are not the same for all positions of the forward pass."""
+        return (
+            self._has_ngrams
+            or self.context.has_labels
+            or (self._counted is not None and not self._counted.real_BT.all())
+        )
 
     def finish(self, output: Any) -> None:
         """End the forward pass that began last; `output` is None where it failed."""
         current, self._current = self._current, None
+        self._fed, self._counted, self._arguments = None, None, MappingProxyType({})
         if current is not None and current is self._steps.sequences:
             if output is None:
                 self._steps.undo()
@@ -188,8 +233,8 @@ class InputTracker:
 
     # --- parts of begin --------------------------------------------------------------------------------------
 
-    def _own_labels(self, tokens: TokenBatch) -> dict[str, np.ndarray]:
-        """Check a token batch, exclude sequences that do not count, and give the user's own labels [B, T]."""
+    def _admit(self, tokens: TokenBatch) -> None:
+        """Check a token batch, and exclude sequences that do not count."""
         self.context.exclude_sequences(tokens)
         if tokens.ids_BT is None and self._has_ngrams:
             name = self.rows.set_names[0]
@@ -197,7 +242,71 @@ class InputTracker:
                 f"{name}: the model was fed no input_ids, so its tokens are unknown; use labels=() or labels of your "
                 "own (probe.labelled)"
             )
-        return self.context.own_labels(tokens.real_BT.shape)
+
+    def _own_labels(self, tokens: TokenBatch) -> dict[str, np.ndarray]:
+        """Give the user's own labels [B, T]; a mask [B] is none of tokens [B, T]."""
+        mask, shape = self.context.mask, tokens.real_BT.shape
+        if mask is not None and mask.ndim < 2 and tokens.ids_BT is not None:
+            fit_mask(mask, shape)
+        return self.context.own_labels(shape)
+
+    def _dispatch(self, fed: _Fed) -> Dispatch:
+        """Build the dispatch of a forward pass."""
+        own = self._own_labels(fed.tokens)
+        self._current, self._counted = fed.sequences, fed.tokens
+        return self.rows.batch(fed.tokens, own, fed.sequences, waits=fed.waits, tentative=self.context.tentative)
+
+    def _with_padding(self, tokens: TokenBatch, given: Mapping[str, Any]) -> TokenBatch:
+        """Mark the padding of which arguments tell that are no attention_mask."""
+        if isinstance(given.get("bool_masked_pos"), Tensor):
+            reason = "they hold the mask token; leave them out with probe.masked(mask)"
+            self.choices.add("bool_masked_pos", "its patches count", reason, certain=True)
+        found = find_padding(given, tokens.real_BT.shape, only_known=self._has_backbone)
+        if found is None:
+            return tokens
+        self._record(found)
+        return tokens if found.real is None else replace(tokens, real_BT=tokens.real_BT & found.real, mask_known=True)
+
+    def _positions(self, shape: tuple[int, ...], given: Mapping[str, Any], tokens: TokenBatch | None) -> TokenBatch:
+        """Make the positions of hidden states [B, T, D], or [B, D], of a model that is fed no tokens, or pools them.
+
+        Args:
+            shape: (B, T), or (B,).
+            given: arguments of the module that gives them.
+            tokens: what the model is fed; None where that is unknown.
+
+        Raises:
+            ProbeError: a mask is of another shape, or these are no positions of the tokens.
+        """
+        full = shape if len(shape) > 1 else (*shape, 1)
+        if tokens is not None and (len(shape) > 1 or len(tokens.real_BT) != shape[0]):
+            raise ProbeError(
+                f"modules: expected hidden states {[*tokens.real_BT.shape, 'D']} or {[len(tokens.real_BT), 'D']} of "
+                f"the tokens that the model is fed, got {[*shape, 'D']}; if their layout is another one, declare it: "
+                "modules={name: (module, None, 'TBD')}"
+            )
+        if (mask := self.context.mask) is not None:
+            return TokenBatch(real_BT=fit_position_mask(mask, shape), ids_BT=None)
+        if tokens is not None:
+            return TokenBatch(
+                real_BT=np.asarray(tokens.real_BT.any(axis=1)).reshape(-1, 1), ids_BT=None, mask_known=tokens.mask_known
+            )
+        fallback = self.context.fallback
+        if fallback is not None and tuple(fallback.shape) == shape:
+            return TokenBatch(real_BT=fit_position_mask(fallback, shape), ids_BT=None)
+        positions = TokenBatch(real_BT=np.ones(full, dtype=bool), ids_BT=None, mask_known=False)
+        tokens = self._with_padding(positions, flat(given))  # the module's own arguments say it better
+        return tokens if tokens.mask_known else self._with_padding(tokens, self._arguments)
+
+    def _record(self, padding: Padding) -> None:
+        """Record how an argument was read that is no attention_mask."""
+        name = padding.argument
+        if padding.real is None:
+            reason = f"nobody can tell what {name} means; say which positions are real with probe.masked(mask)"
+            self.choices.add("padding", "none", reason)
+        else:
+            reason = "where it does not say so, give probe.masked(mask)"
+            self.choices.add("padding", f"by {name}", reason, certain=padding.is_certain)
 
     def _warn_of_padding(self, tokens: TokenBatch) -> None:
         """Warn once of tokens that look like padding; padding is never guessed from token ids."""
@@ -227,3 +336,12 @@ class InputTracker:
         sequences = self.rows.new_sequences(past)
         sequences.extend(past, {}, self.rows.unique_prefixes)
         return sequences
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """What a forward pass is fed, the sequences that continue it, and whether their positions may wait for labels."""
+
+    tokens: TokenBatch
+    sequences: CachedSequences
+    waits: bool = False

@@ -17,10 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from softh_probe.patching import hooked, is_own_hook
 
-Observer = Callable[[Any], None]
+BeforeCall = Callable[[tuple[Any, ...], dict[str, Any]], None]
+AfterCall = Callable[[Any], None]
 
 
-def _ignore(value: object) -> None:
+def _ignore(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     pass
 
 
@@ -29,8 +30,7 @@ class HookEdges:
 
     Args:
         module: the module.
-        arrive: called with the arguments of each call, before the pre-hooks of others. These are the positional ones;
-            where there are none, those by name.
+        arrive: called with the arguments of each call, positional and by name, before the pre-hooks of others.
         enter: called with them after these hooks, when the module takes them.
         leave: called with the output, after the hooks of others.
         unseen: called with the module where another hook runs after ours, so that nobody knows what it makes of it.
@@ -40,10 +40,10 @@ class HookEdges:
         self,
         module: nn.Module,
         *,
-        leave: Observer,
+        leave: AfterCall,
         unseen: Callable[[nn.Module], None],
-        arrive: Observer = _ignore,
-        enter: Observer = _ignore,
+        arrive: BeforeCall = _ignore,
+        enter: BeforeCall = _ignore,
     ) -> None:
         self._module = module
         self._observers = arrive, enter, leave, unseen
@@ -75,13 +75,13 @@ class HookEdges:
 
     def _arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arrive, *_ = self._observers
-        arrive(args or kwargs)
+        arrive(args, kwargs)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_order(self._handles[1])
         self.restore()
         _, enter, *_ = self._observers
-        enter(args or kwargs)
+        enter(args, kwargs)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._check_order(self._handles[2])

@@ -10,13 +10,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from softh_probe.attached.inputs import arguments
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.active_adapters import ActiveAdapters
 from softh_probe.hooks.callers import is_run_by_another, modules_that_run
-from softh_probe.hooks.edges import HookEdges, Observer
+from softh_probe.hooks.edges import AfterCall, BeforeCall, HookEdges
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRAINING
@@ -101,9 +101,13 @@ class ForwardHooks:
         """Make the hooks of named modules, blocks and norms."""
         points, recorder = self._points, self._recorder
         named = [
-            HookEdges(module, leave=partial(recorder.hidden, name), unseen=self._note_late_hook)
+            HookEdges(
+                module,
+                enter=partial(self._before_module, name, module),
+                leave=self._after_entry if module is points.entry else partial(recorder.hidden, name),
+                unseen=self._note_late_hook,
+            )
             for name, module in points.modules.items()
-            if module is not points.entry
         ]
         at_norm = partial(recorder.arrive, at_norm=True), partial(recorder.enter, at_norm=True)
         norms = [self._edges_of(norm, *at_norm, recorder.norm) for norm in points.norms]
@@ -113,7 +117,7 @@ class ForwardHooks:
         ]
         return named + blocks + norms
 
-    def _edges_of(self, module: nn.Module, arrive: Observer, enter: Observer, leave: Observer) -> HookEdges:
+    def _edges_of(self, module: nn.Module, arrive: BeforeCall, enter: BeforeCall, leave: AfterCall) -> HookEdges:
         return HookEdges(module, arrive=arrive, enter=enter, leave=leave, unseen=self._note_late_hook)
 
     def _outer_modules(self) -> list[nn.Module]:
@@ -186,6 +190,7 @@ class ForwardHooks:
             for name, module in self._points.modules.items():
                 if module is entry and output is not None:
                     self._recorder.hidden(name, output)
+                    self._caller.measured = _identity(output)
             self._recorder.end(output)
         return output
 
@@ -201,6 +206,19 @@ class ForwardHooks:
                     f"{seat.name}: another module stands in its place, and what that one gives is not measured; put it "
                     "there before the probe is made"
                 )
+
+    def _before_module(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) + len(kwargs) > 1:  # a mask may be among them
+            self._recorder.named_input(name, lambda: arguments(module, args, kwargs))
+
+    def _after_entry(self, output: Any) -> None:
+        """Report hooks of others that change what the model itself gives, which was measured as its forward ended."""
+        measured, self._caller.measured = self._caller.measured, None
+        if measured is not None and measured != _identity(output):
+            self._recorder.problems.append(
+                f"{type(self._points.entry).__name__}: hooks change what the model itself gives after it was measured; "
+                "name a module inside it, or probe one that holds it, such as torch.nn.Sequential(model)"
+            )
 
     def _after_block(self, index: int, output: Any) -> None:
         """Record a block's output; the block may be called again, or the next one is, or the norms are."""
@@ -222,3 +240,10 @@ class _Caller(threading.local):
 
     entered: tuple[nn.Module, ...] = ()
     arguments: Mapping[str, Any] = MappingProxyType({})
+    measured: tuple[int, int] | None = None
+
+
+def _identity(output: object) -> tuple[int, int]:
+    """Identify an output, and as far as it shows, how often it was changed in place."""
+    in_place = isinstance(output, Tensor) and not output.is_inference()
+    return id(output), output._version if in_place and isinstance(output, Tensor) else 0  # noqa: SLF001

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from softh_probe.accumulators.batch import BatchAccumulator
@@ -22,6 +25,7 @@ class ForwardPass:
         chain: evidence that these are blocks.
         last: what the last block or norm gave.
         pending: layer and output of the last block, where the state awaits the next block.
+        given: arguments of the named modules that run.
     """
 
     def __init__(self, labels: Dispatch | DecodeStep | None) -> None:
@@ -31,6 +35,7 @@ class ForwardPass:
         self.chain = ResidualChain()
         self.last: object = None
         self.pending: tuple[str, object] | None = None
+        self.given: dict[str, Mapping[str, Any]] = {}
         self._is_handed_on = False
         self._accumulator: BatchAccumulator | None = None
 

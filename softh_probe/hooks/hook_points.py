@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.hooks.outputs import ModuleOutput, parse_modules
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 
 #: Model types that have a causal language model.
@@ -31,6 +33,7 @@ class HookPoints:
         norms: normalisations beside the blocks or further out; the one called after the last block is the final norm.
         path: name of the block list inside the model given.
         modules: name -> module whose output is measured, where the user names them.
+        outputs: name -> what of that output is measured.
     """
 
     entry: nn.Module
@@ -38,6 +41,7 @@ class HookPoints:
     norms: tuple[nn.Module, ...] = ()
     path: str = ""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    outputs: Mapping[str, ModuleOutput] = field(default_factory=dict)
 
     @property
     def hidden_size(self) -> int | None:
@@ -101,12 +105,19 @@ def stacks(model: nn.Module) -> dict[str, nn.Module]:
     return {"": model}
 
 
-def find_hook_points(model: nn.Module) -> HookPoints:
-    """Find the backbone and its blocks.
+def find_hook_points(model: nn.Module, modules: Mapping[str, Any] = MappingProxyType({})) -> HookPoints:
+    """Find the backbone and its blocks, or take the modules that the user names instead.
+
+    Args:
+        model: the model that is run.
+        modules: see `softh_probe.hooks.outputs.parse_modules`.
 
     Raises:
         InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
     """
+    if outputs := parse_modules(modules):
+        named = {layer: output.module for layer, output in outputs.items()}
+        return HookPoints(entry=model, modules=named, outputs=outputs)
     inner = unwrapped(model)
     if len(stacks(inner)) > 1:
         raise InputError(

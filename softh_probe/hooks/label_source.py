@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import numpy as np
 from torch import nn
 
 from softh_probe.accumulators.dispatch import DecodeStep, Dispatch, MergeMap
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.attached.pass_context import PassContext
+from softh_probe.choices import Choices
 from softh_probe.labels import LabelSet
 
 
@@ -57,10 +59,12 @@ class LabelSource(Protocol):
         n_rejected: positions that were counted as fed and taken back since.
         lock: held during a forward pass that counts, and by all else that changes what was counted, so that a model
             may be run by several threads; all probes of a model share one.
+        choices: what was chosen for the user.
     """
 
     n_rejected: int
     lock: threading.RLock
+    choices: Choices
 
     @property
     def rows(self) -> LabelRows:
@@ -106,19 +110,40 @@ class LabelSource(Protocol):
 
         Returns:
             The rows of its positions; a `DecodeStep` where they come with those of later steps; None where the
-            arguments hold neither tokens nor embeddings (`begin_positions` follows).
+            arguments hold neither tokens nor embeddings, or modules are named that may pool them (`begin_positions`
+            follows).
 
         Raises:
             ProbeError: the labels cannot be found.
         """
         ...
 
-    def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
-        """Find the labels of a forward pass without tokens, once its first hidden states [B, T, D] or [B, D] are known.
+    def begin_positions(
+        self, shape: tuple[int, ...], given: Mapping[str, Any], real_BT: np.ndarray | None = None
+    ) -> Dispatch:
+        """Find the labels of a forward pass once its first hidden states [B, T, D] or [B, D] are known.
 
         Args:
-            shape: (B, T), with T = 1 for [B, D]; every position is real.
+            shape: (B, T), or (B,) of [B, D], where a position is a row.
+            given: arguments of the module that gave them, which may tell of padding.
+            real_BT: False at padding, where the module itself knows.
+
+        Raises:
+            ProbeError: masks or labels are of another shape.
         """
+        ...
+
+    def check_padding(self, given: Mapping[str, Any], real_BT: np.ndarray | None) -> None:
+        """Compare the padding of the forward pass with what a further module was given; see `begin_positions`.
+
+        Raises:
+            ProbeError: positions that count are padding there.
+        """
+        ...
+
+    @property
+    def tells_positions_apart(self) -> bool:
+        """Whether masks or labels are not the same for all positions of the forward pass that began last."""
         ...
 
     def finish(self, output: Any) -> None:

@@ -21,6 +21,7 @@ from softh_probe.hooks.forward_pass import ForwardPass
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import LAYERS_ALONE, PAUSED, LeftOut
+from softh_probe.hooks.outputs import OutputReader
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 
 #: Seconds that a forward pass waits for one in another thread.
@@ -54,8 +55,11 @@ class Recorder:
         self.positions = self.tokens = 0
         self.left_out = LeftOut()
         self.problems: list[str] = []
-        self.choices = Choices(warn=True)
+        self.choices = source.choices
         self._source, self._sums, self._points = source, sums, points
+        self._readers = {
+            layer: OutputReader(layer, output, points.entry, self.choices) for layer, output in points.outputs.items()
+        }
         self._steps: dict[str, list[Tensor]] = {}
         self._thread = _Thread()
         self._layout_known = False
@@ -107,25 +111,26 @@ class Recorder:
             self.note(problem, "labels")
         self.drain()
 
-    def arrive(self, taken: object, *, at_norm: bool = False) -> None:
+    def arrive(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, at_norm: bool = False) -> None:
         """Record what the model hands to a block or norm that it calls, before hooks of others change it."""
         current = self._pass
         if current is None or (at_norm and current.pending is None):
             return
         layer = FINAL_NORM if at_norm else block_name(current.n_block_calls + 1)
         try:
-            state = hidden_state(taken, layer)
+            state = hidden_state(args or kwargs, layer)  # it comes first, or by its name
             current.arrive(state)
             if not at_norm:
                 current.chain.take(state)
         except Exception as problem:
             self.note(problem, layer)
 
-    def enter(self, taken: object, *, at_norm: bool = False) -> None:
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, at_norm: bool = False) -> None:
         """Record what a block takes, or a norm: the state of the block before it, or that of the embeddings."""
         current = self._pass
         if current is None or (at_norm and current.n_block_calls < self.n_blocks):
             return
+        taken = args or kwargs
         if (state := current.settle(taken)) is not None:
             self.hidden(*state)
         if not at_norm and not current.n_block_calls:
@@ -175,21 +180,18 @@ class Recorder:
         if not self.wants(layer):
             return
         try:
-            hidden = hidden_state(value, layer)
-            if hidden.is_mps:
-                hidden = hidden.cpu()  # Apple's GPUs have no float64
-            if current.labels is None and hidden.ndim in (2, 3):
-                n_tokens = hidden.shape[1] if hidden.ndim == 3 else 1
-                current.labels = self._source.begin_positions((hidden.shape[0], n_tokens))
-            expected = current.shapes
-            if hidden.shape[:-1] not in expected:
-                raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
+            hidden = self._states(layer, value, current)
             if isinstance(current.labels, DecodeStep):
                 self._steps.setdefault(layer, []).append(hidden.detach().clone())
             else:
                 current.accumulator.add(self._sums.of(layer, hidden), hidden)
         except Exception as problem:
             self.note(problem, layer)
+
+    def named_input(self, layer: str, given: Callable[[], Mapping[str, Any]]) -> None:
+        """Note the arguments of a named module, which may tell of padding."""
+        if self._pass is not None:
+            self._pass.given[layer] = given()
 
     def end(self, output: Any) -> None:
         """End a forward pass, counted or not; `output` is None where it failed."""
@@ -286,6 +288,30 @@ class Recorder:
     @_pass.setter
     def _pass(self, forward_pass: ForwardPass | None) -> None:
         self._thread.forward_pass = forward_pass
+
+    def _states(self, layer: str, value: object, current: ForwardPass) -> Tensor:
+        """Find the hidden states of a layer, whose shape is that of the forward pass; the first ones determine it."""
+        reader = self._readers.get(layer)
+        shape = None if current.labels is None else current.labels.shape
+        hidden, real_BT = (hidden_state(value, layer), None) if reader is None else reader.read(value, shape)
+        if hidden.is_mps:
+            hidden = hidden.cpu()  # Apple's GPUs have no float64
+        given = current.given.pop(layer, {})
+        if current.labels is None and hidden.ndim not in (2, 3):
+            raise ProbeError(
+                f"{layer}: expected hidden states [B, T, D] or [B, D], got {list(hidden.shape)}; name the modules with "
+                "their layout: modules={name: (module, None, 'BHWC')}"
+            )
+        if current.labels is None:
+            current.labels = self._source.begin_positions(tuple(hidden.shape[:-1]), given, real_BT)
+        elif given or real_BT is not None:
+            self._source.check_padding(given, real_BT)
+        expected = current.shapes
+        if hidden.shape[:-1] not in expected:
+            raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
+        if reader is not None and self._source.tells_positions_apart:
+            reader.confirm(tuple(hidden.shape[:-1]))
+        return hidden
 
     def _note_alone(self) -> None:
         """Count the call of a layer outside of a forward pass."""

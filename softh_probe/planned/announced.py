@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.attached.inputs import require_tokens
 from softh_probe.attached.pass_context import PassContext
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.planned.plan import Plan
 
@@ -28,10 +30,12 @@ class AnnouncedBatches:
 
     n_rejected = 0
     is_paused = False
+    tells_positions_apart = True
 
     def __init__(self, plan: Plan, *, has_backbone: bool) -> None:
         self.rows = plan
         self.lock = threading.RLock()
+        self.choices = Choices()  # the run reports them
         self._has_backbone = has_backbone
         self._announced: Dispatch | None = None
 
@@ -70,9 +74,14 @@ class AnnouncedBatches:
             require_tokens(inputs, outer)
         return self._announced
 
-    def begin_positions(self, shape: tuple[int, int]) -> Dispatch:
+    def begin_positions(
+        self, shape: tuple[int, ...], given: Mapping[str, Any], real_BT: np.ndarray | None = None
+    ) -> Dispatch:
         """Raise ProbeError: the announced batch has all labels."""
         raise ProbeError(_NOT_ANNOUNCED)
+
+    def check_padding(self, given: Mapping[str, Any], real_BT: np.ndarray | None) -> None:
+        """Do nothing: the corpus has no padding."""
 
     def finish(self, output: Any) -> None:
         """Do nothing: no sequence lasts longer than its batch."""
