@@ -64,6 +64,15 @@ def test_a_run_equals_every_document_alone(config, checkpoint, tokens_per_batch)
     assert result.info["positions"] == len(expected.labels["input_unigram"])
 
 
+def test_a_column_of_a_single_value_is_told_once(config, tmp_path):
+    data = tmp_path / "one.jsonl"
+    data.write_text("\n".join(json.dumps({"text": text, "language": "en"}) for text in TEXTS))
+    result = run(config(data=str(data), labels=["column:language"]), progress=False)
+    told = [text for text in result.info["warnings"] if "the single value 'en'" in text]
+    assert len(told) == 1
+    assert told[0].startswith("column:language: ")
+
+
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
     result = run(config(report=True, labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
