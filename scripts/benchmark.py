@@ -41,9 +41,9 @@ from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.data.prepared import read_corpus
 from softh_probe.labels import NGRAM_SETS
-from softh_probe.models.checkpoint import load_tokenizer
 from softh_probe.models.loading_errors import quiet_transformers
 from softh_probe.models.source import resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.prepared import plan_run
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.forward import forward

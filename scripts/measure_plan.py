@@ -16,8 +16,8 @@ from softh_probe.config import RunConfig
 from softh_probe.data.corpus import SORT_WINDOW, length_batches
 from softh_probe.data.prepared import read_corpus
 from softh_probe.labels import NGRAM_SETS, parse_label_sets, shortest_document
-from softh_probe.models.checkpoint import load_tokenizer
 from softh_probe.models.source import resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
 

@@ -30,8 +30,9 @@ from softh_probe.estimators.bias_correction import (
     null_information,
 )
 from softh_probe.estimators.soft_entropy import entropy, log_assignments
-from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
+from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.source import resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.row_allocation import ngram_ids
 
 COUNTS = (2, 4, 8, 16, 64)

@@ -1,7 +1,6 @@
 """Load a checkpoint without its language-model head, check that it is complete, and free it.
 
     source = resolve_model("EleutherAI/pythia-160m", revision="step1000")
-    tokenizer = load_tokenizer(source)
     with load_checkpoint(source) as checkpoint:
         checkpoint.model(**batch).last_hidden_state  # logits are never computed
 
@@ -24,10 +23,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, abbreviated
@@ -35,7 +32,7 @@ from softh_probe.models.fingerprint import is_pooler, weights_fingerprint
 from softh_probe.models.gguf import check_gguf_sizes
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, model_error, quiet_transformers
 from softh_probe.models.placement import accelerator, check_device, check_dtype
-from softh_probe.models.source import ModelSource, check_weights, fetch, fetch_weights, small_files
+from softh_probe.models.source import ModelSource, check_weights, fetch_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,42 +65,6 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.free()
-
-
-def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-        load_tokenizer(resolve_model("EleutherAI/pythia-160m"))("a b").input_ids
-
-    Args:
-        source: the checkpoint, as `resolve_model` finds it.
-        trust_remote_code: allow Python code that comes with the checkpoint.
-
-    Raises:
-        InputError: the tokenizer is missing or damaged, or needs code of its own.
-    """
-    what = f"model {source.name!r}: its tokenizer"
-    remedy = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json"
-    if source.gguf_file:  # it holds its tokenizer
-        remedy = RELOAD_HINT
-    folder = source.folder or fetch(source, small_files(trust_remote_code))
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if source.gguf_file:
-        options["gguf_file"] = source.gguf_file
-    with quiet_transformers(), as_input_error(what, remedy, TypeError):
-        if source.folder is None:  # transformers knows the tokenizers of some repositories by their names
-            options["config"] = AutoConfig.from_pretrained(folder, **options)
-            options["config"].name_or_path = source.name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        except Exception as error:
-            if type(error) is Exception:  # the tokenizers library (Rust) raises this for a damaged file
-                raise ValueError(str(error)) from error
-            raise
-    # Without files, many classes load an empty vocabulary (two word boundaries at most) without an error.
-    if tokenizer.vocab_files_names and len(tokenizer) - len(tokenizer.added_tokens_decoder) <= 2:
-        raise InputError(f"{what} has no vocabulary; {remedy}")
-    return tokenizer
 
 
 def load_checkpoint(

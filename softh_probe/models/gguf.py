@@ -1,4 +1,4 @@
-"""Checks of a .gguf file before memory is allocated for its weights."""
+"""A .gguf file: checks before memory is allocated for its weights, and how its tokenizer splits text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from tokenizers import pre_tokenizers
 from transformers import PretrainedConfig
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from softh_probe.choices import Choices
 from softh_probe.errors import first_sentence, short_repr
 from softh_probe.models.loading_errors import RELOAD_HINT, model_error
+
+#: Names under `tokenizer.ggml.pre` for GPT-2's splitting of text, and for that after each digit is split off
+#: (llama.cpp, src/llama-vocab.cpp).
+_GPT2_SPLITS = {"gpt-2", "gpt2", "mpt", "olmo", "jais", "trillion"}
+_DIGIT_SPLITS = {"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"}
 
 
 def check_gguf_sizes(name: str, file: Path, model_class: Any, config: PretrainedConfig) -> None:
@@ -49,3 +58,40 @@ def check_gguf_sizes(name: str, file: Path, model_class: Any, config: Pretrained
     n_held = sum(int(t.n_elements) for t in tensors)
     if n_declared > 2 * n_held:
         raise model_error(name, f"its header declares {n_declared:,} weights, the file holds {n_held:,}; {RELOAD_HINT}")
+
+
+def follow_gguf(tokenizer: PreTrainedTokenizerBase, file: Path, choices: Choices) -> None:
+    """Make a tokenizer split text as its .gguf file says.
+
+    Of byte-level vocabularies, a file names the splitting alone. transformers knows some names, and takes GPT-2's
+    splitting for all others.
+
+    Args:
+        tokenizer: what transformers loaded from the file; changed where needed.
+        file: the .gguf file.
+        choices: collects a splitting that is not known.
+    """
+    from gguf import GGUFReader  # an optional package
+
+    fields = GGUFReader(file).fields
+    model, named = (fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    name = "" if named is None else str(named.contents())
+    if model is None or model.contents() != "gpt2" or name in _GPT2_SPLITS | _known_splits():
+        return
+    if name in _DIGIT_SPLITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        return
+    what = f"splits text as {name!r}" if name else "does not say how it splits text"
+    reason = f"{file.name} {what}, which transformers {transformers.__version__} does not know; tokens may be others"
+    choices.add("tokenizer", "GPT-2's splitting of text", f"{reason}; name the model's own by --tokenizer")
+
+
+def _known_splits() -> set[str]:
+    """List the names of splittings that transformers knows; none in versions that know no names."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        return set()
+    return set(GGUF_PRE_TOKENIZER_SPLITS)

@@ -14,9 +14,10 @@ import torch
 from softh_probe.config import RunConfig, config_yaml, tokens_per_batch_on
 from softh_probe.data.prepared import read_corpus
 from softh_probe.files import write_text
-from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
+from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run

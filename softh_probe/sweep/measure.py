@@ -23,9 +23,9 @@ from softh_probe.data.prepared import read_corpus
 from softh_probe.data.sources import data_identity
 from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence
-from softh_probe.models.checkpoint import load_tokenizer
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.prepared import plan_run
 from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.run.pipeline import run

@@ -15,8 +15,9 @@ from softh_probe.estimators.bias_correction import (
     corrected_information,
     null_information,
 )
-from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
+from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.source import resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from tests.helpers import references
 
 

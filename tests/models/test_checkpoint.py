@@ -22,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from softh_probe.errors import InputError
-from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
+from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.fingerprint import weights_fingerprint
 from softh_probe.models.source import ModelSource, resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from tests.helpers.hub import serving_folders
 
 VOCABULARY = 64
@@ -698,7 +699,8 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 
 ASK = """
 import json, sys, time
-from softh_probe.models.checkpoint import load_checkpoint, load_tokenizer
+from softh_probe.models.checkpoint import load_checkpoint
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.models.source import resolve_model
 for name, revision, options in json.loads(sys.argv[1]):
     start, answer = time.monotonic(), {}
