@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,9 @@ class RunConfig:
     """Run Python code that comes with the checkpoint. It can do anything you can: read it first."""
     allow_pickle: bool = False
     """Load weights from pickle files (pytorch_model.bin) where there are no safetensors."""
+    tokenizer: str | None = None
+    """Tokenizer: a hub id, a folder, a tokenizer.json file (alone) or a .gguf file, for a checkpoint without one or in
+    place of its own; null is the checkpoint's own."""
     data: str
     """Corpus: a hub id, a local .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a folder of them. Text is UTF-8;
     other encodings and separators than the format's are refused where they are not certain."""
@@ -81,6 +84,11 @@ class RunConfig:
     """Tokens a document (or window) has at most."""
     overflow: Literal["truncate", "split"] = "truncate"
     """Treatment of longer documents: truncate, or split into successive windows."""
+    add_special_tokens: bool | None = None
+    """Add the tokenizer's special tokens (such as a first <s>) to each text: true or false; null is the tokenizer's
+    default. A conversation has those of its chat template alone."""
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Variables of the chat template by name ({enable_thinking: false}), for conversations; null gives none."""
     labels: str | Sequence[str] = ("input_unigram", "output_unigram")
     """Label sets: input_ or output_ with unigram, bigram, trigram or quadgram, and column:NAME for a column of the
     data set; empty counts every token and measures entropy alone."""

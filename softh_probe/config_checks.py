@@ -104,6 +104,8 @@ def in_words(hint: Any) -> str:
 def _alternatives(hint: Any) -> list[str]:
     """Name each member of a union, and each choice of a `Literal`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return ["any value"]
     if origin in (typing.Union, UnionType):
         return [word for part in parts for word in _alternatives(part)]
     if origin is Literal:
@@ -118,6 +120,8 @@ def _alternatives(hint: Any) -> list[str]:
 def _is(value: Any, hint: Any) -> bool:
     """Tell whether a value has the type of a field."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin in (typing.Union, UnionType):
         return any(_is(value, part) for part in parts)
     if origin is Literal:

@@ -17,8 +17,11 @@ import torch
 from tqdm import tqdm
 
 from softh_probe.choices import Choice, Choices
+from softh_probe.data.chat_template import check_template_kwargs
 from softh_probe.data.documents import Document
-from softh_probe.data.tokenizing import Windows, encode
+from softh_probe.data.texts_digest import TextsDigest, has_text
+from softh_probe.data.tokenizing import Windows, encodable_content, encode, n_special_tokens
+from softh_probe.data.unknown_tokens import tell_dropped, tell_unknown, unknown_ids
 from softh_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ OVERFLOW = ("truncate", "split")
 #: paper's 10,000 documents are one window.
 SORT_WINDOW = 10_000
 
+_COUNTS = ("n_read", "n_empty", "n_truncated", "n_without_tokens", "n_unknown")
 _CHUNK_DOCUMENTS = 256
 _CHUNK_CHARACTERS = 1 << 20  # a tokenizer uses some 200 bytes for each
 
@@ -63,6 +67,12 @@ class Corpus:
     """Documents without text or tokens; they are not in the corpus."""
     n_truncated: int
     """Documents longer than max_length, which were truncated or split."""
+    n_without_tokens: int = 0
+    """Those of `n_empty` that have text, for which the tokenizer has no token."""
+    n_unknown: int = 0
+    """Tokens that stand for text that the tokenizer does not know (<unk>)."""
+    texts_sha256: str | None = None
+    """SHA-256 of the texts as they were read, whatever the tokenizer (see `TextsDigest`); None if not known."""
     token_name: Callable[[int], Any] = str
     """The string of a token id, as the tokenizer writes it."""
     choices: Sequence[Choice] = ()
@@ -90,7 +100,8 @@ class Corpus:
         columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
         return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
             "columns": [[name, column.names] for name, column in self.columns.items()],
-            "counts": {"n_read": self.n_read, "n_empty": self.n_empty, "n_truncated": self.n_truncated},
+            "counts": {name: getattr(self, name) for name in _COUNTS},
+            "texts_sha256": self.texts_sha256,
             "choices": Choices(self.choices).to_json(),
             "data_commit": self.data_commit,
         }
@@ -110,6 +121,7 @@ class Corpus:
             source=source,
             columns=columns,
             token_name=token_name,
+            texts_sha256=head["texts_sha256"],
             choices=tuple(Choices.from_json(head["choices"])),
             data_commit=head["data_commit"],
             **head["counts"],
@@ -134,6 +146,8 @@ def tokenize(
     *,
     max_length: int = 512,
     overflow: str = "truncate",
+    add_special_tokens: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
     choices: Choices | None = None,
 ) -> Corpus:
@@ -160,35 +174,47 @@ def tokenize(
         max_length: tokens of a document.
         overflow: for a longer document: "truncate", by the tokenizer's own truncation, or "split", into successive
             windows of `max_length` tokens, each of which is a document with the same labels.
+        add_special_tokens: add the tokenizer's special tokens to each text; None is the tokenizer's default. The
+            template of a conversation writes its special tokens itself; adding more would double them.
+        chat_template_kwargs: variables of the chat template by name.
         progress: show a progress bar.
         choices: what was chosen while the documents were read; goes into the corpus with what is chosen here.
 
     Raises:
-        InputError: no document has text, `max_length` leaves no room for text, `overflow` is unknown, or the tokenizer
-            has no chat template that takes a conversation.
+        InputError: no document has text or tokens, `max_length` leaves no room for text, `overflow` is unknown, or the
+            tokenizer has no chat template that takes a conversation and reads these variables.
     """
     if overflow not in OVERFLOW:
         raise InputError(f"overflow: {overflow!r} is not one of {', '.join(OVERFLOW)}")
-    shortest = max(2, tokenizer.num_special_tokens_to_add() + 1)
+    special = add_special_tokens is not False
+    shortest = max(2, n_special_tokens(tokenizer, special) + 1)
     if max_length < shortest:
         raise InputError(f"max_length: {max_length} tokens leave no room for text, give {shortest} or more")
+    check_template_kwargs(tokenizer, chat_template_kwargs or {})
     choices = Choices() if choices is None else choices
-    corpus = _CorpusBuilder()
+    corpus = _CorpusBuilder(unknown_ids(tokenizer))
     total = len(documents) if isinstance(documents, Sized) else None
     with tqdm(desc="tokenize", unit=" documents", total=total, disable=not progress) as bar:
         for chunk in _chunks(documents):
+            if corpus.n_read == 0:
+                tell_dropped(tokenizer, [encodable_content(document.content) for document in chunk], choices)
             windows, n_long = encode(
                 tokenizer,
                 [document.content for document in chunk],
                 max_length=max_length,
                 overflow=overflow,
+                add_special_tokens=special,
+                chat_template_kwargs=chat_template_kwargs,
                 first_number=corpus.n_read + 1,
             )
             corpus.add(chunk, windows, n_long)
             bar.update(len(chunk))
             bar.set_postfix(tokens=f"{corpus.n_tokens:,}")
-    if not corpus.lengths:
-        raise InputError(f"data: none of {corpus.n_read} documents has any text; check data and text_column")
+    corpus.check()
+    if chat_template_kwargs and not corpus.n_conversations:
+        raise InputError("chat_template_kwargs: no document is a conversation; leave them out, or name a text_column")
+    _tell_special_tokens(tokenizer, add_special_tokens, corpus, choices)
+    corpus.tell(tokenizer, choices)
     return corpus.finish(token_name=tokenizer.convert_ids_to_tokens, choices=tuple(choices))
 
 
@@ -251,22 +277,45 @@ def pad_batch(
     return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64))
 
 
-class _CorpusBuilder:
-    """Builder of a corpus: collects chunks of tokens and joins them at the end."""
+def _tell_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, asked: bool | None, corpus: _CorpusBuilder, choices: Choices
+) -> None:
+    """Record where `add_special_tokens`, if it is given, changes nothing."""
+    if asked is None:
+        return
+    if corpus.n_conversations:
+        reason = "a chat template writes them itself; add_special_tokens is for texts, and would double them here"
+        choices.add("special_tokens of conversations", "those of the chat template", reason)
+    elif asked and not n_special_tokens(tokenizer, True):
+        choices.add("special_tokens", "none", "add_special_tokens is on, but the tokenizer has none to add to a text")
 
-    def __init__(self) -> None:
+
+class _CorpusBuilder:
+    """Builder of a corpus: collects chunks of tokens and joins them at the end.
+
+    Args:
+        unknown: the tokens that stand for text that the tokenizer does not know.
+    """
+
+    def __init__(self, unknown: Sequence[int]) -> None:
+        self.unknown = unknown
+        self.texts = TextsDigest()
         self.chunks: list[np.ndarray] = []
         self.lengths: list[int] = []
         self.source: list[int] = []
         self.labels: dict[str, _LabelsBuilder] = {}
         self.n_read = self.n_empty = self.n_truncated = self.n_tokens = 0
+        self.n_without_tokens = self.n_unknown = self.n_conversations = 0
 
     def add(self, documents: Sequence[Document], windows: Sequence[Windows], n_long: int) -> None:
         if self.n_read == 0:
             self.labels = {name: _LabelsBuilder() for name in documents[0].columns}
         for document, of_document in zip(documents, windows, strict=True):
             self.n_read += 1
+            self.texts.add(document.content)
+            self.n_conversations += isinstance(document.content, list)
             self.n_empty += not of_document
+            self.n_without_tokens += has_text(document.content) and not of_document
             if document.columns.keys() != self.labels.keys():
                 raise InputError(f"documents: number {self.n_read} has other label columns than the first")
             self.source += [self.n_read - 1] * len(of_document)
@@ -277,7 +326,31 @@ class _CorpusBuilder:
         self.chunks.append(np.fromiter(itertools.chain.from_iterable(flat), np.int32, count=sum(lengths)))
         self.lengths += lengths
         self.n_tokens += len(self.chunks[-1])
+        self.n_unknown += int(np.isin(self.chunks[-1], self.unknown).sum()) if self.unknown else 0
         self.n_truncated += n_long
+
+    def check(self) -> None:
+        """Check that there are tokens.
+
+        Raises:
+            InputError: no document has text, or the tokenizer has no token for any of them.
+        """
+        if self.lengths:
+            return
+        if not self.n_without_tokens:
+            raise InputError(f"data: none of {self.n_read} documents has any text; check data and text_column")
+        raise InputError(
+            f"tokenizer: it gives no tokens for any of the {self.n_without_tokens} documents with text (of "
+            f"{self.n_read} read); it is damaged, or of another model: name the right one by --tokenizer"
+        )
+
+    def tell(self, tokenizer: PreTrainedTokenizerBase, choices: Choices) -> None:
+        """Record documents and tokens that the tokenizer does not know."""
+        tell_unknown(tokenizer, self.n_unknown, self.n_tokens, choices)
+        if self.n_without_tokens:
+            n_text = self.n_read - self.n_empty + self.n_without_tokens
+            reason = f"the tokenizer has no token for the text of {self.n_without_tokens:,} of {n_text:,} documents"
+            choices.add("documents without tokens", "left out", reason)
 
     def finish(self, token_name: Callable[[int], Any], choices: Sequence[Choice]) -> Corpus:
         return Corpus(
@@ -288,6 +361,9 @@ class _CorpusBuilder:
             n_read=self.n_read,
             n_empty=self.n_empty,
             n_truncated=self.n_truncated,
+            n_without_tokens=self.n_without_tokens,
+            n_unknown=self.n_unknown,
+            texts_sha256=self.texts.hexdigest(),
             token_name=token_name,
             choices=choices,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, config_yaml, tokens_per_batch_on
 from softh_probe.data.prepared import read_corpus
 from softh_probe.files import write_text
@@ -85,8 +86,11 @@ def _run(
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             unfinished = load_snapshot(config, snapshots)
             source = resolve_model(config.model, revision=config.revision)
-            tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-            corpus = read_corpus(config, tokenizer, progress=progress)
+            of_tokenizer = Choices()
+            tokenizer = load_tokenizer(
+                source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
+            )
+            corpus = read_corpus(config, tokenizer, choices=of_tokenizer, progress=progress)
         for choice in corpus.choices:
             logger.info("%s", choice)
         logger.info("corpus: %s documents, %s tokens", f"{corpus.n_documents:,}", f"{corpus.n_tokens:,}")

@@ -34,7 +34,7 @@ def check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
     if int(corpus.tokens.max()) >= n_embeddings:
         raise InputError(
             f"model: the tokenizer gives token {corpus.tokens.max()}, the model has embeddings for {n_embeddings}; "
-            "tokenizer and weights have to be of one checkpoint"
+            "tokenizer and weights have to be of one checkpoint; name the right tokenizer by --tokenizer"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < int(corpus.lengths.max()):
@@ -54,12 +54,15 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: 
             "data_revision": config.data_revision,
             "data_commit": corpus.data_commit,
             "sha256": corpus.sha256,
+            "texts_sha256": corpus.texts_sha256,
             "documents_read": corpus.n_read,
-            "documents_empty": corpus.n_empty,
+            "documents_empty": corpus.n_empty - corpus.n_without_tokens,
+            "documents_without_tokens": corpus.n_without_tokens,
             "documents_longer_than_max_length": corpus.n_truncated,
             "documents": corpus.n_documents,
             "documents_too_short": plan.n_too_short,
             "tokens": corpus.n_tokens,
+            "tokens_unknown": corpus.n_unknown,
         },
         "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
         "peak_memory_gib": _peak_memory_gib(),

@@ -113,6 +113,8 @@ class SweepConfig(RunConfig):
         """Make the configuration of one checkpoint's run, with absolute local paths."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)}
         data = os.path.abspath(os.path.expanduser(self.data)) if is_local(self.data) else self.data
+        if self.tokenizer and is_local(self.tokenizer):
+            values["tokenizer"] = os.path.abspath(os.path.expanduser(self.tokenizer))
         values |= {"model": model, "revision": revision, "out": str(out), "data": data, "resume": True}
         return RunConfig(**values)
 

@@ -116,7 +116,7 @@ def prepare(config: RunConfig, folder: SweepFolder) -> None:
         InputError: the data has changed since this sweep's first result with the same tokenizer.
     """
     source = resolve_model(config.model, revision=config.revision)
-    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code)
     fingerprint, data = tokenizer_fingerprint(tokenizer), data_identity(config.data, config.data_revision)
     if fingerprint is None or data is None:  # then the cache has no key for them
         return
