@@ -98,12 +98,12 @@ def _resolve(tokenizer: str, path: Path, what: str) -> ModelSource:
         if not has_files and not any(path.glob("*vocab*")) and not any(path.glob("*.model")):
             raise InputError(f"{what}: the folder holds no tokenizer; {_EXPECTED}")
         return ModelSource(name=tokenizer, folder=path)
+    if tokenizer.startswith((".", "/", "~")) or tokenizer.endswith((".gguf", ".json")):
+        raise InputError(f"{what}: no such file or folder; {_EXPECTED}")
     try:
         validate_repo_id(tokenizer)
     except hub_errors.HFValidationError as error:
         raise InputError(f"{what}: no such path, and no hub id; {_EXPECTED}") from error
-    if tokenizer.startswith((".", "/", "~")) or tokenizer.endswith((".gguf", ".json")):
-        raise InputError(f"{what}: no such file or folder; {_EXPECTED}")
     return ModelSource(name=tokenizer)
 
 
@@ -153,20 +153,9 @@ def _load(
         if source.gguf_file:
             follow_gguf(tokenizer, folder / source.gguf_file, choices)
             return tokenizer
-        _check_merges(tokenizer, folder, what, remedy)
         if not type(tokenizer).__module__.startswith("transformers."):  # code of its own that the user allowed
             return tokenizer
         return follow_file(tokenizer, folder, choices)
-
-
-def _check_merges(tokenizer: PreTrainedTokenizerBase, folder: Path, what: str, remedy: str) -> None:
-    """Refuse a vocabulary without its merges, for which transformers would guess them."""
-    files = tokenizer.vocab_files_names
-    names = [files[name] for name in ("vocab_file", "merges_file") if name in files]
-    if len(names) < 2 or (folder / files.get("tokenizer_file", TOKENIZER_JSON)).is_file():
-        return
-    if (folder / names[0]).is_file() and not (folder / names[1]).is_file():
-        raise InputError(f"{what} has {names[0]}, but neither {names[1]} nor {TOKENIZER_JSON}; {remedy}")
 
 
 @contextmanager

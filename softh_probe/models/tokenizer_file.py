@@ -7,12 +7,11 @@ file's rules for normalising and splitting text aside. The file is what a model 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -72,7 +71,7 @@ def follow_file(tokenizer: PreTrainedTokenizerBase, folder: Path, choices: Choic
     else:
         _tell_differences(tokenizer, kept, choices)
     stored = json.loads(file.read_text(encoding="utf-8"))
-    _tell_special_tokens(kept, file, stored, choices)
+    _tell_special_tokens(kept, folder, choices)
     _tell_added_tokens(kept, folder, stored, choices)
     _tell_vocabularies(kept, folder, stored, choices)
     return kept
@@ -108,20 +107,22 @@ def _tell_differences(theirs: PreTrainedTokenizerBase, kept: PreTrainedTokenizer
         example = f"{short_repr(text)} has {_length(ours)} tokens, not {_length(others)}"
         reason = f"for {len(other)} of {len(samples)} sample texts {name} gives other tokens than the file: {example}"
         choices.add("tokenizer", TOKENIZER_JSON, reason)
-    if other or _ids(kept, "a", special=True) == _ids(theirs, "a", special=True):
-        return
-    reason = f"{name} adds others ({_special(theirs)}) than the file; --add-special-tokens false leaves all out"
-    choices.add("special_tokens", _special(kept), reason)
+    if (ours_added := _special(kept)) != (theirs_added := _special(theirs)):
+        choices.add("special_tokens", ours_added, f"as the file adds them to a text; {name} adds {theirs_added}")
 
 
-def _tell_special_tokens(kept: PreTrainedTokenizerBase, file: Path, stored: dict[str, Any], choices: Choices) -> None:
-    """Record that settings (add_bos_token) add other special tokens than the file's own template."""
-    if stored.get("post_processor") == (_rules(kept) or {}).get("post_processor"):
-        return
-    alone: list[int] = Tokenizer.from_file(str(file)).encode("a").ids
-    if alone != _ids(kept, "a", special=True):
-        reason = f"{_CONFIG} asks for them, {TOKENIZER_JSON} adds {_names(kept, alone)} by itself"
-        choices.add("special_tokens", _special(kept), f"{reason}; --add-special-tokens false leaves all out")
+def _tell_special_tokens(kept: PreTrainedTokenizerBase, folder: Path, choices: Choices) -> None:
+    """Record that settings ask for other special tokens at the ends of a text than are added."""
+    settings, added = _json(folder / _CONFIG), _ids(kept, "a", special=True) or ()
+    ends = {"add_bos_token": kept.bos_token_id, "add_eos_token": kept.eos_token_id}
+    contradicted = [
+        f"{name}: {str(settings[name]).lower()}"
+        for name, index in ends.items()
+        if settings.get(name) is not None and index is not None and bool(settings[name]) != (index in added)
+    ]
+    if contradicted:
+        reason = f"as {TOKENIZER_JSON} adds them to a text, though {_CONFIG} says {', '.join(contradicted)}"
+        choices.add("special_tokens", _special(kept), f"{reason}; make the files agree")
 
 
 def _tell_added_tokens(kept: PreTrainedTokenizerBase, folder: Path, stored: dict[str, Any], choices: Choices) -> None:
@@ -185,13 +186,9 @@ def _length(ids: list[int] | None) -> int:
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> str:
     """Name the special tokens that a tokenizer adds to a text, in order."""
-    return _names(tokenizer, _ids(tokenizer, "a", special=True) or [])
-
-
-def _names(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
     alone = set(_ids(tokenizer, "a") or ())
-    names = tokenizer.convert_ids_to_tokens([i for i in ids if i not in alone])
-    return " ".join(map(str, names)) or "none"
+    added = [i for i in _ids(tokenizer, "a", special=True) or () if i not in alone]
+    return " ".join(map(str, tokenizer.convert_ids_to_tokens(added))) or "none"
 
 
 def _json(path: Path) -> dict[str, Any]:
