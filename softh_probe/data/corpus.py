@@ -20,8 +20,8 @@ from softh_probe.choices import Choice, Choices
 from softh_probe.data.chat_template import check_template_kwargs
 from softh_probe.data.documents import Document
 from softh_probe.data.texts_digest import TextsDigest, has_text
-from softh_probe.data.tokenizing import Windows, encodable_content, encode, n_special_tokens
-from softh_probe.data.unknown_tokens import tell_dropped, tell_unknown, unknown_ids
+from softh_probe.data.tokenizing import Windows, encodable_content, encode, n_special_tokens, tell_special_tokens
+from softh_probe.data.unknown_tokens import tell_dropped, tell_left_out, tell_unknown, unknown_ids
 from softh_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -213,8 +213,9 @@ def tokenize(
     corpus.check()
     if chat_template_kwargs and not corpus.n_conversations:
         raise InputError("chat_template_kwargs: no document is a conversation; leave them out, or name a text_column")
-    _tell_special_tokens(tokenizer, add_special_tokens, corpus, choices)
-    corpus.tell(tokenizer, choices)
+    tell_special_tokens(tokenizer, add_special_tokens, bool(corpus.n_conversations), choices)
+    tell_unknown(tokenizer, corpus.n_unknown, corpus.n_tokens, choices)
+    tell_left_out(corpus.n_without_tokens, corpus.n_read - corpus.n_empty, choices)
     return corpus.finish(token_name=tokenizer.convert_ids_to_tokens, choices=tuple(choices))
 
 
@@ -277,19 +278,6 @@ def pad_batch(
     return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64))
 
 
-def _tell_special_tokens(
-    tokenizer: PreTrainedTokenizerBase, asked: bool | None, corpus: _CorpusBuilder, choices: Choices
-) -> None:
-    """Record where `add_special_tokens`, if it is given, changes nothing."""
-    if asked is None:
-        return
-    if corpus.n_conversations:
-        reason = "a chat template writes them itself; add_special_tokens is for texts, and would double them here"
-        choices.add("special_tokens of conversations", "those of the chat template", reason)
-    elif asked and not n_special_tokens(tokenizer, True):
-        choices.add("special_tokens", "none", "add_special_tokens is on, but the tokenizer has none to add to a text")
-
-
 class _CorpusBuilder:
     """Builder of a corpus: collects chunks of tokens and joins them at the end.
 
@@ -343,14 +331,6 @@ class _CorpusBuilder:
             f"tokenizer: it gives no tokens for any of the {self.n_without_tokens} documents with text (of "
             f"{self.n_read} read); it is damaged, or of another model: name the right one by --tokenizer"
         )
-
-    def tell(self, tokenizer: PreTrainedTokenizerBase, choices: Choices) -> None:
-        """Record documents and tokens that the tokenizer does not know."""
-        tell_unknown(tokenizer, self.n_unknown, self.n_tokens, choices)
-        if self.n_without_tokens:
-            n_text = self.n_read - self.n_empty + self.n_without_tokens
-            reason = f"the tokenizer has no token for the text of {self.n_without_tokens:,} of {n_text:,} documents"
-            choices.add("documents without tokens", "left out", reason)
 
     def finish(self, token_name: Callable[[int], Any], choices: Sequence[Choice]) -> Corpus:
         return Corpus(

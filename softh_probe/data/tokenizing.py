@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import BatchEncoding
 
 from softh_probe.cache import key_of
+from softh_probe.choices import Choices
 from softh_probe.data.chat_template import chat_ids
 from softh_probe.data.texts_digest import has_text
 from softh_probe.errors import InputError, first_sentence
@@ -75,6 +76,19 @@ def encode(
 def n_special_tokens(tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> int:
     """Count the special tokens that each text gets."""
     return tokenizer.num_special_tokens_to_add() if add_special_tokens else 0
+
+
+def tell_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, asked: bool | None, has_conversations: bool, choices: Choices
+) -> None:
+    """Record where `add_special_tokens` is given and changes nothing."""
+    if asked is None:
+        return
+    if has_conversations:
+        reason = "a chat template writes them itself; add_special_tokens is for texts, and would double them here"
+        choices.add("special_tokens of conversations", "those of the chat template", reason)
+    elif asked and not n_special_tokens(tokenizer, True):
+        choices.add("special_tokens", "none", "add_special_tokens is on, but the tokenizer has none to add to a text")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -37,6 +37,14 @@ def tell_unknown(tokenizer: PreTrainedTokenizerBase, n_unknown: int, n_tokens: i
     choices.add("unknown tokens", f"{_percent(n_unknown, n_tokens)} of tokens are {name}", reason)
 
 
+def tell_left_out(n_without_tokens: int, n_with_tokens: int, choices: Choices) -> None:
+    """Record that documents with text were left out, as the tokenizer has no token for it."""
+    if n_without_tokens:
+        n_text = n_without_tokens + n_with_tokens
+        reason = f"the tokenizer has no token for the text of {n_without_tokens:,} of {n_text:,} documents"
+        choices.add("documents without tokens", "left out", reason)
+
+
 def tell_dropped(tokenizer: PreTrainedTokenizerBase, contents: Sequence[Any], choices: Choices) -> None:
     """Record that a tokenizer without an unknown token drops a notable share of the characters of some texts.
 
