@@ -109,7 +109,7 @@ class SoftEntropyProbe:
             require_causal(points)
         source = _label_source(model, points, labels, count, plan)
         source.lock = lock_of(points.entry)
-        self.model, self._modules, self._plan = model, modules, plan
+        self._model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
         estimator: dict[str, Any] = {
             "n_anchors": n_anchors,
@@ -128,6 +128,11 @@ class SoftEntropyProbe:
             self._settings["layers"] = self._recorder.layers = select_layers(layers, self._layer_names())
 
     # --- results ----------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is measured."""
+        return self._model
 
     @property
     def positions(self) -> int:
@@ -274,7 +279,7 @@ class SoftEntropyProbe:
 
     def new_like(self) -> SoftEntropyProbe:
         """Make a probe of the same model with the same settings that has measured nothing."""
-        return SoftEntropyProbe(self.model, modules=self._modules, plan=self._plan, **self._settings)
+        return SoftEntropyProbe(self._model, modules=self._modules, plan=self._plan, **self._settings)
 
     # --- attached to a model ----------------------------------------------------------------------------------
 
