@@ -220,7 +220,12 @@ def tokenize(
 
 
 def length_batches(
-    lengths: np.ndarray, tokens_per_batch: int, keep: np.ndarray | None = None, window: int = SORT_WINDOW
+    lengths: np.ndarray,
+    tokens_per_batch: int,
+    keep: np.ndarray | None = None,
+    window: int = SORT_WINDOW,
+    *,
+    equal: bool = False,
 ) -> list[np.ndarray]:
     """Group documents of similar length into batches.
 
@@ -229,12 +234,15 @@ def length_batches(
 
     >>> [batch.tolist() for batch in length_batches(np.array([2, 5, 2, 3]), tokens_per_batch=6)]
     [[1], [3, 0], [2]]
+    >>> [batch.tolist() for batch in length_batches(np.array([2, 5, 2, 3]), tokens_per_batch=6, equal=True)]
+    [[1], [3], [0, 2]]
 
     Args:
         lengths: int [n_documents], tokens of each document.
         tokens_per_batch: tokens of a batch at most, padding included; a longer document is a batch by itself.
         keep: bool [n_documents], documents to use; None for all.
         window: documents that are sorted together.
+        equal: group documents of one length only, so that there is no padding.
 
     Returns:
         int64 [B] for each batch: indices of documents.
@@ -250,11 +258,13 @@ def length_batches(
     for first in range(0, len(kept), window):
         neighbours = kept[first : first + window]
         order = neighbours[np.argsort(-lengths[neighbours], kind="stable")]
-        start = 0
-        while start < len(order):
-            size = max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
-            batches.append(order[start : start + size])
-            start += size
+        ends = np.flatnonzero(np.diff(lengths[order])) + 1
+        for group in np.split(order, ends) if equal else [order]:
+            start = 0
+            while start < len(group):
+                size = max(1, tokens_per_batch // max(1, int(lengths[group[start]])))
+                batches.append(group[start : start + size])
+                start += size
     return batches
 
 
@@ -270,7 +280,11 @@ def pad_batch(
             [7, 8]]), tensor([[1, 0],
             [1, 1]]))
     """
-    rows = [corpus.document(int(index)) for index in documents]
+    return pad_rows([corpus.document(int(index)) for index in documents], pad_id)
+
+
+def pad_rows(rows: Sequence[np.ndarray], pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the tokens of several documents as `pad_batch` does."""
     lengths_B = np.array([len(row) for row in rows])
     mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
     ids_BT = np.full(mask_BT.shape, pad_id, dtype=np.int64)

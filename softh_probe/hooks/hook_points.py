@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from types import MappingProxyType
 from typing import Any
@@ -175,30 +176,47 @@ def dry_run(points: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
     """
     calls: list[tuple[str, nn.Module, int | None]] = []
 
+    def see(layer: str, module: nn.Module, value: object) -> None:
+        calls.append((layer, module, hidden_state(value, layer).shape[-1]))
+
+    try:
+        with watched_layers(points, see), torch.no_grad():
+            points.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ProbeError):
+        return []
+    return calls if len(calls) > len(points.blocks) else []
+
+
+@contextmanager
+def watched_layers(points: HookPoints, see: Callable[[str, nn.Module, object], None]) -> Iterator[None]:
+    """Call `see(layer, module, value)` for each layer of the forward pass inside the block, in the order of calls.
+
+    The value is what the first block takes, and what each block and the final norm give; `hidden_state` finds the
+    hidden state in it.
+    """
+    n_calls = 0
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not calls:
-            calls.append((EMBEDDINGS, module, hidden_state(args or kwargs, EMBEDDINGS).shape[-1]))
+        if not n_calls:
+            see(EMBEDDINGS, module, args or kwargs)
 
     def after_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        layer = block_name(len(calls))
-        calls.append((layer, module, hidden_state(output, layer).shape[-1]))
+        nonlocal n_calls
+        n_calls += 1
+        see(block_name(n_calls), module, output)
 
     def after_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if len(calls) > len(points.blocks):
-            calls.append((FINAL_NORM, module, hidden_state(output, FINAL_NORM).shape[-1]))
+        if n_calls >= len(points.blocks):
+            see(FINAL_NORM, module, output)
 
     handles = [points.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
     handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(points.blocks)]
     handles += [norm.register_forward_hook(after_norm) for norm in points.norms]
     try:
-        with torch.no_grad():
-            points.entry(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ProbeError):
-        return []
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return calls if len(calls) > len(points.blocks) else []
 
 
 def select_layers(names: Iterable[str | int] | None, available: list[str]) -> list[str]:

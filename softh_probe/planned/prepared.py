@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from softh_probe.cache import Cache, cache_folder, key_of
 from softh_probe.config import RunConfig, tokens_per_batch_on
 from softh_probe.data.corpus import Corpus, length_batches
@@ -13,23 +15,35 @@ from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.row_allocation import RowAllocation
 
+#: Ways to group documents into batches: of similar lengths, with padding; of equal lengths, without; one by one.
+PADDED, EQUAL_LENGTHS, SINGLE_DOCUMENTS = BATCHINGS = ("padded", "equal lengths", "single documents")
 
-def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1) -> Plan:
+
+def batch_documents(config: RunConfig, corpus: Corpus, batching: str = PADDED) -> list[np.ndarray]:
+    """Group the documents that are long enough for a position to count into batches, in one of the `BATCHINGS`."""
+    keep = corpus.lengths >= shortest_document(parse_label_sets(config.labels))
+    tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
+    if batching == SINGLE_DOCUMENTS:
+        tokens_per_batch = 1
+    return length_batches(corpus.lengths, tokens_per_batch, keep, equal=batching == EQUAL_LENGTHS)
+
+
+def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: str = PADDED) -> Plan:
     """Group a corpus into batches and allocate the rows of its labels, or load the allocation from the cache.
 
     Args:
         config: the run's configuration: label sets, tokens of a batch, cache.
         corpus: the tokenised documents.
         n_processes: processes that share the batches.
+        batching: one of the `BATCHINGS`.
 
     Raises:
         InputError: the corpus gives fewer batches than there are processes.
     """
     label_sets = parse_label_sets(config.labels)
-    long_enough = corpus.lengths >= shortest_document(label_sets)
-    tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
-    batches = length_batches(corpus.lengths, tokens_per_batch, keep=long_enough)
+    batches = batch_documents(config, corpus, batching)
     if 0 < len(batches) < n_processes:
+        tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
         raise InputError(
             f"tokens_per_batch: the corpus makes {len(batches)} batches of up to {tokens_per_batch:,} tokens, for "
             f"{n_processes} processes; start fewer, or set --tokens-per-batch lower"

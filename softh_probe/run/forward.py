@@ -33,13 +33,11 @@ def forward(
         first: number of these that the probe has measured already.
         after_batch: called after each batch with the number of batches done.
     """
-    device = model.get_input_embeddings().weight.device
     share = range(len(plan.batches)) if share is None else share
     n_tokens = [int(plan.corpus.lengths[plan.batches[index]].sum()) for index in share]
     with (
         probe,
-        torch.inference_mode(),
-        _quiet_matmul(),
+        quiet_inference(),
         tqdm(
             total=sum(n_tokens),
             initial=sum(n_tokens[:first]),
@@ -54,7 +52,7 @@ def forward(
             input_ids, attention_mask = pad_batch(plan.corpus, plan.batches[index])
             labels = plan.batch(index)
             with probe.batch(labels):
-                model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+                run_backbone(model, input_ids, attention_mask)
             if done == first + 1:
                 probe.check()  # unusable hidden states show here, not after hours
             bar.update(labels.n_tokens)
@@ -62,13 +60,30 @@ def forward(
                 after_batch(done)
 
 
+def run_backbone(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    """Run a model on one batch, both [B, T] in host memory, on the device of its embeddings."""
+    device = _input_device(model)
+    model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+
+
+def _input_device(model: Any) -> torch.device:
+    """Find the device of the embeddings; that of the first weight where a model has several tables of them, or none."""
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        weight = next(model.parameters())
+    found: torch.device = weight.device
+    return found
+
+
 @contextmanager
-def _quiet_matmul() -> Iterator[None]:
-    """Silence the warning that bitsandbytes repeats at each 8-bit multiplication (inputs are cast to float16)."""
+def quiet_inference() -> Iterator[None]:
+    """Keep no gradients, and silence the warning that bitsandbytes repeats at each 8-bit multiplication."""
     logger = logging.getLogger("bitsandbytes.autograd._functions")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         logger.setLevel(level)

@@ -13,24 +13,26 @@ import torch
 
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, config_yaml, tokens_per_batch_on
+from softh_probe.data.corpus import Corpus
 from softh_probe.data.prepared import read_corpus
 from softh_probe.files import write_text
-from softh_probe.models.checkpoint import load_checkpoint
+from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
-from softh_probe.planned.prepared import plan_run
+from softh_probe.planned.prepared import PADDED, plan_run
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import forward
 from softh_probe.run.output_folder import output_folder, shared_folder
+from softh_probe.run.padding import batches_as, choose_batching, padding_choice
 from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, choices, provenance, warnings
-from softh_probe.run.resume import load_snapshot, resume, run_fingerprint
+from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
 
@@ -96,8 +98,7 @@ def _run(
         logger.info("corpus: %s documents, %s tokens", f"{corpus.n_documents:,}", f"{corpus.n_tokens:,}")
         with seconds("plan"):
             plan = plan_run(config, corpus, processes.count)
-        batches = f"{len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
-        logger.info("plan: %s positions in %s%s", f"{plan.n_positions:,}", batches, processes.describe_sharing())
+        _log_plan(config, plan, processes)
     with seconds("load"):
         checkpoint = load_checkpoint(
             source,
@@ -108,6 +109,12 @@ def _run(
         )
     with checkpoint:
         check_model(checkpoint, corpus)
+        with seconds("plan"):
+            padding = _padding(config, checkpoint, corpus, unfinished, processes)
+        if batches_as(padding) != PADDED:
+            with seconds("plan"), processes.first_ahead():
+                plan = plan_run(config, corpus, processes.count, batches_as(padding))
+            _log_plan(config, plan, processes)
         probe = new_probe(config, checkpoint.model, plan)
         info = checkpoint.info
         if info["stack"]:
@@ -125,7 +132,7 @@ def _run(
             n_processes=processes.local_count,
         )
         logger.info("sums:\n%s", memory.describe())
-        fingerprint = run_fingerprint(config, checkpoint, plan)
+        fingerprint = run_fingerprint(config, checkpoint, plan, padding)
         processes.agree(fingerprint)
         probe.reserve(memory.on_host)
         start = resume(unfinished, probe, fingerprint)
@@ -168,6 +175,23 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntr
         layers=config.layers,
         plan=plan,
     )
+
+
+def _padding(
+    config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, unfinished: Unfinished | None, processes: Processes
+) -> str:
+    """Choose how to group documents into batches, the same in all processes and after an interruption."""
+    padding: str | None = unfinished[0].run.get("padding") if unfinished else None
+    if padding is None and processes.is_first:
+        padding = choose_batching(checkpoint.model, config, corpus)
+    padding = processes.from_first(padding)
+    checkpoint.choices.update(padding_choice(padding))
+    return padding
+
+
+def _log_plan(config: RunConfig, plan: Plan, processes: Processes) -> None:
+    batches = f"{len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
+    logger.info("plan: %s positions in %s%s", f"{plan.n_positions:,}", batches, processes.describe_sharing())
 
 
 def _write_report(result: ProbeResult, folder: Path) -> None:

@@ -11,6 +11,7 @@ from softh_probe.estimators.recipes import how_to_continue
 from softh_probe.hashing import arrays_sha256
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.plan import Plan
+from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.snapshots import Progress, Snapshots
 
@@ -62,8 +63,12 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
     return found
 
 
-def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """Collect everything that determines a run's numbers, the same in all its processes (JSON values)."""
+def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan, padding: str = PADDED) -> dict[str, Any]:
+    """Collect everything that determines a run's numbers, the same in all its processes (JSON values).
+
+    Args:
+        padding: what `choose_batching` chose for the checkpoint.
+    """
     return {
         "config": _config_of(config),
         "weights": checkpoint.info["weights_sha256"],
@@ -71,6 +76,7 @@ def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan) -> di
         "corpus": plan.corpus.sha256,
         "columns": arrays_sha256(*(column.ids for column in plan.corpus.columns.values())),
         "batches": arrays_sha256(*plan.batches),
+        "padding": padding,
     }
 
 
@@ -91,8 +97,10 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
     if unfinished is None:
         return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
     progress, state = unfinished
-    # Fields that a configuration of before lacks are null where they change nothing.
-    theirs = {**progress.run, "config": {**dict.fromkeys(run["config"]), **progress.run["config"]}}
+    # Fields that a configuration of before lacks are null where they change nothing; before padding was checked, all
+    # batches were padded.
+    config_then = {**dict.fromkeys(run["config"]), **progress.run["config"]}
+    theirs = {"padding": PADDED, **progress.run, "config": config_then}
     if changed := [name for name in run if theirs.get(name) != run[name]]:
         raise InputError(
             f"out: since the unfinished run in this folder began, {', '.join(changed)} changed though the "
