@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import logging
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from softh_probe.config import RunConfig
+from softh_probe.config import RunConfig, our_name
 from softh_probe.config_checks import check_config_file, in_words, type_hints
-from softh_probe.errors import Interrupted, SofthProbeError, one_line, short_repr
+from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line, short_repr
 from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.result_files import earlier_kind
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
+
+if TYPE_CHECKING:
+    from softh_probe.run.processes import Processes
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -40,14 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for bad input, with one line on standard error; 128 plus the signal's number for a run that
         a signal stopped; 1 for any other failure.
     """
-    words = ["--print_config=comments" if w == "--print_config" else w for w in arguments or sys.argv[1:]]
+    words = _spelled(arguments or sys.argv[1:])
     debug = "--debug" in words
+    command = next((word for word in words if word in COMMANDS), "run")
+    if "--version" in words:
+        print(f"softh-probe {_version()}")
+        return 0
     parser = _parser()
     try:
+        _refuse_other_names(words, command)
         parsed = parser.parse_args([w for w in words if w != "--debug"])
         return COMMANDS[parsed.command](parsed[parsed.command])
     except ArgumentError as error:
-        command = next((word for word in words if word in COMMANDS), "run")
         return _fail(_usage_line(str(error), command), EXIT_BAD_INPUT, debug)
     except SofthProbeError as error:
         return _fail(str(error), EXIT_BAD_INPUT, debug)
@@ -67,17 +76,31 @@ def _run(options: Namespace) -> int:
     from softh_probe.run import run
     from softh_probe.run.processes import launched
 
+    if options.json and not options.dry_run:
+        raise InputError("json: only what --dry-run finds is printed so; a run writes result.json; add --dry-run")
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
     with launched() as processes:
         config = RunConfig(**values)
         if processes.is_first:
             _warn_of_other_anchors(options)
+        if options.dry_run:
+            return _dry_run(config, processes, as_json=options.json)
         result = run(config, processes=processes)
     if not processes.is_first:
         return 0
     print_table(result)
     page = f"; open {Path(config.out) / 'report.html'}" if config.report else ""
     print(f"results in {config.out}{page}", file=sys.stderr)
+    return 0
+
+
+def _dry_run(config: RunConfig, processes: Processes, *, as_json: bool) -> int:
+    from softh_probe.run.dry_run import dry_run
+
+    with processes.first_ahead(), redirect_stdout(sys.stderr):  # standard output is for the answer
+        found = dry_run(config, progress=processes.is_first, processes=processes)
+    if processes.is_first:
+        print(json.dumps(found.to_json(), indent=2) if as_json else found.describe())
     return 0
 
 
@@ -157,6 +180,8 @@ def _warn_of_other_anchors(options: Namespace) -> None:
 #: Fields of a run that name the model and its device.
 LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
 REPORT_FIELDS = ("folders", "out", "allow_different")
+#: Flags that are no fields.
+GLOBAL_FLAGS = ("version", "config", "print_config", "debug")
 COMMANDS = {
     "run": _run,
     "layers": _layers,
@@ -167,16 +192,59 @@ COMMANDS = {
 }
 
 
+def _spelled(words: Sequence[str]) -> list[str]:
+    """Write flags with hyphens, and --print_config as jsonargparse wants it; values stay as they are."""
+    spelled: list[str] = []
+    for word in words:
+        flag = None if "--" in spelled else re.fullmatch(r"(--[A-Za-z][\w-]*)([=.].*)?", word, re.DOTALL)
+        if flag is None:
+            spelled.append(word)
+            continue
+        name, rest = flag[1].replace("_", "-"), flag[2] or ""
+        if name == "--print-config":
+            name, rest = "--print_config", rest or "=comments"
+        spelled.append(name + rest)
+    return spelled
+
+
+def _refuse_other_names(words: Sequence[str], command: str) -> None:
+    """Answer flags of other tools with our name for them, before anything else is found missing.
+
+    Raises:
+        InputError: there is such a flag.
+    """
+    for word in words[: words.index("--")] if "--" in words else words:
+        name = re.split(r"[=.]", word)[0]
+        if name.startswith("--") and (answer := _other_name(name, command)):
+            raise InputError(answer)
+
+
+def _other_name(given: str, command: str) -> str | None:
+    """Answer a name that other tools have for one of a command's fields: a flag with --, or a name in a file."""
+    name = given.lstrip("-").replace("-", "_")
+    ours, valid = our_name(name), _fields(command)
+    if ours is None or name in valid or ours[0] not in valid:
+        return None
+    field = _flag(ours[0]) if given.startswith("-") else ours[0]
+    return f"{name}: softh-probe calls this {field}" + f" ({ours[1]})" * bool(ours[1])
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="softh-probe",
-        exit_on_error=False,
-        description="How much information each layer of an LLM holds: soft entropy in one forward pass.",
         version=_version(),
+        description="How much information each layer of an LLM holds: soft entropy in one forward pass.",
     )
     parser.add_argument("--debug", action="store_true", help="Show Python tracebacks.")
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("run", _config_parser(RunConfig), help="Probe one checkpoint on one corpus.")
+    run = _config_parser(RunConfig)
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Show documents, tokens, positions, batches, labels and memory; load no weights, write no results.",
+    )
+    run.add_argument("--json", action="store_true", help="Print what --dry-run finds as JSON.")
+    commands.add_subcommand("run", run, help="Probe one checkpoint on one corpus.")
     commands.add_subcommand("layers", _layers_parser(), help="Show the layers of a run, from the model's config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
@@ -186,7 +254,7 @@ def _parser() -> ArgumentParser:
         ("status", "Show the checkpoints of a sweep: done, running, failed (and why) and waiting."),
         ("collect", "Make one table, and figures, of all finished checkpoints of a sweep."),
     ):
-        of_folder = ArgumentParser(exit_on_error=False, description=text)
+        of_folder = _Parser(description=text)
         of_folder.add_argument("folder", type=str, help="Output folder of a sweep.")
         commands.add_subcommand(name, of_folder, help=text)
     return parser
@@ -200,8 +268,7 @@ def _version() -> str:
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        exit_on_error=False,
+    parser = _Parser(
         description="Write report.html, a page that opens without a network, and figures as PNG and SVG: of a run, of "
         "several side by side, or of a sweep. Prints the page's path.",
     )
@@ -224,8 +291,7 @@ def _report_parser() -> ArgumentParser:
 def _layers_parser() -> ArgumentParser:
     """Make the flags of `run` that name the model, with the same help; the model itself needs no flag."""
     help_of = _field_help(RunConfig)
-    parser = ArgumentParser(
-        exit_on_error=False,
+    parser = _Parser(
         description="Show each layer that a run would measure: its name, module, class, width and device. Neither "
         "weights nor data are loaded.",
     )
@@ -241,7 +307,7 @@ def _layers_parser() -> ArgumentParser:
 def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParser:
     """Make a flag for each field of a dataclass, with the field's docstring as help."""
     help_of = _field_help(config)
-    parser = ArgumentParser(exit_on_error=False, description=(config.__doc__ or "").partition("\n")[0])
+    parser = _Parser(description=(config.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", action=_ConfigFile, help="YAML file that gives any of these; flags override it.")
     types = type_hints(config)
     for field in dataclasses.fields(config):
@@ -265,6 +331,13 @@ def _field_help(config: type) -> dict[str, str]:
     return {p.arg_name: " ".join((p.description or "").split()) for doc in docs for p in doc.params}
 
 
+class _Parser(ArgumentParser):
+    """A parser that raises ArgumentError, and takes no abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(exit_on_error=False, allow_abbrev=False, **options)
+
+
 class _ConfigFile(ActionConfigFile):
     """A configuration file that is checked before it is read."""
 
@@ -284,18 +357,27 @@ def _usage_line(message: str, command: str) -> str:
         line = re.sub(rf"\b{command}\.(\w+)", lambda m: _flag(m[1]), line)
         return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
     given = (unknown[1] or unknown[2]).split("=")[0]
+    if answer := _other_name(given, command):
+        return answer
     name = given.lstrip("-").replace("-", "_")
-    fields: dict[str, Sequence[str]] = {"layers": LAYERS_FIELDS, "report": REPORT_FIELDS}
-    fields |= {"status": ("folder",), "collect": ("folder",)}
-    fields["sweep"] = [
-        *(f.name for f in dataclasses.fields(SweepConfig) if f.name not in SWEEP_CONTROLLED_FIELDS),
-        "dry_run",
-    ]
-    valid = list(fields.get(command, [field.name for field in dataclasses.fields(RunConfig)]))
-    close = difflib.get_close_matches(name, valid, n=1)
+    valid = _fields(command)
+    names = [*valid, *GLOBAL_FLAGS]
+    no, rest = ("no_", name[3:]) if name.startswith("no_") else ("", name)
+    close = [no + field for field in names if field.startswith(rest)] or difflib.get_close_matches(name, names, n=1)
     meant = [_flag(field) if given.startswith("--") else field for field in close]
-    hint = f" (did you mean {meant[0]}?)" if meant else ""
+    hint = f" (did you mean {' or '.join(meant[:3])}?)" if meant else ""
     return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
+
+
+def _fields(command: str) -> list[str]:
+    """List the names of a command's fields."""
+    if command in ("status", "collect"):
+        return ["folder"]
+    if command in ("layers", "report"):
+        return list(LAYERS_FIELDS if command == "layers" else REPORT_FIELDS)
+    config, left_out = (SweepConfig, SWEEP_CONTROLLED_FIELDS) if command == "sweep" else (RunConfig, ())
+    names = [field.name for field in dataclasses.fields(config) if field.name not in left_out]
+    return [*names, "dry_run"] if command == "sweep" else [*names, "dry_run", "json"]
 
 
 def _flag(field: str) -> str:

@@ -77,6 +77,22 @@ def describe_layers(skeleton: PreTrainedModel, device_map: str | None = None) ->
     return pd.DataFrame(rows)
 
 
+def weights_by_device(skeleton: PreTrainedModel, device_map: str | None, dtype: torch.dtype) -> dict[str, int]:
+    """Compute the bytes that a model's weights will take on each device; packed weights take less.
+
+    Args:
+        skeleton: the model, as `load_skeleton` builds it.
+        device_map: placement of the model, as in `load_checkpoint`.
+        dtype: number format of the weights.
+    """
+    device_of = _devices(skeleton, check_placement("auto", device_map))
+    found: dict[str, int] = {}
+    for path, parameter in skeleton.named_parameters():
+        device = device_of(path)
+        found[device] = found.get(device, 0) + parameter.numel() * dtype.itemsize
+    return found
+
+
 def _devices(skeleton: PreTrainedModel, placement: str) -> Callable[[str], str]:
     """Map the path of a module to the device it would be on."""
     if placement not in SPREAD:

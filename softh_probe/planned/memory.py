@@ -89,6 +89,7 @@ def place_sums(
     anchor_sets: int,
     sums_memory_gb: float | None = None,
     n_processes: int = 1,
+    needed: Mapping[str, int] | None = None,
 ) -> SumsMemory:
     """Decide for each layer whether its tables go to its device or to host memory.
 
@@ -98,6 +99,7 @@ def place_sums(
         n_anchors, anchor_sets: M and S.
         sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
         n_processes: on this machine, which share its free host memory.
+        needed: bytes that weights will take on each device, where they are not loaded.
 
     Raises:
         InputError: there is not as much memory as they take; the message says which label sets to leave out.
@@ -108,7 +110,8 @@ def place_sums(
         if limited and sums_memory_gb:
             budgets[place] = int(sums_memory_gb * GIB)
         else:
-            budgets[place] = free_bytes(place) // (n_processes if place == "cpu" else 1)
+            free = free_bytes(place) // (n_processes if place == "cpu" else 1)
+            budgets[place] = max(0, free - int(SHARE_OF_FREE * (needed or {}).get(place, 0)))
     bytes_by_set = _bytes_by_set(plan, n_anchors, anchor_sets)
     size = sum(bytes_by_set.values())
     on_host = set()

@@ -74,6 +74,19 @@ def shared_folder(path: str | Path) -> Iterator[Path]:
             work.parent.rmdir()
 
 
+def check_folder(path: str | Path, *, overwrite: bool = False) -> None:
+    """Check that `output_folder` would give a folder to write into, without making one.
+
+    Raises:
+        InputError: path holds results already (and overwrite is off), is a file, or cannot be written.
+    """
+    target = Path(path).expanduser().resolve()
+    _refuse_taken(target, overwrite)
+    existing = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"out: cannot write to {existing}; choose another folder")
+
+
 def _hold(held: ExitStack, work: Path) -> None:
     """Lock the folder against other processes, until this one is done or dead."""
     try:

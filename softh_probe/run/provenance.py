@@ -85,14 +85,20 @@ def warnings(result: ProbeResult, plan: Plan) -> list[str]:
         "not finite"
         for layer, n in result.invalid_positions().items()
     ]
-    if plan.n_too_short:
-        found.append(
-            f"{plan.n_too_short:,} of {plan.corpus.n_documents:,} documents are shorter than the "
-            f"{shortest_document(plan.label_sets)} tokens that one position needs, and were left out"
-        )
+    found += too_short(plan)
     if result.info["model"]["trust_remote_code"]:
         found.append("Python code that comes with the checkpoint was allowed to run (trust_remote_code)")
     return found
+
+
+def too_short(plan: Plan) -> list[str]:
+    """Say how many documents are too short for a position to count; nothing where none is."""
+    if not plan.n_too_short:
+        return []
+    return [
+        f"{plan.n_too_short:,} of {plan.corpus.n_documents:,} documents are shorter than the "
+        f"{shortest_document(plan.label_sets)} tokens that one position needs, and were left out"
+    ]
 
 
 def _peak_memory_gib() -> dict[str, float]:

@@ -1,0 +1,217 @@
+"""The dry run of one checkpoint: what a run would measure, and the memory and place it would take, without weights.
+
+The corpus is tokenised and planned, and kept in the cache for the run. Of the model, only config and tokenizer are
+read. The output folder is left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softh_probe.choices import Choices
+from softh_probe.config import RunConfig, plain_config, tokens_per_batch_on
+from softh_probe.data.prepared import read_corpus
+from softh_probe.errors import InputError
+from softh_probe.hooks.hook_points import select_layers
+from softh_probe.models.checkpoint import Checkpoint, load_tokenizer
+from softh_probe.models.describe import describe_layers, load_skeleton, weights_by_device
+from softh_probe.models.placement import check_placement
+from softh_probe.models.source import ModelSource, check_weights, resolve_model
+from softh_probe.planned.memory import GIB, SumsMemory, place_sums
+from softh_probe.planned.plan import Plan
+from softh_probe.planned.prepared import plan_run
+from softh_probe.run.output_folder import UNFINISHED, check_folder
+from softh_probe.run.processes import ALONE, Processes, own_device
+from softh_probe.run.provenance import check_model, provenance, too_short
+from softh_probe.run.resume import load_snapshot
+from softh_probe.run.snapshots import Snapshots
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would do.
+
+    Attributes:
+        config: the run's configuration, with `tokens_per_batch`.
+        model: class, model type, weights, number format and GiB by device (JSON values).
+        corpus: counts and checksum, as a result has them (JSON values).
+        plan: the batches and label rows, as long as no padding reaches real tokens.
+        layers: the device of each layer.
+        memory: the sums of all layers.
+        done: batches that an unfinished run in the output folder has done.
+        choices: what was chosen for the user.
+        warnings: what would limit the result or stop the run, as far as it is known.
+    """
+
+    config: RunConfig
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    plan: Plan
+    layers: dict[str, torch.device]
+    memory: SumsMemory
+    done: int
+    choices: Choices
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        memory = self.memory
+        n = len(self.layers)
+        return {
+            "config": plain_config(self.config),
+            "model": self.model,
+            "corpus": self.corpus,
+            "documents": self.plan.corpus.n_documents,
+            "tokens": self.plan.corpus.n_tokens,
+            "positions": self.plan.n_positions,
+            "batches": len(self.plan.batches),
+            "label_sets": {
+                name: {
+                    "labels": memory.labels_by_set[name],
+                    "rows": memory.rows_by_set[name],
+                    "memory_gib": n * memory.bytes_by_set[name] / GIB,
+                }
+                for name in self.plan.set_names
+            },
+            "sums_memory": {**memory.info(), "total_gib": sum(memory.bytes_by_place.values()) / GIB},
+            "layers": {layer: str(device) for layer, device in self.layers.items()},
+            "out": {"folder": str(Path(self.config.out).expanduser().resolve()), "batches_done": self.done},
+            "choices": self.choices.to_json(),
+            "warnings": self.warnings,
+        }
+
+    def describe(self) -> str:
+        """Format as text."""
+        model, corpus, plan = self.model, self.corpus, self.plan
+        weights = ", ".join(f"{size:.2f} GiB on {device}" for device, size in model["weights_gib"].items())
+        left_out = [
+            f"{corpus[name]:,} {name.removeprefix('documents_').replace('_', ' ')}"
+            for name in ("documents_empty", "documents_too_short", "documents_longer_than_max_length")
+            if corpus[name]
+        ]
+        devices = ", ".join(dict.fromkeys(map(str, self.layers.values())))
+        resumes = f", which holds {self.done:,} batches of this run" if self.done else ""
+        lines = [
+            f"model: {model['class']}, {model['n_parameters']:,} weights in {model['dtype']}: {weights}",
+            f"corpus: {plan.corpus.n_documents:,} documents, {plan.corpus.n_tokens:,} tokens"
+            + f" ({', '.join(left_out)})" * bool(left_out),
+            f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches of up to "
+            f"{self.config.tokens_per_batch:,} tokens",
+            f"layers: {len(self.layers)}, {next(iter(self.layers))} to {list(self.layers)[-1]}, on {devices}",
+            f"sums:\n{self.memory.describe()}",
+            f"results: {Path(self.config.out).expanduser().resolve()}{resumes}",
+        ]
+        certain = [f"choice: {choice}" for choice in self.choices if choice.certain]
+        return "\n".join([*lines, *certain, *(f"warning: {text}" for text in self.warnings)])
+
+
+def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = ALONE) -> DryRun:
+    """Plan a run without weights, and check what can be checked without them.
+
+    Args:
+        config: the run.
+        progress: show a progress bar on standard error while the corpus is tokenised.
+        processes: those that would measure the run together.
+
+    Raises:
+        InputError: an error that the run would raise before it loads the weights, or a lack of memory for its sums.
+    """
+    check_folder(config.out, overwrite=config.overwrite)
+    device_map = own_device(config.device_map, processes)
+    device = check_placement(config.dtype, device_map)
+    if config.tokens_per_batch is None:
+        config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
+    work = Path(config.out).expanduser().resolve() / UNFINISHED
+    unfinished = load_snapshot(config, _Untouched(work, processes))
+    source = resolve_model(config.model, revision=config.revision, need_weights=False)
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    corpus = read_corpus(config, tokenizer, progress=progress)
+    plan = plan_run(config, corpus, processes.count)
+    skeleton = _measured_part(load_skeleton(source, trust_remote_code=config.trust_remote_code))
+    checkpoint = Checkpoint(model=skeleton, info={})
+    check_model(checkpoint, corpus)
+    dtype = _dtype(config, skeleton, device)
+    weights = weights_by_device(skeleton, device_map, dtype)
+    layers = _layers(config, skeleton, device_map)
+    memory = place_sums(
+        plan,
+        layers,
+        n_anchors=config.n_anchors,
+        anchor_sets=config.anchor_sets,
+        sums_memory_gb=config.sums_memory_gb,
+        n_processes=processes.local_count,
+        needed=weights,
+    )
+    model = {
+        "model": source.name,
+        "class": type(skeleton).__name__,
+        "model_type": skeleton.config.model_type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "n_parameters": skeleton.num_parameters(),
+        "weights_gib": {place: size / GIB for place, size in weights.items()},
+    }
+    return DryRun(
+        config=config,
+        model=model,
+        corpus=provenance(config, checkpoint, corpus, plan)["corpus"],
+        plan=plan,
+        layers=layers,
+        memory=memory,
+        done=unfinished[0].batches if unfinished else 0,
+        choices=Choices(corpus.choices),
+        warnings=[*Choices(corpus.choices).warnings(), *too_short(plan), *_missing_weights(config, source)],
+    )
+
+
+class _Untouched(Snapshots):
+    """Snapshots of which none is removed."""
+
+    def clear(self) -> None:
+        """Remove nothing."""
+
+    def clear_others(self) -> None:
+        """Remove nothing."""
+
+
+def _measured_part(skeleton: PreTrainedModel) -> PreTrainedModel:
+    """Take the encoder of an encoder-decoder, which is what a run measures."""
+    part = skeleton.get_encoder() if skeleton.config.is_encoder_decoder else skeleton
+    if not isinstance(part, PreTrainedModel):
+        raise InputError(f"model: the encoder of a {type(skeleton).__name__} cannot be run by itself; attach to it")
+    return part
+
+
+def _missing_weights(config: RunConfig, source: ModelSource) -> list[str]:
+    """Say why the weights of a local checkpoint could not be loaded; they may come later."""
+    if source.folder is None or source.gguf_file:
+        return []
+    try:
+        check_weights(source.name, source.folder, config.allow_pickle)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _dtype(config: RunConfig, skeleton: PreTrainedModel, device: str) -> torch.dtype:
+    if config.dtype == "auto" and device == "cpu":
+        return torch.float32
+    found: torch.dtype = skeleton.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    return found
+
+
+def _layers(config: RunConfig, skeleton: PreTrainedModel, device_map: str | None) -> dict[str, torch.device]:
+    """Find the layers to measure, and the device of the sums of each."""
+    table = describe_layers(skeleton, device_map)
+    devices: Mapping[str, str] = dict(zip(table["name"], table["device"], strict=True))
+    on_host = ("disk", "mps")  # offloaded weights come and go, and Apple's GPUs have no float64
+    return {
+        layer: torch.device("cpu" if devices[layer] in on_host else devices[layer])
+        for layer in select_layers(config.layers, list(devices))
+    }
