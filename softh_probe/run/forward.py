@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from softh_probe.data.corpus import pad_batch
@@ -66,14 +67,20 @@ def run_backbone(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tens
     model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
 
 
-def _input_device(model: Any) -> torch.device:
-    """Find the device of the embeddings; that of the first weight where a model has several tables of them, or none."""
+def input_embeddings(model: Any) -> nn.Module | None:
+    """Find the module that turns tokens into hidden states; None where the model says of none."""
     try:
-        weight = model.get_input_embeddings().weight
+        found = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        weight = next(model.parameters())
-    found: torch.device = weight.device
-    return found
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _input_device(model: Any) -> torch.device:
+    """Find the device of the embeddings; that of the first weight where there are several tables of them, or none."""
+    weight = getattr(input_embeddings(model), "weight", None)
+    device: torch.device = (weight if isinstance(weight, torch.Tensor) else next(model.parameters())).device
+    return device
 
 
 @contextmanager

@@ -5,8 +5,8 @@ for a document depends on its batch. A few documents are run in their batch and 
 compared. Where they differ, the documents are grouped by equal length, without padding; where they still differ, each
 document is run alone.
 
-The noise of floating point differs with the shape of a batch, too. It is estimated by a batch of copies of the
-document, in which nothing but noise changes it.
+Rounding differs with the shape of a batch, too. Its noise is estimated by a document whose embeddings are changed by a
+unit of rounding, after which every later rounding is another one.
 
 Shape suffixes: B documents, T tokens of the longest, D width, N tokens of one document, M anchors.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -31,7 +32,7 @@ from softh_probe.estimators.calibration import temperature
 from softh_probe.estimators.soft_entropy import log_assignments
 from softh_probe.hooks.hook_points import find_hook_points, hidden_state, watched_layers
 from softh_probe.planned.prepared import BATCHINGS, EQUAL_LENGTHS, PADDED, SINGLE_DOCUMENTS, batch_documents
-from softh_probe.run.forward import quiet_inference, run_backbone
+from softh_probe.run.forward import input_embeddings, quiet_inference, run_backbone
 
 #: Padded batches of a model that gives other hidden states each time, so that nothing can be said of padding.
 UNKNOWN = "unknown"
@@ -70,7 +71,7 @@ logger = logging.getLogger(__name__)
 def choose_batching(model: Any, config: RunConfig, corpus: Corpus) -> str:
     """Choose how to group documents into batches, so that no document's hidden states depend on its batch.
 
-    Takes up to three batches and a few single documents of the corpus; nothing is counted.
+    Runs up to two batches of the corpus, and their documents alone, up to eight of each; nothing is counted.
 
     Args:
         model: the loaded model, without head.
@@ -108,13 +109,13 @@ def padding_choice(choice: str) -> list[Choice]:
 
 
 def telling_batches(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Select the batches in which documents would affect each other, if in any: up to three.
+    """Select the batches in which documents would affect each other, if in any: up to two.
 
     >>> lengths = np.array([9, 9, 9, 8, 5, 4, 4, 4])
     >>> telling_batches(lengths, [np.array([0, 1]), np.array([2, 3]), np.array([4]), np.array([5, 6, 7])])
     [array([2, 3])]
 
-    These are the first, the longest, and the one of the widest range of lengths; with padding where any has padding.
+    These are the one of the longest document and that of the widest range of lengths; with padding where any has it.
     """
     several = [batch for batch in batches if len(batch) > 1 and lengths[batch].max() > 1]
     padded = [batch for batch in several if np.ptp(lengths[batch])]
@@ -123,7 +124,7 @@ def telling_batches(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> list[
         return []
     longest = int(np.argmax([lengths[batch].max() for batch in pool]))
     widest = int(np.argmax([np.ptp(lengths[batch]) for batch in pool]))
-    return [pool[index] for index in dict.fromkeys((0, longest, widest))]
+    return [pool[index] for index in dict.fromkeys((longest, widest))]
 
 
 class _Trial:
@@ -138,6 +139,7 @@ class _Trial:
         # Elsewhere, convolutions and products may round to TF32.
         self._is_exact = dtype == torch.float32 and on_cpu and torch.get_float32_matmul_precision() == "highest"
         self._most = _MOST_OF_FLOAT32 if self._is_exact else _MOST
+        self._rounding = torch.finfo(torch.float16 if dtype == torch.float32 and not self._is_exact else dtype).eps
 
     def can_be_repeated(self, documents: np.ndarray) -> bool:
         """Tell whether the model gives the same again for a document, after longer ones and after shorter ones.
@@ -174,27 +176,28 @@ class _Trial:
         found = apart[-1] if self._is_exact or len(apart) == 1 else apart[-2]
         if found <= self._least:
             return False
-        noise = self._noise(int(batch[rows[0]]), len(batch), padded=np.ptp(lengths) > 0)
-        bound = min(max(_NOISE * noise, self._least), self._most)
+        bound = min(max(_NOISE * self._noise(int(batch[rows[0]])), self._least), self._most)
         logger.debug("batch of %d documents: difference %.2g, bound %.2g", len(batch), found, bound)
         return found > bound
 
     def _alone(self, document: int) -> _Assignments:
         return self._run([document], [0])[0]
 
-    def _noise(self, document: int, n: int, *, padded: bool) -> float:
-        """Estimate noise: the largest difference of a document, at any position, in a batch of its copies.
-
-        Args:
-            document: it has two tokens or more.
-            n: documents of the batch.
-            padded: cut the last copy by a token. The attention then takes a mask, which means other kernels.
-        """
+    def _noise(self, document: int) -> float:
+        """Estimate the noise of rounding: the largest difference that it makes for a document, at any position."""
         alone = self._alone(document)
-        copies = [self._corpus.document(document)] * n
-        if padded:
-            copies[-1] = copies[-1][:-1]
-        return difference(alone, self._states(*pad_rows(copies), [(0, len(copies[0]))])[0], everywhere=True)
+        generator = torch.Generator().manual_seed(0)
+
+        def change(module: nn.Module, args: object, output: object) -> object:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return output
+            factors = 1 + self._rounding * (2 * torch.rand(output.shape, generator=generator) - 1)
+            return (output.float() * factors.to(output.device)).to(output.dtype)
+
+        with ExitStack() as hooked:
+            if embeddings := input_embeddings(self._model):
+                hooked.callback(embeddings.register_forward_hook(change).remove)
+            return difference(alone, self._alone(document), everywhere=True)
 
     def _run(self, documents: Sequence[int] | np.ndarray, rows: Sequence[int]) -> Sequence[_Assignments]:
         batch = [self._corpus.document(int(index)) for index in documents]
