@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from softh_probe.config import RunConfig, our_name
 from softh_probe.config_checks import check_config_file, in_words, type_hints
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line, short_repr
 from softh_probe.redaction import log_to_stderr, redacted
-from softh_probe.result_files import earlier_kind
+from softh_probe.result_files import warn_of_earlier_anchors
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
-
-logger = logging.getLogger(__name__)
 
 
 @log_to_stderr()
@@ -82,7 +79,7 @@ def _run(options: Namespace) -> int:
     with launched() as processes:
         config = RunConfig(**values)
         if processes.is_first:
-            _warn_of_other_anchors(options)
+            warn_of_earlier_anchors(options.config or (), options.anchors)
         if options.dry_run:
             return _dry_run(config, processes, as_json=options.json)
         result = run(config, processes=processes)
@@ -110,7 +107,7 @@ def _sweep(options: Namespace) -> int:
 
     values = {field.name: options[field.name] for field in dataclasses.fields(SweepConfig) if field.name in options}
     config = SweepConfig(**values)
-    _warn_of_other_anchors(options)
+    warn_of_earlier_anchors(options.config or (), options.anchors)
     if options.dry_run:
         print(describe_plan(config))
         return 0
@@ -164,17 +161,6 @@ def _report(options: Namespace) -> int:
     out = options.out or (folders[0] if len(folders) == 1 else "report")
     print(write_report(folders, out, allow_different=options.allow_different))
     return 0
-
-
-def _warn_of_other_anchors(options: Namespace) -> None:
-    """Warn where a result's own configuration does not repeat it, since its kind of anchors has another name today."""
-    for path in options.config or ():
-        if kind := earlier_kind(Path(str(path)).parent, options.anchors):
-            logger.warning(
-                "anchors: the results beside %s are of the draw that is named %s today, not of %s; --anchors %s "
-                "repeats them",
-                *(path, kind, options.anchors, kind),
-            )
 
 
 #: Fields of a run that name the model and its device.

@@ -15,8 +15,9 @@ without them.
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,8 @@ RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
     "layers.csv",
     "layers.parquet",
 )
+logger = logging.getLogger(__name__)
+
 FORMAT = 3
 _OLDEST = 1
 
@@ -148,16 +151,24 @@ def read_info(folder: Path, *, whole: Sequence[str] = ()) -> dict[str, Any]:
     return head
 
 
-def earlier_kind(folder: Path, kind: str) -> str | None:
-    """Look up which anchors `kind` names in the configuration of a folder's results, where that differs from today.
+def warn_of_earlier_anchors(configs: Iterable[object], kind: str) -> None:
+    """Warn where a result's own configuration does not repeat it, since its kind of anchors has another name today.
 
     Args:
-        folder: of a run's or a sweep's results.
+        configs: paths of configurations, which may lie beside results.
         kind: kind of anchors in the configuration.
-
-    Returns:
-        The kind of today with the anchors of these results; None where there are none, or `kind` means the same.
     """
+    for path in configs:
+        if today := _earlier_kind(Path(str(path)).parent, kind):
+            logger.warning(
+                "anchors: the results beside %s are of the draw that is named %s today, not of %s; --anchors %s "
+                "repeats them",
+                *(path, today, kind, today),
+            )
+
+
+def _earlier_kind(folder: Path, kind: str) -> str | None:
+    """Look up which anchors `kind` names in the results of a folder, where that differs from today."""
     for path in (folder / RESULT_JSON, *islice(folder.glob(f"checkpoints/*/{RESULT_JSON}"), 1)):
         with suppress(OSError, ValueError, KeyError, AttributeError):
             head = json.loads(path.read_text(encoding="utf-8"))

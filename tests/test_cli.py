@@ -24,9 +24,10 @@ def configs(monkeypatch):
 @pytest.mark.parametrize("field", dataclasses.fields(RunConfig), ids=lambda field: field.name)
 def test_flags_take_underscores_and_hyphens(field, configs):
     value = {"int": "3", "float": "0.5", "bool": None}.get(re.split(r"\W", str(field.type))[0], "x")
-    value = {"dtype": "float16", "overflow": "split", "sample_by": "line", "anchors": "iid", "calibration": "0.5"}.get(
-        field.name, value
-    )
+    named = {"dtype": "float16", "overflow": "split", "sample_by": "line", "anchors": "iid", "calibration": "0.5"}
+    named |= {"add_special_tokens": "true", "chat_template_kwargs": "{thinking: false}"}
+    named |= {"model_kwargs": "{attn_implementation: eager}"}
+    value = named.get(field.name, value)
     for flag in (f"--{field.name}", f"--{field.name.replace('_', '-')}"):
         needed = [word for name in ("model", "data", "out") if name != field.name for word in (f"--{name}", "n")]
         for words in [[flag, value], [f"{flag}={value}"]] if value else [[flag]]:

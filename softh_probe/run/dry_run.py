@@ -20,10 +20,11 @@ from softh_probe.config import RunConfig, plain_config, tokens_per_batch_on
 from softh_probe.data.prepared import read_corpus
 from softh_probe.errors import InputError
 from softh_probe.hooks.hook_points import select_layers
-from softh_probe.models.checkpoint import Checkpoint, load_tokenizer
+from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.describe import describe_layers, load_skeleton, weights_by_device
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
+from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.memory import GIB, SumsMemory, place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
@@ -131,8 +132,11 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     work = Path(config.out).expanduser().resolve() / UNFINISHED
     unfinished = load_snapshot(config, _Untouched(work, processes))
     source = resolve_model(config.model, revision=config.revision, need_weights=False)
-    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    corpus = read_corpus(config, tokenizer, progress=progress)
+    of_tokenizer = Choices()
+    tokenizer = load_tokenizer(
+        source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
+    )
+    corpus = read_corpus(config, tokenizer, choices=of_tokenizer, progress=progress)
     plan = plan_run(config, corpus, processes.count)
     skeleton = _measured_part(load_skeleton(source, trust_remote_code=config.trust_remote_code))
     checkpoint = Checkpoint(model=skeleton, info={})
