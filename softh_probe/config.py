@@ -13,6 +13,7 @@ from softh_probe.config_checks import check_not_negative, check_positive, check_
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
 from softh_probe.labels import parse_label_sets
+from softh_probe.model_kwargs import check_model_kwargs
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
 EXECUTION_FIELDS = frozenset(
@@ -29,6 +30,9 @@ EXECUTION_FIELDS = frozenset(
         "allow_pickle",
     )
 )
+
+#: Tokens of a document where neither a configuration nor the model sets fewer.
+DEFAULT_MAX_LENGTH = 512
 
 #: Least and greatest values of whole numbers. Temperatures are known, and positions fit 32 bits, within them.
 _RANGES = {
@@ -119,6 +123,9 @@ class RunConfig:
     tokenizer: str | None = None
     """Tokenizer: a hub id, a folder, a tokenizer.json file (alone) or a .gguf file, for a checkpoint without one or in
     place of its own; null is the checkpoint's own."""
+    model_kwargs: Mapping[str, Any] | None = None
+    """Further arguments of transformers' from_pretrained by name ({attn_implementation: eager}): quantization_config,
+    variant, experts_implementation, max_memory, …; null gives none."""
     data: str
     """Corpus: a hub id, a local .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a folder of them. Text is UTF-8;
     other encodings and separators than the format's are refused where they are not certain."""
@@ -139,8 +146,8 @@ class RunConfig:
     shuffle_seed: int | None = None
     """Seed of a random order of the rows; with max_documents, of a uniform sample of them, for which the whole split is
     read. null takes the rows in the data's order."""
-    max_length: int = 512
-    """Tokens a document (or window) has at most."""
+    max_length: int | None = None
+    """Tokens a document (or window) has at most; null is 512, or what the model takes if that is fewer."""
     overflow: Literal["truncate", "split"] = "truncate"
     """Treatment of longer documents: truncate, or split into successive windows."""
     add_special_tokens: bool | None = None
@@ -206,6 +213,7 @@ class RunConfig:
         for name in self.per_label:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
+        check_model_kwargs(self.model_kwargs)
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")

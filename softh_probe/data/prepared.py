@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from softh_probe.cache import Cache, cache_folder, key_of
 from softh_probe.choices import Choice, Choices
-from softh_probe.config import RunConfig
+from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig
 from softh_probe.data.corpus import Corpus, tokenize
 from softh_probe.data.documents import read_documents
 from softh_probe.data.sources import data_identity
@@ -49,7 +49,7 @@ def read_corpus(
         "label_columns": label_columns,
     }
     cutting: dict[str, Any] = {
-        "max_length": config.max_length,
+        "max_length": config.max_length or DEFAULT_MAX_LENGTH,
         "overflow": config.overflow,
         "add_special_tokens": config.add_special_tokens,
         "chat_template_kwargs": config.chat_template_kwargs,

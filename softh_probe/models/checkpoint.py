@@ -11,6 +11,7 @@ run code from a checkpoint, unless it is allowed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,20 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError, abbreviated
-from softh_probe.models.fingerprint import is_pooler, weights_fingerprint
-from softh_probe.models.gguf import check_gguf_sizes
-from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, model_error, quiet_transformers
+from softh_probe.errors import InputError, abbreviated, short_repr
+from softh_probe.model_kwargs import check_model_kwargs
+from softh_probe.models.architecture import body_of, check_reads_text, model_class
+from softh_probe.models.completeness import check_nothing_left_out, check_nothing_missing, left_over_names
+from softh_probe.models.fingerprint import weights_fingerprint
+from softh_probe.models.gguf import check_gguf_sizes, gguf_names_left, gguf_names_read
+from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
+from softh_probe.models.options import load_options
 from softh_probe.models.placement import accelerator, check_device, check_dtype
 from softh_probe.models.source import ModelSource, check_weights, fetch_weights
+from softh_probe.models.stored import StoredTensors, check_names, check_one_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Checkpoint:
         info: JSON values: `model` (as given), `revision`, `commit` (of the hub), `gguf_file`, `model_type`, `class`,
             `stack` ("encoder" of an encoder-decoder, else None), `dtype`, `quantization` (the config's entry for
             packed weights, or None), `devices`, `n_parameters`, `weights_sha256` (or None, with the reason in
-            `weights_note`), `trust_remote_code`, `allow_pickle`.
+            `weights_note`), `trust_remote_code`, `allow_pickle`, `model_kwargs`.
         choices: what was chosen for the user while it was loaded.
     """
 
@@ -74,6 +74,7 @@ def load_checkpoint(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Load the transformer of a checkpoint without its head; of an encoder-decoder, its encoder.
 
@@ -88,6 +89,8 @@ def load_checkpoint(
             else the CPU.
         trust_remote_code: allow Python code that comes with the checkpoint.
         allow_pickle: allow weights in pickle files, which can hold code.
+        model_kwargs: further arguments of `from_pretrained`, of JSON values: `attn_implementation`,
+            `quantization_config` (a mapping), `variant`, …
 
     Returns:
         The model, with weights that are all the checkpoint's, and its identity.
@@ -99,16 +102,13 @@ def load_checkpoint(
     if dtype == "auto" and (placement == "cpu" or not accelerator()):
         torch_dtype = torch.float32
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    folder = source.folder or fetch_weights(source, **trust)
+    check_model_kwargs(model_kwargs)
+    given, choices = dict(model_kwargs or {}), Choices()
+    folder = source.folder or fetch_weights(source, variant=given.get("variant"), **trust)
     with quiet_transformers():
-        loaded, report, quantization = _load(source, folder, dtype=torch_dtype, device_map=placement, **trust)
-    is_encoder = bool(loaded.config.is_encoder_decoder)
-    model = loaded.get_encoder() if is_encoder else without_head(loaded)
-    if not isinstance(model, PreTrainedModel):
-        raise model_error(
-            source.name, f"the encoder of a {type(loaded).__name__} cannot be run by itself; attach to it"
+        loaded, model, quantization = _load(
+            source, folder, choices, model_kwargs=given, dtype=torch_dtype, device_map=placement, **trust
         )
-    _check_complete(source.name, loaded, model, report)
     if model is not loaded:
         # compressed-tensors unpacks weights in a hook of the outer model's first pass, which never comes. torch lists
         # a module's hooks in this attribute only.
@@ -129,7 +129,7 @@ def load_checkpoint(
         "gguf_file": source.gguf_file,
         "model_type": model.config.model_type,
         "class": type(model).__name__,
-        "stack": "encoder" if is_encoder else None,
+        "stack": "encoder" if loaded.config.is_encoder_decoder else None,
         "dtype": found_dtype,
         "quantization": quantization,
         "devices": sorted({"offloaded" if p.is_meta else str(p.device) for p in model.parameters()}),
@@ -137,8 +137,9 @@ def load_checkpoint(
         "weights_sha256": fingerprint,
         "weights_note": None if fingerprint else "some weights are offloaded where they cannot be read back",
         **trust,
+        "model_kwargs": given,
     }
-    return Checkpoint(model=model, info=info)
+    return Checkpoint(model=model, info=info, choices=choices)
 
 
 def _without_values(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -155,95 +156,56 @@ def _n_weights(parameter: nn.Parameter) -> int:
 
 
 def _load(
-    source: ModelSource, folder: Path, *, trust_remote_code: bool, allow_pickle: bool, **placement: Any
-) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any] | None]:
-    """Load a model by transformers.
+    source: ModelSource,
+    folder: Path,
+    choices: Choices,
+    *,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    model_kwargs: Mapping[str, Any],
+    **placement: Any,
+) -> tuple[PreTrainedModel, PreTrainedModel, dict[str, Any] | None]:
+    """Load a model by transformers, perhaps with a head, and check its body against the files.
 
     Args:
         placement: `dtype` and `device_map` of `from_pretrained`.
 
     Returns:
-        The model, perhaps with a head; transformers' report of missing and misfit weights; and the config's entry for
-        packed weights, which may be unpacked by now.
+        The model as loaded; the part of it that is measured; and the config's entry for packed weights, which may be
+        unpacked by now.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # a bool: None would ask on stdin
     config_file = folder / (source.gguf_file or "config.json")
     if source.gguf_file:
         files, options["gguf_file"] = [source.gguf_file], source.gguf_file
     else:
-        files = check_weights(source.name, folder, allow_pickle)
+        files = check_weights(source.name, folder, allow_pickle, variant=model_kwargs.get("variant"), choices=choices)
     with as_input_error(f"model {source.name!r}: {config_file}", RELOAD_HINT):
         config = AutoConfig.from_pretrained(folder, **options)
-    model_class = auto_class(source.name, config)
+    kind = model_class(source.name, config, choices)
     quantization = json.loads(json.dumps(getattr(config, "quantization_config", None), default=str))
-    if quantization and model_class is AutoModel:
-        # Packed weights are only found under the names they were saved with, those of the class with a head.
-        model_class = getattr(transformers, (config.architectures or [""])[0], model_class)
+    stored = StoredTensors(source.name, folder, files)
     if not source.gguf_file:
         options["use_safetensors"] = files[0].endswith(".safetensors")
+        check_names(source.name, stored.files)
     else:
         with as_input_error(f"model {source.name!r}: {config_file}", RELOAD_HINT, TypeError):
-            check_gguf_sizes(source.name, config_file, model_class, config)
+            check_gguf_sizes(source.name, config_file, kind, config)
         if hasattr(transformers, "GgufConfig"):  # packed weights would be multiplied by kernels from the hub
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    # Mismatched sizes are ignored here to learn their names: _check_complete raises an error for them.
+    options |= load_options(model_kwargs, config, trust_remote_code=trust_remote_code)
+    # Mismatched sizes are ignored here to learn their names: check_nothing_missing raises an error for them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with as_input_error(f"model {source.name!r}: {abbreviated(files)} in {folder}", RELOAD_HINT):
-        return *model_class.from_pretrained(folder, config=config, **placement, **options), quantization
-
-
-def auto_class(name: str, config: transformers.PretrainedConfig) -> Any:
-    """Choose the class that loads a configuration: AutoModel, else a class with a head. Runs no code.
-
-    Args:
-        name: the model's name, for errors.
-        config: the model's configuration.
-
-    Raises:
-        InputError: neither transformers nor the repository's code has a language model of this type.
-    """
-    code = getattr(config, "auto_map", None) or {}
-    mappings = (
-        (AutoModel, transformers.MODEL_MAPPING),
-        (AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
-        (AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-    )
-    for auto_class, mapping in mappings:
-        if type(config) in mapping or auto_class.__name__ in code:
-            return auto_class
-    raise model_error(name, f"transformers has no language model of type {config.model_type!r}; give another model")
-
-
-def without_head(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the transformer out of a model with an output layer; an encoder-decoder stays whole."""
-    if model.get_output_embeddings() is None or model.config.is_encoder_decoder:
-        return model
-    body = model.base_model if model.base_model is not model else model.get_decoder()
-    return body if isinstance(body, PreTrainedModel) else model
-
-
-def _check_complete(name: str, loaded: nn.Module, model: nn.Module, report: dict[str, Any]) -> None:
-    """Check that the checkpoint holds all weights of a model (`loaded` or a part of it)."""
-    prefix = next(path for path, module in loaded.named_modules() if module is model)
-    tensors = {**dict(loaded.named_parameters(remove_duplicate=False)), **dict(loaded.named_buffers())}
-    # By identity: tied weights have several names.
-    inside = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    # Tensors that the model computes itself; some classes declare them under the names they have behind a head.
-    not_stored = getattr(loaded, "_keys_to_ignore_on_load_missing", None) or ()
-
-    def counts(key: str) -> bool:
-        if is_pooler(key) or any(declared.endswith(f".{key}") for declared in not_stored):
-            return False
-        by_name = key.startswith(f"{prefix}." if prefix else "")
-        return id(tensors[key]) in inside if key in tensors else by_name
-
-    missing = sorted(key for key in report["missing_keys"] if counts(key))
-    misfits = sorted(
-        f"{key} {tuple(stored)} instead of {tuple(expected)}"
-        for key, stored, expected in report["mismatched_keys"]
-        if counts(key)
-    )
-    if missing or misfits:
-        problem = f"the files lack {abbreviated(missing)}" if missing else f"wrong shapes: {abbreviated(misfits)}"
-        remedy = "get config.json and weights from one source, whole"
-        raise model_error(name, f"weights do not fit config.json, {problem}; {remedy}")
+    what, remedy = f"model {source.name!r}: {abbreviated(files)} in {folder}", RELOAD_HINT
+    also: tuple[type[Exception], ...] = ()
+    if model_kwargs:
+        what, remedy, also = f"{what}, with model_kwargs {short_repr(dict(model_kwargs))}", "check them", (TypeError,)
+    with as_input_error(what, remedy, *also), left_over_names() as left_over, gguf_names_read() as read:
+        loaded, report = kind.from_pretrained(folder, config=config, **placement, **options)
+    body = body_of(source.name, loaded)
+    check_reads_text(source.name, body, loaded)
+    check_one_name(source.name, stored.files, loaded.base_model_prefix)
+    check_nothing_missing(source.name, loaded, body, report)
+    left_over |= set(report["unexpected_keys"]) | gguf_names_left(stored.files, read)
+    check_nothing_left_out(source.name, loaded, body, left_over, stored, choices)
+    return loaded, body, quantization

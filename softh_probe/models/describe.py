@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import torch
 from accelerate import infer_auto_device_map
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from softh_probe.hooks.hook_points import HookPoints, dry_run, find_hook_points, stacks
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
-from softh_probe.models.checkpoint import auto_class, without_head
+from softh_probe.models.architecture import build_skeleton, check_reads_text, model_class, without_head
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.placement import SPREAD, check_placement
 from softh_probe.models.source import ModelSource, fetch, small_files
@@ -33,7 +32,21 @@ def load_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> Pr
         trust_remote_code: allow Python code that comes with the checkpoint.
 
     Raises:
-        InputError: the checkpoint's config is missing or damaged, or needs code that is not allowed.
+        InputError: the checkpoint's config is missing or damaged, or needs code that is not allowed; the model reads
+            no text.
+    """
+    whole = load_whole_skeleton(source, trust_remote_code=trust_remote_code)
+    skeleton = without_head(whole)
+    if not skeleton.config.is_encoder_decoder:  # its stacks are described one by one
+        check_reads_text(source.name, skeleton, whole)
+    return skeleton
+
+
+def load_whole_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model that a checkpoint would be loaded as, perhaps with a head, without weights on the meta device.
+
+    Raises:
+        InputError: as `load_skeleton` does.
     """
     folder = source.folder or fetch(source, small_files(trust_remote_code))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -41,11 +54,7 @@ def load_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> Pr
     gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     with quiet_transformers(), as_input_error(f"model {source.name!r}: {config_file}", RELOAD_HINT):
         config = AutoConfig.from_pretrained(folder, **options, **gguf)
-        with torch.device("meta"):
-            model: PreTrainedModel = auto_class(source.name, config).from_config(config, **options)
-    skeleton = without_head(model)
-    skeleton.eval()
-    return skeleton
+        return build_skeleton(model_class(source.name, config), config, **options)
 
 
 def describe_layers(skeleton: PreTrainedModel, device_map: str | None = None) -> pd.DataFrame:

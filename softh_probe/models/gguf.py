@@ -1,7 +1,10 @@
-"""A .gguf file: checks before memory is allocated for its weights, and how its tokenizer splits text."""
+"""A .gguf file: checks before memory is allocated for its weights, what of it is read, how its tokenizer splits text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,36 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from softh_probe.choices import Choices
 from softh_probe.errors import first_sentence, short_repr
 from softh_probe.models.loading_errors import RELOAD_HINT, model_error
+from softh_probe.patching import replaced
+
+
+@contextmanager
+def gguf_names_read() -> Iterator[set[str]]:
+    """Collect the names of tensors of .gguf files that transformers' reader looks for inside the block.
+
+    It says nothing of the others. The set stays empty for the types whose tensors it loads as those of safetensors.
+    """
+    found: set[str] = set()
+
+    def weights_map(original: Callable[..., dict[str, str]], *args: Any, **kwargs: Any) -> dict[str, str]:
+        mapped = original(*args, **kwargs)
+        found.update(mapped)
+        return mapped
+
+    with replaced(import_module("transformers.modeling_gguf_pytorch_utils"), "get_gguf_hf_weights_map", weights_map):
+        yield found
+
+
+def gguf_names_left(names: Iterable[str], read: set[str]) -> set[str]:
+    """Select the tensors inside a body that were not read: neither the head nor experts, which are read apart.
+
+    Args:
+        names: names of the file's tensors.
+        read: names that the reader looked for, as `gguf_names_read` collects them.
+    """
+    if not read:
+        return set()
+    return {name for name in names if name not in read and not name.startswith("output.") and "_exps" not in name}
 
 #: Names under `tokenizer.ggml.pre` for GPT-2's splitting of text, and for that after each digit is split off
 #: (llama.cpp, src/llama-vocab.cpp).

@@ -1,4 +1,4 @@
-"""Readable errors and quiet libraries while a checkpoint is loaded."""
+"""Readable errors and quiet libraries while a checkpoint is loaded, and when it first runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from huggingface_hub.utils import enable_progress_bars as enable_hub_progress_ba
 from safetensors import SafetensorError
 from transformers.utils import logging as hf_logging
 
-from softh_probe.errors import InputError, first_sentence
+from softh_probe.errors import InputError, ProbeError, SofthProbeError, first_sentence
 
 RELOAD_HINT = f"copy or download it again; if it is whole, transformers {transformers.__version__} cannot read it"
 
@@ -56,6 +56,24 @@ def as_input_error(what: str, remedy: str, *also: type[Exception]) -> Iterator[N
             trust = "read the Python code that comes with it, then add --trust-remote-code"
             raise InputError(f"{what} cannot be used without running code; {trust}") from error
         raise InputError(f"{what}: {first_sentence(error)}; {remedy}") from error
+
+
+@contextmanager
+def running_on_tokens(model: Any) -> Iterator[None]:
+    """Turn errors of a model that token ids alone do not satisfy into a `ProbeError` of one line.
+
+    Args:
+        model: the model that runs inside the block.
+    """
+    try:
+        yield
+    except SofthProbeError:
+        raise
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        raise ProbeError(
+            f"model: {type(model).__name__} cannot be run on these token ids alone ({first_sentence(error)}); if its "
+            "documents are too long, set a shorter --max-length, else attach SoftEntropyProbe to code that runs it"
+        ) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, model_error
 
@@ -71,7 +73,7 @@ def _resolve_local(name: str, path: Path, need_weights: bool) -> ModelSource:
         if path.suffix != ".gguf":
             raise model_error(name, "is a file; give its folder (with config.json), or a .gguf file")
         return ModelSource(name=name, folder=path.parent, gguf_file=path.name)
-    has_config, has_weights = (path / "config.json").is_file(), any(_weight_files(path))
+    has_config, has_weights = (path / "config.json").is_file(), any(_weight_files(path)) or bool(_variants(path))
     ggufs = sorted(file.name for file in path.glob("*.gguf"))
     if ggufs and not (has_config and has_weights):
         if len(ggufs) > 1:
@@ -87,11 +89,11 @@ def _resolve_local(name: str, path: Path, need_weights: bool) -> ModelSource:
     return ModelSource(name=name, folder=path)
 
 
-def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
+def _weight_files(folder: Path, variant: str | None = None) -> tuple[list[str], list[str]]:
     """List the names of the (safetensors, pickle) files that transformers would load; shards as in the index."""
 
-    def files(single: str) -> list[str]:
-        index = folder / f"{single}.index.json"
+    def files(name: str) -> list[str]:
+        single, index = _with_variant(name, variant), folder / _with_variant(f"{name}.index.json", variant)
         if (folder / single).is_file() or not index.is_file():
             return [single] if (folder / single).is_file() else []
         with as_input_error(f"file {index}", "copy or download it again", TypeError, AttributeError):
@@ -100,32 +102,87 @@ def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
     return files(_SAFE), files(_PICKLE)
 
 
-def check_weights(name: str, folder: Path, allow_pickle: bool) -> list[str]:
+def _with_variant(name: str, variant: str | None) -> str:
+    """Insert a variant into a file's name, as transformers does.
+
+    >>> _with_variant("model.safetensors", "fp16"), _with_variant("model.safetensors.index.json", "fp16")
+    ('model.fp16.safetensors', 'model.safetensors.index.fp16.json')
+    """
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{variant}.{ending}" if variant else name
+
+
+def _variants(folder: Path) -> list[str]:
+    """List the variants of weights in a folder, such as fp16."""
+    pattern = re.compile(
+        r"(?:model|pytorch_model)\.([^.-]+)\.(?:safetensors|bin)|model\.safetensors\.index\.([^.]+)\.json"
+    )
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return sorted({found[1] or found[2] for name in names if (found := pattern.fullmatch(name))})
+
+
+def check_weights(
+    name: str, folder: Path, allow_pickle: bool, *, variant: str | None = None, choices: Choices | None = None
+) -> list[str]:
     """List the weight files of a folder after checking them; safetensors take precedence over pickles.
 
     Args:
         name: the model's name, for errors.
         folder: the checkpoint's folder.
         allow_pickle: allow pickle files, which can hold code.
+        variant: variant of the weights, such as fp16.
+        choices: records which of several sets of weights was taken.
 
     Raises:
-        InputError: files are missing or damaged, or pickles that are not allowed.
+        InputError: files are missing or damaged, or pickles that are not allowed; shards that no index lists; an
+            adapter beside the weights.
     """
-    safe, pickled = _weight_files(folder)
+    safe, pickled = _weight_files(folder, variant)
+    if not safe and not pickled and (others := [other for other in _variants(folder) if other != variant]):
+        hint = f"add --model-kwargs '{json.dumps({'variant': others[0]})}'" if not variant else "name one of these"
+        raise model_error(name, f"folder {folder} holds weights of the variant {' and '.join(others)} only; {hint}")
     if not safe and pickled and not allow_pickle:
         problem = f"its weights are pickles ({abbreviated(pickled)}), which can carry code"
         raise model_error(name, f"{problem}; convert them to safetensors, or add --allow-pickle")
-    files = safe or pickled or [_SAFE]
+    files = safe or pickled or [_with_variant(_SAFE, variant)]
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise model_error(name, f"folder {folder} has no {abbreviated(missing)}; copy or download it again")
     for file in safe:  # opening compares the file's length with its header
         with as_input_error(f"model {name!r}: damaged file {folder / file}", RELOAD_HINT):
             safe_open(folder / file, framework="pt").__exit__(None, None, None)
+    if (folder / "adapter_config.json").is_file():  # transformers would add the adapter without a word
+        raise model_error(
+            name, f"folder {folder} holds an adapter beside the weights; merge it and save that, or move its files away"
+        )
+    _check_shards(name, folder, files, variant, choices)
     return files
 
 
-def fetch_weights(source: ModelSource, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
+def _check_shards(name: str, folder: Path, files: list[str], variant: str | None, choices: Choices | None) -> None:
+    """Check that no shard is left out by the index; record shards beside a whole file."""
+    stem, ending = files[0].split("-")[0].removesuffix(Path(files[0]).suffix), Path(files[0]).suffix
+    shards = sorted(file.name for file in folder.glob(f"{stem}-*-of-*{ending}"))
+    unread = [shard for shard in shards if shard not in files]
+    if not unread:
+        return
+    if files != [f"{stem}{ending}"]:
+        remedy = "copy or download model.safetensors.index.json again, or remove shards of another checkpoint"
+        raise model_error(name, f"folder {folder} holds {abbreviated(unread)}, which its index does not list; {remedy}")
+    if choices is not None:
+        reason = f"as transformers does; the folder also holds {abbreviated(unread)}, which are not read"
+        choices.add("weights", files[0], reason)
+
+
+def fetch_weights(
+    source: ModelSource, *, trust_remote_code: bool, allow_pickle: bool, variant: str | None = None
+) -> Path:
     """Download the config and the weights that will be loaded, in one of the formats of the repository.
+
+    Args:
+        source: a checkpoint on the hub.
+        trust_remote_code: fetch Python files too.
+        allow_pickle: fetch pickles where there are no safetensors.
+        variant: variant of the weights, such as fp16.
 
     Returns:
         The cache folder, named by the commit.
@@ -138,12 +195,13 @@ def fetch_weights(source: ModelSource, *, trust_remote_code: bool, allow_pickle:
         remedy = "give a transformers model; a .gguf file has to be downloaded and given by its path"
         raise model_error(source.name, f"the hub has no config.json of it; {remedy}")
     pinned = replace(source, revision=folder.name)
-    safe, pickled = _weight_files(folder)  # as the indices say, which are among the small files
-    folder = fetch(pinned, ["config.json", *(safe or [_SAFE])])
-    if not _weight_files(folder)[0]:
+    safe, pickled = _weight_files(folder, variant)  # as the indices say, which are among the small files
+    whole, whole_pickle = _with_variant(_SAFE, variant), _with_variant(_PICKLE, variant)
+    folder = fetch(pinned, ["config.json", *(safe or [whole])])
+    if not _weight_files(folder, variant)[0]:
         if not allow_pickle:
-            raise model_error(source.name, f"no {_SAFE} on the hub; if it has {_PICKLE}, add --allow-pickle")
-        folder = fetch(pinned, ["config.json", *(pickled or [_PICKLE])])
+            raise model_error(source.name, f"no {whole} on the hub; if it has {whole_pickle}, add --allow-pickle")
+        folder = fetch(pinned, ["config.json", *(pickled or [whole_pickle])])
     return folder
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from softh_probe.data.corpus import pad_batch
+from softh_probe.models.loading_errors import running_on_tokens
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 
@@ -64,7 +65,8 @@ def forward(
 def run_backbone(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
     """Run a model on one batch, both [B, T] in host memory, on the device of its embeddings."""
     device = _input_device(model)
-    model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+    with running_on_tokens(model):
+        model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
 
 
 def input_embeddings(model: Any) -> nn.Module | None:

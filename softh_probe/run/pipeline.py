@@ -17,6 +17,7 @@ from softh_probe.data.corpus import Corpus
 from softh_probe.data.prepared import read_corpus
 from softh_probe.files import write_text
 from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
+from softh_probe.models.lengths import length_limit
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
@@ -27,6 +28,7 @@ from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
+from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.forward import forward
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
@@ -78,7 +80,7 @@ def _run(
     config: RunConfig, folder: Path, stop: StopRequests, processes: Processes, progress: bool
 ) -> ProbeResult | None:
     """Measure this process's share of the batches; the first process returns the result of all and writes its page."""
-    seconds = _Stopwatch()
+    seconds, settings = _Stopwatch(), Choices()
     snapshots = Snapshots(folder, processes)
     device_map = own_device(config.device_map, processes)
     with processes.first_ahead():  # the others find its corpus and plan in the cache
@@ -86,14 +88,17 @@ def _run(
             device = check_placement(config.dtype, device_map)
             if config.tokens_per_batch is None:
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
-            unfinished = load_snapshot(config, snapshots)
             source = resolve_model(config.model, revision=config.revision)
+            given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
+            config = with_max_length(config, limit)
+            unfinished = load_snapshot(config, snapshots)
             of_tokenizer = Choices()
             tokenizer = load_tokenizer(
                 source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
             )
             corpus = read_corpus(config, tokenizer, choices=of_tokenizer, progress=progress)
-        for choice in corpus.choices:
+            record_max_length(given, config, settings, n_longer=corpus.n_truncated)
+        for choice in (*settings, *corpus.choices):
             logger.info("%s", choice)
         logger.info("corpus: %s documents, %s tokens", f"{corpus.n_documents:,}", f"{corpus.n_tokens:,}")
         with seconds("plan"):
@@ -106,7 +111,10 @@ def _run(
             device_map=device_map,
             trust_remote_code=config.trust_remote_code,
             allow_pickle=config.allow_pickle,
+            model_kwargs=config.model_kwargs,
         )
+    for choice in checkpoint.choices:
+        logger.info("%s", choice)
     with checkpoint:
         check_model(checkpoint, corpus)
         with seconds("plan"):
@@ -150,7 +158,7 @@ def _run(
         result = probe.result()
         result.info.update(provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
         result.info.update(interruptions=start.interruptions, processes=processes.count)
-        result.info["choices"] = choices(result, checkpoint, corpus).to_json()
+        result.info["choices"] = choices(result, settings, checkpoint, corpus).to_json()
         result.info["warnings"] = warnings(result, plan)
         for text in result.info["warnings"]:
             logger.warning("%s", text)

@@ -16,6 +16,7 @@ from softh_probe.data.corpus import Corpus
 from softh_probe.errors import InputError
 from softh_probe.labels import shortest_document
 from softh_probe.models.checkpoint import Checkpoint
+from softh_probe.models.lengths import longest_document
 from softh_probe.planned.plan import Plan
 from softh_probe.result import ProbeResult
 
@@ -36,8 +37,8 @@ def check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
             f"model: the tokenizer gives token {corpus.tokens.max()}, the model has embeddings for {n_embeddings}; "
             "tokenizer and weights have to be of one checkpoint; name the right tokenizer by --tokenizer"
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < int(corpus.lengths.max()):
+    longest = longest_document(checkpoint.model)
+    if longest is not None and longest < int(corpus.lengths.max()):
         raise InputError(
             f"max_length: the model takes documents of up to {longest} tokens, the longest here has "
             f"{corpus.lengths.max()}; set --max-length {longest}"
@@ -69,9 +70,9 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: 
     }
 
 
-def choices(result: ProbeResult, checkpoint: Checkpoint, corpus: Corpus) -> Choices:
-    """Gather what was chosen for the user: for the corpus, the checkpoint and the measurement."""
-    gathered = Choices(corpus.choices)
+def choices(result: ProbeResult, settings: Choices, checkpoint: Checkpoint, corpus: Corpus) -> Choices:
+    """Gather what was chosen for the user: in the settings, for the corpus, the checkpoint and the measurement."""
+    gathered = Choices((*settings, *corpus.choices))
     gathered.update(checkpoint.choices)
     gathered.update(Choices.from_json(result.info["choices"]))
     return gathered

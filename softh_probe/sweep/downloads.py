@@ -167,7 +167,12 @@ class Downloads:
 
     def _download(self, point: GridPoint) -> None:
         source = resolve_model(point.model, revision=point.revision)
-        fetch_weights(source, trust_remote_code=self.config.trust_remote_code, allow_pickle=self.config.allow_pickle)
+        fetch_weights(
+            source,
+            trust_remote_code=self.config.trust_remote_code,
+            allow_pickle=self.config.allow_pickle,
+            variant=(self.config.model_kwargs or {}).get("variant"),
+        )
 
 
 def _has_weights(model: str, commit: str) -> bool:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 from softh_probe.errors import first_sentence
 from softh_probe.result_files import RESULT_JSON
 from softh_probe.sweep.config import SweepConfig
+from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import GB, size_on_hub
 from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder, duration
 from softh_probe.sweep.grid import GridPoint, expand, inferred_steps
@@ -27,6 +28,7 @@ def describe_plan(config: SweepConfig) -> str:
         InputError: an error that `sweep` would raise before it starts.
     """
     points = expand(config)
+    config, notes = with_shared_length(config, points)
     folder = SweepFolder(config.out)
     folder.check(config)
     n_workers = new_pool(config, folder, points).n_workers
@@ -36,7 +38,7 @@ def describe_plan(config: SweepConfig) -> str:
     lines += [count_states(states), *(line for line in describe_states(states) if "waiting " not in line)]
     if todo:
         lines += ["would run:", *_shorten([f"  {_described(point)}" for point in todo])]
-    lines += [f"warning: {note}" for note in [inferred_steps(points)] if note]
+    lines += [f"warning: {note}" for note in [inferred_steps(points), *notes] if note]
     lines += [f"time expected: {_time(folder, len(todo), n_workers)}", f"disk expected: {_disk(config, folder, todo)}"]
     return "\n".join(lines)
 

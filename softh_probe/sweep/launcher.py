@@ -16,6 +16,7 @@ from tqdm import tqdm
 from softh_probe.redaction import log_to_stderr
 from softh_probe.sweep.collection import collect
 from softh_probe.sweep.config import SweepConfig
+from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, Failure, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
@@ -59,6 +60,7 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
         KeyboardInterrupt: stopped by the user; local workers are stopped too. The same call resumes the sweep.
     """
     points = expand(config)
+    config, notes = with_shared_length(config, points)
     folder = SweepFolder(config.out)
     pool = new_pool(config, folder, points)
     folder.start(config, points)
@@ -80,7 +82,7 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
             outcome.waiting.append(point)
     if not outcome.waiting:
         shutil.rmtree(folder.work / "cache", ignore_errors=True)
-    outcome.warnings = collect(config.out).warnings
+    outcome.warnings = notes + collect(config.out).warnings
     return outcome
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from softh_probe.cache import key_of
-from softh_probe.config import RunConfig, tokens_per_batch_on
+from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig, tokens_per_batch_on
 from softh_probe.data.prepared import read_corpus
 from softh_probe.data.sources import data_identity
 from softh_probe.data.tokenizing import tokenizer_fingerprint
@@ -149,7 +149,7 @@ def run_in_memory(config: RunConfig) -> None:
     def halved() -> int:
         nonlocal budget
         # A document is never cut: batches of one document do not get smaller.
-        budget = budget // 2 if budget > config.max_length // 2 else 0
+        budget = budget // 2 if budget > (config.max_length or DEFAULT_MAX_LENGTH) // 2 else 0
         logger.info("out of memory; tokens_per_batch is now %d", budget)
         return budget
 

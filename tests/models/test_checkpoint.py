@@ -88,7 +88,7 @@ def save_as_pickle(model: PreTrainedModel, folder: Path) -> str:
     return str(folder)
 
 
-def save_as_gguf(model: PreTrainedModel, file: Path) -> str:
+def save_as_gguf(model: PreTrainedModel, file: Path, **more: torch.Tensor) -> str:
     """A float32 .gguf of a llama: names and the order of rows in q and k as llama.cpp has them."""
     config, names = model.config, gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     writer = gguf.GGUFWriter(file, "llama")
@@ -105,8 +105,10 @@ def save_as_gguf(model: PreTrainedModel, file: Path) -> str:
         if key.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads
             rows = rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
-        name = names.get_name(key, try_suffixes=(".weight",))
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(name, np.ascontiguousarray(rows))
+    for key, tensor in more.items():
+        writer.add_tensor(key, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -329,6 +331,24 @@ def test_gguf_gives_the_same_model_as_safetensors(tmp_path: Path) -> None:
     assert packed.info["gguf_file"] == "model.gguf"
     assert packed.info["class"] == "LlamaModel"
     assert packed.info["weights_sha256"] == plain.info["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"blk.0.attn_q.bias": torch.rand(16)},
+        {"blk.1.attn_q_norm.weight": torch.rand(8)},
+        {"token_embd_norm.weight": torch.rand(16)},
+        {"rope_freqs.weight": torch.tensor([1.0, 1.0, 4.0, 8.0])},
+    ],
+)
+def test_gguf_tensors_that_are_not_read_are_refused(more: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    file = save_as_gguf(llama(), tmp_path / "model.gguf", **more)
+    refusal(lambda: load(file), next(iter(more)))
+
+
+def test_gguf_frequencies_that_are_divided_by_one_are_known(tmp_path: Path) -> None:
+    load(save_as_gguf(llama(), tmp_path / "model.gguf", **{"rope_freqs.weight": torch.ones(4)}))
 
 
 @pytest.mark.parametrize(
