@@ -144,7 +144,7 @@ def _remedy(name: str, whole: PreTrainedModel) -> str:
 def _reads_only_text(model: PreTrainedModel) -> bool:
     inputs = inspect.signature(model.forward).parameters
     needed = {key for key, value in inputs.items() if _is_needed(value)}
-    return "input_ids" in inputs and needed <= {"input_ids"} and type(model.config) in transformers.MODEL_MAPPING
+    return "input_ids" in inputs and needed <= {"input_ids"} and model.config.model_type in transformers.CONFIG_MAPPING
 
 
 def _is_needed(value: inspect.Parameter) -> bool:
@@ -216,14 +216,8 @@ def _holds(named: Any, whole: Any, config: PretrainedConfig) -> bool:
     if named is whole:
         return True
     try:
-        return _weight_names(whole, config) <= _weight_names(named, config)
+        there, wanted = (set(build_skeleton(kind, config).state_dict()) for kind in (named, whole))
     except Exception:  # one of them cannot be built from its config alone; what is missing shows when it is loaded
         return True
-
-
-def _weight_names(kind: Any, config: PretrainedConfig) -> set[str]:
-    """List the weights of the transformer inside a class, as its base class names them."""
-    model = build_skeleton(kind, config)
-    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
-    names = (key.removeprefix(prefix) for key, _ in model.named_parameters(remove_duplicate=False))
-    return {key for key in names if not is_pooler(key)}
+    prefix = f"{named.base_model_prefix}."
+    return all(name in there or f"{prefix}{name}" in there for name in wanted if not is_pooler(name))

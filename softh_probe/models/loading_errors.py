@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging as hf_logging
 
 from softh_probe.errors import InputError, ProbeError, SofthProbeError, first_sentence
+
+_SHAPES = re.compile(r"\b(sizes?|shapes?|index|dimensions?|out of bounds)\b")
 
 RELOAD_HINT = f"copy or download it again; if it is whole, transformers {transformers.__version__} cannot read it"
 
@@ -69,7 +72,9 @@ def running_on_tokens(model: Any) -> Iterator[None]:
         yield
     except SofthProbeError:
         raise
-    except (AttributeError, TypeError, ValueError, LookupError) as error:
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and (not _SHAPES.search(str(error)) or "memory" in str(error)):
+            raise
         raise ProbeError(
             f"model: {type(model).__name__} cannot be run on these token ids alone ({first_sentence(error)}); if its "
             "documents are too long, set a shorter --max-length, else attach SoftEntropyProbe to code that runs it"

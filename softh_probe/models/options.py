@@ -49,7 +49,8 @@ def _quantization(given: Any, config: PretrainedConfig) -> Any:
     expected = 'a mapping such as {"load_in_8bit": true}'
     if not isinstance(given, Mapping):
         raise InputError(f"model_kwargs: quantization_config: expected {expected}, got {short_repr(given)}")
-    kind = {key: stored[key] for key in ("quant_method",) if isinstance(stored, dict) and key in stored}
+    kinds = ("quant_method", "load_in_4bit", "load_in_8bit")
+    kind = {key: stored[key] for key in kinds if isinstance(stored, dict) and key in stored}
     try:
         made = AutoQuantizationConfig.from_dict({**kind, **given})
     except (ValueError, TypeError, ImportError, AttributeError) as error:
