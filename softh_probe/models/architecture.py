@@ -135,7 +135,7 @@ def check_reads_text(name: str, body: PreTrainedModel, whole: PreTrainedModel) -
 
 def _remedy(name: str, whole: PreTrainedModel) -> str:
     for path, module in whole.named_children():
-        if isinstance(module, PreTrainedModel) and _reads_only_text(module):
+        if "text" in path and isinstance(module, PreTrainedModel) and _reads_only_text(module):
             snippet = f"AutoModel.from_pretrained({name!r}).{path}.save_pretrained('text_tower')"
             return f"its text tower can be measured alone: {snippet}, with the tokenizer's files beside it"
     return "give a model that reads token ids, or attach SoftEntropyProbe(model, modules={name: module}) to this one"
