@@ -9,11 +9,17 @@ from typing import Any, Literal
 
 import yaml
 
-from softh_probe.config_checks import check_not_negative, check_positive, check_range, check_secrets, check_types
+from softh_probe.config_checks import (
+    check_model_kwargs,
+    check_not_negative,
+    check_positive,
+    check_range,
+    check_secrets,
+    check_types,
+)
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
 from softh_probe.labels import parse_label_sets
-from softh_probe.model_kwargs import check_model_kwargs
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
 EXECUTION_FIELDS = frozenset(

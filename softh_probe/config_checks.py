@@ -1,4 +1,4 @@
-"""Checks of configurations: types, ranges and secrets of their fields, and the YAML files that hold them.
+"""Checks of configurations: types, ranges and secrets of their fields, arguments of models, and the YAML files.
 
 A configuration is a dataclass. Its fields have types that `in_words` can name: str, int, float, bool, None, `Literal`
 of strings, and sequences, mappings and unions of these.
@@ -7,6 +7,7 @@ of strings, and sequences, mappings and unions of these.
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -133,6 +134,73 @@ def _is(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+# --- arguments of from_pretrained --------------------------------------------------------------------------
+
+_MODEL_KWARGS_EXAMPLE = '{"attn_implementation": "eager"}'
+#: Arguments of transformers' `from_pretrained` that are set otherwise -> how.
+_SET_OTHERWISE = {
+    "pretrained_model_name_or_path": "give it as --model",
+    "gguf_file": "give the .gguf file as --model",
+    "revision": "use --revision",
+    "device_map": "use --device-map",
+    "dtype": "use --dtype",
+    "torch_dtype": "use --dtype",
+    "trust_remote_code": "use --trust-remote-code",
+    "use_safetensors": "safetensors take precedence; --allow-pickle allows pickles",
+    "from_tf": "convert the weights to safetensors",
+    "from_flax": "convert the weights to safetensors",
+    "subfolder": "download that folder and give its path as --model",
+    "token": "log in with 'hf auth login'",
+    "use_auth_token": "log in with 'hf auth login'",
+    "cache_dir": "set HF_HOME",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "force_download": "remove the model from the hub's cache ('hf cache')",
+    "proxies": "set HTTPS_PROXY",
+    "tp_plan": "start as many processes as there are GPUs (torchrun); each takes a share of the documents",
+    "load_in_4bit": 'use {"quantization_config": {"load_in_4bit": true}}',
+    "load_in_8bit": 'use {"quantization_config": {"load_in_8bit": true}}',
+    "use_flash_attention_2": 'use {"attn_implementation": "flash_attention_2"}',
+}
+_SET_OTHERWISE |= dict.fromkeys(("tp_size", "device_mesh", "distributed_config"), _SET_OTHERWISE["tp_plan"])
+_SET_OTHERWISE |= dict.fromkeys(
+    ("config", "state_dict", "key_mapping"), "edit config.json and weights in a copy of the checkpoint"
+)
+_SET_OTHERWISE |= dict.fromkeys(
+    ("output_loading_info", "ignore_mismatched_sizes", "weights_only", "return_unused_kwargs"),
+    "leave it out; checkpoints are checked whole",
+)
+_SET_OTHERWISE |= dict.fromkeys(
+    ("adapter_kwargs", "adapter_name"), "merge the adapter (PEFT's merge_and_unload) and save the model"
+)
+_SET_OTHERWISE |= dict.fromkeys(
+    ("mirror", "low_cpu_mem_usage", "offload_state_dict", "_fast_init", "resume_download", "generation_config"),
+    "leave it out; it has no effect",
+)
+_SET_OTHERWISE |= dict.fromkeys(
+    ("output_hidden_states", "output_attentions", "return_dict", "use_cache"), "leave it out; hooks see every layer"
+)
+
+
+def check_model_kwargs(given: Mapping[str, Any] | None) -> None:
+    """Check arguments of `from_pretrained` before anything is loaded.
+
+    >>> check_model_kwargs({"attn_implementation": "eager"})
+
+    Raises:
+        InputError: an argument is set by another field, has no effect here, or is no JSON value.
+    """
+    for key, value in (given or {}).items():
+        if key in _SET_OTHERWISE:
+            raise InputError(f"model_kwargs: {key!r} is not to be set here; {_SET_OTHERWISE[key]}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"model_kwargs: {key!r}: expected a value of JSON, such as {_MODEL_KWARGS_EXAMPLE}, "
+                f"got {short_repr(value)}"
+            ) from error
 
 
 # --- files -------------------------------------------------------------------------------------------------

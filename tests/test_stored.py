@@ -34,7 +34,8 @@ SAME = {"rtol": 0, "atol": 1e-12}
 SAME_MODEL = {"rtol": 0, "atol": 1e-5}
 #: Kinds of anchors by the names that the stored files have for them.
 KIND_TODAY = {"iid": "published", "antithetic": "published_antithetic"}
-RUN = {**make.RUN, "anchors": "published"}
+#: What the stored run says today: the draw has another name, and the default length depends on the model.
+RUN = {**make.RUN, "anchors": "published", "max_length": 512}
 
 
 @pytest.fixture
@@ -273,8 +274,8 @@ def test_a_stored_snapshot_of_another_configuration_is_refused(folder):
 def test_a_stored_snapshot_does_not_go_on_with_the_draw_of_today(folder):
     what = r"unfinished run of another configuration \(anchors: expected 'published', got 'iid'\); .*"
     with pytest.raises(InputError, match=what + "earlier versions called these anchors iid: --anchors published"):
-        run(RunConfig(**make.RUN, out="stopped"), progress=False)
-    anew = run(RunConfig(**make.RUN, out="stopped", resume=False), progress=False)
+        run(RunConfig(**{**RUN, "anchors": "iid"}, out="stopped"), progress=False)
+    anew = run(RunConfig(**{**RUN, "anchors": "iid"}, out="stopped", resume=False), progress=False)
     assert anew.info["interruptions"] == 0
     assert anew.info["anchors"][0]["recipe"] == "iid"
 
@@ -314,7 +315,7 @@ def test_a_report_is_written_of_a_stored_sweep(folder):
 
 
 def test_a_stored_sweep_goes_on_with_its_configuration_alone(folder, capsys):
-    settings = {**make.SWEEP, "model": "checkpoint", "out": "sweep", "anchors": "published"}
+    settings = {**make.SWEEP, "model": "checkpoint", "out": "sweep", "anchors": "published", "max_length": 512}
     options = [f"--{key}={value}" for key, value in settings.items() if key not in ("labels", "device_map")]
     options = [option.replace("_", "-") for option in options] + ["--labels=input_unigram,output_unigram"]
     assert main(["sweep", *options, "--dry-run"]) == 0

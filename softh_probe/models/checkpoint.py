@@ -22,8 +22,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from softh_probe.choices import Choices
+from softh_probe.config_checks import check_model_kwargs
 from softh_probe.errors import InputError, abbreviated, short_repr
-from softh_probe.model_kwargs import check_model_kwargs
 from softh_probe.models.architecture import body_of, check_reads_text, model_class
 from softh_probe.models.completeness import check_nothing_left_out, check_nothing_missing, left_over_names
 from softh_probe.models.fingerprint import weights_fingerprint

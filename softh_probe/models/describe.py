@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+import torch
 from accelerate import infer_auto_device_map
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel

@@ -1,4 +1,4 @@
-"""A .gguf file: checks before memory is allocated for its weights, what of it is read, how its tokenizer splits text."""
+"""A .gguf file: checks before memory is allocated, what of it is read, and how its tokenizer splits text."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def gguf_names_left(names: Iterable[str], read: set[str]) -> set[str]:
     if not read:
         return set()
     return {name for name in names if name not in read and not name.startswith("output.") and "_exps" not in name}
+
 
 #: Names under `tokenizer.ggml.pre` for GPT-2's splitting of text, and for that after each digit is split off
 #: (llama.cpp, src/llama-vocab.cpp).

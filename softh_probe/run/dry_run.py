@@ -22,12 +22,14 @@ from softh_probe.errors import InputError
 from softh_probe.hooks.hook_points import select_layers
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.describe import describe_layers, load_skeleton, weights_by_device
+from softh_probe.models.lengths import length_limit
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.memory import GIB, SumsMemory, place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
+from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.output_folder import UNFINISHED, check_folder
 from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, provenance, too_short
@@ -130,13 +132,18 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     if config.tokens_per_batch is None:
         config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
     work = Path(config.out).expanduser().resolve() / UNFINISHED
-    unfinished = load_snapshot(config, _Untouched(work, processes))
     source = resolve_model(config.model, revision=config.revision, need_weights=False)
+    given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
+    config = with_max_length(config, limit)
+    unfinished = load_snapshot(config, _Untouched(work, processes))
     of_tokenizer = Choices()
     tokenizer = load_tokenizer(
         source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
     )
     corpus = read_corpus(config, tokenizer, choices=of_tokenizer, progress=progress)
+    choices = Choices()
+    record_max_length(given, config, choices, n_longer=corpus.n_truncated)
+    choices.update(corpus.choices)
     plan = plan_run(config, corpus, processes.count)
     skeleton = _measured_part(load_skeleton(source, trust_remote_code=config.trust_remote_code))
     checkpoint = Checkpoint(model=skeleton, info={})
@@ -169,8 +176,8 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
         layers=layers,
         memory=memory,
         done=unfinished[0].batches if unfinished else 0,
-        choices=Choices(corpus.choices),
-        warnings=[*Choices(corpus.choices).warnings(), *too_short(plan), *_missing_weights(config, source)],
+        choices=choices,
+        warnings=[*choices.warnings(), *too_short(plan), *_missing_weights(config, source)],
     )
 
 

@@ -19,6 +19,7 @@ from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.lengths import longest_document
 from softh_probe.planned.plan import Plan
 from softh_probe.result import ProbeResult
+from softh_probe.run.forward import input_embeddings
 
 VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
@@ -30,9 +31,9 @@ def check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
         InputError: it has not; the forward pass would fail with an error that is hard to read.
     """
     config = checkpoint.model.config
-    embeddings = checkpoint.model.get_input_embeddings().weight
-    n_embeddings = len(embeddings) if isinstance(embeddings, torch.Tensor) else config.vocab_size
-    if int(corpus.tokens.max()) >= n_embeddings:
+    embeddings = getattr(input_embeddings(checkpoint.model), "weight", None)
+    n_embeddings = len(embeddings) if isinstance(embeddings, torch.Tensor) else getattr(config, "vocab_size", None)
+    if n_embeddings is not None and int(corpus.tokens.max()) >= n_embeddings:
         raise InputError(
             f"model: the tokenizer gives token {corpus.tokens.max()}, the model has embeddings for {n_embeddings}; "
             "tokenizer and weights have to be of one checkpoint; name the right tokenizer by --tokenizer"

@@ -95,5 +95,7 @@ def test_positions_of_images_do_not_count() -> None:
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = transformers.CLIPVisionConfig(**small, image_size=16, patch_size=8)  # 5 positions
     text = transformers.LlamaConfig(**small, vocab_size=64, max_position_embeddings=N)
-    body = transformers.LlavaModel(transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=1))
+    body = transformers.LlavaModel(
+        transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=1)
+    )
     assert longest_document(body) == N
