@@ -1,6 +1,7 @@
 """Load a checkpoint without its language-model head, check that it is complete, and free it.
 
     source = resolve_model("EleutherAI/pythia-160m", revision="step1000")
+    tokenizer = load_tokenizer(source)
     with load_checkpoint(source) as checkpoint:
         checkpoint.model(**batch).last_hidden_state  # logits are never computed
 
@@ -33,6 +34,9 @@ from softh_probe.models.options import load_options
 from softh_probe.models.placement import accelerator, check_device, check_dtype
 from softh_probe.models.source import ModelSource, check_weights, fetch_weights
 from softh_probe.models.stored import StoredTensors, check_names, check_one_name
+from softh_probe.models.tokenizer import load_tokenizer
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_tokenizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
