@@ -13,7 +13,7 @@ import softh_probe.run.forward
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted, ProbeError, SofthProbeError
-from softh_probe.models.checkpoint import without_head
+from softh_probe.models.architecture import without_head
 from softh_probe.planned.prepared import EQUAL_LENGTHS, PADDED, SINGLE_DOCUMENTS, batch_documents, plan_run
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
