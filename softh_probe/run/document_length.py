@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from softh_probe.choices import Choices
 from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig
@@ -11,15 +12,18 @@ from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def with_max_length(config: Config, limit: int | None) -> Config:
+def with_max_length(config: Config, limit: int | None, *, before: Mapping[str, Any] | None = None) -> Config:
     """Set `max_length` where it is null.
 
     Args:
         config: the configuration of a run or a sweep.
         limit: the tokens that the model takes at most; None if it has no limit.
+        before: the configuration of the unfinished run or sweep that goes on, whose length stays.
     """
     if config.max_length is not None:
         return config
+    if before and isinstance(before.get("max_length"), int):
+        return dataclasses.replace(config, max_length=before["max_length"])
     return dataclasses.replace(config, max_length=min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH))
 
 

@@ -90,8 +90,8 @@ def _run(
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             source = resolve_model(config.model, revision=config.revision)
             given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
-            config = with_max_length(config, limit)
             unfinished = load_snapshot(config, snapshots)
+            config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
             of_tokenizer = Choices()
             tokenizer = load_tokenizer(
                 source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer

@@ -50,6 +50,8 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
         snapshots.clear()
         return None
     theirs, ours = found[0].run["config"], _config_of(config)
+    if config.max_length is None:  # the unfinished run knows
+        ours.pop("max_length")
     differing = [name for name in ours if theirs.get(name) != ours[name]]
     if differing and config.overwrite:
         snapshots.clear()

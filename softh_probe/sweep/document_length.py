@@ -7,10 +7,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
+
 from softh_probe.choices import Choices
 from softh_probe.errors import SofthProbeError
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.sweep.config import SweepConfig
+from softh_probe.sweep.folder import SweepFolder
 from softh_probe.sweep.grid import GridPoint
 
 logger = logging.getLogger(__name__)
@@ -19,8 +22,8 @@ logger = logging.getLogger(__name__)
 def with_shared_length(config: SweepConfig, points: Sequence[GridPoint]) -> tuple[SweepConfig, list[str]]:
     """Set `max_length` where it is null: the default, or what every checkpoint takes.
 
-    Checkpoints share one length, so that they are measured on the same tokens. A checkpoint whose config cannot be read
-    is left out; its measurement says why.
+    A sweep that goes on keeps its length. Checkpoints share one length, so that they are measured on the same tokens. A
+    checkpoint whose config cannot be read is left out; its measurement says why.
 
     Args:
         config: the sweep.
@@ -34,6 +37,12 @@ def with_shared_length(config: SweepConfig, points: Sequence[GridPoint]) -> tupl
     from softh_probe.models.lengths import length_limit  # imports transformers
     from softh_probe.models.source import resolve_model
 
+    folder = SweepFolder(config.out)
+    if folder.is_sweep():
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            before = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+            if isinstance(before, dict) and before.get("max_length"):
+                return with_max_length(config, None, before=before), []
     limits = []
     for point in _of_different_configs(points):
         with contextlib.suppress(SofthProbeError):

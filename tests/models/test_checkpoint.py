@@ -251,6 +251,7 @@ def test_info_is_json_and_names_the_checkpoint(tmp_path: Path) -> None:
         "weights_note": None,
         "trust_remote_code": False,
         "allow_pickle": False,
+        "model_kwargs": {},
     }
 
 
