@@ -42,7 +42,7 @@ def takes(body: Any, n_tokens: int) -> bool:
     try:
         with torch.no_grad():
             body(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (IndexError, RuntimeError, ValueError):
+    except (IndexError, RuntimeError, TypeError, ValueError):
         return False
     return True
 
