@@ -16,6 +16,9 @@ from softh_probe.result import ProbeResult
 #: Settings from which anchors are drawn. Equal recipes at equal widths give equal anchors.
 _RECIPE = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration")
 
+#: Settings that decide which texts of a data set are read, and in which order.
+_READING = ("data_revision", "subset", "split", "text_column", "sample_by", "max_documents", "shuffle_seed")
+
 
 def check_comparable(
     results: Sequence[ProbeResult], titles: Sequence[str], *, allow_different: bool = False
@@ -56,8 +59,18 @@ def _corpus_differs(one: ProbeResult, other: ProbeResult) -> list[str]:
     if digests[0] == digests[1] or tokens_differ(one, other):
         return []
     data = [str((result.info.get("corpus") or {}).get("data")) for result in (one, other)]
-    named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, as different tokens"
+    named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, {_how_corpora_differ(one, other)}"
     return [f"their corpus ({named}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
+
+
+def _how_corpora_differ(one: ProbeResult, other: ProbeResult) -> str:
+    """Say in which settings two readings of the same data differ, or else in what."""
+    configs = [result.info.get("config") or {} for result in (one, other)]
+    changed = [key for key in _READING if configs[0].get(key) != configs[1].get(key)]
+    if changed:
+        return ", ".join(f"{key} {configs[0].get(key)} and {configs[1].get(key)}" for key in changed)
+    texts = [(result.info.get("corpus") or {}).get("texts_sha256") for result in (one, other)]
+    return "of which the texts differ" if None not in texts else "as different tokens"
 
 
 def tokens_differ(one: ProbeResult, other: ProbeResult) -> bool:
@@ -81,8 +94,8 @@ def corpus_notes(corpora: Iterable[Mapping[str, Any]]) -> list[str]:
     texts = {texts for tokens, texts in known if tokens}
     if n_tokens < 2:
         return []
-    if None not in texts and len(texts) > 1:
-        return [f"texts differ: {len(texts)} different corpora, whose values are not comparable"]
+    if len(texts - {None}) > 1:
+        return [f"texts differ: {len(texts - {None})} different corpora, whose values are not comparable"]
     return [
         f"tokenizers differ: the same texts are {n_tokens} different corpora, so informations about tokens and n-grams "
         "are of other labels in each"
@@ -126,12 +139,25 @@ def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
             f"their texts are the same and their tokens differ ({positions[0]:,} and {positions[1]:,} positions were "
             "counted): informations about tokens and n-grams are of other labels in each, and not comparable."
         )
+        cut = [_n_cut(result) for result in (one, other)]
+        if any(cut):
+            found.append(
+                f"{cut[0]:,} and {cut[1]:,} documents were cut at max_length, so other parts of their texts were "
+                "measured; a longer max_length or overflow=split takes whole texts."
+            )
     elif positions[0] != positions[1]:
         found.append(
             f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
             "other ends of documents."
         )
     return found
+
+
+def _n_cut(result: ProbeResult) -> int:
+    """Count the documents of which the end was left out."""
+    if (result.info.get("config") or {}).get("overflow", "truncate") != "truncate":
+        return 0
+    return int((result.info.get("corpus") or {}).get("documents_longer_than_max_length") or 0)
 
 
 def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:

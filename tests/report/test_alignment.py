@@ -187,6 +187,27 @@ def test_other_texts_are_refused_as_are_texts_that_are_not_recorded(texts):
         check_comparable([one, other], ["x", "y"])
 
 
+def test_texts_in_another_order_are_told_by_the_setting(tmp_path):
+    one, other = of_texts("a", "e"), of_texts("b", "f")
+    for result, seed in ((one, None), (other, 3)):
+        result.info["corpus"]["data"] = "t.jsonl"
+        result.info["config"] = {"shuffle_seed": seed}
+    with pytest.raises(InputError, match=r"both read t.jsonl, shuffle_seed None and 3; SHA-256"):
+        check_comparable([one, other], ["x", "y"])
+    other.info["config"] = {"shuffle_seed": None}
+    with pytest.raises(InputError, match=r"both read t.jsonl, of which the texts differ; SHA-256"):
+        check_comparable([one, other], ["x", "y"])
+
+
+def test_texts_that_were_cut_are_told(tmp_path):
+    one, other = of_texts("a", "e"), of_texts("b", "e")
+    other.info["corpus"]["documents_longer_than_max_length"] = 7
+    notes = check_comparable([one, other], ["x", "y"])
+    assert any("0 and 7 documents were cut at max_length" in note for note in notes)
+    other.info["config"] = {"overflow": "split"}
+    assert not any("cut" in note for note in check_comparable([one, other], ["x", "y"]))
+
+
 # --- sweeps -----------------------------------------------------------------------------------------------
 
 
@@ -296,4 +317,7 @@ def test_collect_says_that_tokens_differ(tmp_path):
     assert any("Tokenizers differ" in text for text in read_sweep(folder).warnings)
     results = {("m", 1): of_texts("a", "e"), ("m", 2): of_texts("b", "f")}
     folder = collected_folder(tmp_path / "texts", results)
+    assert any("texts differ: 2 different corpora" in text for text in warnings_of(folder))
+    results[("m", 3)] = of_texts("c", None)
+    folder = collected_folder(tmp_path / "unknown", results)
     assert any("texts differ: 2 different corpora" in text for text in warnings_of(folder))
