@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _NO_TEXT = {  # names of the only column of strings that make it unlikely to be 
     *("lang", "language", "locale", "label", "class", "category", "topic", "tag", "type", "split", "subset"),
     *("date", "time", "datetime", "timestamp", "created", "created_at", "updated_at"),
 }
+
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # rows' names, which pandas writes to .parquet
 
 Path = tuple[str, ...]  # the name of a column, then keys of structs
 
@@ -93,7 +96,9 @@ def infer_text_column(
     Raises:
         InputError: several columns could hold the text.
     """
-    free = {name: kind for name, kind in kinds.items() if name not in label_columns}
+    free = {
+        name: kind for name, kind in kinds.items() if name not in label_columns and not _PANDAS_INDEX.fullmatch(name)
+    }
     named = [name for name in TEXT_COLUMNS if name in free and _may_be_content(free[name])]
     if named:
         return _by_name(named, free, choices)

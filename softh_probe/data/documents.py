@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
+import re
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from softh_probe.choices import Choices
@@ -27,13 +29,14 @@ from softh_probe.data.kinds import Kind
 from softh_probe.data.sampling import permuted, sample
 from softh_probe.data.sources import open_splits, reading
 from softh_probe.data.tables import Row, Table
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, abbreviated
 
 SAMPLE_BY = ("line", "paragraph", "document")
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROWS_AT_ONCE = 256
 _OfRow = tuple[list[Any], list[dict[str, Any]]]  # contents and labels of the documents of a row
+_WHOLE = re.compile(r"-?\d+\.0")
 _EXACT = 2**53  # floats below it hold whole numbers exactly
 
 __all__ = ["PREFERENCE_LABEL", "SAMPLE_BY", "TEXT_COLUMNS", "Document", "read_documents"]
@@ -235,7 +238,8 @@ def _rows(tables: Sequence[Table], wanted: _Wanted, notes: Notes) -> Iterator[tu
                 missing -= row.keys()
                 if missing and table.has_fixed_columns:
                     raise InputError(f"data: {where} has no column {min(missing)!r}; all files have to have the same")
-                yield where, _complete(row, names, table)
+                row = _complete(row, names, table)
+                yield where, row if table.has_types else _with_whole_labels(row, wanted)
         if missing and number:
             raise InputError(
                 f"data: none of the {number:,} rows of {table.name} has a column {min(missing)!r}; all files have to "
@@ -262,6 +266,13 @@ def _read(table: Table, names: Sequence[str], notes: Notes) -> Generator[Row, No
     raise problem
 
 
+def _with_whole_labels(row: Row, wanted: _Wanted) -> Row:
+    """Write labels that are whole numbers without ".0", where a file does not tell numbers from text."""
+    texts = {path[0] for path in wanted.texts.values()}
+    labels = {path[0] for path in wanted.labels.values()} - texts
+    return {n: v[:-2] if n in labels and isinstance(v, str) and _WHOLE.fullmatch(v) else v for n, v in row.items()}
+
+
 def _complete(row: Row, names: Sequence[str], table: Table) -> Row:
     """Give a row with all columns, null where it lacks them, and with the names of classes in place of numbers."""
     classes = table.class_names
@@ -280,6 +291,8 @@ def _class_name(value: Any, names: Sequence[str]) -> Any:
 def _label(value: Any, column: str, where: str) -> Hashable | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, Decimal):
+        value = int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return int(value)  # pandas writes 1 as 1.0 where a column has nulls
     if isinstance(value, (str, int, float, datetime.date)):
@@ -292,9 +305,11 @@ def _content(value: Any, column: str, where: str) -> str | list[dict[str, Any]]:
         return value or ""
     messages = _messages(value) if isinstance(value, list) else None
     if messages is None:
+        keys = [f"{column}.{key}" for key in value] if isinstance(value, dict) else []
+        name_key = f"; name the key that holds it: {abbreviated(keys)}" if keys else ""
         raise InputError(
             f"text_column: {column!r} holds a {_type_name(value)} in {where}; expected text, or a conversation: "
-            "a list of messages with role and content"
+            f"a list of messages with role and content{name_key}"
         )
     return messages
 

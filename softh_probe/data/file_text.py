@@ -66,6 +66,7 @@ class Notes:
         self.choices = choices
         self.replaced: dict[str, int] = {}
         self.nulls_left_out = 0
+        self.joined_lines: dict[str, int] = {}
 
     def finish(self) -> None:
         """Record what was counted."""
@@ -75,6 +76,14 @@ class Notes:
                 "utf-8",
                 f"{sum(self.replaced.values()):,} byte sequences of {abbreviated(list(self.replaced))} are not UTF-8 "
                 "and were read as U+FFFD; repair the data to avoid them",
+            )
+        if self.joined_lines:
+            self.choices.add(
+                "quotes",
+                "around cells",
+                f"{sum(self.joined_lines.values()):,} rows of {abbreviated(list(self.joined_lines))} run over lines "
+                "that would be rows by themselves, as a quote begins a cell; if quotes belong to the text, double them "
+                "and put quotes around the cell",
             )
         if self.nulls_left_out:
             self.choices.add(
@@ -205,12 +214,12 @@ def _utf_8(file: BinaryIO, chunk: bytes, encoding: str, name: str, notes: Notes)
         except UnicodeDecodeError as error:
             text = chunk.decode(encoding, "replace")
             bad += text.count("\ufffd") - chunk.count("\ufffd".encode())
-            notes.replaced[name] = bad
             if not marked and longer + len(chunk) - len(text) < _EVIDENT * bad:
                 raise InputError(
                     f"data: {name} is not UTF-8 (byte 0x{chunk[error.start]:02x} in {_excerpt(chunk, error.start)}); "
                     "convert it from the encoding that it has: iconv -f WINDOWS-1252 -t UTF-8"
                 ) from error
+            notes.replaced[name] = bad
         longer += len(chunk) - len(text)
         yield text
         chunk = _lines(file)

@@ -35,6 +35,8 @@ READERS = (Csv, Json, Parquet, Text)  # of `datasets`, for the same formats
 
 _SEPARATORS = {".tsv": "\t"}
 
+_METADATA = {"dataset_info.json", "dataset_infos.json"}  # of hub repositories; `datasets` passes over them, too
+
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -251,7 +253,7 @@ def _data_files(path: Path, data: str) -> tuple[list[Path], str]:
     found = [
         f for f in _files_below(path) if f == path or not any(p.startswith(".") for p in f.relative_to(path).parts)
     ]
-    files = [file for file in found if _format(file.name)]
+    files = [file for file in found if _format(file.name) and (file == path or file.name not in _METADATA)]
     readers = {_format(file.name) or "" for file in files}
     if len(readers) != 1:
         kinds = Counter("".join(file.suffixes[-2:]) or file.name for file in (files or found))

@@ -46,6 +46,8 @@ class Table(ABC):
     """Whether every row has the same columns."""
     has_sure_names = True
     """Whether names of columns are surely names, and not the first row."""
+    has_types = True
+    """Whether numbers are told from text."""
 
     def __init__(self, name: str, features: Mapping[str, Any] | None = None) -> None:
         self.name = name
@@ -152,6 +154,7 @@ class CsvTable(Table):
     """
 
     has_sure_names = False
+    has_types = False
 
     def __init__(self, path: str, name: str, separator: str, features: Mapping[str, Any] | None = None) -> None:
         super().__init__(name, features)
@@ -181,19 +184,30 @@ class CsvTable(Table):
         lines = (line for chunk in chunks for line in _lines_with_ends(chunk))
         first = next(lines, "")
         self._check_separator(first)
-        reader = csv.reader(itertools.chain([first], lines), delimiter=self.separator, strict=True)
+        seen: list[str] = []  # lines of a row: the reader takes no more
+        read = _noted(itertools.chain([first], lines), seen)
+        reader = csv.reader(read, delimiter=self.separator, strict=True)
         rows = (row for row in _long_cells(reader) if row)
         remedy = f"put quotes around cells that hold {self._shown}, line breaks or quotes, and double these"
         number = 0
         try:
             self.header = next(rows, [])
+            seen.clear()
             for number, row in enumerate(rows, start=1):
                 if len(row) != len(self.header):
                     n = len(row)
                     raise ValueError(f"row {number} has {n} of the header's {len(self.header)} cells; {remedy}")
+                if len(seen) > 1 and self._are_rows(seen):
+                    notes.joined_lines[self.name] = notes.joined_lines.get(self.name, 0) + 1
+                seen.clear()
                 yield row
         except csv.Error as error:
             raise ValueError(f"row {number + 1}: {error}; {remedy}") from error
+
+    def _are_rows(self, lines: Sequence[str]) -> bool:
+        """Test whether each line of a quoted cell is a row by itself. Texts have commas, so only tabs show it."""
+        n = len(self.header) - 1
+        return self.separator == "\t" and n > 0 and all(line.count("\t") == n for line in lines)
 
     def _check_separator(self, line: str) -> None:
         """Refuse a header that shows another separator, and none of ours."""
@@ -296,6 +310,12 @@ def _joined(chunks: Iterator[str]) -> Iterator[str]:
 def _lines_with_ends(text: str) -> Iterator[str]:
     """Split text after each line end, each of which stays as it is written; csv expects that."""
     return iter(io.StringIO(text, newline=""))
+
+
+def _noted(lines: Iterable[str], into: list[str]) -> Iterator[str]:
+    for line in lines:
+        into.append(line)
+        yield line
 
 
 def _is_object(line: str) -> bool:

@@ -4,6 +4,7 @@ import json
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 
 from softh_probe.choices import Choices
@@ -110,6 +111,11 @@ def test_pictures_hold_no_text(tmp_path):
     assert read(str(tmp_path / "d.parquet")) == (["a"], [("caption", True)])
 
 
+def test_names_of_rows_that_pandas_writes_are_no_text(tmp_path):
+    pd.DataFrame({"quote": ["a"], "n": [1]}, index=["first"]).to_parquet(tmp_path / "d.parquet")
+    assert read(str(tmp_path / "d.parquet")) == (["a"], [("quote", True)])
+
+
 def test_a_text_that_is_null_at_first(write):
     assert read(write({"text": None, "id": "a"})) == ([""], [("text", False)])
     assert read(write({"text": None, "content": "a"})) == (["a"], [("content", True)])
@@ -136,7 +142,9 @@ def test_dotted_names(write):
     assert "has no 'translation.fr'" in text
     assert "translation.en, translation.de" in text
     assert "labels: " in refused(path, "meta.language", text_column="translation.en")
-    assert "'translation' holds a dict" in refused(path, text_column="translation")
+    text = refused(path, text_column="translation")
+    assert "'translation' holds a dict" in text
+    assert "name the key that holds it: translation.en, translation.de" in text
 
 
 def test_a_literal_name_takes_precedence(write):

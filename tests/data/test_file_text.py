@@ -82,6 +82,14 @@ def test_other_encodings_are_refused(tmp_path, encoding, text, name):
     assert "iconv" in refused(tmp_path / name)
 
 
+def test_what_is_refused_is_not_told_as_read(tmp_path):
+    (tmp_path / "d.txt").write_bytes("Grüße, Häuser\n".encode("latin-1"))
+    choices = Choices()
+    with pytest.raises(InputError, match="not UTF-8"):
+        list(read_documents(str(tmp_path / "d.txt"), choices=choices))
+    assert choices.warnings() == []
+
+
 def test_another_encoding_is_refused_late_in_a_file_too(tmp_path):
     (tmp_path / "d.txt").write_bytes(b"a house\n" * 300_000 + "Häuser\n".encode("latin-1"))
     assert "not UTF-8 (byte 0xe4" in refused(tmp_path / "d.txt")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from decimal import Decimal
 
 import datasets
 import pyarrow as pa
@@ -62,6 +63,34 @@ def test_tsv(tmp_path):
     assert read(tmp_path / "d.tsv", "language") == [('Hello, "you"; there', "en"), ("a\tb", "de")]
     (tmp_path / "d.tsv").write_text("text;language\nHello;en\n")
     assert "expected a tab" in refused(tmp_path / "d.tsv")
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        (
+            'n\ttext\n1\t"It was late, he said.\n2\tAnd I was tired."\n3\tfine\n',
+            ["It was late, he said.\n2\tAnd I was tired.", "fine"],
+        ),
+        ('text\tn\n"It was late.\t1\nfine\t2\nI was tired."\t3\n', ["It was late.\t1\nfine\t2\nI was tired."]),
+    ],
+)
+def test_quotes_that_may_belong_to_the_text_are_warned_of(tmp_path, content, texts):
+    (tmp_path / "d.tsv").write_text(content)
+    choices = Choices()
+    assert [d.content for d in read_documents(str(tmp_path / "d.tsv"), choices=choices)] == texts
+    (warning,) = choices.warnings()
+    assert warning.startswith("quotes: around cells (1 rows of")
+
+
+def test_quotes_around_lines_of_a_cell_are_certain(tmp_path):
+    (tmp_path / "d.tsv").write_text('text\tn\n"one\ntwo\nthree"\t1\n"a ""b"", \tc"\t2\n')
+    (tmp_path / "d.csv").write_text('text,n\n"one, a\ntwo, b",1\n')
+    (tmp_path / "one.tsv").write_text('text\n"one\ntwo"\n')
+    for name in ("d.tsv", "d.csv", "one.tsv"):
+        choices = Choices()
+        list(read_documents(str(tmp_path / name), choices=choices))
+        assert choices.warnings() == []
 
 
 def test_a_header_is_certain_above_numbers_or_where_it_is_asked_for(tmp_path):
@@ -242,6 +271,20 @@ def test_whole_numbers_are_one_label_with_and_without_decimals(tmp_path):
     assert names == ["1", "1", "2.5", "0", "0", "1e+300", "9007199254740993", "1"]
 
 
+def test_whole_numbers_are_one_label_in_csv_too(tmp_path):
+    """Pandas writes 1.0 where the column of a file has nulls."""
+    (tmp_path / "a.csv").write_text("text,n\na,1.0\nb,\nc,2.5\n1.0,x1.0\n")
+    (tmp_path / "b.csv").write_text("text,n\na,1\n3.0,3.0\n")
+    assert read(tmp_path, "n") == [("a", "1"), ("b", None), ("c", "2.5"), ("1.0", "x1.0"), ("a", "1"), ("3.0", "3")]
+    assert read(tmp_path / "b.csv", "text", text_column="text") == [("a", "a"), ("3.0", "3.0")]
+
+
+def test_decimals_are_labels(tmp_path):
+    values = [Decimal("1.50"), Decimal("2.00"), Decimal(2**53 + 1), None]
+    pq.write_table(pa.table({"text": ["a"] * 4, "n": values}), tmp_path / "d.parquet")
+    assert [label for _, label in read(tmp_path / "d.parquet", "n")] == [1.5, 2, 2**53 + 1, None]
+
+
 # -- copies of hub repositories ------------------------------------------------------------------------------
 
 
@@ -260,6 +303,15 @@ def test_repositories_are_read_as_files_are(tmp_path):
     assert read(folder, "t") == [("a", 1), ("b", "s")]
     folder = repository(tmp_path / "csv", configs.format("csv"), a_csv="text;n\na;1\n")
     assert "separates cells by ';'" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_info.json"])
+def test_descriptions_in_a_repository_are_no_rows(tmp_path, name):
+    (tmp_path / name).write_text('{"default": {"features": {}}}')
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    assert read(tmp_path) == ["a"]
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.txt")
+    assert read(tmp_path) == ['{"text": "a"}']
 
 
 def test_repositories_declare_separators_classes_and_other_readings(tmp_path):
