@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softh_probe.attached.inputs import arguments
@@ -19,7 +20,7 @@ from softh_probe.hooks.callers import is_run_by_another, modules_that_run
 from softh_probe.hooks.edges import AfterCall, BeforeCall, HookEdges
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
-from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRAINING
+from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRACED, TRAINING
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.hooks.seats import Seat, seats_of
 from softh_probe.patching import copies_unchanged, replaced, uncompiled
@@ -160,6 +161,8 @@ class ForwardHooks:
             return PAUSED
         if entry.training:
             return TRAINING
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined,no-untyped-call]
+            return TRACED
         if thread != self._thread and any(module is entry for module in _measured_in.get(thread, ())):
             return OTHER_PROBE
         if not self._has_its_adapters():

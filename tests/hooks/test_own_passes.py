@@ -292,3 +292,22 @@ def test_nothing_counted_says_what_was_left_out():
         run(probe, lambda: disabled(model))
     with pytest.raises(ProbeError, match=r"no position was counted: .*1 with other adapters"):
         probe.result()
+
+
+def test_passes_that_are_traced_are_no_part_of_an_evaluation():
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), torch.randn(5, 8)
+    probe = SoftEntropyProbe(net, modules={"relu": net[1]}, labels=[])
+    with warnings.catch_warnings(record=True) as said, probe, torch.no_grad():
+        warnings.simplefilter("always")
+        net(x)
+        traced = torch.jit.trace(net, torch.randn(3, 8), check_trace=False)
+        exported = torch.export.export(net, (torch.randn(3, 8),), strict=False)
+    assert any("that torch.jit or torch.export traced did not count" in str(warning.message) for warning in said)
+    assert probe.positions == 5
+    computed = [node.kind() for node in traced.inlined_graph.nodes() if node.kind().startswith("aten::")]
+    assert computed == ["aten::linear", "aten::relu"]
+    assert [str(node.target) for node in exported.graph.nodes if node.op == "call_function"] == [
+        "aten.linear.default",
+        "aten.relu.default",
+    ]
+    probe.result()
