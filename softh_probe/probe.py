@@ -121,7 +121,7 @@ class SoftEntropyProbe:
         names = [s.name for s in source.rows.label_sets]
         self._settings: dict[str, Any] = {**estimator, "labels": names, "layers": None, "count": count}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
-        self._single_values = Choices(warn=plan is None)  # a run reports them
+        self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)
         if layers is not None:
@@ -181,8 +181,14 @@ class SoftEntropyProbe:
         choices = Choices.from_json(self._recorder.choices_made())
         for name, label in result.single_values().items():
             reason = "all labelled positions have it, so the information is 0 by construction; label several values"
-            self._single_values.add(name, f"the single value {label!r}", reason)
+            self._told.add(name, f"the single value {label!r}", reason)
             choices.add(name, f"the single value {label!r}", reason)
+        for name, n in (invalid := result.invalid_positions()).items():
+            left_out = f"{n:,} of {self._recorder.positions:,} positions were left out"
+            choices.add(name, left_out, "their hidden states are zero or not finite, so they have no direction")
+        if invalid:
+            reason = "they have no direction; result.invalid_positions() counts them by layer"
+            self._told.add("hidden states", "those that are zero or not finite were left out", reason)
         result.info["choices"] = choices.to_json()
         return result
 

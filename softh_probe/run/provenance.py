@@ -82,11 +82,6 @@ def choices(result: ProbeResult, settings: Choices, checkpoint: Checkpoint, corp
 def warnings(result: ProbeResult, plan: Plan) -> list[str]:
     """List what limits a result: uncertain choices, positions and documents left out, code of the checkpoint."""
     found = Choices.from_json(result.info["choices"]).warnings()
-    found += [
-        f"{layer}: {n:,} of {result.info['positions']:,} positions were left out, their hidden states being zero or "
-        "not finite"
-        for layer, n in result.invalid_positions().items()
-    ]
     found += too_short(plan)
     if result.info["model"]["trust_remote_code"]:
         found.append("Python code that comes with the checkpoint was allowed to run (trust_remote_code)")
