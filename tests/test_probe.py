@@ -367,7 +367,7 @@ def test_a_forward_pass_that_fails_midway_is_told_not_counted_in_part(model):
         model(**batch)
     handle.remove()
     model(**batch)
-    with pytest.raises(ProbeError, match=r"failed after layer\.1: later layers lack its positions"):
+    with pytest.raises(ProbeError, match=r"failed after layer\.1: later layers lack its positions; .*probe\.paused"):
         probe.result()
     with pytest.raises(ProbeError, match=r"failed after layer\.1"):
         probe.__exit__(None, None, None)
@@ -405,8 +405,13 @@ def test_a_few_unusable_positions_are_left_out_and_reported(model):
     with probe, torch.no_grad():
         model(**next(batches(docs, 2)))
     broken.remove()
-    result = probe.result()
+    with pytest.warns(UserWarning, match="hidden states: those that are zero or not finite were left out") as told:
+        results = [probe.result() for _ in range(2)]
+    assert len(told) == 1
+    result = results[0]
     assert result.invalid_positions() == {"layer.3": 1, "final_norm": 1}
+    chosen = {choice["about"]: choice["chosen"] for choice in result.info["choices"]}
+    assert chosen == dict.fromkeys(("layer.3", "final_norm"), "1 of 16 positions were left out")
     expected = reference(model, docs, [("input_unigram", "input", 1)])
     keep = np.arange(16) != 2
     q, labels = expected.q["layer.3"][keep], np.array(expected.labels["input_unigram"])[keep].ravel().tolist()

@@ -91,6 +91,18 @@ def flat(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: item for name, item in inner.items() if isinstance(name, str)}, **given}
 
 
+def widest(shape: tuple[int, ...], *given: Mapping[str, Any]) -> int:
+    """Give the number of positions of hidden states [B, T, D], or of masks that cover more.
+
+    Args:
+        shape: (B, T).
+        given: arguments, of which some may be masks.
+    """
+    masks = [value for values in given for name, value in values.items() if _is_read(name)]
+    widths = [mask.shape[1] for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
+    return max(shape[1], *widths, 0)
+
+
 def find_padding(given: Mapping[str, Any], shape: tuple[int, ...], *, only_known: bool = False) -> Padding | None:
     """Find the argument of a model or module that says which of its positions are real.
 

@@ -18,7 +18,7 @@ from softh_probe.attached.adapters import ADAPTERS
 from softh_probe.attached.cache_registry import CacheRegistry, cache_length, find_cache
 from softh_probe.attached.inputs import InputHints, TokenBatch, read_inputs, require_tokens
 from softh_probe.attached.online_rows import OnlineRows
-from softh_probe.attached.padding import Padding, find_padding, fit_mask, fit_position_mask, flat
+from softh_probe.attached.padding import Padding, find_padding, fit_mask, fit_position_mask, flat, widest
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.sequences import CachedSequences
 from softh_probe.attached.step_queue import StepQueue
@@ -60,6 +60,7 @@ class InputTracker:
         self._fed: _Fed | None = None
         self._counted: TokenBatch | None = None
         self._arguments: Mapping[str, Any] = MappingProxyType({})
+        self._pooled: tuple[int, ...] | None = None
         self.choices = Choices(warn=True)
 
     @property
@@ -117,6 +118,10 @@ class InputTracker:
         self, shape: tuple[int, ...], given: Mapping[str, Any], real_BT: np.ndarray | None = None
     ) -> Dispatch:
         """Find the labels of a forward pass by its first hidden states; see `LabelSource.begin_positions`."""
+        if real_BT is not None:  # padded to the longest sequence, where masks may be wider
+            shape = (shape[0], widest(shape, {"attention_mask": self.context.mask}, flat(given), self._arguments))
+            real_BT = np.pad(real_BT, ((0, 0), (0, shape[1] - real_BT.shape[1])))
+        self._pooled = shape if len(shape) == 1 else None
         fed = self._fed
         if fed is None or shape != fed.tokens.real_BT.shape:
             tokens = self._positions(shape, given, None if fed is None else fed.tokens)
@@ -133,7 +138,8 @@ class InputTracker:
         if self._counted is None:
             return
         if real_BT is None and not self._counted.mask_known:
-            found = find_padding(flat(given), self._counted.real_BT.shape, only_known=True)
+            shape = self._pooled or self._counted.real_BT.shape
+            found = find_padding(flat(given), shape, only_known=True)
             real_BT = None if found is None else found.real
         if real_BT is not None and (n_padding := int((self._counted.real_BT & ~real_BT).sum())):
             raise ProbeError(
@@ -153,7 +159,7 @@ class InputTracker:
     def finish(self, output: Any) -> None:
         """End the forward pass that began last; `output` is None where it failed."""
         current, self._current = self._current, None
-        self._fed, self._counted, self._arguments = None, None, MappingProxyType({})
+        self._fed, self._counted, self._arguments, self._pooled = None, None, MappingProxyType({}), None
         if current is not None and current is self._steps.sequences:
             if output is None:
                 self._steps.undo()
@@ -256,12 +262,14 @@ class InputTracker:
         self._current, self._counted = fed.sequences, fed.tokens
         return self.rows.batch(fed.tokens, own, fed.sequences, waits=fed.waits, tentative=self.context.tentative)
 
-    def _with_padding(self, tokens: TokenBatch, given: Mapping[str, Any]) -> TokenBatch:
-        """Mark the padding of which arguments tell that are no attention_mask."""
+    def _with_padding(
+        self, tokens: TokenBatch, given: Mapping[str, Any], shape: tuple[int, ...] | None = None
+    ) -> TokenBatch:
+        """Mark the padding of which arguments tell; `shape` is (B,) where hidden states are pooled."""
         if isinstance(given.get("bool_masked_pos"), Tensor):
             reason = "they hold the mask token; leave them out with probe.masked(mask)"
             self.choices.add("bool_masked_pos", "its patches count", reason, certain=True)
-        found = find_padding(given, tokens.real_BT.shape, only_known=self._has_backbone)
+        found = find_padding(given, shape or tokens.real_BT.shape, only_known=self._has_backbone)
         if found is None:
             return tokens
         self._record(found)
@@ -295,8 +303,8 @@ class InputTracker:
         if fallback is not None and tuple(fallback.shape) == shape:
             return TokenBatch(real_BT=fit_position_mask(fallback, shape), ids_BT=None)
         positions = TokenBatch(real_BT=np.ones(full, dtype=bool), ids_BT=None, mask_known=False)
-        tokens = self._with_padding(positions, flat(given))  # the module's own arguments say it better
-        return tokens if tokens.mask_known else self._with_padding(tokens, self._arguments)
+        tokens = self._with_padding(positions, flat(given), shape)  # the module's own arguments say it better
+        return tokens if tokens.mask_known else self._with_padding(tokens, self._arguments, shape)
 
     def _record(self, padding: Padding) -> None:
         """Record how an argument was read that is no attention_mask."""

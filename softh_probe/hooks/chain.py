@@ -55,6 +55,8 @@ def is_time_first(last: object, output: object) -> bool:
 
 def is_same_state(one: Tensor, other: Tensor) -> bool:
     """Whether two hidden states are one tensor, or lie at one place."""
+    if one.is_nested or other.is_nested:  # they have no shape
+        return one is other
     return one.shape == other.shape and one.device == other.device and _same_place(one, other)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.hooks.layouts import is_sequence_module
 from softh_probe.hooks.outputs import ModuleOutput, parse_modules
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 
@@ -34,7 +35,8 @@ class HookPoints:
         norms: normalisations beside the blocks or further out; the one called after the last block is the final norm.
         path: name of the block list inside the model given.
         modules: name -> module whose output is measured, where the user names them.
-        outputs: name -> what of that output is measured.
+        outputs: name -> what of that output is measured; of layers, where blocks are torch's own, which may put time
+            first or leave padding out.
     """
 
     entry: nn.Module
@@ -140,12 +142,16 @@ def find_hook_points(model: nn.Module, modules: Mapping[str, Any] = MappingProxy
     path = chosen[0]
     parts = path.split(".")[:-1]
     parents = [backbone.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1)]
-    return HookPoints(
+    points = HookPoints(
         entry=backbone,
         blocks=tuple(candidates[path]),
         norms=tuple(child for parent in parents for child in parent.children() if _is_norm(child)),
         path=f"{prefix}.{path}".lstrip("."),
     )
+    if not is_sequence_module(first := points.blocks[0]):
+        return points
+    layers = points.layer_names(len(points.blocks))
+    return replace(points, outputs={layer: ModuleOutput(module=first) for layer in layers})
 
 
 def count_calls(points: HookPoints) -> int:

@@ -126,7 +126,8 @@ class LabelSource(Protocol):
         Args:
             shape: (B, T), or (B,) of [B, D], where a position is a row.
             given: arguments of the module that gave them, which may tell of padding.
-            real_BT: False at padding, where the module itself knows.
+            real_BT: False at padding, where the module itself knows; masks may then have more positions, and the
+                dispatch has as many.
 
         Raises:
             ProbeError: masks or labels are of another shape.

@@ -293,7 +293,8 @@ class Recorder:
         """Find the hidden states of a layer, whose shape is that of the forward pass; the first ones determine it."""
         reader = self._readers.get(layer)
         shape = None if current.labels is None else current.labels.shape
-        hidden, real_BT = (hidden_state(value, layer), None) if reader is None else reader.read(value, shape)
+        found = value if layer in self._points.modules else hidden_state(value, layer)
+        hidden, real_BT = (hidden_state(found, layer), None) if reader is None else reader.read(found, shape)
         if hidden.is_mps:
             hidden = hidden.cpu()  # Apple's GPUs have no float64
         given = current.given.pop(layer, {})
@@ -304,11 +305,14 @@ class Recorder:
             )
         if current.labels is None:
             current.labels = self._source.begin_positions(tuple(hidden.shape[:-1]), given, real_BT)
+            if real_BT is not None:
+                hidden = torch.nn.functional.pad(hidden, (0, 0, 0, current.labels.shape[1] - hidden.shape[1]))
         elif given or real_BT is not None:
             self._source.check_padding(given, real_BT)
         expected = current.shapes
         if hidden.shape[:-1] not in expected:
-            raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}")
+            remedy = "; measure modules that give other positions with a probe of their own" if reader else ""
+            raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}{remedy}")
         if reader is not None and self._source.tells_positions_apart:
             reader.confirm(tuple(hidden.shape[:-1]))
         return hidden
@@ -359,7 +363,8 @@ class Recorder:
         missing = [name for name in self._points.block_layers(self.n_blocks) if name not in current.layers]
         if missing and output is None and current.layers:
             *_, last = current.layers
-            self.problems.append(f"a forward pass failed after {last}: later layers lack its positions")
+            remedy = "leave it out with probe.paused()"
+            self.problems.append(f"a forward pass failed after {last}: later layers lack its positions; {remedy}")
         elif missing and output is not None:
             names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
             self.problems.append(
@@ -377,7 +382,11 @@ class Recorder:
                 f"{chain.links} are not); name the modules to probe with modules={{name: module}}"
             )
         n_sequences, n_tokens, *_ = (*current.shapes[0], 1)
-        if not self._layout_known and n_sequences == n_tokens > 1 and is_time_first(current.last, output):
+        if (
+            not (self._layout_known or self._readers)
+            and n_sequences == n_tokens > 1
+            and is_time_first(current.last, output)
+        ):
             self.problems.append(f"{path}: expected hidden states [B, T, D], got [T, B, D]")
         self._layout_known |= n_sequences != n_tokens
 

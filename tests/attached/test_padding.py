@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import ViTConfig, ViTModel, XLMConfig, XLMModel
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
-from softh_probe.errors import ProbeError
+from softh_probe.errors import InputError, ProbeError
 from tests.helpers import references
 from tests.helpers.probes import value
 
@@ -103,7 +103,9 @@ def test_pooled_hidden_states_of_tokens():
     )
     assert_counts(probe, net(IDS)[:2])
     assert_counts(measured(net, {"out": net}, input_ids=IDS, mask=torch.tensor([0, 1, 1])), net(IDS)[1:])
-    with pytest.raises(ProbeError, match=r"out: expected hidden states \[3, 12, 'D'\], got \[3, 16\]"):
+    with pytest.raises(
+        ProbeError, match=r"out: expected hidden states \[3, 12, 'D'\], got \[3, 16\]; .*probe of their own"
+    ):
         measured(net, {"rnn": net.rnn, "out": net}, input_ids=IDS)
 
 
@@ -161,6 +163,76 @@ def test_layers_of_an_encoder_that_computes_no_padding():
     assert_counts(probe, given[0][MASK])
     with torch.no_grad():
         assert_counts(probe, net(x, src_key_padding_mask=~MASK)[MASK], row=1)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("n_tokens", [12, 3])
+def test_blocks_of_torchs_own_may_put_time_first_and_leave_padding_out(batch_first, n_tokens):
+    """As many sequences as tokens look the same either way; what is fed as nested tensors has no padding."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=batch_first)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    mask = (MASK & (torch.arange(12) < 9))[:, :n_tokens] & (torch.arange(n_tokens) < torch.tensor([[12], [2], [1]]))
+    x, given = torch.randn(3, n_tokens, 16), []
+
+    def keep(_module, _args, out):
+        dense = out.to_padded_tensor(0.0, (3, n_tokens, 16)) if out.is_nested else out
+        given.append((dense if batch_first else dense.transpose(0, 1))[mask])
+
+    handle = net.layers[0].register_forward_hook(keep)
+    for own in (mask, None):
+        probe = SoftEntropyProbe(net, labels=[])
+        with probe, torch.no_grad(), contextlib.nullcontext() if own is None else probe.masked(own):
+            net(x if batch_first else x.transpose(0, 1), src_key_padding_mask=~mask)
+        assert_counts(probe, given[-1], row=probe.layers.index("layer.1"))
+        chosen = [c["chosen"] for c in probe.result().info["choices"] if c["about"] == "layer.1"]
+        assert chosen == ["layout BTD" if batch_first else "layout TBD"]
+    handle.remove()
+
+
+def test_masks_may_be_wider_than_the_longest_sequence_without_padding():
+    net, mask = Packed().eval(), MASK.clone()
+    wider = nn.functional.pad(mask, (0, 4))
+    probe = measured(net, {"rnn": net.rnn}, IDS, mask=wider)
+    assert_counts(probe, net(IDS)[mask])
+    wider[0, 13] = True
+    with pytest.raises(ProbeError, match="mask: 1 positions that count are padding"):
+        measured(net, {"rnn": net.rnn}, IDS, mask=wider)
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), 2).eval()
+    x, mask = torch.randn(3, 12, 16), MASK & (torch.arange(12) < 9)
+    for own in (mask, None):
+        modules = {"layer": encoder.layers[0], "encoder": encoder}
+        probe = measured(encoder, modules, x, src_key_padding_mask=~mask, mask=own)
+        assert_counts(probe, encoder(x, src_key_padding_mask=~mask)[mask], row=1)
+
+
+def test_pooled_states_of_a_batch_that_is_given_as_a_dictionary():
+    """As sentence embedders do: the attention mask is that of the tokens, and a row counts if any of them is real."""
+
+    class Pool(nn.Module):
+        def forward(self, states, attention_mask):
+            return (states * attention_mask[:, :, None]).sum(1)
+
+    class Embedder(Recurrent):
+        def __init__(self):
+            super().__init__()
+            self.pool = Pool()
+
+        def forward(self, features):
+            return self.pool(super().forward(features["input_ids"]), features["attention_mask"])
+
+    net = Embedder().eval()
+    features = {"input_ids": IDS, "attention_mask": MASK.long()}
+    assert_counts(measured(net, {"pool": net.pool}, features), net(features))
+    features["attention_mask"] = features["attention_mask"] * torch.tensor([[1], [0], [1]])
+    assert_counts(measured(net, {"pool": net.pool}, features), net(features)[[0, 2]])
+
+
+def test_a_mask_that_is_added_to_logits_is_refused(net):
+    for added in (torch.where(MASK, 0.0, -1e9), -(~MASK).long()):
+        with pytest.raises(InputError, match=r"mask: expected 0 at padding.*got negative values; .*give mask >= 0"):
+            measured(net, {"rnn": net.rnn}, IDS, mask=added)
 
 
 def test_an_encoder_and_a_decoder_have_masks_of_their_own():
