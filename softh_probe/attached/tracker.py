@@ -291,7 +291,8 @@ class InputTracker:
             raise ProbeError(
                 f"modules: expected hidden states {[*tokens.real_BT.shape, 'D']} or {[len(tokens.real_BT), 'D']} of "
                 f"the tokens that the model is fed, got {[*shape, 'D']}; if their layout is another one, declare it: "
-                "modules={name: (module, None, 'TBD')}"
+                "modules={name: (module, None, 'TBD')}; if they are of something else, such as an image, attach the "
+                "probe to the part of the model that reads it"
             )
         if (mask := self.context.mask) is not None:
             return TokenBatch(real_BT=fit_position_mask(mask, shape), ids_BT=None)

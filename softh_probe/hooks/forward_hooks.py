@@ -161,7 +161,7 @@ class ForwardHooks:
             return PAUSED
         if entry.training:
             return TRAINING
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined,no-untyped-call]
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined,no-untyped-call]
             return TRACED
         if thread != self._thread and any(module is entry for module in _measured_in.get(thread, ())):
             return OTHER_PROBE

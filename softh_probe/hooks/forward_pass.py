@@ -55,6 +55,12 @@ class ForwardPass:
             self._accumulator = BatchAccumulator(self.labels)
         return self._accumulator
 
+    def has_pooled(self, output: object) -> bool:
+        """Whether this is one state for each sequence, of those that have several positions."""
+        if self.labels is None or self.labels.shape[1] == 1 or not isinstance(output, Tensor) or output.is_nested:
+            return False
+        return tuple(output.shape[:-1]) in ((self.labels.shape[0],), (self.labels.shape[0], 1))
+
     def arrive(self, state: Tensor) -> None:
         """Note the state that the model hands to the next block or norm, before hooks of others change it."""
         if self.pending is not None:

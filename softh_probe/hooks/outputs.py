@@ -170,8 +170,7 @@ class OutputReader:
         named = [path for path in _BY_NAME if path in found]
         if len(named) == 1:
             return named[0]
-        package = type(self._output.module).__module__.partition(".")[0]
-        is_ours = is_sequence_module(self._output.module) or package in ("transformers", "transformers_modules")
+        is_ours = is_sequence_module(self._output.module) or self._is_of_transformers
         return "0" if is_ours and isinstance(value, tuple) and "0" in found else None
 
     def _not_found(self, prefix: str, found: Mapping[str, Tensor | PackedSequence], value: object) -> ProbeError:
@@ -213,7 +212,7 @@ class OutputReader:
                 f"what the dimensions are: modules={{{self._layer!r}: (module, {self._output.name!r}, 'TBD')}} counts "
                 "a state for each layer as a position"
             )
-        if not self._has_width_last:
+        if not self._has_width_last and not (path == "last_hidden_state" and self._is_of_transformers):
             self._choices.add(
                 self._layer,
                 "layout [B, T, D]",
@@ -226,6 +225,10 @@ class OutputReader:
         if n_dims not in self._known:
             self._known[n_dims] = known_layout(self._output.module, self._model, n_dims)
         return self._known[n_dims]
+
+    @cached_property
+    def _is_of_transformers(self) -> bool:
+        return type(self._output.module).__module__.partition(".")[0] in ("transformers", "transformers_modules")
 
     @cached_property
     def _has_width_last(self) -> bool:

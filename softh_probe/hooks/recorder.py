@@ -163,8 +163,12 @@ class Recorder:
 
     def norm(self, output: object) -> None:
         """Record a call of a norm: after the last block it is the final one."""
-        if self._pass is not None and self._pass.n_block_calls >= self.n_blocks:
-            self._pass.last = output
+        current = self._pass
+        if current is not None and current.n_block_calls >= self.n_blocks:
+            if self.layers is None and current.has_pooled(output):  # a class token's, in vision models
+                self.choices.add(FINAL_NORM, "not measured", "it gives one state for each sequence", certain=True)
+                return
+            current.last = output
             self.hidden(FINAL_NORM, output)
 
     def hidden(self, layer: str, value: object) -> None:
@@ -301,7 +305,7 @@ class Recorder:
         if current.labels is None and hidden.ndim not in (2, 3):
             raise ProbeError(
                 f"{layer}: expected hidden states [B, T, D] or [B, D], got {list(hidden.shape)}; name the modules with "
-                "their layout: modules={name: (module, None, 'BHWC')}"
+                "their layout: modules={name: (module, None, 'BCHW')}, or 'BHWC'"
             )
         if current.labels is None:
             current.labels = self._source.begin_positions(tuple(hidden.shape[:-1]), given, real_BT)
@@ -309,8 +313,7 @@ class Recorder:
                 hidden = torch.nn.functional.pad(hidden, (0, 0, 0, current.labels.shape[1] - hidden.shape[1]))
         elif given or real_BT is not None:
             self._source.check_padding(given, real_BT)
-        expected = current.shapes
-        if hidden.shape[:-1] not in expected:
+        if hidden.shape[:-1] not in (expected := current.shapes):
             remedy = "; measure modules that give other positions with a probe of their own" if reader else ""
             raise ProbeError(f"{layer}: expected hidden states {[*expected[0], 'D']}, got {list(hidden.shape)}{remedy}")
         if reader is not None and self._source.tells_positions_apart:
@@ -362,9 +365,8 @@ class Recorder:
         self.n_blocks = max(self.n_blocks, current.n_block_calls)
         missing = [name for name in self._points.block_layers(self.n_blocks) if name not in current.layers]
         if missing and output is None and current.layers:
-            *_, last = current.layers
-            remedy = "leave it out with probe.paused()"
-            self.problems.append(f"a forward pass failed after {last}: later layers lack its positions; {remedy}")
+            failed = f"a forward pass failed after {list(current.layers)[-1]}: later layers lack its positions"
+            self.problems.append(f"{failed}; leave it out with probe.paused()")
         elif missing and output is not None:
             names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
             self.problems.append(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import ViTConfig, ViTModel, XLMConfig, XLMModel
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel, XLMConfig, XLMModel
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.errors import InputError, ProbeError
@@ -122,6 +122,40 @@ def test_patches_of_a_vision_model():
     with pytest.raises(ProbeError, match=r"mask: expected \[B, T\] = \[2, 5\].*got \[2, 4\].*class token"):
         with probe, torch.no_grad(), probe.masked(mask[:, 1:]):
             model(images)
+
+
+@pytest.fixture
+def clip():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text, vision = {**sizes, "vocab_size": 60, "eos_token_id": 2}, {**sizes, "image_size": 8, "patch_size": 4}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).eval()
+
+
+def test_a_norm_of_the_class_token_alone_is_no_layer(clip):
+    images = torch.randn(3, 3, 8, 8)
+    probe = SoftEntropyProbe(clip.vision_model, labels=())
+    with probe, torch.no_grad():
+        output = clip.vision_model(images, output_hidden_states=True)
+    assert probe.layers == ["embeddings", "layer.1", "layer.2"]
+    assert_counts(probe, output.hidden_states[1].flatten(0, 1), row=1)
+    assert [choice["about"] for choice in probe.result().info["choices"]] == ["final_norm"]
+    asked = SoftEntropyProbe(clip.vision_model, labels=(), layers=["layer.1", "final_norm"])
+    with pytest.raises(ProbeError, match=r"final_norm: expected hidden states \[3, 5, 'D'\], got \[3, 16\]"):
+        with asked, torch.no_grad():
+            clip.vision_model(images)
+
+
+def test_positions_of_images_beside_text(clip):
+    inputs = {"input_ids": torch.randint(3, 60, (3, 7)), "pixel_values": torch.randn(3, 3, 8, 8)}
+    modules = {"image": (clip.vision_model, "last_hidden_state")}
+    with pytest.raises(ProbeError, match=r"got \[3, 5, 'D'\]; .*such as an image, attach the probe to the part"):
+        measured(clip, modules, **inputs)
+    probe = SoftEntropyProbe(clip.vision_model, modules=modules)
+    with warnings.catch_warnings(), probe, torch.no_grad():
+        warnings.simplefilter("error")  # the layout of a last_hidden_state is certain
+        output = clip(**inputs).vision_model_output
+    assert_counts(probe, output.last_hidden_state.flatten(0, 1))
 
 
 class Encoder(nn.Module):
