@@ -20,7 +20,7 @@ from softh_probe.hooks.callers import is_run_by_another, modules_that_run
 from softh_probe.hooks.edges import AfterCall, BeforeCall, HookEdges
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
-from softh_probe.hooks.left_out import OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRACED, TRAINING
+from softh_probe.hooks.left_out import NESTED, OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRACED, TRAINING
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.hooks.seats import Seat, seats_of
 from softh_probe.patching import copies_unchanged, replaced, uncompiled
@@ -163,6 +163,8 @@ class ForwardHooks:
             return TRAINING
         if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined,no-untyped-call]
             return TRACED
+        if self._caller.is_counted:
+            return NESTED
         if thread != self._thread and any(module is entry for module in _measured_in.get(thread, ())):
             return OTHER_PROBE
         if not self._has_its_adapters():
@@ -186,10 +188,11 @@ class ForwardHooks:
     def _counted_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entry = self._points.entry
         self._begin(args, kwargs)
-        output = None
+        output, self._caller.is_counted = None, True
         try:
             output = forward(*args, **kwargs)
         finally:
+            self._caller.is_counted = False
             for name, module in self._points.modules.items():
                 if module is entry and output is not None:
                     self._recorder.hidden(name, output)
@@ -239,11 +242,12 @@ class ForwardHooks:
 
 
 class _Caller(threading.local):
-    """What a thread has entered of the modules around the backbone, and their arguments."""
+    """What a thread has entered of the modules around the backbone, their arguments, and whether the pass counts."""
 
     entered: tuple[nn.Module, ...] = ()
     arguments: Mapping[str, Any] = MappingProxyType({})
     measured: tuple[int, int] | None = None
+    is_counted: bool = False
 
 
 def _identity(output: object) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from softh_probe.choices import Choice
 
 TRAINING = "in training mode"
 TRACED = "that torch.jit or torch.export traced"
+NESTED = "that code began inside another one of the model"
 OTHER_ADAPTERS = "with other adapters than those that were active when the probe's block began"
 OTHER_MODEL = "of another model that shares modules with the probed one"
 OTHER_PROBE = "of a thread that is inside the block of a probe of its own"
@@ -21,6 +22,7 @@ _ABOUT = "forward passes"
 _REASONS = {
     TRAINING: "evaluations alone are measured",
     TRACED: "their hidden states are examples; run the model itself",
+    NESTED: "the outer one counts; run the model before it, not in a hook",
     OTHER_ADAPTERS: "the model that is evaluated counts, not its reference; attach a probe while the others are active",
     OTHER_MODEL: "attach a probe to that model to measure it",
     OTHER_PROBE: "that probe measures them",

@@ -311,3 +311,23 @@ def test_passes_that_are_traced_are_no_part_of_an_evaluation():
         "aten.relu.default",
     ]
     probe.result()
+
+
+def test_a_pass_that_a_hook_begins_leaves_the_outer_one_alone():
+    model, ids = tiny_llama().eval(), torch.randint(1, 40, (2, 7))
+    alone, probe = (SoftEntropyProbe(model, labels=["input_unigram"]) for _ in range(2))
+    with alone, torch.no_grad():
+        model(ids)
+    started = []
+
+    def contrast(*_):
+        if not started:
+            started.append(True)
+            model(ids[:, :3])
+
+    handle = model.model.layers[0].register_forward_hook(contrast)
+    with pytest.warns(UserWarning, match="1 that code began inside another one of the model"), probe, torch.no_grad():
+        model(ids)
+    handle.remove()
+    assert probe.positions == 14
+    torch.testing.assert_close(probe.sums, alone.sums)
