@@ -179,16 +179,7 @@ class SoftEntropyProbe:
             tokens=self._tokens,
         )
         choices = Choices.from_json(self._recorder.choices_made())
-        for name, label in result.single_values().items():
-            reason = "all labelled positions have it, so the information is 0 by construction; label several values"
-            self._told.add(name, f"the single value {label!r}", reason)
-            choices.add(name, f"the single value {label!r}", reason)
-        for name, n in (invalid := result.invalid_positions()).items():
-            left_out = f"{n:,} of {self._recorder.positions:,} positions were left out"
-            choices.add(name, left_out, "their hidden states are zero or not finite, so they have no direction")
-        if invalid:
-            reason = "they have no direction; result.invalid_positions() counts them by layer"
-            self._told.add("hidden states", "those that are zero or not finite were left out", reason)
+        result.record_limits(choices, told=self._told)
         result.info["choices"] = choices.to_json()
         return result
 

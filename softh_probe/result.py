@@ -16,6 +16,7 @@ from torch import Tensor
 
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError
 from softh_probe.labels import COLUMN_PREFIX
 from softh_probe.layer_places import LayerPlaces, place_layers
@@ -108,6 +109,24 @@ class ProbeResult:
         counted = int(self.info["positions"])
         left_out = {r: counted - int(n) for r, n in zip(self.rows, self.tensors["positions"], strict=True)}
         return {row: n for row, n in left_out.items() if n}
+
+    def record_limits(self, choices: Choices, told: Choices) -> None:
+        """Record label sets of a single value, and hidden states that were left out.
+
+        Args:
+            choices: those of this result; counts are exact.
+            told: those that were warned of before; without counts, so that a later result does not warn again.
+        """
+        for name, label in self.single_values().items():
+            reason = "all labelled positions have it, so the information is 0 by construction; label several values"
+            for record in (told, choices):
+                record.add(name, f"the single value {label!r}", reason)
+        for name, n in (invalid := self.invalid_positions()).items():
+            left_out = f"{n:,} of {self.info['positions']:,} positions were left out"
+            choices.add(name, left_out, "their hidden states are zero or not finite, so they have no direction")
+        if invalid:
+            reason = "they have no direction; result.invalid_positions() counts them by layer"
+            told.add("hidden states", "those that are zero or not finite were left out", reason)
 
     def metrics(self) -> list[tuple[str, str, Tensor]]:
         """Compute every metric, in the order of the table: label set, metric, and values [R, S].
