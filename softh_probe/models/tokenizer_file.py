@@ -113,12 +113,13 @@ def _tell_differences(theirs: PreTrainedTokenizerBase, kept: PreTrainedTokenizer
 
 def _tell_special_tokens(kept: PreTrainedTokenizerBase, folder: Path, choices: Choices) -> None:
     """Record that settings ask for other special tokens at the ends of a text than are added."""
-    settings, added = _json(folder / _CONFIG), _ids(kept, "a", special=True) or ()
-    ends = {"add_bos_token": kept.bos_token_id, "add_eos_token": kept.eos_token_id}
+    settings, ids = _json(folder / _CONFIG), _ids(kept, "a", special=True) or []
+    # By their places: some models have one token for both ends.
+    ends = {"add_bos_token": (kept.bos_token_id, ids[:1]), "add_eos_token": (kept.eos_token_id, ids[-1:])}
     contradicted = [
         f"{name}: {str(settings[name]).lower()}"
-        for name, index in ends.items()
-        if settings.get(name) is not None and index is not None and bool(settings[name]) != (index in added)
+        for name, (index, there) in ends.items()
+        if settings.get(name) is not None and index is not None and bool(settings[name]) != (index in there)
     ]
     if contradicted:
         reason = f"as {TOKENIZER_JSON} adds them to a text, though {_CONFIG} says {', '.join(contradicted)}"

@@ -145,6 +145,18 @@ def test_settings_that_contradict_the_files_special_tokens_are_told(
     assert told == [("special_tokens", "<s>" if template else "none", False)] * (asked != template)
 
 
+@pytest.mark.parametrize("single", ["</s> $A", "$A </s>"])
+def test_one_token_for_both_ends_is_told_by_its_place(single: str, tmp_path: Path) -> None:
+    """Models such as GPT-2's relatives begin and end texts with the same token."""
+    made = bpe()
+    made.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("</s>", 2)])
+    ends = {"add_bos_token": single[0] == "<", "add_eos_token": single[0] == "$"}
+    write(tmp_path, made, tokenizer_class="LlamaTokenizerFast", bos_token="</s>", **ends)
+    tokenizer, choices = load(tmp_path)
+    assert tokenizer("a cat").input_ids == made.encode("a cat").ids
+    assert choices == []
+
+
 def test_special_tokens_that_a_class_adds_by_itself_are_left_out_and_told(tmp_path: Path) -> None:
     made = word_pieces()  # no template of special tokens; BertTokenizer has one
     special = {"cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
