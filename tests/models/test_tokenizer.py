@@ -103,10 +103,10 @@ def of(made: Tokenizer, texts: list[str] = TEXTS) -> list[list[int]]:
 def test_tokens_are_those_of_the_file(
     make: Callable[[], Tokenizer], model_type: str, declared: str | None, tmp_path: Path
 ) -> None:
-    made = make()
-    write(tmp_path, made, model_type, tokenizer_class=declared)
+    write(tmp_path, make(), model_type, tokenizer_class=declared)
     tokenizer, _ = load(tmp_path)
-    assert ids(tokenizer) == of(made)
+    # Read again: scores of unigrams are rounded in the file, so that ties may fall otherwise than before.
+    assert ids(tokenizer) == of(Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
 
 
 def test_a_class_of_other_rules_is_told_and_settings_stay(tmp_path: Path) -> None:
