@@ -134,8 +134,8 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     work = Path(config.out).expanduser().resolve() / UNFINISHED
     source = resolve_model(config.model, revision=config.revision, need_weights=False)
     given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
-    config = with_max_length(config, limit)
     unfinished = load_snapshot(config, _Untouched(work, processes))
+    config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
     of_tokenizer = Choices()
     tokenizer = load_tokenizer(
         source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
