@@ -37,6 +37,8 @@ def checked_mask(mask: object) -> Tensor:
     """
     if not isinstance(mask, Tensor) or mask.ndim not in (1, 2):
         raise InputError(f"mask: expected a tensor [B, T], or [B] for pooled hidden states, got {_described(mask)}")
+    if mask.is_complex():
+        raise InputError(f"mask: expected booleans or numbers, 0 at padding, got {_described(mask)}")
     if mask.dtype.is_signed and bool((mask < 0).any()):
         raise InputError(
             "mask: expected 0 at padding and 1 at real positions, got negative values; of a mask that is added to "

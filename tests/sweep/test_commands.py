@@ -100,8 +100,8 @@ def test_folders_and_fields_that_are_none(swept, tmp_path, capsys):
     for command in ("status", "collect"):
         assert "holds no sweep; expected the output folder of `softh-probe sweep`" in refusal(capsys, command, tmp_path)
     assert "did you mean --retries?" in refusal(capsys, "sweep", "--config", swept / "config.yaml", "--retrys", 2)
-    hyphens = refusal(capsys, "sweep", "--config", swept / "config.yaml", "--dry_run")
-    assert "dry_run: no such field (did you mean --dry-run?)" in hyphens
+    assert main(["sweep", "--config", str(swept / "config.yaml"), "--dry_run"]) == 0  # as fingers know flags
+    capsys.readouterr()
     settings = {**yaml.safe_load((swept / "config.yaml").read_text()), "out": "/proc/no/sweep"}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings))
     assert "out: cannot write to /proc/no/sweep" in refusal(capsys, "sweep", "--config", tmp_path / "sweep.yaml")
