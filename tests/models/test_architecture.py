@@ -131,6 +131,7 @@ def test_an_unknown_class_is_recorded(name: Any, tmp_path: Path) -> None:
     assert str(name) in choice.reason
 
 
+@pytest.mark.slow
 def test_classes_of_the_lists_are_known() -> None:
     choices = Choices()
     for _, model_type, name in listed():
