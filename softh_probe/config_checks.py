@@ -138,7 +138,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 # --- arguments of from_pretrained --------------------------------------------------------------------------
 
-_MODEL_KWARGS_EXAMPLE = '{"attn_implementation": "eager"}'
+MODEL_KWARGS_EXAMPLE = '{"attn_implementation": "eager"}'
 #: Arguments of transformers' `from_pretrained` that are set otherwise -> how.
 _SET_OTHERWISE = {
     "pretrained_model_name_or_path": "give it as --model",
@@ -198,7 +198,7 @@ def check_model_kwargs(given: Mapping[str, Any] | None) -> None:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"model_kwargs: {key!r}: expected a value of JSON, such as {_MODEL_KWARGS_EXAMPLE}, "
+                f"model_kwargs: {key!r}: expected a value of JSON, such as {MODEL_KWARGS_EXAMPLE}, "
                 f"got {short_repr(value)}"
             ) from error
 

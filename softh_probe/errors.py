@@ -81,6 +81,15 @@ def abbreviated(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def is_of_tokenizers(error: BaseException) -> bool:
+    """Tell whether the tokenizers library (Rust) raised an error: it raises the class Exception itself.
+
+    >>> is_of_tokenizers(Exception("Unk token not found")), is_of_tokenizers(ValueError("no"))
+    (True, False)
+    """
+    return type(error) is Exception
+
+
 def first_sentence(error: BaseException) -> str:
     """Shorten an error to its first sentence, in one line; the type comes first where it tells more.
 

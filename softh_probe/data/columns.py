@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from softh_probe.choices import Choices
-from softh_probe.data.kinds import Kind, leaves
+from softh_probe.data.kinds import Kind, is_number, leaves
 from softh_probe.errors import InputError
 
 TEXT_COLUMNS = (
@@ -158,15 +158,7 @@ def _names_no_text(name: str) -> bool:
 
 def _has_header(kinds: Mapping[str, Kind]) -> bool:
     """Test whether the first row differs in kind from those below: names above numbers."""
-    return any(kind.names == {"number"} for kind in kinds.values()) and not any(map(_is_number, kinds))
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
+    return any(kind.names == {"number"} for kind in kinds.values()) and not any(map(is_number, kinds))
 
 
 def _cannot_tell(kinds: Mapping[str, Kind], data: str) -> InputError:

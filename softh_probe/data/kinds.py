@@ -90,6 +90,15 @@ def kind_of_arrow(kind: pa.DataType) -> Kind:
     return Kind(names=frozenset([str(kind)]))
 
 
+def is_number(text: str) -> bool:
+    """Test whether a text is written as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_json(kind: pa.DataType) -> bool:
     """Test for Arrow's type of JSON text, in which `datasets` keeps values of mixed types."""
     return str(getattr(kind, "extension_name", "")) == "arrow.json"

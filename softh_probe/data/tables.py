@@ -22,7 +22,7 @@ from softh_probe.choices import Choices
 from softh_probe.data.arrow_values import to_python
 from softh_probe.data.file_text import COMPRESSIONS, Notes, open_bytes, read_text
 from softh_probe.data.json_values import RepeatedKeys, json_values
-from softh_probe.data.kinds import Kind, kind_of_arrow, kind_of_values
+from softh_probe.data.kinds import Kind, is_number, kind_of_arrow, kind_of_values
 from softh_probe.errors import InputError
 
 Row = Mapping[str, Any]
@@ -343,15 +343,7 @@ def _problem(row: Row, found: Row) -> str | None:
 
 def _cell_kind(cells: Iterable[str]) -> str:
     filled = [cell for cell in cells if cell]
-    return "number" if filled and all(map(_is_number, filled)) else "string"
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    return "number" if filled and all(map(is_number, filled)) else "string"
 
 
 def _long_cells(reader: Iterator[list[str]]) -> Iterator[list[str]]:

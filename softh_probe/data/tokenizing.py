@@ -12,7 +12,7 @@ from softh_probe.cache import key_of
 from softh_probe.choices import Choices
 from softh_probe.data.chat_template import chat_ids
 from softh_probe.data.texts_digest import has_text
-from softh_probe.errors import InputError, first_sentence
+from softh_probe.errors import InputError, first_sentence, is_of_tokenizers
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -103,7 +103,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
     try:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:
-        if type(error) is Exception:  # what the tokenizers library (Rust) raises for parts in Python
+        if is_of_tokenizers(error):  # as for parts in Python
             return None
         raise
     return key_of(
@@ -176,7 +176,7 @@ def _tokenized(
             verbose=False,  # no warning about texts longer than the model's limit: they are cut here
         )
     except Exception as error:
-        if type(error) is Exception:  # what the tokenizers library (Rust) raises, as for a word without a token
+        if is_of_tokenizers(error):  # as for a word without a token
             raise InputError(f"tokenizer: {first_sentence(error)}; name another by --tokenizer") from error
         raise
     return encoded

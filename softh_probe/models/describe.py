@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from softh_probe.hooks.hook_points import HookPoints, dry_run, find_hook_points, stacks
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
-from softh_probe.models.architecture import build_skeleton, check_reads_text, model_class, without_head
+from softh_probe.models.architecture import body_of, build_skeleton, check_reads_text, model_class, without_head
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.placement import SPREAD, check_placement
 from softh_probe.models.source import ModelSource, fetch, small_files
@@ -41,6 +41,18 @@ def load_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> Pr
     if not skeleton.config.is_encoder_decoder:  # its stacks are described one by one
         check_reads_text(source.name, skeleton, whole)
     return skeleton
+
+
+def load_body_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the part of a checkpoint that a run measures, without weights on the meta device.
+
+    Raises:
+        InputError: as `load_skeleton` does; or the encoder cannot be run by itself.
+    """
+    whole = load_whole_skeleton(source, trust_remote_code=trust_remote_code)
+    body = body_of(source.name, whole)
+    check_reads_text(source.name, body, whole)
+    return body
 
 
 def load_whole_skeleton(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedModel:

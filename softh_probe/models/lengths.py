@@ -10,8 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softh_probe.errors import SofthProbeError
-from softh_probe.models.architecture import body_of, check_reads_text
-from softh_probe.models.describe import load_whole_skeleton
+from softh_probe.models.describe import load_body_skeleton
 from softh_probe.models.source import ModelSource
 
 _POSITIONS = re.compile(
@@ -35,14 +34,11 @@ def length_limit(source: ModelSource, *, trust_remote_code: bool = False) -> int
             text.
     """
     try:
-        whole = load_whole_skeleton(source, trust_remote_code=trust_remote_code)
-        body = body_of(source.name, whole)
+        return longest_document(load_body_skeleton(source, trust_remote_code=trust_remote_code))
     except SofthProbeError:
         raise
     except Exception:  # code of the checkpoint may need values; the loaded model is checked again
         return None
-    check_reads_text(source.name, body, whole)
-    return longest_document(body)
 
 
 def longest_document(body: PreTrainedModel) -> int | None:

@@ -8,9 +8,8 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from softh_probe.config_checks import MODEL_KWARGS_EXAMPLE
 from softh_probe.errors import InputError, first_sentence, short_repr
-
-_EXAMPLE = '{"attn_implementation": "eager"}'
 
 
 def load_options(
@@ -36,7 +35,7 @@ def load_options(
         if key not in ("attn_implementation", "quantization_config") and hasattr(config, key):
             raise InputError(
                 f"model_kwargs: {key!r} is a field of config.json, which describes the weights; expected arguments of "
-                f"from_pretrained, such as {_EXAMPLE}"
+                f"from_pretrained, such as {MODEL_KWARGS_EXAMPLE}"
             )
     if "quantization_config" in options:
         options["quantization_config"] = _quantization(options["quantization_config"], config)

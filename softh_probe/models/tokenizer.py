@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, is_of_tokenizers
 from softh_probe.models.gguf import follow_gguf
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.source import ModelSource, fetch, small_files
@@ -164,6 +164,6 @@ def _rust_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error) is Exception:
+        if is_of_tokenizers(error):
             raise ValueError(str(error)) from error
         raise

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softh_probe.choices import Choices
-from softh_probe.errors import abbreviated, short_repr
+from softh_probe.errors import abbreviated, is_of_tokenizers, short_repr
 
 TOKENIZER_JSON = "tokenizer.json"
 _CONFIG, _ADDED = "tokenizer_config.json", "added_tokens.json"
@@ -81,8 +81,8 @@ def _has_python_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a fast tokenizer has rules that cannot be stored."""
     try:
         _rules(tokenizer)
-    except Exception as error:  # the tokenizers library (Rust) raises this very class
-        if type(error) is Exception:
+    except Exception as error:
+        if is_of_tokenizers(error):
             return True
         raise
     return False

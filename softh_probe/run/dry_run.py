@@ -21,8 +21,8 @@ from softh_probe.data.prepared import read_corpus
 from softh_probe.errors import InputError
 from softh_probe.hooks.hook_points import select_layers
 from softh_probe.models.checkpoint import Checkpoint
-from softh_probe.models.describe import describe_layers, load_skeleton, weights_by_device
-from softh_probe.models.lengths import length_limit
+from softh_probe.models.describe import describe_layers, load_body_skeleton, weights_by_device
+from softh_probe.models.lengths import longest_document
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
@@ -133,7 +133,8 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
         config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
     work = Path(config.out).expanduser().resolve() / UNFINISHED
     source = resolve_model(config.model, revision=config.revision, need_weights=False)
-    given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
+    skeleton = load_body_skeleton(source, trust_remote_code=config.trust_remote_code)
+    given, limit = config, longest_document(skeleton)
     unfinished = load_snapshot(config, _Untouched(work, processes))
     config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
     of_tokenizer = Choices()
@@ -145,7 +146,6 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     record_max_length(given, config, choices, n_longer=corpus.n_truncated)
     choices.update(corpus.choices)
     plan = plan_run(config, corpus, processes.count)
-    skeleton = _measured_part(load_skeleton(source, trust_remote_code=config.trust_remote_code))
     checkpoint = Checkpoint(model=skeleton, info={})
     check_model(checkpoint, corpus)
     dtype = _dtype(config, skeleton, device)
@@ -189,14 +189,6 @@ class _Untouched(Snapshots):
 
     def clear_others(self) -> None:
         """Remove nothing."""
-
-
-def _measured_part(skeleton: PreTrainedModel) -> PreTrainedModel:
-    """Take the encoder of an encoder-decoder, which is what a run measures."""
-    part = skeleton.get_encoder() if skeleton.config.is_encoder_decoder else skeleton
-    if not isinstance(part, PreTrainedModel):
-        raise InputError(f"model: the encoder of a {type(skeleton).__name__} cannot be run by itself; attach to it")
-    return part
 
 
 def _missing_weights(config: RunConfig, source: ModelSource) -> list[str]:

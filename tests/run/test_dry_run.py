@@ -1,20 +1,18 @@
 """A dry run says what the run then does, loads no weights, and leaves the output folder alone."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
-import softh_probe.run.forward
 from softh_probe.cache import cache_folder
 from softh_probe.cli import main
 from softh_probe.errors import InputError, Interrupted
 from softh_probe.run import run
 from softh_probe.run.dry_run import dry_run
+from tests.helpers.interruptions import stop_after_three_batches
 from tests.run.test_processes import options_of
 
 LABELS = ["input_unigram", "output_bigram", "column:language"]
@@ -127,14 +125,7 @@ def test_the_encoder_of_an_encoder_decoder_is_what_would_be_measured(config, che
 
 def test_results_and_snapshots_stay_as_they_are(config, tmp_path, no_weights, monkeypatch, capsys):
     no_weights()
-    original, calls = softh_probe.run.forward.pad_batch, iter(range(1000))
-
-    def pad_batch(corpus, documents):
-        if next(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(corpus, documents)
-
-    monkeypatch.setattr(softh_probe.run.forward, "pad_batch", pad_batch)
+    stop_after_three_batches(monkeypatch)
     with pytest.raises(Interrupted):
         run(config(tokens_per_batch=60), progress=False)
     monkeypatch.undo()

@@ -1,15 +1,12 @@
 """No document's numbers depend on its batch: padding that reaches real tokens is found, and then none is fed."""
 
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-import softh_probe.run.forward
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted, ProbeError, SofthProbeError
@@ -24,6 +21,7 @@ from softh_probe.run.snapshots import Snapshots
 from tests.helpers import architectures
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import corpus_of
+from tests.helpers.interruptions import stop_after_three_batches
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import value
 from tests.run.test_processes import together
@@ -237,14 +235,3 @@ def test_processes_agree(config, leaking, tmp_path):
         label_set = "input_unigram" if metric != "entropy" else ""
         ours, theirs = (value(found, "layer.2", metric, label_set) for found in (result, one))
         assert ours == pytest.approx(theirs, abs=1e-6)
-
-
-def stop_after_three_batches(monkeypatch):
-    original, calls = softh_probe.run.forward.pad_batch, iter(range(1000))
-
-    def pad_batch(corpus, documents):
-        if next(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(corpus, documents)
-
-    monkeypatch.setattr(softh_probe.run.forward, "pad_batch", pad_batch)
