@@ -9,5 +9,5 @@ def assert_same_values(one, other):
     one, other = (t.set_index(["name", "label_set", "metric"]).value for t in (one, other))
     pd.testing.assert_index_equal(one.index, other.index)
     corrected = one.index.get_level_values("metric").str.contains("corrected")
-    np.testing.assert_allclose(one[~corrected], other[~corrected], atol=1e-6)
+    np.testing.assert_allclose(one[~corrected], other[~corrected], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one[corrected], other[corrected], atol=1e-4)
