@@ -19,7 +19,7 @@ from softh_probe.config_checks import (
 )
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
-from softh_probe.labels import parse_label_sets
+from softh_probe.labels import DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
 EXECUTION_FIELDS = frozenset(
@@ -73,6 +73,7 @@ _OTHER_NAMES = {
     "shuffle_seed": "shuffle data_seed",
     "chat_template_kwargs": "apply_chat_template chat_template_args",
     "labels": "label label_sets ngrams",
+    "label_rows": "max_labels max_rows label_sample n_label_rows",
     "n_anchors": "num_anchors",
     "anchor_sets": "n_anchor_sets num_anchor_sets n_sets num_sets",
     "calibration": "temperature epsilon",
@@ -167,6 +168,9 @@ class RunConfig:
     per_label: str | Sequence[str] = ()
     """Label sets whose single labels get an entropy each in results, such as input_unigram; columns of up to 1,000
     values always do."""
+    label_rows: int | Literal["all"] = DEFAULT_LABEL_ROWS
+    """Rows of n-gram labels that a layer holds at a time, over all sets, or all. Where a corpus needs more, a sample of
+    labels is followed, frequent ones always, and values carry the standard error of that (sampling_sd)."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
     anchors: Kind = "iid"
@@ -219,6 +223,7 @@ class RunConfig:
         for name in self.per_label:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
+        check_label_rows(self.label_rows)
         check_model_kwargs(self.model_kwargs)
         for name in ("model", "data", "out"):
             if not getattr(self, name):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from softh_probe.errors import InputError
 
@@ -15,6 +16,10 @@ ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "quadgram": 4}
 DIRECTIONS = ("input", "output")
 NGRAM_SETS = tuple(f"{direction}_{order}" for order in ORDERS for direction in DIRECTIONS)
 COLUMN_PREFIX = "column:"
+
+#: Rows of n-gram labels that a layer holds at a time, over all sets, or "all": every label is followed.
+LabelRows = int | Literal["all"]
+DEFAULT_LABEL_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +87,20 @@ def shortest_document(label_sets: Sequence[LabelSet]) -> int:
     """Compute the least number of tokens of a document with a position that counts."""
     before, after = context(label_sets)
     return before + after + 1
+
+
+def check_label_rows(value: Any) -> LabelRows:
+    """Check a number of label rows.
+
+    >>> check_label_rows("all"), check_label_rows(8192)
+    ('all', 8192)
+
+    Raises:
+        InputError: it is neither "all" nor a whole number of at least 1.
+    """
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31):
+        return value  # type: ignore[no-any-return]
+    raise InputError(
+        f"label_rows: expected 'all', or the rows of n-gram labels that a layer holds at a time (1 or more; the default "
+        f"is {DEFAULT_LABEL_ROWS:,}), got {value!r}"
+    )

@@ -14,10 +14,9 @@ from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.accumulators.states import STATE_VERSION, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
-from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.own_values import checked_labels, checked_mask
 from softh_probe.attached.pass_context import PassContext
-from softh_probe.attached.tracker import InputTracker
+from softh_probe.attached.tracker import track_inputs
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.recipes import Kind, how_to_continue
@@ -25,7 +24,7 @@ from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import HookPoints, find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
-from softh_probe.labels import parse_label_sets
+from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
 from softh_probe.layer_places import FINAL_NORM
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedBatches
@@ -73,6 +72,8 @@ class SoftEntropyProbe:
         layers: layers to measure, by name or index (0 the embeddings, −1 the last); None measures all.
         count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
             distinct sequence of tokens up to a position once, in causal models.
+        label_rows: rows of n-gram labels that a layer holds at most, or "all". Where more would be needed, a sample of
+            labels is followed, frequent ones always; results carry the standard error of that (`sampling_sd`).
         anchors: "iid"; "published", the draw of the published code; or "antithetic": pairs w and −w, with which
             entropies vary less between draws (see `sample_anchors`).
         modules: name -> module whose outputs [B, T, D] are measured instead of transformer blocks; with outputs [B, D]
@@ -95,6 +96,7 @@ class SoftEntropyProbe:
         calibration: Literal["exact", "leading_order"] | float = "exact",
         layers: Sequence[str | int] | None = None,
         count: Literal["forwarded", "unique_prefix"] = "forwarded",
+        label_rows: LabelRows = DEFAULT_LABEL_ROWS,
         *,
         anchors: Kind = "iid",
         modules: Mapping[str, nn.Module | tuple[Any, ...]] | None = None,
@@ -107,7 +109,9 @@ class SoftEntropyProbe:
         points = find_hook_points(model, modules or {})
         if count == "unique_prefix":
             require_causal(points)
-        source = _label_source(model, points, labels, count, plan)
+        source = _label_source(
+            model, points, labels, count=count, label_rows=check_label_rows(label_rows), seed=seed, plan=plan
+        )
         source.lock = lock_of(points.entry)
         self._model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
@@ -119,7 +123,8 @@ class SoftEntropyProbe:
             "calibration": calibration,
         }
         names = [s.name for s in source.rows.label_sets]
-        self._settings: dict[str, Any] = {**estimator, "labels": names, "layers": None, "count": count}
+        counting = {"labels": names, "layers": None, "count": count, "label_rows": label_rows}
+        self._settings: dict[str, Any] = {**estimator, **counting}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
@@ -375,7 +380,14 @@ class SoftEntropyProbe:
 
 
 def _label_source(
-    model: nn.Module, points: HookPoints, labels: Sequence[str], count: str, plan: Plan | None
+    model: nn.Module,
+    points: HookPoints,
+    labels: Sequence[str],
+    *,
+    count: str,
+    label_rows: LabelRows,
+    seed: int,
+    plan: Plan | None,
 ) -> LabelSource:
     """Choose the source of labels: the plan of a known corpus, or the tokens that other code feeds."""
     has_backbone = bool(points.blocks)
@@ -383,14 +395,6 @@ def _label_source(
         if count == "unique_prefix":
             raise InputError("count: a planned run counts what it feeds, 'forwarded'")
         return AnnouncedBatches(plan, has_backbone=has_backbone)
-    label_sets = parse_label_sets(labels)
-    if columns := [s.name for s in label_sets if s.direction == "column"]:
-        raise InputError(f"labels: {columns[0]} needs a data set; for labels of your own use probe.labelled()")
-    config = getattr(model, "config", None) or getattr(points.entry, "config", None)
-    pad_id = getattr(config, "pad_token_id", None)
-    return InputTracker(
-        OnlineRows(label_sets, unique_prefixes=count == "unique_prefix"),
-        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None),
-        has_ngrams=bool(label_sets),
-        has_backbone=has_backbone,
+    return track_inputs(
+        (model, points.entry), labels, count=count, label_rows=label_rows, seed=seed, has_backbone=has_backbone
     )

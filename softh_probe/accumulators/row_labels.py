@@ -11,6 +11,10 @@ def _none() -> np.ndarray:
     return np.zeros(0, dtype=np.int64)
 
 
+def _nothing() -> np.ndarray:
+    return np.zeros(0, dtype=np.float64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableSizes:
     """Sizes of the sums of one layer; see `softh_probe.accumulators.layer_sums.LayerSums`.
@@ -21,6 +25,7 @@ class TableSizes:
         n_buckets: pools of labels that have occurred for the last time.
         n_singleton_sets: label sets that sum the positions whose label occurs once.
         n_sample: positions whose soft assignment is kept.
+        with_squares: whether buckets hold the squares too from which the error of a sample of labels is computed.
     """
 
     n_kept: int = 0
@@ -28,6 +33,7 @@ class TableSizes:
     n_buckets: int = 0
     n_singleton_sets: int = 0
     n_sample: int = 0
+    with_squares: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,12 @@ class RowLabels:
         shared_rows: of each set, the live rows of its labels that occurred once and may share a row.
         singleton_sets: sets whose labels come and go.
         singleton_labels: of each of these, how many labels occur once and have no bucket.
-        bucket_sets, bucket_counts, bucket_labels: of each bucket its set, its labels' count, and how many it pools.
+        bucket_sets, bucket_counts, bucket_labels: of each bucket its set, its labels' count, and how many there are.
+        bucket_followed: of each bucket, how many of these are followed and pooled in it.
+        bucket_probability: of each bucket, the probability π that a label of it is followed.
+        thresholds: of each set, the threshold τ of its sample of labels (`label_sampling`); 1 where all are followed.
+        live_probability: of each live row that belongs to one label, the probability π that it is followed.
+        shared_probability: of each set, the π of its labels that occurred once, in the order of `shared_rows`.
         bucket_names: of each bucket its label, where it holds a single one by choice; else None.
         sample_order: slots of the sample in the order of their positions' keys.
         retired_rows, retired_buckets: live rows that are retired when the shares of several processes are merged.
@@ -62,6 +73,11 @@ class RowLabels:
     bucket_sets: np.ndarray = field(default_factory=_none)
     bucket_counts: np.ndarray = field(default_factory=_none)
     bucket_labels: np.ndarray = field(default_factory=_none)
+    bucket_followed: np.ndarray = field(default_factory=_none)
+    bucket_probability: np.ndarray = field(default_factory=_nothing)
+    thresholds: np.ndarray = field(default_factory=_nothing)
+    live_probability: np.ndarray = field(default_factory=_nothing)
+    shared_probability: list[np.ndarray] = field(default_factory=list)
     bucket_names: list[str | None] = field(default_factory=list)
     sample_order: np.ndarray = field(default_factory=_none)
     retired_rows: np.ndarray = field(default_factory=_none)

@@ -24,7 +24,7 @@ from softh_probe.attached.inputs import TokenBatch
 from softh_probe.attached.sequences import RESERVED_COLUMNS, CachedSequences, empty_sequences
 from softh_probe.attached.shared_rows import SharedRows
 from softh_probe.errors import InputError, ProbeError
-from softh_probe.labels import LabelSet, context
+from softh_probe.labels import LabelRows, LabelSet, context
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -38,9 +38,18 @@ class OnlineRows:
     Args:
         label_sets: the n-gram label sets.
         unique_prefixes: count each distinct prefix once, not each time that it is fed.
+        label_rows: live rows at most, or "all".
+        seed: of the sample of labels that is followed where not all fit.
     """
 
-    def __init__(self, label_sets: Sequence[LabelSet], *, unique_prefixes: bool = False) -> None:
+    def __init__(
+        self,
+        label_sets: Sequence[LabelSet],
+        *,
+        unique_prefixes: bool = False,
+        label_rows: LabelRows = "all",
+        seed: int = 0,
+    ) -> None:
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         self.unique_prefixes = unique_prefixes
         self._seen: set[bytes] = set()

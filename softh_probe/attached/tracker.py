@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from softh_probe.attached.sequences import CachedSequences
 from softh_probe.attached.step_queue import StepQueue
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.labels import LabelRows, parse_label_sets
 
 
 class InputTracker:
@@ -354,3 +355,35 @@ class _Fed:
     tokens: TokenBatch
     sequences: CachedSequences
     waits: bool = False
+
+
+def track_inputs(
+    models: Sequence[nn.Module],
+    labels: Sequence[str],
+    *,
+    count: str,
+    label_rows: LabelRows,
+    seed: int,
+    has_backbone: bool,
+) -> InputTracker:
+    """Make the tracker of an attached probe.
+
+    Args:
+        models: the model, and the part of it that is measured; the first that has a configuration tells its pad token.
+        labels, count, label_rows, seed: as `SoftEntropyProbe` takes them.
+        has_backbone: as `InputTracker` takes it.
+
+    Raises:
+        InputError: a label set is unknown, or needs a data set.
+    """
+    label_sets = parse_label_sets(labels)
+    if columns := [s.name for s in label_sets if s.direction == "column"]:
+        raise InputError(f"labels: {columns[0]} needs a data set; for labels of your own use probe.labelled()")
+    config = next((model.config for model in models if getattr(model, "config", None)), None)
+    pad_id = getattr(config, "pad_token_id", None)
+    return InputTracker(
+        OnlineRows(label_sets, unique_prefixes=count == "unique_prefix", label_rows=label_rows, seed=seed),
+        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None),
+        has_ngrams=bool(label_sets),
+        has_backbone=has_backbone,
+    )

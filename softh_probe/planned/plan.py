@@ -24,7 +24,7 @@ from softh_probe.accumulators.dispatch import (
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, bottom_k, poisson_weights, position_keys, sequence_key
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelSet, context, shortest_document
+from softh_probe.labels import LabelRows, LabelSet, context, shortest_document
 from softh_probe.planned.row_allocation import RowAllocation, allocate_rows, label_ids, n_counted, ranges
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Plan:
         allocation: the result of `allocate_rows` for the same corpus, label sets, batches, per_label and n_shares;
             computed if it is not given.
         n_shares: processes that each measure every n_shares-th batch.
+        label_rows: rows of n-gram labels at a time at most, or "all".
+        seed: of the sample of labels that is followed where not all fit.
 
     Attributes:
         batches: share by share.
@@ -59,6 +61,8 @@ class Plan:
         per_label: Sequence[str] = (),
         allocation: RowAllocation | None = None,
         n_shares: int = 1,
+        label_rows: LabelRows = "all",
+        seed: int = 0,
     ) -> None:
         self.corpus = corpus
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)

@@ -175,6 +175,7 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntr
     return SoftEntropyProbe(
         model,
         labels=config.labels,
+        label_rows=config.label_rows,
         n_anchors=config.n_anchors,
         anchor_sets=config.anchor_sets,
         seed=config.seed,

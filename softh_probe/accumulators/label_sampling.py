@@ -1,0 +1,50 @@
+"""The sample of n-gram labels that are followed where not all of them fit the rows of a layer.
+
+Each n-gram of a label set has a number u, uniform in [0, 1): a hash of its tokens, the set and the seed. A label that
+occurs n times is followed if u < n/τ, where τ is the threshold of its set. So it is followed with probability
+π = min(1, n/τ), the same in every checkpoint, process and resumed run, and frequent labels always are. Estimates weight
+each followed label by 1/π (Horvitz and Thompson 1952), scaled to known totals stratum by stratum (the ratio estimator
+of Hájek 1971).
+
+Shape suffixes: L labels, n tokens of an n-gram, I pools of labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from softh_probe.accumulators.sampling import GOLDEN, splitmix64
+
+#: The threshold at which every label is followed.
+ALL = 1.0
+
+
+def uniform_numbers(tokens_Ln: np.ndarray, set_name: str, seed: int) -> np.ndarray:
+    """Hash n-grams to uniform numbers in [0, 1), float64 [L].
+
+    >>> u = uniform_numbers(np.arange(20_000).reshape(-1, 2), "input_bigram", seed=0)
+    >>> len(u), round(float(u.mean()), 1), bool((u < 0.25).mean().round(1) == 0.2)
+    (10000, 0.5, True)
+
+    Args:
+        tokens_Ln: the tokens of each n-gram.
+        set_name: the label set; sets draw independently of each other.
+        seed: the seed of the measurement.
+    """
+    start = hashlib.blake2b(f"softh_probe labels {set_name} {seed}".encode(), digest_size=8).digest()
+    key_L = np.full(len(tokens_Ln), int.from_bytes(start, "little"), dtype=np.uint64)
+    for token_L in tokens_Ln.T:
+        key_L = splitmix64(key_L + (token_L.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+    return (key_L >> np.uint64(11)) * 2.0**-53
+
+
+def inclusion(counts_L: np.ndarray, threshold: float) -> np.ndarray:
+    """Compute the probability π = min(1, n/τ) that a label of count n is followed.
+
+    >>> inclusion(np.array([1, 5, 20]), 10.0).tolist()
+    [0.1, 0.5, 1.0]
+    """
+    found: np.ndarray = np.minimum(1.0, counts_L / threshold)
+    return found
