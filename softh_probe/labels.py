@@ -101,6 +101,6 @@ def check_label_rows(value: Any) -> LabelRows:
     if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31):
         return value  # type: ignore[no-any-return]
     raise InputError(
-        f"label_rows: expected 'all', or the rows of n-gram labels that a layer holds at a time (1 or more; the default "
-        f"is {DEFAULT_LABEL_ROWS:,}), got {value!r}"
+        f"label_rows: expected 'all', or the rows of n-gram labels that a layer holds at a time (1 or more; "
+        f"the default is {DEFAULT_LABEL_ROWS:,}), got {value!r}"
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import entropy
 from softh_probe.labels import DIRECTIONS, ORDERS
 
+#: End of the names of tensors that are the error of another one by the sampling of labels.
+SAMPLING_SD = "_sampling_sd"
 UNITS = ("efficiency", "nats", "bits")
 #: Corrected optimality is missing where the corrected information with the input is below this share of log m: the
 #: ratio would be one of errors.
@@ -227,52 +229,96 @@ METRICS = (
 ENTROPIES = tuple(metric.name for metric in METRICS if metric.has_unit)
 
 
-def compute_metrics(tensors: Mapping[str, Tensor], label_sets: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
+class Computed(NamedTuple):
+    """A metric of one label set (empty for all positions; the order for optimality).
+
+    Attributes:
+        values_RS: in nats if the metric has a unit.
+        sampling_sd_R: standard error of the mean over anchor sets by the sampling of labels; 0 where it is exact.
+    """
+
+    label_set: str
+    metric: str
+    values_RS: Tensor
+    sampling_sd_R: Tensor
+
+
+def compute_metrics(tensors: Mapping[str, Tensor], label_sets: Sequence[str]) -> Iterator[Computed]:
     """Compute every metric of a result, in the order of the table.
 
     >>> mass_RSM = torch.ones(2, 1, 4, dtype=torch.float64)
     >>> tensors = {"mass": mass_RSM, "entropy_document_sd": torch.zeros(2, 1, dtype=torch.float64)}
-    >>> [(label_set, metric, values_RS.shape) for label_set, metric, values_RS in compute_metrics(tensors, [])]
-    [('', 'entropy', torch.Size([2, 1])), ('', 'entropy_document_sd', torch.Size([2, 1]))]
+    >>> [(computed.metric, computed.values_RS.shape) for computed in compute_metrics(tensors, [])]
+    [('entropy', torch.Size([2, 1])), ('entropy_document_sd', torch.Size([2, 1]))]
 
     Args:
         tensors: those of a `ProbeResult`.
         label_sets: names of the label sets, in the order of the tensors' dimension X.
 
     Yields:
-        Label set (empty for all positions, the order for optimality), metric, and values [R, S], in nats if the metric
-        has a unit.
+        The values of each metric and label set. Errors by the sampling of labels are those of the metric's inputs,
+        taken to be independent and carried on to first order.
     """
     n_rows, n_sets, n_anchors = tensors["mass"].shape
-    for name, value_RS in _compute("positions", tensors, (n_rows, n_sets)):
-        yield "", name, value_RS
+    shape = (n_rows, n_sets)
+    for name, measured in _compute("positions", {name: _Measured(value) for name, value in tensors.items()}, shape):
+        yield Computed("", name, *measured)
     needed = {name for metric in METRICS if metric.scope == "label_set" for name in metric.inputs} & tensors.keys()
-    of_sets: dict[str, dict[str, Tensor]] = {}
+    of_sets: dict[str, dict[str, _Measured]] = {}
     for x, label_set in enumerate(label_sets):
-        at_set = {name: tensors[name][:, x] for name in needed}
-        of_sets[label_set] = dict(_compute("label_set", at_set, (n_rows, n_sets)))
-        for name, value_RS in of_sets[label_set].items():
-            yield label_set, name, value_RS
-    log_m = torch.tensor(math.log(n_anchors), dtype=torch.float64)
+        at_set = {}
+        for name in needed:
+            errors = (tensors[name + SAMPLING_SD][:, x],) if name + SAMPLING_SD in tensors else ()
+            at_set[name] = _Measured(tensors[name][:, x], *errors)
+        of_sets[label_set] = dict(_compute("label_set", at_set, shape))
+        for name, measured in of_sets[label_set].items():
+            yield Computed(label_set, name, *measured)
+    log_m = _Measured(torch.tensor(math.log(n_anchors), dtype=torch.float64))
     for order in ORDERS:
         known = {
-            f"{direction}_{name}": value_RS
+            f"{direction}_{name}": value
             for direction in DIRECTIONS
-            for name, value_RS in of_sets.get(f"{direction}_{order}", {}).items()
+            for name, value in of_sets.get(f"{direction}_{order}", {}).items()
         }
         if all(f"{direction}_{order}" in of_sets for direction in DIRECTIONS):
-            for name, value_RS in _compute("order", {**known, "log_m": log_m}, (n_rows, n_sets)):
-                yield order, name, value_RS
+            for name, measured in _compute("order", {**known, "log_m": log_m}, shape):
+                yield Computed(order, name, *measured)
 
 
-def _compute(scope: str, inputs: Mapping[str, Tensor], shape: tuple[int, int]) -> Iterator[tuple[str, Tensor]]:
+class _Measured(NamedTuple):
+    """A quantity [R, S] or [R], and its error by the sampling of labels [R]; none is 0."""
+
+    value: Tensor
+    error_R: Tensor = torch.zeros(1, dtype=torch.float64)
+
+
+def _compute(scope: str, inputs: Mapping[str, _Measured], shape: tuple[int, int]) -> Iterator[tuple[str, _Measured]]:
     """Compute the metrics of one scope, each from `inputs` and the metrics before it, as values of `shape` [R, S]."""
     known = dict(inputs)
     for metric in METRICS:
         if metric.scope == scope:
-            value = metric.compute(*(known[name] for name in metric.inputs))
-            known[metric.name] = value if value.ndim == 2 else value.unsqueeze(1).expand(shape)
+            arguments = [known[name] for name in metric.inputs]
+            value = metric.compute(*(argument.value for argument in arguments))
+            value_RS = value if value.ndim == 2 else value.unsqueeze(1).expand(shape)
+            known[metric.name] = _Measured(value_RS, _error(metric, arguments, shape[0]))
             yield metric.name, known[metric.name]
+
+
+def _error(metric: Metric, arguments: Sequence[_Measured], n_rows: int) -> Tensor:
+    """Carry the errors of a metric's arguments on to its mean over anchor sets: [R]."""
+    variance_R = torch.zeros(n_rows, dtype=torch.float64)
+    uncertain = {i: argument.error_R for i, argument in enumerate(arguments) if argument.error_R.any()}
+    if not uncertain:
+        return variance_R
+    with torch.enable_grad():
+        values = [argument.value.detach().clone().requires_grad_() for argument in arguments]
+        value = metric.compute(*values)
+        mean = value.mean(dim=1) if value.ndim == 2 else value
+        slopes = torch.autograd.grad(mean.sum(), [values[i] for i in uncertain])
+    for error_R, slope in zip(uncertain.values(), slopes, strict=True):
+        slope_R = slope.sum(dim=1) if slope.ndim == 2 else slope
+        variance_R = variance_R + (slope_R * error_R).square()
+    return variance_R.sqrt()
 
 
 def unit_scale(unit: str, n_anchors: int) -> float:

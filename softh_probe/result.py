@@ -21,7 +21,7 @@ from softh_probe.errors import InputError
 from softh_probe.labels import COLUMN_PREFIX
 from softh_probe.layer_places import LayerPlaces, place_layers
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
-from softh_probe.result_files import read_result, write_result
+from softh_probe.result_files import OF_SAMPLE, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,10 +43,14 @@ class ProbeResult:
             labelled_positions [R, X], covered_positions [R, X], labelled_entropy [R, X, S],
             labelled_position_entropy [R, X, S],
             conditional_entropy [R, X, S], null_information [R, X, S],
-            corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L].
+            corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L];
+            and where a sample of labels was followed, the standard error by that of four of these, averaged over anchor
+            sets, under their names with `_sampling_sd` [R, X].
         labels: label set and name of each label that is shown one by one.
         info: settings, anchors, number of blocks of the model (`n_blocks`; None where modules are named), number of
-            positions, number of labelled positions by label set, and any entries that the caller adds (JSON values).
+            positions, number of labelled positions by label set, the sample of labels by label set (`label_sampling`:
+            how many `labels` there are, whether that is `estimated`, how many are `followed`, and the `threshold` of
+            the count from which all are), and any entries that the caller adds (JSON values).
     """
 
     rows: list[str]
@@ -70,13 +74,21 @@ class ProbeResult:
         sets = labels.set_names
         fields = LayerStatistics.__dataclass_fields__
         tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields}
+        for name in OF_SAMPLE:
+            if not tensors[name].any():
+                del tensors[name]
         labelled = dict(zip(sets, tensors["labelled_positions"].amax(dim=0).long().tolist(), strict=True))
         return cls(
             rows=list(layers),
             label_sets=sets,
             tensors=tensors,
             labels=labels.named_labels(),
-            info={"settings": dict(settings), **info, "labelled_positions": labelled},
+            info={
+                "settings": dict(settings),
+                **info,
+                "labelled_positions": labelled,
+                "label_sampling": labels.sampling(),
+            },
         )
 
     @property
@@ -133,7 +145,24 @@ class ProbeResult:
 
         Entropies and informations are in nats. The formulas are in `softh_probe.metrics`.
         """
-        return list(compute_metrics(self.tensors, self.label_sets))
+        computed = compute_metrics(self.tensors, self.label_sets)
+        return [(value.label_set, value.metric, value.values_RS) for value in computed]
+
+    def sampling_sds(self) -> dict[tuple[str, str], Tensor]:
+        """Compute the standard error of each metric by the sampling of labels.
+
+        Returns:
+            By label set and metric, the error of the mean over anchor sets [R], in nats where the metric has a unit; 0
+            where a metric is exact.
+        """
+        computed = compute_metrics(self.tensors, self.label_sets)
+        return {(value.label_set, value.metric): value.sampling_sd_R for value in computed}
+
+    @property
+    def sampled_sets(self) -> list[str]:
+        """Names of the label sets of which a sample of labels was followed."""
+        sampling = self.info.get("label_sampling") or {}
+        return [name for name, of_set in sampling.items() if of_set["threshold"] > 1]
 
     def to_pandas(self, unit: str = "efficiency") -> pd.DataFrame:
         """Build the tidy table: one line for each layer, label set and metric.
@@ -144,8 +173,9 @@ class ProbeResult:
 
         Returns:
             Columns layer, name, label_set (empty for entropy), metric, value (mean over anchor sets) and sd (their
-            standard deviation; missing with a single set). `layer` is the index in the model, whichever layers were
-            measured: 0 the embeddings, i the i-th block call, L + 1 the final norm of a model of L blocks. Modules
+            standard deviation; missing with a single set); and, where a sample of labels was followed, sampling_sd, the
+            standard error of value by that, 0 where it is exact. `layer` is the index in the model, whichever layers
+            were measured: 0 the embeddings, i the i-th block call, L + 1 the final norm of a model of L blocks. Modules
             that a probe was given by name have no such index; theirs is the number of the row, in the order given.
 
         Raises:
@@ -153,13 +183,16 @@ class ProbeResult:
         """
         scale = unit_scale(unit, self.n_anchors)
         parts = []
+        errors = {"sampling_sd": self.sampling_sds()} if self.sampled_sets else {}
         for label_set, metric, values_RS in self.metrics():
-            values_RS = values_RS * (scale if metric in ENTROPIES else 1.0)
-            parts.append(self._table(values_RS, label_set=label_set, metric=metric))
+            factor = scale if metric in ENTROPIES else 1.0
+            part = self._table(values_RS * factor, label_set=label_set, metric=metric)
+            for name, found in errors.items():
+                part[name] = (found[label_set, metric] * factor).numpy()
+            parts.append(part)
         table = pd.concat(parts, ignore_index=True)
-        return table[["layer", "name", "label_set", "metric", "value", "sd"]].sort_values(
-            "layer", kind="stable", ignore_index=True
-        )
+        columns = ["layer", "name", "label_set", "metric", "value", "sd", *errors]
+        return table[columns].sort_values("layer", kind="stable", ignore_index=True)
 
     def conditional_entropy(self, label_set: str, unit: str = "efficiency") -> pd.DataFrame:
         """Build the table of H(Z|X=x), one line for each layer and label of a set that shows its labels one by one.

@@ -56,11 +56,17 @@ SHAPES = {
     "conditional_entropy": "RXS",
     "null_information": "RXS",
     "corrected_information": "RXS",
+    "conditional_entropy_sampling_sd": "RX",
+    "null_information_sampling_sd": "RX",
+    "corrected_information_sampling_sd": "RX",
+    "covered_positions_sampling_sd": "RX",
     "label_positions": "RL",
     "label_entropy": "RLS",
 }
 #: The tensors that early results lack.
 _LATER = ("entropy_document_sd", "null_information", "corrected_information")
+#: Tensors of results that followed a sample of labels.
+OF_SAMPLE = tuple(name for name in SHAPES if name.endswith("_sampling_sd"))
 
 
 # --- folders -----------------------------------------------------------------------------------------------
@@ -82,7 +88,7 @@ def write_result(
         folder: created if it is missing.
         names: the result's rows, label_sets and labels.
         info: JSON values; entries of `names` take precedence over entries of the same key.
-        tensors: those of `SHAPES`.
+        tensors: those of `SHAPES`, without those `OF_SAMPLE` where all labels were followed.
         table: the tidy table.
     """
     from safetensors.torch import save
@@ -272,7 +278,8 @@ def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) 
         raise damaged(where, "sums.safetensors holds sums that are negative or not finite")
     sizes = {"R": len(head["rows"]), "X": len(head["label_sets"]), "L": len(head["labels"])}
     sizes |= {"S": mass.shape[1], "M": mass.shape[2]}
-    for name, letters in SHAPES.items():
+    of_result = {name: letters for name, letters in SHAPES.items() if name in tensors or name not in OF_SAMPLE}
+    for name, letters in of_result.items():
         expected = [sizes[letter] for letter in letters]
         if name in _LATER and name not in tensors:
             tensors[name] = torch.full(expected, math.nan, dtype=torch.float64)
@@ -280,7 +287,7 @@ def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) 
         if tensor is None or list(tensor.shape) != expected or tensor.dtype != torch.float64:
             got = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
             raise damaged(where, f"sums.safetensors: {name}: expected torch.float64 {expected}, got {got}")
-    return {name: tensors[name] for name in SHAPES}
+    return {name: tensors[name] for name in of_result}
 
 
 def _check_names(head: Mapping[str, Any], where: str) -> None:

@@ -25,8 +25,8 @@ def uniform_numbers(tokens_Ln: np.ndarray, set_name: str, seed: int) -> np.ndarr
     """Hash n-grams to uniform numbers in [0, 1), float64 [L].
 
     >>> u = uniform_numbers(np.arange(20_000).reshape(-1, 2), "input_bigram", seed=0)
-    >>> len(u), round(float(u.mean()), 1), bool((u < 0.25).mean().round(1) == 0.2)
-    (10000, 0.5, True)
+    >>> len(u), round(float(u.mean()), 1), round(float((u < 0.1).mean()), 1)
+    (10000, 0.5, 0.1)
 
     Args:
         tokens_Ln: the tokens of each n-gram.

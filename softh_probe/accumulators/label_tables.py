@@ -26,16 +26,27 @@ class LabelTables:
         live     [n_live, K]      float32  labels that occurred and will, or may, occur again
         retired  [n_buckets, 2S]  float64  pools of retired labels: Σ n·H(p̂_x), Σ of assignment entropies
 
+    With a sample of labels the pools have three more columns: of each label's two sums, averaged over anchor sets, the
+    square of the first, their product, and the square of the second.
+
     Args:
         shape: (S, M).
         n_kept, n_live, n_buckets: rows at the start; kept and live rows grow with the batches.
+        with_squares: whether the pools have the columns of a sample of labels.
     """
 
     #: Attributes that are the state, and their keys on disk.
     STATE: ClassVar = {"kept": "kept", "live": "open", "retired": "folded"}
 
     def __init__(
-        self, shape: tuple[int, int], device: torch.device, *, n_kept: int = 0, n_live: int = 0, n_buckets: int = 0
+        self,
+        shape: tuple[int, int],
+        device: torch.device,
+        *,
+        n_kept: int = 0,
+        n_live: int = 0,
+        n_buckets: int = 0,
+        with_squares: bool = False,
     ) -> None:
         self.n_sets, self.n_anchors = shape
         self.device = device
@@ -44,13 +55,14 @@ class LabelTables:
         with torch.inference_mode(False):
             self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
             self.live = torch.zeros(n_live, n_columns, dtype=torch.float32, device=device)
-            self.retired = torch.zeros(n_buckets, 2 * self.n_sets, dtype=torch.float64, device=device)
+            n_sums = 2 * self.n_sets + 3 * with_squares
+            self.retired = torch.zeros(n_buckets, n_sums, dtype=torch.float64, device=device)
         self._longer: dict[str, Tensor] = {}  # the longer table of which each grown one is the first rows
 
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
         """Add the live rows of labels that occur no more to their buckets, and empty the rows."""
-        remains = _remains(self.take(rows), self.n_sets, self.n_anchors)
+        remains = _remains(self.take(rows), self)
         self.retired.index_add_(0, buckets, remains)
 
     def take(self, rows: Tensor) -> Tensor:
@@ -112,15 +124,23 @@ def add_bags(tables: Sequence[LabelTables], bags_GLK: Tensor, labels: Dispatch) 
         if n_retiring:
             retired_LK[:n_retiring] += table.take(labels.retiring_rows)
     if retired_GLK.shape[1]:
-        remains_GL2S = _remains(retired_GLK, tables[0].n_sets, tables[0].n_anchors)
-        for table, remains in zip(tables, remains_GL2S, strict=True):
+        for table, remains in zip(tables, _remains(retired_GLK, tables[0]), strict=True):
             table.retired.index_add_(0, labels.retired_buckets, remains)
 
 
-def _remains(retired_LK: Tensor, n_sets: int, n_anchors: int) -> Tensor:
-    """Compute n·H(p̂_x) and the sum of assignment entropies of each label: [..., K] -> [..., 2S]."""
-    weighted_LS = weighted_entropy(mass(retired_LK, n_sets, n_anchors))
-    return torch.cat([weighted_LS, position_entropy(retired_LK, n_sets)], dim=-1)
+def _remains(retired_LK: Tensor, table: LabelTables) -> Tensor:
+    """Compute what each label adds to its bucket of a table: [..., K] -> [..., columns of `retired`]."""
+    weighted_LS = weighted_entropy(mass(retired_LK, table.n_sets, table.n_anchors))
+    sums = [weighted_LS, position_entropy(retired_LK, table.n_sets)]
+    if table.retired.shape[1] > 2 * table.n_sets:
+        sums.append(squares(*sums))
+    return torch.cat(sums, dim=-1)
+
+
+def squares(weighted_LS: Tensor, own_LS: Tensor) -> Tensor:
+    """Square and multiply the two sums of each label, averaged over anchor sets: [..., S], [..., S] -> [..., 3]."""
+    weighted_L, own_L = weighted_LS.double().mean(dim=-1), own_LS.double().mean(dim=-1)
+    return torch.stack([weighted_L.square(), weighted_L * own_L, own_L.square()], dim=-1)
 
 
 def columns(n_sets: int, n_anchors: int) -> int:

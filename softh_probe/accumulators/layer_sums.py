@@ -56,7 +56,12 @@ class LayerSums:
         shape = (self.n_sets, self.n_anchors)
         on_host = torch.device("cpu") if host else here
         self.unfinished_tables = LabelTables(
-            shape, on_host, n_kept=sizes.n_kept, n_live=sizes.n_live, n_buckets=sizes.n_buckets
+            shape,
+            on_host,
+            n_kept=sizes.n_kept,
+            n_live=sizes.n_live,
+            n_buckets=sizes.n_buckets,
+            with_squares=sizes.with_squares,
         )
         self.waiting: dict[int, Tensor] = {}  # by number of their sequences, rows of positions that wait [C, K]
         with torch.inference_mode(False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,32 @@ class RowLabels:
     sample_order: np.ndarray = field(default_factory=_none)
     retired_rows: np.ndarray = field(default_factory=_none)
     retired_buckets: np.ndarray = field(default_factory=_none)
+
+    def sampling(self) -> dict[str, dict[str, Any]]:
+        """Describe the labels of each set by name: how many there are, how many are followed, and the threshold.
+
+        Where counts are known of the followed labels alone, the number of all is an estimate.
+        """
+        found = {}
+        probability = self.live_probability if len(self.live_probability) else np.ones(len(self.live_sets))
+        kept = np.array([name is not None for name in self.kept_names], dtype=bool)
+        for x, name in enumerate(self.set_names):
+            threshold = float(self.thresholds[x]) if len(self.thresholds) else 1.0
+            rows = [probability[self.live_sets == x]]
+            if len(self.shared_probability) > x:
+                rows.append(self.shared_probability[x])
+            elif len(self.shared_rows) > x:
+                rows.append(np.ones(len(self.shared_rows[x])))
+            with_rows = np.concatenate(rows)
+            certain = int((kept & (self.kept_sets == x)).sum() + self.singleton_labels[self.singleton_sets == x].sum())
+            of_set = self.bucket_sets == x
+            found[name] = {
+                "labels": certain + int(self.bucket_labels[of_set].sum()) + round((1 / with_rows).sum()),
+                "followed": certain + int(self.bucket_followed[of_set].sum()) + len(with_rows),
+                "threshold": threshold,
+                "estimated": threshold > 1 and len(with_rows) > 0,
+            }
+        return found
 
     def named_labels(self) -> list[tuple[str, str]]:
         """List the set and name of each label that results show one by one, in the order of their statistics."""

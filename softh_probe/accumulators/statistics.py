@@ -12,13 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.label_pools import CountTables, LabelPools, chunks, sum_rows
 from softh_probe.accumulators.label_tables import mass, position_entropy, weighted_entropy
+from softh_probe.accumulators.label_weights import BucketWeights, LiveWeights, bucket_weights, live_weights
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels
+from softh_probe.accumulators.sampling_error import (
+    SamplingErrors,
+    labels_of_buckets,
+    labels_of_rows,
+    sampling_errors,
+)
 from softh_probe.estimators.bias_correction import bias_curves, corrected_information, null_information
 from softh_probe.estimators.soft_entropy import entropy
-
-_ROWS_AT_ONCE = 8192  # of a table of labels, while their entropies are taken in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,9 @@ class LayerStatistics:
         conditional_entropy: [X, S], H(Z|X).
         null_information: [X, S], expected I(X;Z) of labels of the same counts assigned at random.
         corrected_information: [X, S], I(X;Z) of the covered positions, corrected for small counts; NaN without any.
+        conditional_entropy_sampling_sd, null_information_sampling_sd, corrected_information_sampling_sd,
+            covered_positions_sampling_sd: [X], standard errors of these, as means over anchor sets, by the sampling of
+            labels; 0 where all labels are followed.
         label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
     """
 
@@ -51,6 +60,10 @@ class LayerStatistics:
     conditional_entropy: Tensor
     null_information: Tensor
     corrected_information: Tensor
+    conditional_entropy_sampling_sd: Tensor
+    null_information_sampling_sd: Tensor
+    corrected_information_sampling_sd: Tensor
+    covered_positions_sampling_sd: Tensor
     label_positions: Tensor
     label_entropy: Tensor
 
@@ -62,55 +75,26 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         sums: the layer's running sums.
         rows: the label of each of their rows.
     """
-    total, tables, (n_sets, n_anchors) = sums.total.cpu(), sums.tables, sums.points_SMD.shape[:2]
-    single = sums.singleton.cpu()
-    kept, live = tables.kept[: len(rows.kept_names)].cpu(), tables.live[: len(rows.live_sets)].cpu()
-    retired = tables.retired.cpu()
-    kept_sets, live_sets = torch.from_numpy(rows.kept_sets), torch.from_numpy(rows.live_sets)
-    bucket_sets, singleton_sets = torch.from_numpy(rows.bucket_sets), torch.from_numpy(rows.singleton_sets)
-    keeps_labels = torch.tensor(rows.keeps_labels, dtype=torch.bool)
-    has_label = torch.tensor([name is not None for name in rows.kept_names], dtype=torch.bool)
-
-    # Positions without a label have a row of their own; a set that keeps all its labels' rows is their sum.
-    labelled = total.repeat(len(keeps_labels), 1)
-    labelled[keeps_labels] = 0.0
-    sign = torch.where(keeps_labels[kept_sets], has_label.double(), -(~has_label).double())
-    labelled.index_add_(0, kept_sets, sign.unsqueeze(1) * kept)
-
-    # Covered positions are those whose label is not the only one of its kind.
-    covered = labelled.clone().index_add_(0, singleton_sets, -single)
-    by_count = _ByCount(len(keeps_labels), n_sets)
-    for part_sets, part in _parts(kept_sets[has_label], kept[has_label], live_sets, live):
-        entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
-        by_count.add(part_sets, part[:, -1].long(), torch.ones(len(part)), *entropies)
-        alone = part[:, -1] == 1
-        covered.index_add_(0, part_sets[alone], -part[alone])
-    for x, shared in enumerate(rows.shared_rows):
-        once = sum((live[part].sum(dim=0, dtype=torch.float64) for part in _pieces(shared)), torch.zeros_like(total))
-        covered[x] -= once
-        of_positions = position_entropy(once, n_sets).unsqueeze(0)
-        by_count.add(torch.tensor([x]), torch.tensor([1]), once[-1:], of_positions, of_positions)
-    counts, n_labels = torch.from_numpy(rows.bucket_counts), torch.from_numpy(rows.bucket_labels)
-    by_count.add(bucket_sets, counts, n_labels, retired[:, :n_sets], retired[:, n_sets:])
-    n_singleton_sets = torch.from_numpy(rows.singleton_labels)
-    pooled, alone_entropy = n_singleton_sets > 0, position_entropy(single, n_sets)
-    ones = torch.ones_like(n_singleton_sets)
-    by_count.add(*(t[pooled] for t in (singleton_sets, ones, n_singleton_sets, alone_entropy, alone_entropy)))
-
-    positions = total[-1]
-    all_mass = mass(total, n_sets, n_anchors)
+    layer = _Layer.read(sums, rows)
+    n_sets, n_anchors = layer.shape
+    total, positions = layer.total, layer.total[-1]
+    labelled = layer.labelled_positions()
+    of_buckets, of_live = bucket_weights(rows), live_weights(rows, layer.live[:, -1], labelled[:, -1])
+    tables, covered = layer.pool(labelled, of_buckets, of_live)
+    all_mass, covered_mass = mass(total, n_sets, n_anchors), mass(covered, n_sets, n_anchors)
     sample = sums.sample.cpu()[torch.from_numpy(rows.sample_order)].unflatten(1, (n_sets, n_anchors))
     curves = bias_curves(
         sample[sample.sum(dim=(1, 2)) > 0], all_mass, position_entropy(total, n_sets) / positions, int(positions)
     )
-    covered_entropy = entropy(mass(covered, n_sets, n_anchors))
-    counts_C, labels_XC, weighted_XCS, of_positions_XCS = by_count.tables()
-
-    one_by_one = torch.tensor([name is not None for name in rows.bucket_names], dtype=torch.bool)
-    label_positions = torch.cat([kept[has_label][:, -1], torch.from_numpy(rows.bucket_counts)[one_by_one].double()])
-    label_weighted = torch.cat(
-        [weighted_entropy(mass(kept[has_label], n_sets, n_anchors)), retired[one_by_one, :n_sets]]
-    )
+    errors = [SamplingErrors()] * len(rows.keeps_labels)
+    for x in np.flatnonzero(rows.thresholds > 1).tolist():
+        if of_live is None:
+            followed = labels_of_buckets(rows, of_buckets, layer.retired, x, n_sets)
+        else:
+            followed = labels_of_rows(rows, of_live, layer.live, x, covered_mass[x])
+        errors[x] = sampling_errors(followed, curves, tables.of_set(x), covered_mass[x], labelled[x, -1])
+    errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
+    label_positions, label_weighted = layer.labels_one_by_one()
     return LayerStatistics(
         mass=all_mass,
         positions=positions,
@@ -120,49 +104,100 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         covered_positions=covered[:, -1],
         labelled_entropy=entropy(mass(labelled, n_sets, n_anchors)),
         labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
-        conditional_entropy=weighted_XCS.sum(dim=1) / labelled[:, -1:],
-        null_information=null_information(curves, counts_C, labels_XC),
-        corrected_information=corrected_information(
-            curves, counts_C, labels_XC, weighted_XCS, of_positions_XCS, covered_entropy
-        ),
+        conditional_entropy=tables.weighted_XCS.sum(dim=1) / labelled[:, -1:],
+        null_information=null_information(curves, tables.counts_C, tables.labels_XC),
+        corrected_information=corrected_information(curves, *tables.of_followed, entropy(covered_mass)),
+        conditional_entropy_sampling_sd=errors_X4[:, 0],
+        null_information_sampling_sd=errors_X4[:, 1],
+        corrected_information_sampling_sd=errors_X4[:, 2],
+        covered_positions_sampling_sd=errors_X4[:, 3],
         label_positions=label_positions,
         label_entropy=label_weighted / label_positions.unsqueeze(1),
     )
 
 
-class _ByCount:
-    """Entropies of the labels of all sets, pooled by the labels' counts."""
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One layer's sums in host memory, and the meaning of their rows."""
 
-    def __init__(self, n_label_sets: int, n_anchor_sets: int) -> None:
-        self._n_label_sets, self._n_anchor_sets = n_label_sets, n_anchor_sets
-        self._parts: list[tuple[Tensor, ...]] = []
+    shape: tuple[int, int]
+    rows: RowLabels
+    total: Tensor
+    single: Tensor
+    kept: Tensor
+    live: Tensor
+    retired: Tensor
 
-    def add(self, sets_C: Tensor, counts_C: Tensor, labels_C: Tensor, weighted_CS: Tensor, own_CS: Tensor) -> None:
-        """Add pools of labels of one set and count: their number, Σ n·H(p̂_x), and Σ of assignment entropies."""
-        sums = torch.cat([labels_C.double().unsqueeze(1), weighted_CS.double(), own_CS.double()], dim=1)
-        self._parts.append((sets_C, counts_C, sums))
+    @classmethod
+    def read(cls, sums: LayerSums, rows: RowLabels) -> _Layer:
+        tables = sums.tables
+        return cls(
+            shape=(sums.n_sets, sums.n_anchors),
+            rows=rows,
+            total=sums.total.cpu(),
+            single=sums.singleton.cpu(),
+            kept=tables.kept[: len(rows.kept_names)].cpu(),
+            live=tables.live[: len(rows.live_sets)].cpu(),
+            retired=tables.retired.cpu(),
+        )
 
-    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compute distinct counts n [C], and for each set and count the labels [X, C] and their sums [X, C, S]."""
-        sets, counts, sums = (torch.cat(column) for column in zip(*self._parts, strict=True))
-        counts_C, c = counts.unique(return_inverse=True)
-        shape = (self._n_label_sets, len(counts_C))
-        pooled = sums.new_zeros(shape[0] * shape[1], sums.shape[1])
-        pooled.index_add_(0, sets * shape[1] + c, sums)
-        # A label none of whose positions had a direction has no entropy either.
-        pooled, counts_C = pooled.unflatten(0, shape)[:, counts_C > 0], counts_C[counts_C > 0]
-        labels, *entropies = pooled.split([1, self._n_anchor_sets, self._n_anchor_sets], dim=2)
-        return counts_C, labels.squeeze(2), entropies[0], entropies[1]
+    @property
+    def has_label(self) -> Tensor:
+        """Kept rows that belong to a label: the others are of positions without one."""
+        return torch.tensor([name is not None for name in self.rows.kept_names], dtype=torch.bool)
 
+    def labelled_positions(self) -> Tensor:
+        """Sum the positions that have a label of each set [X, K]."""
+        keeps_labels = torch.tensor(self.rows.keeps_labels, dtype=torch.bool)
+        kept_sets = torch.from_numpy(self.rows.kept_sets)
+        labelled = self.total.repeat(len(keeps_labels), 1)
+        # Positions without a label have a row of their own; a set that keeps all its labels' rows is their sum.
+        labelled[keeps_labels] = 0.0
+        sign = torch.where(keeps_labels[kept_sets], self.has_label.double(), -(~self.has_label).double())
+        return labelled.index_add_(0, kept_sets, sign.unsqueeze(1) * self.kept)
 
-def _parts(kept_sets: Tensor, kept: Tensor, live_sets: Tensor, live: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows that belong to one label, and their sets, in chunks, in float64."""
-    yield kept_sets, kept
-    for sets, rows in zip(live_sets.split(_ROWS_AT_ONCE), live.split(_ROWS_AT_ONCE), strict=True):
-        own = sets >= 0
-        yield sets[own], rows[own].double()
+    def pool(
+        self, labelled: Tensor, of_buckets: BucketWeights, of_live: LiveWeights | None
+    ) -> tuple[CountTables, Tensor]:
+        """Pool labels by their counts, and sum the positions whose label is not the only one of its kind [X, K]."""
+        rows, (n_sets, n_anchors) = self.rows, self.shape
+        singleton_sets = torch.from_numpy(rows.singleton_sets)
+        covered = labelled.clone().index_add_(0, singleton_sets, -self.single)
+        pools = LabelPools(len(rows.keeps_labels), n_sets)
+        for part_sets, part, weights in self._rows_of_one_label(of_live):
+            entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
+            pools.add(part_sets, part[:, -1].long(), weights, *(weights.unsqueeze(1) * value for value in entropies))
+            alone = part[:, -1] == 1
+            covered.index_add_(0, part_sets[alone], -weights[alone].unsqueeze(1) * part[alone])
+        for x, shared in enumerate(rows.shared_rows):
+            once = sum_rows(self.live, shared, None if of_live is None else of_live.shared[x])
+            covered[x] -= once
+            own = position_entropy(once, n_sets).unsqueeze(0)
+            pools.add(torch.tensor([x]), torch.tensor([1]), once[-1:], own, own)
+        sets, counts, n_labels, followed = map(
+            torch.from_numpy, (rows.bucket_sets, rows.bucket_counts, rows.bucket_labels, rows.bucket_followed)
+        )
+        weights_I = torch.from_numpy(of_buckets.weights_I)
+        sums = (weights_I.unsqueeze(1) * self.retired[:, : 2 * n_sets]).split(n_sets, dim=1)
+        pools.add(sets, counts, n_labels, *sums, followed_L=weights_I * followed)
+        n_single = torch.from_numpy(rows.singleton_labels)
+        pooled, own = n_single > 0, position_entropy(self.single, n_sets)
+        pools.add(*(t[pooled] for t in (singleton_sets, torch.ones_like(n_single), n_single, own, own)))
+        return pools.by_count(), covered
 
+    def labels_one_by_one(self) -> tuple[Tensor, Tensor]:
+        """Give n [L] and n·H(p̂_x) [L, S] of the labels that results show one by one."""
+        one_by_one = torch.tensor([name is not None for name in self.rows.bucket_names], dtype=torch.bool)
+        kept = self.kept[self.has_label]
+        positions = [kept[:, -1], torch.from_numpy(self.rows.bucket_counts)[one_by_one].double()]
+        weighted = [weighted_entropy(mass(kept, *self.shape)), self.retired[one_by_one, : self.shape[0]]]
+        return torch.cat(positions), torch.cat(weighted)
 
-def _pieces(rows: np.ndarray) -> tuple[Tensor, ...]:
-    pieces: tuple[Tensor, ...] = torch.from_numpy(rows).split(_ROWS_AT_ONCE)
-    return pieces
+    def _rows_of_one_label(self, of_live: LiveWeights | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield sets, rows and weights of the labels that have a row of their own, in chunks, in float64."""
+        sets, kept = torch.from_numpy(self.rows.kept_sets)[self.has_label], self.kept[self.has_label]
+        yield sets, kept, torch.ones(len(kept), dtype=torch.float64)
+        weights = torch.ones(len(self.live), dtype=torch.float64) if of_live is None else of_live.own_L
+        for rows, part_sets, part in chunks(self.live, torch.from_numpy(self.rows.live_sets), weights):
+            own = part_sets >= 0
+            yield part_sets[own], rows[own].double(), part[own]

@@ -224,14 +224,50 @@ def corrected_information(
         [S], float64; at most H(Z) − mean H(q) of these positions. It is not clipped at 0, so that its mean is 0 for
         uninformative labels. NaN if no label occurs twice.
     """
+    corrected = corrected_conditional(curves, counts_C, labels_C, weighted_entropy_CS, position_entropy_CS)
+    positions_C1 = corrected.positions_C.unsqueeze(-1)
+    conditional_S = (positions_C1 * corrected.conditional_CS).sum(dim=-2) / positions_C1.sum(dim=-2)
+    return covered_entropy_S.double() - conditional_S
+
+
+class CorrectedConditional(NamedTuple):
+    """H(Z|X=x), in nats, of the labels of each count n ≥ 2, corrected for small counts.
+
+    Attributes:
+        counts_C: the counts, at least 2.
+        positions_C: positions of the labels of each, [..., C].
+        divergence_CS: mean divergence W, [..., C, S].
+        bias_CS: estimated b(n), [..., C, S].
+        conditional_CS: their mean plug-in entropy and b(n), [..., C, S].
+    """
+
+    counts_C: Tensor
+    positions_C: Tensor
+    divergence_CS: Tensor
+    bias_CS: Tensor
+    conditional_CS: Tensor
+
+
+def corrected_conditional(
+    curves: BiasCurves, counts_C: Tensor, labels_C: Tensor, weighted_entropy_CS: Tensor, position_entropy_CS: Tensor
+) -> CorrectedConditional:
+    """Compute the corrected H(Z|X=x) of the labels of each count; arguments as in `corrected_information`."""
     repeated = counts_C >= 2
     counts = counts_C[repeated]
-    positions_C1 = (counts * labels_C[..., repeated]).double().unsqueeze(-1)
-    label_entropy_CS = weighted_entropy_CS[..., repeated, :].double() / positions_C1.clamp_min(1)
-    position_entropy_CS = position_entropy_CS[..., repeated, :].double() / positions_C1.clamp_min(1)
-    divergence_CS = (label_entropy_CS - position_entropy_CS).clamp_min(0.0)
-    conditional_CS = label_entropy_CS + _bias(curves, counts, divergence_CS)
-    return covered_entropy_S.double() - (positions_C1 * conditional_CS).sum(dim=-2) / positions_C1.sum(dim=-2)
+    positions_C = (counts * labels_C[..., repeated]).double()
+    n_C1 = positions_C.unsqueeze(-1).clamp_min(1)
+    label_entropy_CS = weighted_entropy_CS[..., repeated, :].double() / n_C1
+    own_CS = position_entropy_CS[..., repeated, :].double() / n_C1
+    divergence_CS = (label_entropy_CS - own_CS).clamp_min(0.0)
+    bias_CS = _bias(curves, counts, divergence_CS)
+    return CorrectedConditional(counts, positions_C, divergence_CS, bias_CS, label_entropy_CS + bias_CS)
+
+
+def bias_slope(curves: BiasCurves, corrected: CorrectedConditional) -> Tensor:
+    """Differentiate the estimated b(n) by the mean divergence W: [..., C, S]."""
+    step_CS = (corrected.divergence_CS * 1e-3).clamp_min(1e-9)
+    beside = [_bias(curves, corrected.counts_C, corrected.divergence_CS + sign * step_CS) for sign in (-1, 1)]
+    return (beside[1] - beside[0]) / (2 * step_CS)
 
 
 def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor:

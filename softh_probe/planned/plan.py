@@ -155,6 +155,9 @@ class Plan:
             bucket_sets=n.bucket_sets,
             bucket_counts=n.bucket_counts,
             bucket_labels=n.bucket_labels,
+            bucket_followed=n.bucket_labels,
+            bucket_probability=np.ones(len(n.bucket_sets)),
+            thresholds=np.ones(len(self.label_sets)),
             bucket_names=[
                 self._name(s, i) if i >= 0 else None for s, i in zip(n.bucket_sets, n.bucket_ids, strict=True)
             ],

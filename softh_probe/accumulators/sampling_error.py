@@ -1,0 +1,175 @@
+"""Standard errors by the sampling of labels.
+
+Labels are followed independently, each with a known probability π (Poisson sampling). Let u be what a label adds to an
+estimate, linearised, and ū the mean of u per position over its stratum. Then the variance of the estimate is estimated
+by Σ (1 − π) w² (u − n·ū)² over the followed labels, with their weights w (Särndal, Swensson and Wretman 1992, sections
+3.5 and 7.3). Values are means over anchor sets, and so are the u.
+
+Shape suffixes: I followed labels or pools of them, X label sets, C counts, S anchor sets, M anchors, L live rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softh_probe.accumulators.label_pools import CountTables, chunks
+from softh_probe.accumulators.label_tables import mass, position_entropy, squares, weighted_entropy
+from softh_probe.accumulators.label_weights import BucketWeights, LiveWeights
+from softh_probe.accumulators.row_labels import RowLabels
+from softh_probe.estimators.bias_correction import BiasCurves, bias_slope, chance_information, corrected_conditional
+from softh_probe.estimators.soft_entropy import entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLabels:
+    """Labels of one set that are followed with π < 1; each entry is one label, or pools several of one count and π.
+
+    Attributes:
+        counts_I, followed_I: the labels' count, and how many there are.
+        weights_I, probability_I: w and π of each.
+        strata_I: the stratum of each.
+        sums_I2: sums of n·H(p̂_x) and of the positions' own assignment entropies, means over anchor sets, in nats.
+        squares_I3: sums of the square of the first, their product, and the square of the second.
+        counts_known: whether the counts of all labels of the set are known, also of those that are not followed.
+        alone_I: of labels of one position, Σ_j q_j log p_j, with p the distribution of the covered positions.
+    """
+
+    counts_I: Tensor
+    followed_I: Tensor
+    weights_I: Tensor
+    probability_I: Tensor
+    strata_I: Tensor
+    sums_I2: Tensor
+    squares_I3: Tensor
+    alone_I: Tensor
+    counts_known: bool
+
+    def error(self, first_I: Tensor, second_I: Tensor, constant_I: Tensor) -> float:
+        """Compute the standard error of an estimate to which a label adds first·n·H(p̂_x) + second·own + constant."""
+        if not len(self.strata_I):
+            return math.nan  # no label tells of the others
+        _, part_I = self.strata_I.unique(return_inverse=True)
+        n_parts = int(part_I.max()) + 1
+
+        def by_part(values_I: Tensor) -> Tensor:
+            return values_I.new_zeros(n_parts).index_add_(0, part_I, values_I)[part_I]
+
+        linear_I = first_I * self.sums_I2[:, 0] + second_I * self.sums_I2[:, 1]
+        positions_I = self.weights_I * self.counts_I * self.followed_I
+        per_position_I = by_part(self.weights_I * (linear_I + self.followed_I * constant_I)) / by_part(positions_I)
+        rest_I = constant_I - self.counts_I * per_position_I
+        coefficients_I3 = torch.stack([first_I.square(), 2 * first_I * second_I, second_I.square()], dim=1)
+        quadratic_I = (coefficients_I3 * self.squares_I3).sum(dim=1)
+        deviations_I = quadratic_I + 2 * rest_I * linear_I + self.followed_I * rest_I.square()
+        size_I = by_part(self.followed_I)
+        unbiased_I = size_I / (size_I - 1)  # a stratum of one label tells of no deviation
+        variance = ((1 - self.probability_I) * self.weights_I.square() * deviations_I * unbiased_I).sum()
+        return math.sqrt(max(float(variance), 0.0)) if variance.isfinite() else math.nan
+
+
+def labels_of_buckets(rows: RowLabels, weights: BucketWeights, retired: Tensor, x: int, n_sets: int) -> SampledLabels:
+    """Collect the sampled labels of one set of a plan, which lie in its buckets."""
+    chosen = (rows.bucket_sets == x) & (rows.bucket_probability < 1) & (rows.bucket_followed > 0)
+    pools = retired[torch.from_numpy(chosen)]
+    sums_I2 = torch.stack([pools[:, :n_sets].mean(dim=1), pools[:, n_sets : 2 * n_sets].mean(dim=1)], dim=1)
+    return SampledLabels(
+        counts_I=torch.from_numpy(rows.bucket_counts[chosen]).double(),
+        followed_I=torch.from_numpy(rows.bucket_followed[chosen]).double(),
+        weights_I=torch.from_numpy(weights.weights_I[chosen]),
+        probability_I=torch.from_numpy(rows.bucket_probability[chosen]),
+        strata_I=torch.from_numpy(weights.strata_I[chosen]),
+        sums_I2=sums_I2,
+        squares_I3=pools[:, 2 * n_sets :],
+        alone_I=torch.zeros(int(chosen.sum()), dtype=torch.float64),
+        counts_known=True,
+    )
+
+
+def labels_of_rows(rows: RowLabels, weights: LiveWeights, live: Tensor, x: int, covered_SM: Tensor) -> SampledLabels:
+    """Collect the sampled labels of one attached set, which have live rows; they are one stratum.
+
+    Args:
+        rows, weights: the label of each live row, and its weight.
+        live: the live rows [L, K].
+        x: the set.
+        covered_SM: mass of the positions whose label occurs at least twice.
+    """
+    n_sets, n_anchors = covered_SM.shape
+    log_p_SM = (covered_SM / covered_SM.sum(dim=1, keepdim=True)).clamp_min(1e-300).log()
+    own = torch.from_numpy((rows.live_sets == x) & (rows.live_probability < 1)).nonzero().squeeze(1)
+    shared = torch.from_numpy(rows.shared_probability[x] < 1)
+    sums, products, alone, counts = [], [], [], []
+    for (part,) in chunks(torch.cat([own, torch.from_numpy(rows.shared_rows[x])[shared]])):
+        row_LK = live[part].double()
+        mass_LSM = mass(row_LK, n_sets, n_anchors)
+        entropies = weighted_entropy(mass_LSM), position_entropy(row_LK, n_sets)
+        sums.append(torch.stack([value_LS.mean(dim=1) for value_LS in entropies], dim=1))
+        products.append(squares(*entropies))
+        alone.append((mass_LSM * log_p_SM).sum(dim=2).mean(dim=1))
+        counts.append(row_LK[:, -1])
+    counts_I = torch.cat(counts)
+    probability = torch.from_numpy(rows.live_probability)[own], torch.from_numpy(rows.shared_probability[x])[shared]
+    return SampledLabels(
+        counts_I=counts_I,
+        followed_I=torch.ones_like(counts_I),
+        weights_I=torch.cat([weights.own_L[own], weights.shared[x][shared]]),
+        probability_I=torch.cat(probability),
+        strata_I=torch.zeros_like(counts_I),
+        sums_I2=torch.cat(sums),
+        squares_I3=torch.cat(products),
+        alone_I=torch.cat(alone),
+        counts_known=False,
+    )
+
+
+class SamplingErrors(NamedTuple):
+    """Standard errors by the sampling of labels, of means over anchor sets; in nats, or positions."""
+
+    conditional_entropy: float = 0.0
+    null_information: float = 0.0
+    corrected_information: float = 0.0
+    covered_positions: float = 0.0
+
+
+def sampling_errors(
+    labels: SampledLabels, curves: BiasCurves, tables: CountTables, covered_SM: Tensor, n_labelled: Tensor
+) -> SamplingErrors:
+    """Compute the standard errors of one set's estimates.
+
+    Args:
+        labels: the set's labels that are followed with π < 1.
+        curves: bias curves of the layer.
+        tables: sums over the set's labels by count [C], all that are followed.
+        covered_SM: mass of the positions whose label occurs at least twice.
+        n_labelled: positions that have a label of the set.
+    """
+    n_I, none_I = labels.counts_I, torch.zeros_like(labels.counts_I)
+    conditional = labels.error(none_I + 1 / n_labelled, none_I, none_I)
+    null = covered = 0.0
+    if not labels.counts_known:
+        null = labels.error(none_I, none_I, n_I * chance_information(curves, n_I).mean(dim=1) / n_labelled)
+        covered = labels.error(none_I, none_I, (n_I == 1).double())
+    corrected = corrected_conditional(curves, *tables.of_followed)
+    if not len(corrected.counts_C):
+        return SamplingErrors(conditional, null, math.nan, covered)
+    slope_C = bias_slope(curves, corrected).mean(dim=1)
+    bias_C, divergence_C = corrected.bias_CS.mean(dim=1), corrected.divergence_CS.mean(dim=1)
+    n_covered = corrected.positions_C.sum()
+    mean = (corrected.positions_C * corrected.conditional_CS.mean(dim=1)).sum() / n_covered
+    c_I = torch.searchsorted(corrected.counts_C, n_I.long().clamp_min(2))
+    is_alone_I = n_I < 2
+    slope_I = torch.where(is_alone_I, 0.0, slope_C[c_I])
+    constant_I = -n_I * (bias_C - slope_C * divergence_C - mean)[c_I]
+    constant_I = torch.where(is_alone_I, labels.alone_I + entropy(covered_SM).mean(), constant_I)
+    first_I = torch.where(is_alone_I, 0.0, -(1 + slope_I))
+    return SamplingErrors(
+        conditional,
+        null,
+        labels.error(first_I / n_covered, slope_I / n_covered, constant_I / n_covered),
+        covered,
+    )
