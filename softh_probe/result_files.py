@@ -56,17 +56,18 @@ SHAPES = {
     "conditional_entropy": "RXS",
     "null_information": "RXS",
     "corrected_information": "RXS",
-    "conditional_entropy_sampling_sd": "RX",
-    "null_information_sampling_sd": "RX",
-    "corrected_information_sampling_sd": "RX",
-    "covered_positions_sampling_sd": "RX",
     "label_positions": "RL",
     "label_entropy": "RLS",
 }
 #: The tensors that early results lack.
 _LATER = ("entropy_document_sd", "null_information", "corrected_information")
-#: Tensors of results that followed a sample of labels.
-OF_SAMPLE = tuple(name for name in SHAPES if name.endswith("_sampling_sd"))
+#: Further tensors of a result that followed a sample of labels.
+OF_SAMPLE = {
+    "conditional_entropy_sampling_sd": "RX",
+    "null_information_sampling_sd": "RX",
+    "corrected_information_sampling_sd": "RX",
+    "covered_positions_sampling_sd": "RX",
+}
 
 
 # --- folders -----------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def write_result(
         folder: created if it is missing.
         names: the result's rows, label_sets and labels.
         info: JSON values; entries of `names` take precedence over entries of the same key.
-        tensors: those of `SHAPES`, without those `OF_SAMPLE` where all labels were followed.
+        tensors: those of `SHAPES`, and those `OF_SAMPLE` where a sample of labels was followed.
         table: the tidy table.
     """
     from safetensors.torch import save
@@ -278,7 +279,7 @@ def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) 
         raise damaged(where, "sums.safetensors holds sums that are negative or not finite")
     sizes = {"R": len(head["rows"]), "X": len(head["label_sets"]), "L": len(head["labels"])}
     sizes |= {"S": mass.shape[1], "M": mass.shape[2]}
-    of_result = {name: letters for name, letters in SHAPES.items() if name in tensors or name not in OF_SAMPLE}
+    of_result = {**SHAPES, **{name: letters for name, letters in OF_SAMPLE.items() if name in tensors}}
     for name, letters in of_result.items():
         expected = [sizes[letter] for letter in letters]
         if name in _LATER and name not in tensors:

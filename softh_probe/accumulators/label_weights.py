@@ -32,10 +32,17 @@ class BucketWeights(NamedTuple):
 
 
 class LiveWeights(NamedTuple):
-    """Weights of the labels that have rows: of live rows of one label [L], and of each set's in shared rows."""
+    """Weights of the labels that have rows.
+
+    Attributes:
+        own_L: of live rows that belong to one label.
+        shared: of each set's labels in shared rows.
+        unknown: sets with positions for which no label stands that is followed.
+    """
 
     own_L: Tensor
     shared: list[Tensor]
+    unknown: frozenset[int]
 
 
 def bucket_weights(rows: RowLabels) -> BucketWeights:
@@ -71,28 +78,29 @@ def _parts(followed: np.ndarray) -> list[slice]:
 
 
 def live_weights(rows: RowLabels, counts_L: Tensor, positions_X: Tensor) -> LiveWeights | None:
-    """Weight the labels that have rows; None where all labels are followed.
+    """Weight the labels that have rows; None where all are followed, and in plans, whose labels are retired.
 
     Args:
         rows: the label of each row.
         counts_L: positions of each live row.
         positions_X: positions that have a label of each set.
     """
-    if not len(rows.live_probability):
+    if not rows.shared_probability:
         return None
     own_L = torch.from_numpy(1.0 / rows.live_probability)
     shared = [torch.from_numpy(1.0 / probability) for probability in rows.shared_probability]
     sets_L = torch.from_numpy(rows.live_sets)
+    unknown: set[int] = set()
     for x in np.flatnonzero(rows.thresholds > 1).tolist():
         of_set, in_shared = sets_L == x, counts_L[torch.from_numpy(rows.shared_rows[x])].double()
         positions = torch.cat([counts_L[of_set].double(), in_shared])
         weights = torch.cat([own_L[of_set], shared[x]])
         sampled = weights > 1
         known = positions_X[x] - positions[~sampled].sum()
-        if known > 0 and not sampled.any():  # what is followed does not stand for the rest
-            own_L[of_set], shared[x][:] = torch.nan, torch.nan
+        if known > 0 and not sampled.any():
+            unknown.add(x)
             continue
         scale = known / (positions * weights)[sampled].sum()
         own_L[of_set & (own_L > 1)] *= scale
         shared[x][shared[x] > 1] *= scale
-    return LiveWeights(own_L, shared)
+    return LiveWeights(own_L, shared, frozenset(unknown))

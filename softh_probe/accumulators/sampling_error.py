@@ -35,8 +35,11 @@ class SampledLabels:
         strata_I: the stratum of each.
         sums_I2: sums of n·H(p̂_x) and of the positions' own assignment entropies, means over anchor sets, in nats.
         squares_I3: sums of the square of the first, their product, and the square of the second.
+        entropy_bias_S: by how much the entropy of the covered positions is too low on average, for the same reason: to
+            second order half the sum of p's relative variances (Miller 1955).
         counts_known: whether the counts of all labels of the set are known, also of those that are not followed.
-        alone_I: of labels of one position, Σ_j q_j log p_j, with p the distribution of the covered positions.
+        cross_I: mean over anchor sets of Σ_j s_j log p_j, of each label's mass s, with p the distribution of the covered
+            positions where that is estimated from the labels too; else 0.
     """
 
     counts_I: Tensor
@@ -46,7 +49,8 @@ class SampledLabels:
     strata_I: Tensor
     sums_I2: Tensor
     squares_I3: Tensor
-    alone_I: Tensor
+    cross_I: Tensor
+    entropy_bias_S: Tensor
     counts_known: bool
 
     def error(self, first_I: Tensor, second_I: Tensor, constant_I: Tensor) -> float:
@@ -85,7 +89,8 @@ def labels_of_buckets(rows: RowLabels, weights: BucketWeights, retired: Tensor, 
         strata_I=torch.from_numpy(weights.strata_I[chosen]),
         sums_I2=sums_I2,
         squares_I3=pools[:, 2 * n_sets :],
-        alone_I=torch.zeros(int(chosen.sum()), dtype=torch.float64),
+        cross_I=torch.zeros(int(chosen.sum()), dtype=torch.float64),
+        entropy_bias_S=torch.zeros(n_sets, dtype=torch.float64),
         counts_known=True,
     )
 
@@ -100,29 +105,38 @@ def labels_of_rows(rows: RowLabels, weights: LiveWeights, live: Tensor, x: int, 
         covered_SM: mass of the positions whose label occurs at least twice.
     """
     n_sets, n_anchors = covered_SM.shape
-    log_p_SM = (covered_SM / covered_SM.sum(dim=1, keepdim=True)).clamp_min(1e-300).log()
+    n_covered = covered_SM.sum(dim=1).mean()
+    p_SM = (covered_SM / covered_SM.sum(dim=1, keepdim=True)).clamp_min(1e-300)
     own = torch.from_numpy((rows.live_sets == x) & (rows.live_probability < 1)).nonzero().squeeze(1)
     shared = torch.from_numpy(rows.shared_probability[x] < 1)
-    sums, products, alone, counts = [], [], [], []
-    for (part,) in chunks(torch.cat([own, torch.from_numpy(rows.shared_rows[x])[shared]])):
+    at_I = torch.cat([own, torch.from_numpy(rows.shared_rows[x])[shared]])
+    weights_I = torch.cat([weights.own_L[own], weights.shared[x][shared]])
+    probability_I = torch.cat(
+        [torch.from_numpy(rows.live_probability)[own], torch.from_numpy(rows.shared_probability[x])[shared]]
+    )
+    sums, products, crosses, counts = [], [], [], []
+    entropy_bias_S = torch.zeros(n_sets, dtype=torch.float64)
+    for part, weight, probability in chunks(at_I, weights_I, probability_I):
         row_LK = live[part].double()
-        mass_LSM = mass(row_LK, n_sets, n_anchors)
+        mass_LSM, n = mass(row_LK, n_sets, n_anchors), row_LK[:, -1]
         entropies = weighted_entropy(mass_LSM), position_entropy(row_LK, n_sets)
         sums.append(torch.stack([value_LS.mean(dim=1) for value_LS in entropies], dim=1))
         products.append(squares(*entropies))
-        alone.append((mass_LSM * log_p_SM).sum(dim=2).mean(dim=1))
-        counts.append(row_LK[:, -1])
+        crosses.append((mass_LSM * p_SM.log()).sum(dim=2).mean(dim=1))
+        counts.append(n)
+        chi_square_LS = ((mass_LSM - n.reshape(-1, 1, 1) * p_SM).square() / p_SM).sum(dim=2)
+        entropy_bias_S += ((1 - probability) * (weight / n_covered).square() * (n > 1)) @ chi_square_LS / 2
     counts_I = torch.cat(counts)
-    probability = torch.from_numpy(rows.live_probability)[own], torch.from_numpy(rows.shared_probability[x])[shared]
     return SampledLabels(
         counts_I=counts_I,
         followed_I=torch.ones_like(counts_I),
-        weights_I=torch.cat([weights.own_L[own], weights.shared[x][shared]]),
-        probability_I=torch.cat(probability),
+        weights_I=weights_I,
+        probability_I=probability_I,
         strata_I=torch.zeros_like(counts_I),
         sums_I2=torch.cat(sums),
         squares_I3=torch.cat(products),
-        alone_I=torch.cat(alone),
+        cross_I=torch.cat(crosses),
+        entropy_bias_S=entropy_bias_S,
         counts_known=False,
     )
 
@@ -161,15 +175,18 @@ def sampling_errors(
     bias_C, divergence_C = corrected.bias_CS.mean(dim=1), corrected.divergence_CS.mean(dim=1)
     n_covered = corrected.positions_C.sum()
     mean = (corrected.positions_C * corrected.conditional_CS.mean(dim=1)).sum() / n_covered
-    c_I = torch.searchsorted(corrected.counts_C, n_I.long().clamp_min(2))
-    is_alone_I = n_I < 2
-    slope_I = torch.where(is_alone_I, 0.0, slope_C[c_I])
+    is_covered_I = n_I >= 2
+    c_I = torch.searchsorted(corrected.counts_C, n_I.long().clamp_min(2)).clamp_max(len(slope_C) - 1)
+    slope_I = slope_C[c_I]
     constant_I = -n_I * (bias_C - slope_C * divergence_C - mean)[c_I]
-    constant_I = torch.where(is_alone_I, labels.alone_I + entropy(covered_SM).mean(), constant_I)
-    first_I = torch.where(is_alone_I, 0.0, -(1 + slope_I))
+    if not labels.counts_known:
+        constant_I = constant_I - labels.cross_I - n_I * entropy(covered_SM).mean()
+    first_I, second_I, constant_I = (
+        torch.where(is_covered_I, value_I / n_covered, 0.0) for value_I in (-(1 + slope_I), slope_I, constant_I)
+    )
     return SamplingErrors(
         conditional,
         null,
-        labels.error(first_I / n_covered, slope_I / n_covered, constant_I / n_covered),
+        labels.error(first_I, second_I, constant_I),
         covered,
     )

@@ -86,12 +86,14 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     curves = bias_curves(
         sample[sample.sum(dim=(1, 2)) > 0], all_mass, position_entropy(total, n_sets) / positions, int(positions)
     )
+    covered_entropy = entropy(covered_mass)
     errors = [SamplingErrors()] * len(rows.keeps_labels)
     for x in np.flatnonzero(rows.thresholds > 1).tolist():
         if of_live is None:
             followed = labels_of_buckets(rows, of_buckets, layer.retired, x, n_sets)
         else:
             followed = labels_of_rows(rows, of_live, layer.live, x, covered_mass[x])
+        covered_entropy[x] += followed.entropy_bias_S
         errors[x] = sampling_errors(followed, curves, tables.of_set(x), covered_mass[x], labelled[x, -1])
     errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
     label_positions, label_weighted = layer.labels_one_by_one()
@@ -106,7 +108,7 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
         conditional_entropy=tables.weighted_XCS.sum(dim=1) / labelled[:, -1:],
         null_information=null_information(curves, tables.counts_C, tables.labels_XC),
-        corrected_information=corrected_information(curves, *tables.of_followed, entropy(covered_mass)),
+        corrected_information=corrected_information(curves, *tables.of_followed, covered_entropy),
         conditional_entropy_sampling_sd=errors_X4[:, 0],
         null_information_sampling_sd=errors_X4[:, 1],
         corrected_information_sampling_sd=errors_X4[:, 2],
@@ -168,10 +170,15 @@ class _Layer:
             entropies = weighted_entropy(mass(part, n_sets, n_anchors)), position_entropy(part, n_sets)
             pools.add(part_sets, part[:, -1].long(), weights, *(weights.unsqueeze(1) * value for value in entropies))
             alone = part[:, -1] == 1
-            covered.index_add_(0, part_sets[alone], -weights[alone].unsqueeze(1) * part[alone])
+            covered.index_add_(0, part_sets[alone], -part[alone])
         for x, shared in enumerate(rows.shared_rows):
             once = sum_rows(self.live, shared, None if of_live is None else of_live.shared[x])
             covered[x] -= once
+            if of_live is not None and rows.thresholds[x] > 1:  # what is left of the total may be negative
+                repeated = np.flatnonzero((rows.live_sets == x) & (self.live[:, -1].numpy() > 1))
+                covered[x] = sum_rows(self.live, repeated, of_live.own_L[repeated])
+            if of_live is not None and x in of_live.unknown:
+                once, covered[x] = once * torch.nan, torch.nan
             own = position_entropy(once, n_sets).unsqueeze(0)
             pools.add(torch.tensor([x]), torch.tensor([1]), once[-1:], own, own)
         sets, counts, n_labels, followed = map(
