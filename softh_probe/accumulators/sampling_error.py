@@ -38,8 +38,8 @@ class SampledLabels:
         entropy_bias_S: by how much the entropy of the covered positions is too low on average, for the same reason: to
             second order half the sum of p's relative variances (Miller 1955).
         counts_known: whether the counts of all labels of the set are known, also of those that are not followed.
-        cross_I: mean over anchor sets of Σ_j s_j log p_j, of each label's mass s, with p the distribution of the covered
-            positions where that is estimated from the labels too; else 0.
+        cross_I: mean over anchor sets of Σ_j s_j log p_j, of each label's mass s, with p the distribution of the
+            covered positions where that is estimated from the labels too; else 0.
     """
 
     counts_I: Tensor
