@@ -149,12 +149,13 @@ def sort_into_bags(groups_SN: np.ndarray, positions_N: np.ndarray, n_groups: int
         n_pieced: number of first groups that are cut into bags of at most `MAX_BAG` positions.
     """
     flat = groups_SN.reshape(-1)
-    order = np.argsort(flat, kind="stable")
+    in_bags = np.flatnonzero(flat < n_groups)  # most positions of long n-grams are in none, and need no sorting
+    order = in_bags[np.argsort(flat[in_bags], kind="stable")]
     ordered = flat[order]
-    pieced, end = np.searchsorted(ordered, [n_pieced, n_groups])
-    whole = np.flatnonzero(np.diff(ordered[pieced:end], prepend=-1)) + pieced
+    pieced = np.searchsorted(ordered, n_pieced)
+    whole = np.flatnonzero(np.diff(ordered[pieced:], prepend=-1)) + pieced
     starts = np.concatenate([_starts_of_pieces(ordered[:pieced]), whole])
-    return Bags(positions_N[order[:end] % len(positions_N)], starts, ordered[starts])
+    return Bags(positions_N[order % len(positions_N)], starts, ordered[starts])
 
 
 def sort_by_sets(member_PN: np.ndarray, positions_N: np.ndarray) -> tuple[Bags, np.ndarray]:

@@ -21,11 +21,13 @@ from softh_probe.accumulators.dispatch import (
     sort_by_sets,
     sort_into_bags,
 )
+from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, bottom_k, poisson_weights, position_keys, sequence_key
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelRows, LabelSet, context, shortest_document
 from softh_probe.planned.row_allocation import RowAllocation, allocate_rows, label_ids, n_counted, ranges
+from softh_probe.planned.thresholds import CountHistogram
 
 if TYPE_CHECKING:
     from softh_probe.data.corpus import Corpus
@@ -38,10 +40,10 @@ class Plan:
         label_sets: the label sets, whose order numbers them.
         batches: the documents of each batch.
         per_label: names of label sets of which results show every label, beside columns of few values.
-        allocation: the result of `allocate_rows` for the same corpus, label sets, batches, per_label and n_shares;
-            computed if it is not given.
+        allocation: the result of `allocate_rows` for the same arguments; computed if it is not given.
         n_shares: processes that each measure every n_shares-th batch.
-        label_rows: rows of n-gram labels at a time at most, or "all".
+        label_rows: rows of n-gram labels at a time at most in a run of one process, or "all". Sets in `per_label` do
+            not count among them; their labels all take part.
         seed: of the sample of labels that is followed where not all fit.
 
     Attributes:
@@ -78,7 +80,9 @@ class Plan:
                 f"has {corpus.lengths.max()}; ask for lower n-gram orders or longer documents"
             )
         starts = [share.start for share in self.shares]
-        self.allocation = allocation or allocate_rows(corpus, label_sets, self.batches, per_label, starts)
+        self.allocation = allocation or allocate_rows(
+            corpus, label_sets, self.batches, per_label, starts, label_rows=label_rows, seed=seed
+        )
         self._draw()
 
     def batch(self, index: int) -> Dispatch:
@@ -155,9 +159,9 @@ class Plan:
             bucket_sets=n.bucket_sets,
             bucket_counts=n.bucket_counts,
             bucket_labels=n.bucket_labels,
-            bucket_followed=n.bucket_labels,
-            bucket_probability=np.ones(len(n.bucket_sets)),
-            thresholds=np.ones(len(self.label_sets)),
+            bucket_followed=n.bucket_followed,
+            bucket_probability=n.bucket_probability,
+            thresholds=n.thresholds,
             bucket_names=[
                 self._name(s, i) if i >= 0 else None for s, i in zip(n.bucket_sets, n.bucket_ids, strict=True)
             ],
@@ -175,6 +179,7 @@ class Plan:
             n_buckets=len(n.bucket_sets),
             n_singleton_sets=len(n.singleton_sets),
             n_sample=self.n_sample,
+            with_squares=n.is_sampled,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,6 +215,25 @@ class Plan:
         found = np.bincount(n.kept_sets[n.kept_ids >= 0], minlength=n_sets)
         np.add.at(found, n.bucket_sets, n.bucket_labels)
         np.add.at(found, n.singleton_sets, n.singleton_labels)
+        return found
+
+    @property
+    def followed_by_set(self) -> np.ndarray:
+        """Labels of each set that take part [X]: all, unless labels are sampled."""
+        n = self.allocation
+        left_out = np.zeros(len(self.label_sets), dtype=np.int64)
+        np.add.at(left_out, n.bucket_sets, n.bucket_labels - n.bucket_followed)
+        return self.labels_by_set - left_out
+
+    @property
+    def expected_errors(self) -> np.ndarray:
+        """Standard error of the information of each set that the sample of its labels makes expect, in log m [X]."""
+        n = self.allocation
+        found = np.zeros(len(self.label_sets))
+        for x in np.flatnonzero(n.thresholds > ALL):
+            of_set = n.bucket_sets == x
+            counts_C, labels_C = n.bucket_counts[of_set], n.bucket_labels[of_set]
+            found[x] = CountHistogram(counts_C, labels_C, n.n_positions).error(n.thresholds[x])
         return found
 
     @property

@@ -32,7 +32,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
     """Group a corpus into batches and allocate the rows of its labels, or load the allocation from the cache.
 
     Args:
-        config: the run's configuration: label sets, tokens of a batch, cache.
+        config: the run's configuration: label sets, their rows, seed, tokens of a batch, cache.
         corpus: the tokenised documents.
         n_processes: processes that share the batches.
         batching: one of the `BATCHINGS`.
@@ -56,11 +56,21 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
         per_label=config.per_label,
         batches=arrays_sha256(*batches) if batches else "",
         shares=n_processes,
+        sample=None if config.label_rows == "all" else (config.label_rows, config.seed),
         arrays=[field.name for field in dataclasses.fields(RowAllocation)],
     )
     stored = cache.load("plan", key)
     allocation = RowAllocation.from_arrays(stored[0]) if stored else None
-    plan = Plan(corpus, label_sets, batches, config.per_label, allocation, n_processes)
+    plan = Plan(
+        corpus,
+        label_sets,
+        batches,
+        config.per_label,
+        allocation,
+        n_processes,
+        label_rows=config.label_rows,
+        seed=config.seed,
+    )
     if not stored:
         cache.store("plan", key, plan.allocation.arrays(), {})
     return plan

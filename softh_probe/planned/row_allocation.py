@@ -3,20 +3,25 @@
 A label that occurs once needs no row, nor does one that occurs in a single batch. Every other label takes a row at its
 first batch and frees it after its last one. The labels of all sets are numbered together: kept labels first (their
 number is their row), then live labels, which take and free rows, then batch-local labels, which occur in one batch
-only. Singletons, which occur once, share the number after the last.
+only. Singletons, which occur once, share the number after the last, and labels that take no part, because labels are
+sampled, the number after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelSet, context
+from softh_probe.labels import LabelRows, LabelSet, context
+from softh_probe.planned.label_sample import sample_labels
+from softh_probe.planned.lifetimes import Lifetimes, lifetimes_of, rows_in_use
 
 if TYPE_CHECKING:
     from softh_probe.data.corpus import Corpus
@@ -40,14 +45,17 @@ class RowAllocation:
         kept_sets, kept_ids: for each kept row its set and its label's id, −1 for positions without a label.
         singleton_sets: sets whose labels take and free rows.
         singleton_labels: for each of these, how many labels occur once and have no bucket.
-        occurs_once: for each number, whether its labels occur once; labels without a number share the last one.
+        occurs_once: for each number, whether its labels occur once. The last number but one is that of singletons, the
+            last that of labels that take no part.
         live_rows: row of each live label; n_live: how many rows there are.
         peak_rows: [X], live rows of each set when most are in use.
         retired: live labels ordered by their last batch. Those of batch b are retired_starts[b:b+2]; those of several
             shares come last.
         bucket_of: bucket of each live, then each batch-local label.
         bucket_sets, bucket_counts, bucket_labels, bucket_ids: for each bucket its set, its labels' count, how many
-            labels it pools, and the label's id where it holds one by choice, else −1.
+            labels of that set and count there are, and the label's id where it holds one by choice, else −1.
+        bucket_followed: for each bucket, how many of these take part and are pooled in it.
+        thresholds: [X], the threshold of the sample of each set's labels (`label_sampling`); 1 where all take part.
     """
 
     ngrams: list[np.ndarray]
@@ -69,6 +77,8 @@ class RowAllocation:
     bucket_counts: np.ndarray
     bucket_labels: np.ndarray
     bucket_ids: np.ndarray
+    bucket_followed: np.ndarray
+    thresholds: np.ndarray
 
     @property
     def n_kept(self) -> int:
@@ -78,7 +88,18 @@ class RowAllocation:
     @property
     def n_bagged(self) -> int:
         """Kept, live and batch-local labels: all that have a number of their own."""
-        return len(self.occurs_once) - 1
+        return len(self.occurs_once) - 2
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether labels take no part."""
+        return bool((self.thresholds > ALL).any())
+
+    @property
+    def bucket_probability(self) -> np.ndarray:
+        """For each bucket, the probability that a label of it takes part."""
+        found: np.ndarray = np.minimum(1.0, self.bucket_counts / self.thresholds[self.bucket_sets])
+        return found
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give all arrays under flat names, to store them."""
@@ -161,6 +182,8 @@ def allocate_rows(
     batches: Sequence[np.ndarray],
     per_label: Sequence[str] = (),
     share_starts: Sequence[int] = (0,),
+    label_rows: LabelRows = "all",
+    seed: int = 0,
 ) -> RowAllocation:
     """Number the labels of all sets and allocate their rows.
 
@@ -169,17 +192,17 @@ def allocate_rows(
         label_sets: the label sets, in the order of their numbers.
         batches: the documents of each batch.
         per_label: names of the sets whose labels are shown one by one.
-        share_starts: the first batch of each process's share.
+        share_starts: the first batch of each process's share; batches were dealt to them one by one.
+        label_rows: rows at a time at most, in the order of one process, of n-gram sets that are not in `per_label`;
+            where their labels need more, a sample takes part. "all" is no limit.
+        seed: of the sample.
 
     Raises:
         InputError: a column has no label anywhere.
     """
     orders = [s.order for s in label_sets]
     ngrams = ngram_ids(corpus.tokens, corpus.offsets, max(orders)) if any(orders) else []
-    documents = np.concatenate(batches)
-    batch_of_document = np.repeat(np.arange(len(batches)), [len(b) for b in batches])
-    batch_N = np.repeat(batch_of_document, n_counted(corpus, label_sets, documents)).astype(np.int32)
-    lifetimes = [_lifetimes(label_ids(corpus, ngrams, label_sets, s, documents), batch_N) for s in label_sets]
+    lifetimes = _all_lifetimes(corpus, ngrams, label_sets, batches)
     for s, lifetime in zip(label_sets, lifetimes, strict=True):
         if not len(lifetime.count):
             raise InputError(f"labels: {s.name} is null in every document that is long enough; leave it out")
@@ -191,6 +214,17 @@ def allocate_rows(
     ]
     one_by_one = [i for i in range(n_sets) if label_sets[i].name in per_label and not kept[i]]
     moving = [i for i in range(n_sets) if not kept[i]]
+    may_be_sampled = [i for i in moving if label_rows != "all" and label_sets[i].order and i not in one_by_one]
+    sample = sample_labels(
+        corpus,
+        ngrams,
+        label_sets,
+        _in_one_process(corpus, ngrams, label_sets, batches, share_starts, lifetimes, may_be_sampled),
+        label_rows=label_rows,
+        seed=seed,
+    )
+    for i, followed in sample.followed.items():
+        lifetimes[i] = replace(lifetimes[i], followed=followed)
     kept_sets: list[int] = []
     kept_ids: list[int] = []
     first_kept = []
@@ -202,6 +236,7 @@ def allocate_rows(
 
     live = [np.flatnonzero(lifetimes[i].is_live) for i in moving]
     batch_local = [np.flatnonzero(lifetimes[i].is_batch_local(with_singletons=i in one_by_one)) for i in moving]
+    left_out = [np.flatnonzero(lifetimes[i].is_left_out) for i in moving]
     n_kept, n_live_labels, n_batch_local = len(kept_sets), sum(map(len, live)), sum(map(len, batch_local))
     n_bagged = n_kept + n_live_labels + n_batch_local
     numbers = [np.full(len(lifetime.count) + 1, n_bagged, dtype=np.int32) for lifetime in lifetimes]
@@ -216,6 +251,7 @@ def allocate_rows(
     number[by_first] = n_kept + np.arange(n_live_labels, dtype=np.int32)
     _scatter(numbers, moving, live, number)
     _scatter(numbers, moving, batch_local, n_kept + n_live_labels + np.arange(n_batch_local, dtype=np.int32))
+    _scatter(numbers, moving, left_out, np.full(sum(map(len, left_out)), n_bagged + 1, dtype=np.int32))
     first, last = first[by_first], last[by_first]
     share_of_first, share_of_last = (np.searchsorted(share_starts, batch, side="right") for batch in (first, last))
     last = np.where(share_of_first == share_of_last, last, len(batches))
@@ -223,8 +259,9 @@ def allocate_rows(
     retired = np.argsort(last, kind="stable")
 
     def of_each(values: list[np.ndarray]) -> np.ndarray:
-        """Values of each live label, in the order of numbers, then of each batch-local one."""
-        return np.concatenate([_gather(values, live)[by_first], _gather(values, batch_local)])
+        """Values of each live label, in the order of numbers, then of each batch-local one, then of those left out."""
+        parts = [_gather(values, live)[by_first], _gather(values, batch_local), _gather(values, left_out)]
+        return np.concatenate(parts)
 
     set_of = of_each([np.full(len(lifetimes[i].count), i) for i in moving])
     count_of = of_each([lifetimes[i].count for i in moving])
@@ -234,10 +271,11 @@ def allocate_rows(
     of_one = set_of * (int(id_of.max(initial=0)) + 1) + id_of  # an order that no batching changes
     key[by_itself] = key.max(initial=0) + 1 + of_one[by_itself]
     _, example, bucket_of, n_labels = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    bucket_of = bucket_of.reshape(-1)[: n_live_labels + n_batch_local]
     return RowAllocation(
         ngrams=ngrams,
         numbers=numbers,
-        n_positions=len(batch_N),
+        n_positions=int(n_counted(corpus, label_sets, np.concatenate(batches)).sum()),
         keeps_labels=np.array(kept, dtype=bool),
         kept_sets=np.array(kept_sets, dtype=np.int64),
         kept_ids=np.array(kept_ids, dtype=np.int64),
@@ -245,50 +283,52 @@ def allocate_rows(
         singleton_labels=np.array(
             [(i not in one_by_one) * (lifetimes[i].count == 1).sum() for i in moving], dtype=np.int64
         ),
-        occurs_once=np.concatenate([np.zeros(n_kept, dtype=bool), count_of == 1, [True]]),
+        occurs_once=np.concatenate([np.zeros(n_kept, dtype=bool), count_of[: len(bucket_of)] == 1, [True, False]]),
         live_rows=live_rows,
         n_live=n_live,
         peak_rows=_rows_at_peak(first, last, set_of[:n_live_labels], len(batches), n_sets),
         retired=retired,
         retired_starts=np.searchsorted(last[retired], np.arange(len(batches) + 1)),
-        bucket_of=bucket_of.reshape(-1),
+        bucket_of=bucket_of,
         bucket_sets=set_of[example],
         bucket_counts=count_of[example],
         bucket_labels=n_labels,
         bucket_ids=id_of[example],
+        bucket_followed=np.bincount(bucket_of, minlength=len(n_labels)),
+        thresholds=sample.thresholds,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Lifetimes:
-    """Count, first batch and last batch of each label of one set."""
-
-    count: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    has_unlabelled: bool
-
-    @property
-    def is_live(self) -> np.ndarray:
-        """Labels that occur in several batches [L]."""
-        return (self.count > 1) & (self.first < self.last)
-
-    def is_batch_local(self, *, with_singletons: bool) -> np.ndarray:
-        """Find the labels that occur in a single batch and need a number [L]; singletons only where asked for."""
-        found: np.ndarray = (self.count > (0 if with_singletons else 1)) & (self.first == self.last)
-        return found
+def _all_lifetimes(
+    corpus: Corpus,
+    ngrams: Sequence[np.ndarray],
+    label_sets: Sequence[LabelSet],
+    batches: Sequence[np.ndarray],
+    which: Iterable[int] | None = None,
+) -> list[Lifetimes]:
+    """Find the lifetimes of the labels of all sets, or of some, by number."""
+    documents = np.concatenate(batches)
+    batch_of_document = np.repeat(np.arange(len(batches)), [len(b) for b in batches])
+    batch_N = np.repeat(batch_of_document, n_counted(corpus, label_sets, documents)).astype(np.int32)
+    sets = label_sets if which is None else [label_sets[i] for i in which]
+    return [lifetimes_of(label_ids(corpus, ngrams, label_sets, s, documents), batch_N) for s in sets]
 
 
-def _lifetimes(ids_N: np.ndarray, batch_N: np.ndarray) -> _Lifetimes:
-    labelled = ids_N >= 0
-    has_unlabelled = not labelled.all()
-    if has_unlabelled:
-        ids_N, batch_N = ids_N[labelled], batch_N[labelled]
-    count = np.bincount(ids_N)
-    first, last = np.zeros(len(count), dtype=np.int32), np.zeros(len(count), dtype=np.int32)
-    last[ids_N] = batch_N  # of repeated ids the last assignment stays
-    first[ids_N[::-1]] = batch_N[::-1]
-    return _Lifetimes(count=count, first=first, last=last, has_unlabelled=has_unlabelled)
+def _in_one_process(
+    corpus: Corpus,
+    ngrams: Sequence[np.ndarray],
+    label_sets: Sequence[LabelSet],
+    batches: Sequence[np.ndarray],
+    share_starts: Sequence[int],
+    lifetimes: Sequence[Lifetimes],
+    which: Sequence[int],
+) -> dict[int, Lifetimes]:
+    """Find the lifetimes of the labels of some sets if one process took all batches in their order before sharing."""
+    if len(share_starts) == 1:
+        return {i: lifetimes[i] for i in which}
+    shares = [batches[start:end] for start, end in zip(share_starts, [*share_starts[1:], len(batches)], strict=True)]
+    in_order = [batch for dealt in zip_longest(*shares) for batch in dealt if batch is not None]
+    return dict(zip(which, _all_lifetimes(corpus, ngrams, label_sets, in_order, which), strict=True))
 
 
 def _assign_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[np.ndarray, int]:
@@ -316,10 +356,7 @@ def _assign_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[n
 
 def _rows_at_peak(first: np.ndarray, last: np.ndarray, set_of: np.ndarray, n_batches: int, n_sets: int) -> np.ndarray:
     """Count the live rows of each set in the batch in which most are in use; the sum is the number of rows."""
-    started = np.cumsum(np.bincount(first, minlength=n_batches))
-    ended = np.bincount(last, minlength=n_batches)[:n_batches]
-    ended_before = np.cumsum(ended) - ended
-    peak = int(np.argmax(started - ended_before))
+    peak = int(np.argmax(rows_in_use(first, last, n_batches)))
     return np.bincount(set_of[(first <= peak) & (last >= peak)], minlength=n_sets)
 
 
