@@ -33,6 +33,7 @@ from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import batch_documents
 from softh_probe.probe import SoftEntropyProbe
 
+WAYS = (True, False)  # planned, attached
 SHARES = (1 / 2, 1 / 8, 1 / 32)
 LAYERS = (0, 12, 24, 30)
 LABEL_SETS = parse_label_sets(NGRAM_SETS)
@@ -96,7 +97,7 @@ def study(replay: Replay, corpus: Corpus, batches: list[np.ndarray], seeds: int)
     }
     for seed in tqdm(range(seeds), desc="seeds"):
         _, exact = measure(replay, corpus, batches, planned=True, seed=seed, label_rows="all")
-        for planned in (True, False):
+        for planned in WAYS:
             for share in SHARES:
                 rows = int(exact_rows[planned] * share)
                 _, found = measure(replay, corpus, batches, planned=planned, seed=seed, label_rows=rows)
@@ -150,6 +151,11 @@ def main() -> None:
     errors.to_csv(arguments.out, index=False)
     table = summary(errors)
     table.to_csv(Path(arguments.out).with_suffix(".summary.csv"), index=False)
+    show(table)
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print the ranges of each setting over label sets and layers."""
     for way, of_way in table.groupby(["way", "share", "metric"], sort=False):
         least, most = of_way.min(numeric_only=True), of_way.max(numeric_only=True)
         overall = np.sqrt((of_way.rms_error**2).mean() / (of_way.told**2).mean())
