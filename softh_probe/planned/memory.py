@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 
+from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.label_tables import columns
 from softh_probe.accumulators.sampling import N_REPLICATES
 from softh_probe.errors import InputError
@@ -27,12 +29,28 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetSampling:
+    """The sample of the labels of one set.
+
+    Attributes:
+        followed: labels that take part.
+        threshold: labels of fewer positions take part by chance, with a probability of positions / threshold.
+        expected_se: expected standard error of the set's information by the sampling of labels, in log m; 0 is exact.
+    """
+
+    followed: int
+    threshold: float
+    expected_se: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SumsMemory:
     """Size and place of the sums of each layer.
 
     Attributes:
         bytes_by_set: bytes of one layer's sums for each label set, and for all positions.
         labels_by_set, rows_by_set: distinct labels of each set, and its table rows when most are in use.
+        sampling: the sample of each label set's labels.
         devices: the device of each layer.
         on_host: layers whose tables are in host memory although the layer is on an accelerator.
         budgets: bytes that sums may take on each device and, as "cpu", in host memory.
@@ -41,6 +59,7 @@ class SumsMemory:
     bytes_by_set: dict[str, int]
     labels_by_set: dict[str, int]
     rows_by_set: dict[str, int]
+    sampling: dict[str, SetSampling]
     devices: dict[str, torch.device]
     on_host: frozenset[str]
     budgets: dict[str, int]
@@ -57,28 +76,51 @@ class SumsMemory:
         return {place: places.count(place) * self.bytes_per_layer for place in dict.fromkeys(places)}
 
     def info(self) -> dict[str, object]:
-        """Describe the memory for a result's records (JSON values), in GiB."""
+        """Describe the memory for a result's records (JSON values), in GiB, and the sample of labels."""
         n = len(self.devices)
         return {
             "by_label_set_gib": {name: n * size / GIB for name, size in self.bytes_by_set.items()},
             "by_place_gib": {place: size / GIB for place, size in self.bytes_by_place.items()},
             "in_host_memory": sorted(self.on_host),
+            "label_sets": {name: asdict(sampling) for name, sampling in self.sampling.items()},
         }
 
     def describe(self) -> str:
-        """Format a table of the memory of each label set, over all layers, and its place."""
-        n = len(self.devices)
-        lines = [f"  {'label set':<22}{'labels':>12}{'rows at once':>14}{'GiB':>8}"]
+        """Format a table of the memory of each label set, over all layers, its labels and their sample; and the place.
+
+        Its `se` is the expected standard error of a set's information by the sampling of its labels, in log m.
+        """
+        n, all_of_it = len(self.devices), SetSampling(followed=0, threshold=ALL, expected_se=0.0)
+        lines = [_line("label set", "labels", "followed", "rows at once", "se / log m", "GiB")]
         for name, size in self.bytes_by_set.items():
-            counts = f"{self.labels_by_set[name]:>12,}{self.rows_by_set[name]:>14,}"
-            lines.append(f"  {name:<22}{counts}{n * size / GIB:>8.2f}")
+            counts = self.labels_by_set[name], self.rows_by_set[name]
+            lines.append(_row(name, *counts, n * size, self.sampling.get(name, all_of_it)))
+        whole = SetSampling(
+            followed=sum(s.followed for s in self.sampling.values()),
+            threshold=max((s.threshold for s in self.sampling.values()), default=ALL),
+            expected_se=max((s.expected_se for s in self.sampling.values()), default=0.0),
+        )
+        total = sum(self.bytes_by_place.values())
+        counts = sum(self.labels_by_set.values()), sum(self.rows_by_set.values())
+        lines.append(_row("all (largest se)" if whole.threshold > ALL else "all", *counts, total, whole))
         places = "; ".join(
-            f"{size / GIB:.2f} on {place}, at most {self.budgets[place] / GIB:.1f}"
+            f"{size / GIB:.2f} GiB on {place}, at most {self.budgets[place] / GIB:.1f}"
             for place, size in self.bytes_by_place.items()
         )
-        total = sum(self.bytes_by_place.values()) / GIB
-        counts = f"{sum(self.labels_by_set.values()):>12,}{sum(self.rows_by_set.values()):>14,}"
-        return "\n".join([*lines, f"  {'all':<22}{counts}{total:>8.2f}  ({places})"])
+        if whole.threshold > ALL:
+            lines.append("  se: the standard error of the information to be expected of a sample of labels")
+        return "\n".join([*lines, f"  {places}"])
+
+
+def _line(*cells: str) -> str:
+    widths = (12, 12, 14, 13, 8)
+    return f"  {cells[0]:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
+
+
+def _row(name: str, n_labels: int, n_rows: int, size: int, sampling: SetSampling) -> str:
+    is_sampled = sampling.threshold > ALL
+    followed, error = (f"{sampling.followed:,}", f"{sampling.expected_se:.5f}") if is_sampled else ("all", "exact")
+    return _line(name, f"{n_labels:,}", followed, f"{n_rows:,}", error, f"{size / GIB:.2f}")
 
 
 def place_sums(
@@ -102,7 +144,8 @@ def place_sums(
         needed: bytes that weights will take on each device, where they are not loaded.
 
     Raises:
-        InputError: there is not as much memory as they take; the message says which label sets to leave out.
+        InputError: there is not as much memory as they take; the message says how many label
+            rows would fit, and which label sets to leave out.
     """
     budgets = {}
     for place in dict.fromkeys([*map(str, devices.values()), "cpu"]):
@@ -123,12 +166,13 @@ def place_sums(
         bytes_by_set=bytes_by_set,
         labels_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
         rows_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True))},
+        sampling=_sampling(plan),
         devices=dict(devices),
         on_host=frozenset(on_host),
         budgets=budgets,
     )
     if memory.bytes_by_place.get("cpu", 0) > budgets["cpu"]:
-        raise InputError(_too_much(memory))
+        raise InputError(_too_much(memory, _fewer_rows(plan, memory, n_anchors, anchor_sets)))
     return memory
 
 
@@ -154,12 +198,30 @@ def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int
     kept, buckets, single = (
         np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.singleton_sets)
     )
-    sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 16 * anchor_sets * buckets
+    n_sums = 2 * anchor_sets + 3 * n.is_sampled  # of a bucket; see `LabelTables`
+    sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 8 * n_sums * buckets
     of_positions = 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * plan.n_sample
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
 
 
-def _too_much(memory: SumsMemory) -> str:
+def _sampling(plan: Plan) -> dict[str, SetSampling]:
+    values = plan.followed_by_set.tolist(), plan.allocation.thresholds.tolist(), plan.expected_errors.tolist()
+    return {
+        name: SetSampling(followed=followed, threshold=threshold, expected_se=error)
+        for name, followed, threshold, error in zip(plan.set_names, *values, strict=True)
+    }
+
+
+def _fewer_rows(plan: Plan, memory: SumsMemory, n_anchors: int, anchor_sets: int) -> int:
+    """Estimate the largest `label_rows` with which the sums would fit, rounded down; 0 where none would."""
+    excess = sum(memory.bytes_by_place.values()) - sum(memory.budgets.values())
+    per_row = len(memory.devices) * 4 * columns(anchor_sets, n_anchors)
+    left: int = plan.rows_of_ngrams - math.ceil(excess / per_row)
+    unit = int(10 ** max(len(str(left)) - 2, 0))
+    return max(left // unit * unit, 0)
+
+
+def _too_much(memory: SumsMemory, fewer_rows: int) -> str:
     n = len(memory.devices)
     needed, there = sum(memory.bytes_by_place.values()), sum(memory.budgets.values())
     dropped, excess = [], needed - there
@@ -171,7 +233,8 @@ def _too_much(memory: SumsMemory) -> str:
         dropped.append(f"{name} ({n * size / GIB:.2f} GiB)")
         excess -= n * size
     places = ", ".join(f"{size / GIB:.2f} on {place}" for place, size in memory.budgets.items())
+    first = f"set --label-rows {fewer_rows}, for a sample of labels; or " if fewer_rows else ""
     return (
         f"sums_memory_gb: the sums of {n} layers take {needed / GIB:.2f} GiB, there are {there / GIB:.2f} GiB for them "
-        f"({places}); leave out of labels: {', '.join(dropped)}; or use fewer anchor sets or layers"
+        f"({places}); {first}leave out of labels: {', '.join(dropped)}; or use fewer anchor sets or layers"
     )

@@ -241,6 +241,13 @@ class Plan:
         """Rows of each set when most are in use [X]."""
         return self.allocation.peak_rows + np.bincount(self.allocation.kept_sets, minlength=len(self.label_sets))
 
+    @property
+    def rows_of_ngrams(self) -> int:
+        """Rows of the sets whose labels may be sampled, when most are in use."""
+        n = self.allocation
+        one_by_one = set(n.bucket_sets[n.bucket_ids >= 0].tolist())
+        return sum(int(n.peak_rows[x]) for x, s in enumerate(self.label_sets) if s.order and x not in one_by_one)
+
     def _name(self, set_index: int, label_id: int) -> str:
         """Name a label: the value of the column, or the n-gram's tokens."""
         label_set = self.label_sets[set_index]

@@ -80,6 +80,7 @@ class DryRun:
                     "labels": memory.labels_by_set[name],
                     "rows": memory.rows_by_set[name],
                     "memory_gib": n * memory.bytes_by_set[name] / GIB,
+                    **dataclasses.asdict(memory.sampling[name]),
                 }
                 for name in self.plan.set_names
             },

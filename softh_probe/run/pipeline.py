@@ -143,7 +143,7 @@ def _run(
         fingerprint = run_fingerprint(config, checkpoint, plan, padding)
         processes.agree(fingerprint)
         probe.reserve(memory.on_host)
-        start = resume(unfinished, probe, fingerprint)
+        start = resume(unfinished, probe, fingerprint, plan)
         stop.defer()
         share = plan.shares[processes.rank]
         timer = SnapshotTimer(snapshots, probe, start, stop, n_batches=len(share), minutes=config.snapshot_minutes)

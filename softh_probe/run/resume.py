@@ -49,9 +49,8 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
             logger.warning("the unfinished run's snapshots are damaged; starting anew")
         snapshots.clear()
         return None
-    theirs, ours = found[0].run["config"], _config_of(config)
-    if config.max_length is None:  # the unfinished run knows
-        ours.pop("max_length")
+    theirs = found[0].run["config"]
+    ours = _config_to_compare(config, theirs)
     differing = [name for name in ours if theirs.get(name) != ours[name]]
     if differing and config.overwrite:
         snapshots.clear()
@@ -82,19 +81,21 @@ def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan, paddi
     }
 
 
-def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any]) -> Progress:
+def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any], plan: Plan) -> Progress:
     """Load the sums of an unfinished run into a probe.
 
     Args:
         unfinished: the run's snapshot; None starts a new run.
         probe: it has measured nothing yet.
         run: fingerprint of the run that is asked for.
+        plan: its plan.
 
     Returns:
         The progress from which the run is to be continued.
 
     Raises:
-        InputError: weights, corpus or batches have changed since the snapshot.
+        InputError: weights, corpus or batches have changed since the snapshot, or it follows all labels, as before
+            labels were sampled, and the plan a sample.
     """
     if unfinished is None:
         return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
@@ -102,6 +103,14 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
     # Fields that a configuration of before lacks are null where they change nothing; before padding was checked, all
     # batches were padded.
     config_then = {**dict.fromkeys(run["config"]), **progress.run["config"]}
+    if "label_rows" not in progress.run["config"]:  # it follows all labels
+        if plan.allocation.is_sampled:
+            raise InputError(
+                f"out: the unfinished run in this folder follows all labels, as an earlier softh_probe began it; "
+                f"label_rows {run['config']['label_rows']:,} would follow a sample: add --label-rows all to go on with "
+                f"it, or {_START_ANEW}"
+            )
+        config_then["label_rows"] = run["config"]["label_rows"]
     theirs = {"padding": PADDED, **progress.run, "config": config_then}
     if changed := [name for name in run if theirs.get(name) != run[name]]:
         raise InputError(
@@ -117,3 +126,12 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
 
 def _config_of(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in plain_config(config).items() if name not in EXECUTION_FIELDS}
+
+
+def _config_to_compare(config: RunConfig, theirs: dict[str, Any]) -> dict[str, Any]:
+    ours = _config_of(config)
+    if config.max_length is None:  # the unfinished run knows
+        ours.pop("max_length")
+    if "label_rows" not in theirs:  # it began before labels were sampled; `resume` has the plan
+        ours.pop("label_rows")
+    return ours
