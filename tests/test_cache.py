@@ -33,6 +33,21 @@ def test_the_second_run_neither_tokenises_nor_plans(config, tmp_path, monkeypatc
         run(config(labels=LABELS, out=str(tmp_path / "other")), progress=False)
 
 
+def test_a_plan_with_another_sample_of_labels_is_another_plan(config, tmp_path, monkeypatch):
+    results = []
+    for label_rows, seed in ((3, 0), (4, 0), (3, 1), (3, 0)):
+        if len(results) == 3:
+            monkeypatch.setattr("softh_probe.planned.plan.allocate_rows", lambda *_, **__: pytest.fail("done before"))
+        settings = config(
+            labels=LABELS, label_rows=label_rows, tokens_per_batch=60, seed=seed, out=str(tmp_path / str(len(results)))
+        )
+        results.append(run(settings, progress=False))
+    assert results[3].to_pandas().equals(results[0].to_pandas())
+    samples = [result.info["sums_memory"]["label_sets"] for result in results]
+    assert samples[3] == samples[0] != samples[1]
+    assert samples[2] != samples[0]
+
+
 @pytest.mark.parametrize(
     "change", ["max_length", "max_documents", "shuffle_seed", "data", "tokenizer", "label_columns"]
 )

@@ -25,6 +25,7 @@ SHARE_OF_FREE = 0.8
 #: Name for the sums that do not depend on labels: totals, bootstrap replicates and sample.
 ALL_POSITIONS = "all positions"
 
+_SQUARES = 3  # further columns of a bucket where labels are sampled; see `LabelTables`
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -198,7 +199,7 @@ def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int
     kept, buckets, single = (
         np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.singleton_sets)
     )
-    n_sums = 2 * anchor_sets + 3 * n.is_sampled  # of a bucket; see `LabelTables`
+    n_sums = 2 * anchor_sets + _SQUARES * n.is_sampled
     sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 8 * n_sums * buckets
     of_positions = 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * plan.n_sample
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
@@ -215,8 +216,9 @@ def _sampling(plan: Plan) -> dict[str, SetSampling]:
 def _fewer_rows(plan: Plan, memory: SumsMemory, n_anchors: int, anchor_sets: int) -> int:
     """Estimate the largest `label_rows` with which the sums would fit, rounded down; 0 where none would."""
     excess = sum(memory.bytes_by_place.values()) - sum(memory.budgets.values())
-    per_row = len(memory.devices) * 4 * columns(anchor_sets, n_anchors)
-    left: int = plan.rows_of_ngrams - math.ceil(excess / per_row)
+    n_layers, n = len(memory.devices), plan.allocation
+    excess += n_layers * 8 * _SQUARES * len(n.bucket_sets) * (not n.is_sampled)
+    left: int = plan.rows_of_ngrams - math.ceil(excess / (n_layers * 4 * columns(anchor_sets, n_anchors)))
     unit = int(10 ** max(len(str(left)) - 2, 0))
     return max(left // unit * unit, 0)
 

@@ -12,6 +12,8 @@ from softh_probe.data.corpus import pad_batch
 from softh_probe.errors import InputError
 from softh_probe.planned import memory, row_allocation
 from softh_probe.planned.memory import GIB, free_bytes, place_sums
+from softh_probe.planned.plan import Plan
+from softh_probe.planned.thresholds import ENTROPY_SD
 from tests.helpers import references
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
 from tests.helpers.probes import NAMES, planned
@@ -24,6 +26,11 @@ def plan(monkeypatch):
     monkeypatch.setattr(row_allocation, "KEPT_LABELS", 4)  # language keeps its rows, topic does not
     language, topic = values_of(60)
     return planned(corpus_of(documents(60), language=language, topic=topic), [*NAMES, *COLUMNS], 60)
+
+
+def few_rows(plan, label_rows):
+    """The same plan with a sample of labels."""
+    return Plan(plan.corpus, plan.label_sets, plan.batches, label_rows=label_rows)
 
 
 def probe_of(model, plan, on_host=()):
@@ -40,7 +47,9 @@ def run(probe, model, plan):
                 model(input_ids=ids, attention_mask=mask)
 
 
-def test_what_is_said_is_what_the_tables_take(model, plan):
+@pytest.mark.parametrize("label_rows", ["all", 50])
+def test_what_is_said_is_what_the_tables_take(model, plan, label_rows):
+    plan = few_rows(plan, label_rows)
     devices = probe_of(model, plan).layer_devices()
     assert list(devices) == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
     said = place_sums(plan, devices, **SIZES)
@@ -56,6 +65,60 @@ def test_what_is_said_is_what_the_tables_take(model, plan):
     before = {row: sums.tables.live.data_ptr() for row, sums in probe._sums._layers.items()}
     run(probe, model, plan)
     assert before == {row: sums.tables.live.data_ptr() for row, sums in probe._sums._layers.items()}, "tables grew"
+
+
+def test_the_table_shows_what_is_exact_and_what_is_sampled(model, plan):
+    devices = probe_of(model, plan).layer_devices()
+    exact = place_sums(plan, devices, **SIZES)
+    assert "se" not in exact.describe().split("GiB", 1)[1]
+    for line in exact.describe().splitlines()[1:-1]:
+        assert "all" in line
+        assert "exact" in line
+    plan = few_rows(plan, 50)
+    said = place_sums(plan, devices, **SIZES)
+    lines = {line.split("  ")[1].strip(): line for line in said.describe().splitlines()}
+    assert max(map(len, lines.values())) <= 90
+    errors = plan.expected_errors
+    for x, name in enumerate(plan.set_names):
+        followed, labels = plan.followed_by_set[x], plan.labels_by_set[x]
+        assert said.info()["label_sets"][name] == {
+            "followed": followed,
+            "threshold": plan.allocation.thresholds[x],
+            "expected_se": errors[x],
+        }
+        if name in NAMES:
+            assert followed < labels
+            assert f"{labels:,} {followed:>11,}" in lines[name]
+            assert f"{errors[x]:.5f}" in lines[name]
+        else:
+            assert "exact" in lines[name]
+    assert f"{errors.max():.5f}" in lines["all (largest se)"]
+    assert f"{plan.followed_by_set.sum():,}" in lines["all (largest se)"]
+    assert sum(said.rows_by_set[name] for name in NAMES) <= 50
+    n, single = (
+        plan.allocation,
+        plan.labels_by_set - np.bincount(plan.allocation.bucket_sets, plan.allocation.bucket_labels),
+    )
+    for x in range(len(NAMES)):  # from the counts of all labels, one by one
+        of_set = n.bucket_sets == x
+        counts = np.repeat(n.bucket_counts[of_set], n.bucket_labels[of_set])
+        probability = np.minimum(1, counts / n.thresholds[x])
+        variance = (counts**2 * (1 - probability) / probability).sum()
+        assert errors[x] == pytest.approx(ENTROPY_SD * variance**0.5 / (counts.sum() + single[x]))
+
+
+def test_too_little_memory_says_how_many_label_rows_fit(model, plan):
+    devices = probe_of(model, plan).layer_devices()
+    need = sum(place_sums(plan, devices, **SIZES).bytes_by_place.values())
+    budget = 0.9 * need / GIB
+    with pytest.raises(InputError, match=r"set --label-rows \d+, for a sample of labels; or leave out") as caught:
+        place_sums(plan, devices, **SIZES, sums_memory_gb=budget)
+    label_rows = int(str(caught.value).split("--label-rows ")[1].split(",")[0])
+    assert label_rows > 20
+    fits = place_sums(few_rows(plan, label_rows), devices, **SIZES, sums_memory_gb=budget)
+    assert sum(fits.bytes_by_place.values()) <= 0.9 * need
+    with pytest.raises(InputError, match="on cpu\\); leave out"):  # no rows at all would not do
+        place_sums(plan, devices, **SIZES, sums_memory_gb=0.01 * need / GIB)
 
 
 def test_tables_in_host_memory_give_the_same_bits(model, plan):

@@ -78,6 +78,28 @@ def test_the_text_names_documents_batches_memory_and_place(config, capsys, tmp_p
     assert f"results: {tmp_path / 'out'}\n" in out
 
 
+def test_a_sample_of_labels_is_told_and_is_that_of_the_run(config, capsys, tmp_path, no_weights):
+    wanted = config(labels=LABELS, tokens_per_batch=60, label_rows=5)
+    assert main(["run", *options_of(wanted), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "se: the standard error of the information to be expected of a sample of labels" in text
+    assert main(["run", *options_of(wanted), "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ngrams = [found["label_sets"][name] for name in ("input_unigram", "output_bigram")]
+    assert sum(of_set["rows"] for of_set in ngrams) <= 5
+    for of_set in ngrams:
+        assert of_set["followed"] < of_set["labels"]
+        assert of_set["threshold"] > 1
+        assert f"{of_set['expected_se']:.5f}" in text
+    language = found["label_sets"]["column:language"]
+    assert (language["followed"], language["threshold"], language["expected_se"]) == (2, 1.0, 0.0)
+    no_weights()
+    assert run(wanted, progress=False).info["sums_memory"]["label_sets"] == {
+        name: {key: of_set[key] for key in ("followed", "threshold", "expected_se")}
+        for name, of_set in found["label_sets"].items()
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

@@ -195,6 +195,41 @@ def test_snapshots_of_another_version_are_refused_or_left_behind(config, stop_af
     assert files_of(Path(settings.out)) == whole
 
 
+@pytest.mark.parametrize("label_rows", ["all", 1000, 5])
+def test_a_run_from_before_labels_were_sampled_goes_on_where_none_are(config, stop_after, whole, label_rows):
+    interrupt(config(**SETTINGS, label_rows="all"), stop_after, 3)
+    for folder in snapshots_of(config(**SETTINGS)):
+        head = json.loads((folder / "snapshot.json").read_text().splitlines()[1])
+        del head["run"]["config"]["label_rows"]
+        head["probe"]["settings"]["label_rows"] = label_rows  # a probe takes a state with all labels in any case
+        text = json.dumps(head)
+        (folder / "snapshot.json").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+    wanted = config(**SETTINGS, label_rows=label_rows)
+    if label_rows == 5:
+        with pytest.raises(InputError, match=r"follows all labels.* add --label-rows all .* --no-resume"):
+            run(wanted, progress=False)
+        assert snapshots_of(wanted)
+        return
+    assert run(wanted, progress=False).info["interruptions"] == 1
+    assert files_of(Path(wanted.out)) == whole
+
+
+@pytest.mark.parametrize("change", [{"label_rows": 6}, {"label_rows": "all"}, {"seed": 1}])
+def test_a_run_with_another_sample_is_another_run(config, stop_after, change):
+    interrupt(config(**SETTINGS, label_rows=5), stop_after, 3)
+    with pytest.raises(InputError, match=f"unfinished run of another configuration .{next(iter(change))}: expected"):
+        run(config(**{**SETTINGS, "label_rows": 5, **change}), progress=False)
+
+
+def test_a_run_with_a_sample_of_labels_resumes_to_the_same_bits(config, stop_after, tmp_path):
+    settings = {**SETTINGS, "label_rows": 5}
+    run(config(**settings, out=str(tmp_path / "at once")), progress=False)
+    interrupt(config(**settings), stop_after, 3)
+    result = run(config(**settings), progress=False)
+    assert result.info["interruptions"] == 1
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "at once")
+
+
 def test_what_does_not_change_the_numbers_may_be_changed(config, stop_after, whole, tmp_path):
     interrupt(config(**SETTINGS), stop_after, 2)
     os.rename(tmp_path / "out", tmp_path / "moved")
