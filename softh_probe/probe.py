@@ -122,9 +122,8 @@ class SoftEntropyProbe:
             "anchors": anchors,
             "calibration": calibration,
         }
-        names = [s.name for s in source.rows.label_sets]
-        counting = {"labels": names, "layers": None, "count": count, "label_rows": label_rows}
-        self._settings: dict[str, Any] = {**estimator, **counting}
+        counting = {"labels": [s.name for s in source.rows.label_sets], "count": count, "label_rows": label_rows}
+        self._settings: dict[str, Any] = {**estimator, **counting, "layers": None}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
@@ -242,8 +241,8 @@ class SoftEntropyProbe:
         self._recorder.tokens = state["tokens"] + self._source.n_rejected
         self._recorder.n_blocks = state["n_blocks"]
         self._recorder.add_notes(state)
-        self._source.rows.load_state_dict(state["rows"])
-        self._sums.load(state["layers"])
+        live_rows = self._source.rows.load_state_dict(state["rows"])
+        self._sums.load(state["layers"], None if live_rows is None else torch.from_numpy(live_rows))
 
     def merge(self, other: SoftEntropyProbe) -> None:
         """Add the measurement of another probe with the same settings on other text: a shard, a rank, a job.
@@ -374,7 +373,7 @@ class SoftEntropyProbe:
 
     def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
         for name, ours in self._settings.items():
-            if theirs.get(name) != ours:
+            if theirs.get(name) != ours and (name, theirs.get(name)) != ("label_rows", "all"):  # which is thinned
                 remedy = how_to_continue(theirs.get(name), "anchors=") if name == "anchors" else ""
                 raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}{remedy}")
 

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 import softh_probe
 from softh_probe import Anchors
-from softh_probe.accumulators.states import STATE_VERSION
+from softh_probe.accumulators.states import STATE_VERSION, VERSION_WITHOUT_RECIPE
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError
@@ -58,11 +58,27 @@ def new_probe(name: str, model: LlamaForCausalLM) -> SoftEntropyProbe:
 
 
 def as_today(state: dict[str, Any]) -> dict[str, Any]:
-    """A stored state as this version writes it: another version, name of its anchors, and no choices made for it."""
-    assert state["version"] == STATE_VERSION - 1
-    settings = {**state["settings"], "anchors": KIND_TODAY[state["settings"]["anchors"]]}
+    """A stored state as this version writes it: another name of its anchors, no choices, and what is new of labels."""
+    assert state["version"] == VERSION_WITHOUT_RECIPE
+    settings = {**state["settings"], "anchors": KIND_TODAY[state["settings"]["anchors"]], "label_rows": 65_536}
     head = {name: value for name, value in state.items() if name != "layers"}
-    return {**head, "version": STATE_VERSION, "settings": settings, "choices": [], "layers": state["layers"]}
+    rows = {**state["rows"], **followed_labels(state["rows"], state["layers"]["layer.1"]["open"][:, -1])}
+    changed = {"version": STATE_VERSION, "settings": settings, "rows": rows, "choices": []}
+    return {**head, **changed, "layers": state["layers"]}
+
+
+def followed_labels(rows: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
+    """What version 6 says of labels that are all followed; `positions` of each live row."""
+    starts = [sum(map(len, rows["rows"][:i])) for i in range(len(rows["rows"]))]
+    return {
+        "numbers": [torch.arange(len(part)) + start for part, start in zip(rows["rows"], starts, strict=True)],
+        "counts": [
+            torch.tensor([1 if shared else int(positions[row]) for row, shared in zip(*pair, strict=True)])
+            for pair in zip(rows["rows"], rows["shared"], strict=True)
+        ],
+        "probability": [torch.ones(len(part), dtype=torch.float64) for part in rows["rows"]],
+        "threshold": 1.0,
+    }
 
 
 def read_state(name: str) -> dict[str, Any]:
@@ -92,10 +108,11 @@ def assert_same_numbers(probe: SoftEntropyProbe, expected: dict[str, Any], *, ex
 
 
 def assert_same_values(found: Any, expected: Any, where: str = "state") -> None:
-    """Equal keys in the same order, equal types, equal tensors bit for bit. Prefixes seen have no order."""
+    """Equal keys in the same order, equal types, equal tensors bit for bit. Prefixes seen have no order, nor kinds of
+    facts about rows."""
     assert type(found) is type(expected), where
     if isinstance(expected, dict):
-        assert list(found) == list(expected), where
+        assert list(found) == list(expected) or (where == "state.rows" and found.keys() == expected.keys()), where
         for key in expected:
             assert_same_values(found[key], expected[key], f"{where}.{key}")
     elif isinstance(expected, list):
@@ -240,7 +257,9 @@ def test_a_state_is_what_the_same_forward_passes_give_today(name, stored_model):
     assert {key: value for key, value in today.items() if key not in ("rows", "layers")} == {
         key: value for key, value in before.items() if key not in ("rows", "layers")
     }
-    assert_same_values(today["rows"], before["rows"], "state.rows")
+    numbers = torch.cat(today["rows"]["numbers"])  # in the order of their first batch, which earlier states do not have
+    assert torch.equal(numbers.sort().values, torch.arange(len(numbers)))
+    assert_same_values(today["rows"], {**before["rows"], "numbers": today["rows"]["numbers"]}, "state.rows")
     assert list(today["layers"]) == list(before["layers"])
     for layer, expected in before["layers"].items():
         assert list(today["layers"][layer]) == list(expected)

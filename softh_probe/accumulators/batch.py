@@ -39,6 +39,11 @@ class BatchAccumulator:
         self.dispatch = dispatch
         self._on_device: dict[torch.device, _DeviceAccumulator] = {}
 
+    @property
+    def changed(self) -> list[LayerSums]:
+        """Sums whose label tables the batch was added to so far."""
+        return [sums for adding in self._on_device.values() for sums in adding.changed]
+
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Add one layer's hidden states [..., D]; the leading dimensions are the batch's positions."""
         device = hidden.device
@@ -66,6 +71,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 class _DeviceAccumulator:
     def __init__(self, labels: Dispatch) -> None:
+        self.changed: list[LayerSums] = []
         self._labels = labels
         self._layers: list[LayerSums] = []
         self._valid: list[Tensor | None] = []
@@ -123,6 +129,7 @@ class _DeviceAccumulator:
         bags_GLK = bags_GLK[:, n_weighted:]
         if not bags_GLK.shape[1]:  # no label: nothing for the tables
             return
+        self.changed += layers
         if host := layers[0].host:
             for sums, bags in zip(layers, bags_GLK, strict=True):
                 host.add(sums.unfinished_tables, bags, labels.on_host)

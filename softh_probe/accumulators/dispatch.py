@@ -51,6 +51,8 @@ class Dispatch:
         n_kept, n_live: rows that must exist before the batch is added.
         left_rows, taken_rows: int64, live rows that labels shared until now, and rows of their own that they take
             instead. The former are added to the latter before the batch is.
+        freed_rows: int64, live rows whose labels are given up; they are emptied before all else, and may be among
+            `taken_rows` and `live_rows`.
         number: the number of the sequences of which positions wait; None where none can.
         n_carried: C, the waiting positions of earlier batches.
         held_positions: int64, positions that wait after this batch.
@@ -74,6 +76,7 @@ class Dispatch:
     n_live: int
     left_rows: Tensor | None = None
     taken_rows: Tensor | None = None
+    freed_rows: Tensor | None = None
     number: int | None = None
     n_carried: int = 0
     held_positions: Tensor | None = None
@@ -83,6 +86,12 @@ class Dispatch:
     def on_host(self) -> Dispatch:
         """The dispatch in host memory, where it was made."""
         return self.made_from or self
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether live rows are emptied or given to other labels, whatever the layer's states."""
+        moved = (self.freed_rows, self.left_rows)
+        return any(rows is not None and len(rows) for rows in moved)
 
     def to(self, device: torch.device) -> Dispatch:
         """Copy the dispatch to a device without waiting for it."""
@@ -111,7 +120,7 @@ class MergeMap(NamedTuple):
     Attributes:
         kept_rows: for each of its kept rows, the row here.
         from_rows, to_rows: its live rows, some of them several times, and the rows here.
-        left_rows, taken_rows: as in `Dispatch`; they are applied first.
+        left_rows, taken_rows, freed_rows: as in `Dispatch`; they are applied first.
         sample, slots: positions of its sample that are taken over, and their slots here.
     """
 
@@ -120,6 +129,7 @@ class MergeMap(NamedTuple):
     to_rows: Tensor
     left_rows: Tensor
     taken_rows: Tensor
+    freed_rows: Tensor
     sample: Tensor
     slots: Tensor
 

@@ -7,7 +7,7 @@ Shape suffixes: G layers, S anchor sets, M anchors, L labels, K = S·M + S + 1 c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,7 @@ class LabelTables:
         shape: (S, M).
         n_kept, n_live, n_buckets: rows at the start; kept and live rows grow with the batches.
         with_squares: whether the pools have the columns of a sample of labels.
+        most_live: live rows at most, beyond which no memory is taken ahead; None for any number.
     """
 
     #: Attributes that are the state, and their keys on disk.
@@ -47,8 +48,10 @@ class LabelTables:
         n_live: int = 0,
         n_buckets: int = 0,
         with_squares: bool = False,
+        most_live: int | None = None,
     ) -> None:
         self.n_sets, self.n_anchors = shape
+        self._most = {"live": most_live}
         self.device = device
         n_columns = columns(*shape)
         # Tensors made in inference mode could not be updated outside of it later.
@@ -71,14 +74,37 @@ class LabelTables:
         self.live.index_fill_(0, rows, 0.0)
         return taken_LK
 
+    def load(self, state: Mapping[str, Tensor], live_rows: Tensor | None = None) -> None:
+        """Copy the tables of a state; of its live rows, those that are named, if any are."""
+        for name, key in self.STATE.items():
+            ours = getattr(self, name)
+            table = state[key] if name != "live" or live_rows is None else _chosen_rows(state[key], live_rows)
+            if ours.shape == table.shape:
+                ours.copy_(table)
+            else:
+                self._longer.pop(name, None)
+                setattr(self, name, table.to(ours, copy=True))
+
     def merge(self, other: LabelTables, rows: MergeMap) -> None:
         """Add the tables of another part of the data."""
         self.retired += other.retired.to(self.retired)
+        self.make_room(rows)
         self.grow("kept", _end(rows.kept_rows))
-        self.grow("live", max(_end(rows.to_rows), _end(rows.taken_rows)))
+        self.grow("live", _end(rows.to_rows))
         _add_rows(self.kept, rows.kept_rows, other.kept, torch.arange(len(rows.kept_rows)))
-        _add_rows(self.live, rows.taken_rows, self.live, rows.left_rows)
         _add_rows(self.live, rows.to_rows, other.live, rows.from_rows)
+
+    def make_room(self, rows: MergeMap) -> None:
+        """Move rows so that those of another part of the data can be added."""
+        self.grow("live", max(_end(rows.taken_rows), _end(rows.freed_rows)))
+        self.move(rows.freed_rows, rows.left_rows, rows.taken_rows)
+
+    def move(self, freed_rows: Tensor | None, left_rows: Tensor | None, taken_rows: Tensor | None) -> None:
+        """Empty live rows, then add others to rows of a single label; see `Dispatch`. The rows exist."""
+        if freed_rows is not None and len(freed_rows):
+            self.live.index_fill_(0, freed_rows.to(self.device), 0.0)
+        if left_rows is not None and taken_rows is not None:
+            _add_rows(self.live, taken_rows, self.live, left_rows)
 
     def grow(self, name: str, n_rows: int) -> None:
         """Extend a table to `n_rows` zero-filled rows, if it has fewer.
@@ -94,7 +120,8 @@ class LabelTables:
             longer = self._longer.get(name)
             if longer is None or longer.data_ptr() != table.data_ptr() or len(longer) < n_rows:
                 times = 8 if table.device.type == "cpu" and table.nbytes < _SMALL else 2
-                longer = table.new_empty(max(n_rows, times * n_old), n_columns)
+                ahead = min(times * n_old, self._most.get(name) or times * n_old)
+                longer = table.new_empty(max(n_rows, ahead), n_columns)
                 longer[:n_old] = table
                 self._longer[name] = longer
             longer[n_old:n_rows] = 0.0
@@ -116,8 +143,10 @@ def add_bags(tables: Sequence[LabelTables], bags_GLK: Tensor, labels: Dispatch) 
         if n_kept:
             table.grow("kept", labels.n_kept)
             table.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
-        if n_live:
+        if n_live or labels.freed_rows is not None:
             table.grow("live", labels.n_live)
+            if labels.freed_rows is not None:
+                table.live.index_fill_(0, labels.freed_rows, 0.0)
             if labels.left_rows is not None and labels.taken_rows is not None:
                 table.live.index_add_(0, labels.taken_rows, table.live[labels.left_rows])
             table.live.index_add_(0, labels.live_rows, bags_LK[n_kept : n_kept + n_live])
@@ -168,6 +197,13 @@ def weighted_entropy(mass_LSM: Tensor) -> Tensor:
     n = mass_LSM.sum(dim=-1).double()
     tiny = torch.finfo(mass_LSM.dtype).tiny
     return torch.xlogy(n, n) - mass_LSM.clamp_min(tiny).log_().mul_(mass_LSM).sum(dim=-1)
+
+
+def _chosen_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Copy rows of a table; those beyond its end are zero."""
+    chosen, there = table.new_zeros(len(rows), table.shape[1]), rows < len(table)
+    chosen[there.to(table.device)] = table[rows[there].to(table.device)]
+    return chosen
 
 
 def _add_rows(table: Tensor, to_rows: Tensor, other: Tensor, from_rows: Tensor) -> None:

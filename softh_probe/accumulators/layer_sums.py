@@ -62,6 +62,7 @@ class LayerSums:
             n_live=sizes.n_live,
             n_buckets=sizes.n_buckets,
             with_squares=sizes.with_squares,
+            most_live=sizes.most_live,
         )
         self.waiting: dict[int, Tensor] = {}  # by number of their sequences, rows of positions that wait [C, K]
         with torch.inference_mode(False):
@@ -87,12 +88,11 @@ class LayerSums:
         owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
         return {key: getattr(owner, name).clone() for state, owner in owners for name, key in state.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the sums by those of a state."""
+    def load_state_dict(self, state: Mapping[str, Tensor], live_rows: Tensor | None = None) -> None:
+        """Replace the sums by those of a state; of its live rows, take those that are named, if any are."""
         for name, key in self.STATE.items():
             getattr(self, name).copy_(state[key])
-        for name, key in LabelTables.STATE.items():
-            setattr(self.tables, name, state[key].to(getattr(self.tables, name)))
+        self.tables.load(state, live_rows)
 
     def merge(self, other: LayerSums, rows: MergeMap) -> None:
         """Add the sums of another part of the data."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.dispatch import MergeMap
+from softh_probe.accumulators.dispatch import Dispatch, MergeMap
 from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import TableSizes
@@ -108,12 +108,30 @@ class ModelSums:
             for sums in self._layers.values():
                 sums.drop(number)
 
+    def move_rows(self, dispatch: Dispatch, changed: Collection[LayerSums] = ()) -> None:
+        """Move the live rows of layers that lack the states of a batch, for later batches find them moved.
+
+        Args:
+            dispatch: that of the batch.
+            changed: sums that the batch was added to.
+        """
+        labels = dispatch.on_host
+        if not labels.moves_rows:
+            return
+        done = set(map(id, changed))
+        for sums in self._layers.values():
+            if id(sums) not in done:
+                sums.tables.grow("live", labels.n_live)
+                sums.tables.move(labels.freed_rows, labels.left_rows, labels.taken_rows)
+
     def merge(self, other: ModelSums, rows: MergeMap) -> None:
         """Add the sums of another part of the data; `rows` maps its rows to rows here."""
         for layer, theirs in other._layers.items():
             if layer not in self._layers:
                 self._layers[layer] = self._new(layer, theirs.dim, theirs.total.device)
             self._layers[layer].merge(theirs, rows)
+        for layer in self._layers.keys() - other._layers.keys():
+            self._layers[layer].tables.make_room(rows)
         self.measured |= other.measured
 
     def merge_shares(
@@ -140,15 +158,20 @@ class ModelSums:
         measured = {layer: self._layers[layer] for layer in layers if layer in self.measured}
         return ((layer, {"dim": sums.dim, **sums.state_dict()}) for layer, sums in measured.items())
 
-    def load(self, layers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Replace all sums by the states of layers; memory that was reserved for them is used."""
+    def load(self, layers: Mapping[str, Mapping[str, Any]], live_rows: Tensor | None = None) -> None:
+        """Replace all sums by the states of layers; memory that was reserved for them is used.
+
+        Args:
+            layers: the states by name.
+            live_rows: the live rows of the states that are taken, in their order here; None for all.
+        """
         reserved, self._layers = self._layers, {}
         for layer, state in layers.items():
             sums = reserved.pop(layer, None)
             if sums is None or sums.dim != state["dim"]:
                 sums = self._new(layer, state["dim"], torch.device("cpu"))
             sums.waiting.clear()
-            sums.load_state_dict(state)
+            sums.load_state_dict(state, live_rows)
             self._layers[layer] = sums
         self.measured = set(self._layers)
 

@@ -23,6 +23,7 @@ class TableSizes:
     Attributes:
         n_kept: rows of labels that are kept to the end.
         n_live: rows of labels that have occurred and will, or may, occur again.
+        most_live: live rows at most, where that is known; tables take no memory ahead beyond them.
         n_buckets: pools of labels that have occurred for the last time.
         n_singleton_sets: label sets that sum the positions whose label occurs once.
         n_sample: positions whose soft assignment is kept.
@@ -31,6 +32,7 @@ class TableSizes:
 
     n_kept: int = 0
     n_live: int = 0
+    most_live: int | None = None
     n_buckets: int = 0
     n_singleton_sets: int = 0
     n_sample: int = 0

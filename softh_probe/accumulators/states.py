@@ -1,5 +1,7 @@
 """Versions of a probe's state, as `SoftEntropyProbe.state_dict` makes it and snapshots hold it.
 
+6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, and of each
+   label its number, its count and the probability that it is followed.
 5  `anchors` of its settings names the draw, and it has the choices that were made for the user.
 4  Its anchors are of the published draw, which its settings call iid (antithetic in pairs).
 """
@@ -7,14 +9,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_kind_of_today
 
-STATE_VERSION = 5
-#: The version whose settings need another name for their anchors, and nothing else.
+STATE_VERSION = 6
+#: The version whose settings need another name for their anchors.
 VERSION_WITHOUT_RECIPE = 4
+#: Versions that are read.
+VERSIONS = (STATE_VERSION, 5, VERSION_WITHOUT_RECIPE)
 
 
 def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -24,11 +33,42 @@ def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
         InputError: this version does not read it.
     """
     version = state.get("version")
-    if version == VERSION_WITHOUT_RECIPE:
-        return {**state, "version": STATE_VERSION, "settings": with_kind_of_today(state["settings"])}
-    if version != STATE_VERSION:
+    if version not in VERSIONS:
+        today, *earlier = map(str, VERSIONS)
         raise InputError(
-            f"state: expected version {STATE_VERSION} or {VERSION_WITHOUT_RECIPE}, got {version!r}; other states are "
+            f"state: expected version {today}, {' or '.join(earlier)}, got {version!r}; other states are "
             "not converted: continue with the version of softh_probe that made it, or measure again"
         )
-    return state
+    if version == STATE_VERSION:
+        return state
+    settings = with_kind_of_today(state["settings"]) if version == VERSION_WITHOUT_RECIPE else state["settings"]
+    return {
+        **state,
+        "version": STATE_VERSION,
+        "settings": {"label_rows": "all", **settings},
+        "rows": _rows_of_today(state["rows"], state["layers"]),
+    }
+
+
+def _rows_of_today(rows: Mapping[str, Any], layers: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Any]:
+    """Add to the rows of an attached probe what earlier versions did not keep: every label was followed."""
+    if "ngrams" not in rows:  # a plan's
+        return rows
+    ends = torch.tensor([0, *map(len, rows["rows"])]).cumsum(0).tolist()
+    return {
+        **rows,
+        "numbers": [torch.arange(begin, end) for begin, end in pairwise(ends)],
+        "counts": _counts(rows, layers),
+        "probability": [torch.ones(len(part), dtype=torch.float64) for part in rows["rows"]],
+        "threshold": ALL,
+    }
+
+
+def _counts(rows: Mapping[str, Any], layers: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:
+    """Recover the count of each label: the last column of a layer's live rows, or 1 where a row may be shared."""
+    live = next((layer["open"] for layer in layers.values()), torch.zeros(0, 1))
+    n_rows = max((int(part.max()) + 1 for part in rows["rows"] if len(part)), default=0)
+    positions = torch.zeros(max(n_rows, len(live)), dtype=torch.long)  # the layer may lack the last rows
+    positions[: len(live)] = live[:, -1].cpu().long()
+    counts = [positions[part].clamp_min(1) for part in rows["rows"]]
+    return [torch.where(shared, 1, part) for part, shared in zip(counts, rows["shared"], strict=True)]

@@ -1,8 +1,7 @@
 """Online rows: rows of labels that are seen as other code feeds the model.
 
-A label keeps its row, since it may occur again; labels that have occurred once share rows (`shared_rows`). The keys of
-n-grams are their tokens' bytes, and those of the user's own labels are their integers. Keys are exact, so that the rows
-of two probes can be merged.
+A label keeps its row, since it may occur again; labels that have occurred once share rows (`shared_rows`). Where not
+all n-grams fit, a sample of them is followed (`live_labels`). The keys of the user's own labels are their integers.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_dispatch, in_pieces, sort_into_bags
+from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
 from softh_probe.attached.inputs import TokenBatch
+from softh_probe.attached.live_labels import LiveLabels
 from softh_probe.attached.sequences import RESERVED_COLUMNS, CachedSequences, empty_sequences
-from softh_probe.attached.shared_rows import SharedRows
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.labels import LabelRows, LabelSet, context
 
@@ -54,8 +54,7 @@ class OnlineRows:
         self.unique_prefixes = unique_prefixes
         self._seen: set[bytes] = set()
         self._before, self._after = context(label_sets)
-        self._shared = SharedRows()
-        self._live = self._tables()
+        self._live = LiveLabels(self.label_sets, label_rows, seed)
         self._kept: dict[str, dict[int, int]] = {}
         self._next_kept = count()
         self._sample = BottomKSample()
@@ -69,7 +68,7 @@ class OnlineRows:
     @property
     def n_live(self) -> int:
         """Rows of n-grams."""
-        return self._shared.n_rows
+        return self._live.rows.n_rows
 
     @property
     def n_kept(self) -> int:
@@ -78,10 +77,14 @@ class OnlineRows:
 
     def row_labels(self) -> RowLabels:
         """Describe the rows of the sums as they are now."""
-        live_sets, shared_rows = np.full(self.n_live, -1), []
-        for i, (rows, is_shared) in enumerate(map(self._live_rows, self._live)):
+        live_sets, live_probability = np.full(self.n_live, -1), np.ones(self.n_live)
+        shared_rows, shared_probability = [], []
+        for i in range(len(self.label_sets)):
+            rows, is_shared, probability = self._live.of_set(i)
             live_sets[rows[~is_shared]] = i
+            live_probability[rows[~is_shared]] = probability[~is_shared]
             shared_rows.append(rows[is_shared])
+            shared_probability.append(probability[is_shared])
         kept_sets = np.zeros(self.n_kept, dtype=np.int64)
         kept_names: dict[int, str] = {}
         for i, table in enumerate(self._kept.values()):
@@ -94,12 +97,15 @@ class OnlineRows:
             kept_names=[kept_names[row] for row in range(len(kept_names))],
             live_sets=live_sets,
             shared_rows=shared_rows,
+            thresholds=np.array([self._live.threshold] * len(self.label_sets) + [ALL] * len(self._kept)),
+            live_probability=live_probability,
+            shared_probability=shared_probability,
             sample_order=np.argsort(self._sample.keys, kind="stable"),
         )
 
     def table_sizes(self) -> TableSizes:
         """Give the sizes of a layer's sums as they are now; tables grow as batches need it."""
-        return TableSizes(n_kept=self.n_kept, n_live=self.n_live, n_sample=SAMPLE_SIZE)
+        return TableSizes(n_kept=self.n_kept, n_live=self.n_live, most_live=self._live.most_rows, n_sample=SAMPLE_SIZE)
 
     def new_sequences(self, fed: TokenBatch, *, past_known: bool = True) -> CachedSequences:
         """Make the sequences of a first forward pass, before its tokens are added."""
@@ -192,20 +198,17 @@ class OnlineRows:
             for name, table in self._kept.items()
         ]
         opened = []
-        for label_set, table in zip(self.label_sets, self._live, strict=True):
+        for i, label_set in enumerate(self.label_sets):
             start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
-            opened.append(_numbers(table, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
+            opened.append(self._live.find(i, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
         n_kept = self.n_kept
-        n_groups = n_kept + sum(map(len, self._live))
-        groups = [np.where(rows < 0, n_groups, rows) for rows in kept] + [n_kept + labels for labels in opened]
-        groups_SN = np.stack(groups) if groups else np.zeros((0, len(place_N)), dtype=np.int64)
-        bags = sort_into_bags(groups_SN, place_N, n_groups, n_pieced=n_kept)
+        bags = _bags(kept, opened, place_N, n_kept, len(self._live))
         kept_end = np.searchsorted(bags.groups_L, n_kept)
         sizes = np.diff(bags.starts_L, append=len(bags.positions_E))
-        placed = self._shared.assign(
-            bags.groups_L[kept_end:] - n_kept, sizes[kept_end:] == 1, bags.positions_E[bags.starts_L[kept_end:]]
-        )
-        # Labels that share their position's row have no bag of their own; the position has one.
+        labels_L, sizes_L = bags.groups_L[kept_end:] - n_kept, sizes[kept_end:]
+        placed = self._live.assign(labels_L, sizes_L, sizes_L == 1, bags.positions_E[bags.starts_L[kept_end:]])
+        # Labels that share their position's row have no bag of their own; the position has one. Nor have those that
+        # were given up.
         has_bag = np.concatenate([np.ones(kept_end, dtype=bool), placed.rows_L >= 0])
         positions_E = np.concatenate([bags.positions_E[np.repeat(has_bag, sizes)], placed.positions_P])
         sizes = np.concatenate([sizes[has_bag], np.ones_like(placed.positions_P)])
@@ -230,6 +233,7 @@ class OnlineRows:
             n_live=self.n_live,
             left_rows=placed.left,
             taken_rows=placed.taken,
+            freed_rows=placed.freed if len(placed.freed) else None,
             number=number,
             n_carried=n_carried,
             held=held_places,
@@ -264,43 +268,28 @@ class OnlineRows:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the keys in the order of their numbers: tokens [L, n] of each n-gram set, labels [L] of each own set."""
-        ngrams = [
-            torch.from_numpy(np.frombuffer(b"".join(table), dtype=np.int32).reshape(-1, s.order).copy())
-            for s, table in zip(self.label_sets, self._live, strict=True)
-        ]
-        own = {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()}
-        opened = [self._live_rows(table) for table in self._live]
-        kept = [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()]
         sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
         seen = torch.from_numpy(np.frombuffer(b"".join(self._seen), dtype=np.int64).reshape(-1, 2).copy())
         return {
-            "ngrams": ngrams,
-            "own": own,
-            "rows": [torch.from_numpy(rows) for rows, _ in opened],
-            "shared": [torch.from_numpy(is_shared) for _, is_shared in opened],
-            "own_rows": kept,
+            **self._live.state_dict(),
+            "own": {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()},
+            "own_rows": [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()],
             "sample": sample,
             "sequences": self._n_sequences,
             "seen": seen,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a state."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
+        """Replace all rows by those of a state; see `LabelRows.load_state_dict`."""
         self._sample, self._n_sequences = BottomKSample(), state["sequences"]
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
-        self._shared = SharedRows()
-        self._live = self._tables()
-        for table, tokens in zip(self._live, state["ngrams"], strict=True):
-            _numbers(table, _keys(tokens.numpy()))
-        if self._live:
-            rows, is_shared = (np.concatenate([part.numpy() for part in state[name]]) for name in ("rows", "shared"))
-            self._shared.load(rows, is_shared)
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
         self._kept = {}
         for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):
             self._kept[name] = defaultdict(self._next_kept.__next__)
             self._kept[name].update(zip(labels.tolist(), rows.tolist(), strict=True))
+        return self._live.load_state_dict(state)
 
     def merge(self, other: object) -> MergeMap:
         """Take over the labels and the sample of another part of the data.
@@ -320,10 +309,7 @@ class OnlineRows:
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
             kept_rows[list(theirs.values())] = [ours[label] for label in theirs]
-        pairs = zip(self._live, other._live, strict=True)
-        labels = np.concatenate([_NONE, *(_numbers(ours, list(theirs)) for ours, theirs in pairs)])
-        rows, is_shared = other._shared.lookup(np.concatenate([_NONE, *map(_values, other._live)]))
-        placed = self._shared.assign(labels, is_shared, rows)
+        rows, placed = self._live.merge(other._live)
         has_row = placed.rows_L >= 0
         taken, slots = self._sample.offer(other._sample.keys)
         self._n_sequences += other._n_sequences
@@ -335,28 +321,27 @@ class OnlineRows:
                 np.concatenate([placed.rows_L[has_row], placed.rows_P]),
                 placed.left,
                 placed.taken,
+                placed.freed,
                 taken,
                 slots,
             ),
         )
         return MergeMap(*tensors)
 
-    def _tables(self) -> list[dict[bytes, int]]:
-        """Make a dictionary for each set that numbers new n-grams."""
-        return [defaultdict(self._shared.next_label.__next__) for _ in self.label_sets]
 
-    def _live_rows(self, table: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Find the rows of a set's labels, and whether each may be shared."""
-        return self._shared.lookup(_values(table))
-
-
-def _values(table: Mapping[Any, int]) -> np.ndarray:
-    return np.fromiter(table.values(), dtype=np.int64, count=len(table))
-
-
-def _numbers(table: Mapping[bytes, int], ngrams: Sequence[bytes]) -> np.ndarray:
-    """Find the number of each n-gram; new ones take the next numbers."""
-    return np.fromiter(map(table.__getitem__, ngrams), dtype=np.int64, count=len(ngrams))
+def _bags(
+    kept: Sequence[np.ndarray], opened: Sequence[np.ndarray], place_N: np.ndarray, n_kept: int, n_labels: int
+) -> Bags:
+    """Sort positions by kept row, then by number of the n-gram; negative ones have no bag."""
+    if not kept and not opened:
+        return sort_into_bags(np.zeros((0, len(place_N)), dtype=np.int64), place_N, 0)
+    is_none = [numbers < 0 for numbers in (*kept, *opened)]
+    groups = [*kept, *(n_kept + numbers for numbers in opened)]
+    if not any(none.any() for none in is_none):
+        return sort_into_bags(np.stack(groups), place_N, n_kept + n_labels, n_pieced=n_kept)
+    some = ~np.concatenate(is_none)
+    groups_1E, positions_E = np.concatenate(groups)[None, some], np.tile(place_N, len(groups))[some]
+    return sort_into_bags(groups_1E, positions_E, n_kept + n_labels, n_pieced=n_kept)
 
 
 def _rows(table: Mapping[int, int], labels: np.ndarray) -> np.ndarray:
@@ -366,12 +351,9 @@ def _rows(table: Mapping[int, int], labels: np.ndarray) -> np.ndarray:
     return np.array(rows, dtype=np.int64)[inverse]
 
 
-def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> list[bytes]:
-    """Key the n tokens from `start_N` on, as opaque values of 4·n bytes [N]."""
+def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> np.ndarray:
+    """Find the n tokens from `start_N` on, int32 [N, n]."""
     if not len(start_N):
-        return []
-    return _keys(sliding_window_view(ids_BT.astype(np.int32), order, axis=1)[sequence_N, start_N])
-
-
-def _keys(tokens_Ln: np.ndarray) -> list[bytes]:
-    return np.ascontiguousarray(tokens_Ln, dtype=np.int32).view(f"V{4 * tokens_Ln.shape[1]}").reshape(-1).tolist()
+        return np.zeros((0, order), dtype=np.int32)
+    tokens_Nn: np.ndarray = sliding_window_view(ids_BT.astype(np.int32), order, axis=1)[sequence_N, start_N]
+    return tokens_Nn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,3 +78,10 @@ class ForwardPass:
         if pending is not None and taken is not None and self._is_handed_on:
             return pending[0], taken
         return pending
+
+
+class ThreadsPass(threading.local):
+    """Whether a thread is inside a forward pass of the model, and which, if it counts."""
+
+    forward_pass: ForwardPass | None = None
+    is_inside = False

@@ -39,8 +39,12 @@ class LabelRows(Protocol):
         """Give what a probe's state holds of the rows; nothing where a plan determines them."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from such a state."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
+        """Continue from such a state.
+
+        Returns:
+            The live rows of the state that are allowed here, in their order here; None where all are.
+        """
         ...
 
     def merge(self, other: Any) -> MergeMap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.callers import modules_that_run
 from softh_probe.hooks.chain import is_time_first
-from softh_probe.hooks.forward_pass import ForwardPass
+from softh_probe.hooks.forward_pass import ForwardPass, ThreadsPass
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import LAYERS_ALONE, PAUSED, LeftOut
@@ -61,7 +60,7 @@ class Recorder:
             layer: OutputReader(layer, output, points.entry, self.choices) for layer, output in points.outputs.items()
         }
         self._steps: dict[str, list[Tensor]] = {}
-        self._thread = _Thread()
+        self._thread = ThreadsPass()
         self._layout_known = False
 
     def wants(self, layer: str) -> bool:
@@ -203,8 +202,8 @@ class Recorder:
         if current is not None and (state := current.settle()) is not None:
             self.hidden(*state)
         self._pass, self._thread.is_inside = None, False
-        if current is not None and current.layers and isinstance(current.labels, Dispatch):
-            self._finish(current.accumulator)
+        if current is not None and isinstance(current.labels, Dispatch):
+            self._finish(current.accumulator, counts=bool(current.layers))
         if current is not None and isinstance(current.labels, DecodeStep) and output is None:
             for layer in current.layers:
                 if self._steps.get(layer):
@@ -216,7 +215,9 @@ class Recorder:
 
     def discard(self) -> None:
         """Give up the forward pass under way, and all sequences whose caches may be fed again."""
-        self._pass = None
+        current, self._pass = self._pass, None
+        if current is not None and isinstance(current.labels, Dispatch):
+            self._sums.move_rows(current.labels, current.accumulator.changed)
         self._source.reset()
         self.drain()
 
@@ -351,14 +352,16 @@ class Recorder:
             except Exception as problem:
                 self.note(problem, layer)
 
-    def _finish(self, accumulator: BatchAccumulator) -> None:
-        """Add what is left of a batch, and count it."""
+    def _finish(self, accumulator: BatchAccumulator, *, counts: bool = True) -> None:
+        """Add what is left of a batch, and count it; rows move also in layers that it was not added to."""
         try:
             accumulator.finish()
+            self._sums.move_rows(accumulator.dispatch, accumulator.changed)
         except Exception as problem:
             self.note(problem, "sums")
-        self.positions += accumulator.dispatch.n_counted
-        self.tokens += accumulator.dispatch.n_tokens
+        if counts:
+            self.positions += accumulator.dispatch.n_counted
+            self.tokens += accumulator.dispatch.n_tokens
 
     def _check_pass(self, current: ForwardPass, output: Any) -> None:
         """Note layers that were not called, or modules that turn out not to be blocks."""
@@ -391,10 +394,3 @@ class Recorder:
         ):
             self.problems.append(f"{path}: expected hidden states [B, T, D], got [T, B, D]")
         self._layout_known |= n_sequences != n_tokens
-
-
-class _Thread(threading.local):
-    """Whether a thread is inside a forward pass of the model, and which, if it counts."""
-
-    forward_pass: ForwardPass | None = None
-    is_inside = False

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from softh_probe.accumulators.states import STATE_VERSION, VERSION_WITHOUT_RECIPE
+from softh_probe.accumulators.states import STATE_VERSION, VERSION_WITHOUT_RECIPE, VERSIONS
 from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
 from softh_probe.estimators.recipes import with_kind_of_today
 from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
@@ -259,14 +259,14 @@ def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
         raise ValueError("altered")
     head = json.loads(text)
     versions = (head["format"], head["probe"]["version"])
-    if versions == (FORMAT, VERSION_WITHOUT_RECIPE):
-        head["run"]["config"] = with_kind_of_today(head["run"]["config"])
-    elif versions != _VERSIONS:
+    if versions not in [(FORMAT, version) for version in VERSIONS]:
         raise InputError(
             f"out: {folder} is a snapshot of another version of softh_probe (expected format and version {_VERSIONS}, "
             f"got {versions}) and is not converted: continue with the softh_probe that wrote it, name another "
             "folder, or add --no-resume to start anew"
         )
+    if versions == (FORMAT, VERSION_WITHOUT_RECIPE):
+        head["run"]["config"] = with_kind_of_today(head["run"]["config"])
     for file in head["layers"].values():
         if file_sha256(folder / file["file"]) != file["sha256"]:
             raise ValueError("altered")

@@ -1,0 +1,214 @@
+"""The sample of labels of an attached probe, done again label by label; tables that are filled as dispatches say."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from softh_probe.accumulators.label_sampling import uniform_numbers
+from softh_probe.accumulators.label_tables import LabelTables, add_bags
+from softh_probe.attached.inputs import TokenBatch
+from softh_probe.attached.online_rows import OnlineRows
+from softh_probe.labels import parse_label_sets
+from tests.helpers.references import ngram_label, ngram_positions
+
+SHAPE = (1, 3)  # of anchor sets and anchors; columns of a row of sums are one more each
+N_COLUMNS = 5
+SEED = 3
+
+
+@dataclass
+class Followed:
+    """What is known of a followed label: its count, its probability, its sums, and its positions while it has one."""
+
+    count: int
+    probability: float
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(N_COLUMNS))
+    position: object = None
+
+
+class LabelByLabel:
+    """The rule, in plain Python."""
+
+    def __init__(self, names, label_rows):
+        self.sets = parse_label_sets(names)
+        self.rows_allowed = np.inf if label_rows == "all" else label_rows
+        self.threshold = 1.0
+        self.labels = {}
+        self._u = {}
+
+    def u(self, key):
+        if key not in self._u:
+            name, ngram = key
+            self._u[key] = uniform_numbers(np.array([ngram]), name, SEED)[0]
+        return self._u[key]
+
+    def batch(self, documents, values, name):
+        """Documents as lists of tokens, and of each token the row of sums that its position adds."""
+        orders = {d: max((s.order for s in self.sets if s.direction == d), default=0) for d in ("input", "output")}
+        for d, (tokens, rows) in enumerate(zip(documents, values, strict=True)):
+            for t in ngram_positions(len(tokens), max(orders["input"], 1), orders["output"]):
+                for s in self.sets:
+                    ngram = ngram_label(tokens, t, s.direction, s.order)
+                    self.add((s.name, tuple(ngram)), rows[t], (name, d, t))
+        self.fit()
+
+    def add(self, key, row, position):
+        if key not in self.labels:
+            if self.u(key) >= 1 / self.threshold:
+                return
+            self.labels[key] = Followed(0, 1 / self.threshold)
+        label = self.labels[key]
+        label.count, label.sums = label.count + 1, label.sums + row
+        label.position = position if label.count == 1 else None
+
+    @property
+    def n_rows(self):
+        shared = {label.position for label in self.labels.values() if label.count == 1}
+        return len(shared) + sum(label.count > 1 for label in self.labels.values())
+
+    def fit(self):
+        while self.n_rows > self.rows_allowed:
+            self.threshold *= 1.25
+            for key, label in list(self.labels.items()):
+                passed = label.count / self.threshold
+                if self.u(key) >= passed:
+                    del self.labels[key]
+                label.probability = min(label.probability, passed)
+
+    def merge(self, other):
+        threshold = max(self.threshold, other.threshold)
+        both = {}
+        for key in self.labels.keys() | other.labels.keys():
+            ours, theirs = self.labels.get(key), other.labels.get(key)
+            if ours and theirs:
+                p = min(ours.probability, theirs.probability)
+                both[key] = Followed(ours.count + theirs.count, p, ours.sums + theirs.sums)
+                continue
+            only, elsewhere = (ours, other.threshold) if ours else (theirs, self.threshold)
+            if self.u(key) < 1 / elsewhere:
+                p = min(only.probability, 1 / elsewhere)
+            elif only.probability == 1 and only.count >= threshold:
+                p = 1.0
+            else:
+                continue
+            both[key] = Followed(only.count, p, only.sums, only.position)
+        self.labels, self.threshold = both, threshold
+        self.fit()
+
+
+class Stream:
+    """Feeds documents to `OnlineRows`, to tables of two layers, and to the rule."""
+
+    def __init__(self, names, label_rows, name="ours"):
+        self.names, self.label_rows, self.name = names, label_rows, name
+        self.rows = self.new_rows()
+        self.tables = [self.new_table(), self.new_table()]
+        self.expected = LabelByLabel(names, label_rows)
+        self.n_batches = 0
+        self.random = np.random.default_rng(len(name))
+
+    def new_rows(self):
+        return OnlineRows(parse_label_sets(self.names), label_rows=self.label_rows, seed=SEED)
+
+    def new_table(self):
+        sizes = self.rows.table_sizes()
+        return LabelTables(SHAPE, torch.device("cpu"), n_live=sizes.n_live, most_live=sizes.most_live)
+
+    def feed(self, documents):
+        longest = max(map(len, documents))
+        ids, real = np.zeros((len(documents), longest), dtype=np.int64), np.zeros((len(documents), longest), dtype=bool)
+        for row, tokens in enumerate(documents):
+            ids[row, : len(tokens)], real[row, : len(tokens)] = tokens, True
+        fed = TokenBatch(real_BT=real, ids_BT=ids)
+        values = self.random.integers(1, 9, (*ids.shape, N_COLUMNS)).astype(np.float64)
+        values[..., -1] = 1.0
+        dispatch = self.rows.batch(fed, {}, self.rows.new_sequences(fed))
+        self.apply(dispatch, values)
+        self.n_batches += 1
+        self.expected.batch(documents, values, (self.name, self.n_batches))
+        return dispatch
+
+    def apply(self, dispatch, values_BTK):
+        q_NK = torch.from_numpy(values_BTK).flatten(0, 1).float()
+        if dispatch.computed is not None:
+            q_NK = q_NK[dispatch.computed]
+        bags_LK = torch.nn.functional.embedding_bag(
+            dispatch.bag_positions.long(), q_NK, dispatch.bag_offsets.long(), mode="sum", include_last_offset=True
+        )[dispatch.weights_XL.shape[1] :]
+        add_bags(self.tables, torch.stack([bags_LK * (i + 1) for i in range(len(self.tables))]), dispatch)
+
+    def merge(self, other):
+        mapped = self.rows.merge(other.rows)
+        for ours, theirs in zip(self.tables, other.tables, strict=True):
+            ours.merge(theirs, mapped)
+        self.expected.merge(other.expected)
+
+    def reload(self, label_rows=None):
+        """Go on from a state, perhaps with another number of rows."""
+        state = self.rows.state_dict()
+        self.label_rows = label_rows or self.label_rows
+        self.rows = self.new_rows()
+        taken = self.rows.load_state_dict(state)
+        before, self.tables = self.tables, [self.new_table() for _ in self.tables]
+        for table, old in zip(self.tables, before, strict=True):
+            stored = {key: getattr(old, name) for name, key in LabelTables.STATE.items()}
+            table.load(stored, None if taken is None else torch.from_numpy(taken))
+        if label_rows:
+            self.expected.rows_allowed = label_rows
+            self.expected.fit()
+
+    def check(self):
+        found, expected = self.found(), self.expected.labels
+        if self.label_rows != "all":
+            assert len(self.rows.row_labels().live_sets) <= self.label_rows
+            for table in self.tables:
+                assert max(len(table.live), len(table._longer.get("live", ()))) <= self.label_rows
+            assert len(found) <= len(self.names) * self.label_rows
+        assert found.keys() == expected.keys()
+        for key, label in expected.items():
+            count, probability, *sums = found[key]
+            assert (count, probability) == (label.count, label.probability), key
+            for i, row in enumerate(sums):
+                np.testing.assert_array_equal(row, label.sums * (i + 1))
+        self.check_row_labels()
+
+    def found(self):
+        """Count, probability and sums in each layer of every label, read from the state."""
+        state = self.rows.state_dict()
+        assert state["threshold"] == self.expected.threshold
+        found = {}
+        for x, name in enumerate(self.names):
+            parts = (state[part][x].tolist() for part in ("ngrams", "counts", "probability", "rows"))
+            for ngram, count, probability, row in zip(*parts, strict=True):
+                found[name, tuple(ngram)] = (count, probability, *(table.live[row].numpy() for table in self.tables))
+        return found
+
+    def check_row_labels(self):
+        """Rows of one label have its probability, shared ones one for each label; those of nobody are empty."""
+        said, labels = self.rows.row_labels(), self.expected.labels
+        assert said.thresholds.tolist() == [self.expected.threshold] * len(self.names)
+        in_use = said.live_sets >= 0
+        for x, name in enumerate(self.names):
+            of_set = [label for (s, _), label in labels.items() if s == name]
+            again = sorted((label.count, label.probability) for label in of_set if label.count > 1)
+            rows = np.flatnonzero(said.live_sets == x)
+            positions = self.tables[0].live[rows, -1].tolist()
+            assert sorted(zip(positions, said.live_probability[rows].tolist(), strict=True)) == again
+            once = sorted(label.probability for label in of_set if label.count == 1)
+            assert sorted(said.shared_probability[x].tolist()) == once
+            assert (self.tables[0].live[said.shared_rows[x], -1] == 1).all()
+            in_use[said.shared_rows[x]] = True
+        assert in_use.sum() == self.expected.n_rows
+        for table in self.tables:
+            assert not table.live[len(in_use) :].any()
+            assert not table.live[: len(in_use)][torch.from_numpy(~in_use)].any()
+
+
+def zipf_documents(random, n, longest=14, vocabulary=60):
+    """Documents whose tokens are as unevenly frequent as words are; some are too short for any label."""
+    weights = 1.0 / np.arange(1, vocabulary + 1)
+    return [
+        random.choice(vocabulary, size=random.integers(1, longest), p=weights / weights.sum()).tolist()
+        for _ in range(n)
+    ]
