@@ -21,7 +21,13 @@ from softh_probe.accumulators.label_pools import CountTables, chunks
 from softh_probe.accumulators.label_tables import mass, position_entropy, squares, weighted_entropy
 from softh_probe.accumulators.label_weights import BucketWeights, LiveWeights
 from softh_probe.accumulators.row_labels import RowLabels
-from softh_probe.estimators.bias_correction import BiasCurves, bias_slope, chance_information, corrected_conditional
+from softh_probe.estimators.bias_correction import (
+    BiasCurves,
+    bias_excess,
+    bias_slope,
+    chance_information,
+    corrected_conditional,
+)
 from softh_probe.estimators.soft_entropy import entropy
 
 
@@ -190,3 +196,34 @@ def sampling_errors(
         labels.error(first_I, second_I, constant_I),
         covered,
     )
+
+
+def correction_bias(labels: SampledLabels, curves: BiasCurves, tables: CountTables) -> Tensor:
+    """Estimate by how much the corrected information is too low because few labels of a count tell their mean W: [S].
+
+    The correction is a convex function of W. Its excess is computed from the variance of W among the labels of a count,
+    which labels of similar counts have in common.
+    """
+    corrected = corrected_conditional(curves, *tables.of_followed)
+    n_counts = len(corrected.counts_C)
+    covered = labels.counts_I >= 2
+    c_I = torch.searchsorted(corrected.counts_C, labels.counts_I[covered].long())
+    n_I, followed_I = labels.counts_I[covered], labels.followed_I[covered]
+    first_I, product_I, second_I = labels.squares_I3[covered].unbind(dim=1)
+    values = torch.stack(
+        [
+            followed_I,
+            (labels.sums_I2[covered, 0] - labels.sums_I2[covered, 1]) / n_I,
+            (first_I - 2 * product_I + second_I) / n_I.square(),
+            followed_I * (1 - labels.probability_I[covered]),
+        ]
+    )
+    m_C, sum_C, squares_C, left_out_C = values.new_zeros(4, n_counts).index_add_(1, c_I, values)
+    within_C = (squares_C - sum_C.square() / m_C.clamp_min(1)).clamp_min(0.0)
+    octave_C = corrected.counts_C.double().log2().floor().long()
+    pooled = values.new_zeros(2, int(octave_C.max()) + 1) if n_counts else values.new_zeros(2, 0)
+    pooled.index_add_(1, octave_C, torch.stack([within_C, (m_C - 1).clamp_min(0.0)]))
+    variance_C = (pooled[0] / pooled[1].clamp_min(1))[octave_C]
+    sd_C1 = (variance_C * left_out_C / m_C.clamp_min(1).square()).sqrt().unsqueeze(1)
+    excess_CS = bias_excess(curves, corrected, sd_C1)
+    return (corrected.positions_C @ excess_CS) / corrected.positions_C.sum()

@@ -19,6 +19,7 @@ from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.sampling_error import (
     SamplingErrors,
+    correction_bias,
     labels_of_buckets,
     labels_of_rows,
     sampling_errors,
@@ -88,12 +89,14 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     )
     covered_entropy = entropy(covered_mass)
     errors = [SamplingErrors()] * len(rows.keeps_labels)
+    corrected_bias = torch.zeros_like(covered_entropy)
     for x in np.flatnonzero(rows.thresholds > 1).tolist():
         if of_live is None:
             followed = labels_of_buckets(rows, of_buckets, layer.retired, x, n_sets)
         else:
             followed = labels_of_rows(rows, of_live, layer.live, x, covered_mass[x])
         covered_entropy[x] += followed.entropy_bias_S
+        corrected_bias[x] = correction_bias(followed, curves, tables.of_set(x))
         errors[x] = sampling_errors(followed, curves, tables.of_set(x), covered_mass[x], labelled[x, -1])
     errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
     label_positions, label_weighted = layer.labels_one_by_one()
@@ -108,7 +111,7 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
         conditional_entropy=tables.weighted_XCS.sum(dim=1) / labelled[:, -1:],
         null_information=null_information(curves, tables.counts_C, tables.labels_XC),
-        corrected_information=corrected_information(curves, *tables.of_followed, covered_entropy),
+        corrected_information=corrected_information(curves, *tables.of_followed, covered_entropy) + corrected_bias,
         conditional_entropy_sampling_sd=errors_X4[:, 0],
         null_information_sampling_sd=errors_X4[:, 1],
         corrected_information_sampling_sd=errors_X4[:, 2],

@@ -270,6 +270,17 @@ def bias_slope(curves: BiasCurves, corrected: CorrectedConditional) -> Tensor:
     return (beside[1] - beside[0]) / (2 * step_CS)
 
 
+def bias_excess(curves: BiasCurves, corrected: CorrectedConditional, sd_C1: Tensor) -> Tensor:
+    """Estimate by how much b(n) is too large because W is uncertain, to second order: [..., C, S].
+
+    Args:
+        sd_C1: standard error of W of each count, [..., C, 1].
+    """
+    w_CS = corrected.divergence_CS
+    beside = [_bias(curves, corrected.counts_C, (w_CS + sign * sd_C1).clamp_min(0.0)) for sign in (-1, 1)]
+    return (beside[0] + beside[1]) / 2 - corrected.bias_CS
+
+
 def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor:
     """Estimate b(n), [..., C, S], of labels of count n ≥ 2 from their mean divergence W."""
     first_K1S, bias_KCS = curves(counts_C.new_ones(1)), curves(counts_C)
