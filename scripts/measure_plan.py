@@ -2,8 +2,8 @@
 
     python scripts/material.py .cache --fortunes && python scripts/measure_plan.py
 
-Eight n-gram label sets; documents sorted by length within windows of neighbours, and all of them together; and what
-the second run on the same text takes, from the cache.
+Eight n-gram label sets; documents sorted by length within windows of neighbours, and all of them together; all labels,
+and the sample of the default number of rows; and what the second run on the same text takes, from the cache.
 """
 
 import resource
@@ -15,7 +15,7 @@ import numpy as np
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import SORT_WINDOW, length_batches
 from softh_probe.data.prepared import read_corpus
-from softh_probe.labels import NGRAM_SETS, parse_label_sets, shortest_document
+from softh_probe.labels import DEFAULT_LABEL_ROWS, NGRAM_SETS, parse_label_sets, shortest_document
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.plan import Plan
@@ -43,14 +43,17 @@ label_sets = parse_label_sets(NGRAM_SETS)
 keep = corpus.lengths >= shortest_document(label_sets)
 print(f"{corpus.n_documents:,} documents, {corpus.n_tokens:,} tokens")
 for window in (SORT_WINDOW, corpus.n_documents):
-    start = time.perf_counter()
-    plan = Plan(corpus, label_sets, length_batches(corpus.lengths, TOKENS_PER_BATCH, keep=keep, window=window))
-    seconds = time.perf_counter() - start
-    padded = sum(len(b) * corpus.lengths[b].max() for b in plan.batches)
-    padding = padded / corpus.lengths[np.concatenate(plan.batches)].sum() - 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"sorted within {window:,} documents: {plan.labels_by_set.sum():,} labels, "
-        f"{plan.allocation.n_live:,} rows live at most; "
-        f"padding {padding:.1%}; planned in {seconds:.1f} s, process peak {peak:.1f} GiB"
-    )
+    batches = length_batches(corpus.lengths, TOKENS_PER_BATCH, keep=keep, window=window)
+    padded = sum(len(b) * corpus.lengths[b].max() for b in batches)
+    padding = padded / corpus.lengths[np.concatenate(batches)].sum() - 1
+    print(f"sorted within {window:,} documents: padding {padding:.1%}")
+    for label_rows in ("all", DEFAULT_LABEL_ROWS):
+        start = time.perf_counter()
+        plan = Plan(corpus, label_sets, batches, label_rows=label_rows)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(
+            f"  label_rows {label_rows}: {plan.followed_by_set.sum():,} of {plan.labels_by_set.sum():,} labels take "
+            f"part, {plan.allocation.n_live:,} rows live at most, expected error at most {plan.expected_errors.max():.5f} "
+            f"log m; planned in {seconds:.1f} s, process peak {peak:.1f} GiB"
+        )

@@ -153,6 +153,21 @@ def test_three_processes_stopped_by_a_signal_go_on_to_the_same_sums_bit_for_bit(
         assert (Path(stopped.out) / name).read_bytes() == (Path(whole.out) / name).read_bytes(), name
 
 
+def test_processes_follow_the_sample_of_labels_of_one_process(config, tmp_path):
+    settings = {**SETTINGS, "label_rows": 6}
+    shared = config(**settings, out=str(tmp_path / "shared"), cache="none")
+    assert [code for code, _ in together(shared, tmp_path)] == [0, 0]
+    one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
+    found = ProbeResult.load(shared.out)
+    assert_same_results(found, one)
+    sampled = [name for name, of_set in one.info["label_sampling"].items() if of_set["threshold"] > 1]
+    assert set(sampled) == {"output_unigram", "input_bigram", "output_trigram"}  # one is per label, one a column
+    assert found.info["label_sampling"] == one.info["label_sampling"]
+    deviations = [result.to_pandas("nats").sampling_sd.to_numpy() for result in (found, one)]
+    assert (deviations[0] > 0).any()
+    np.testing.assert_allclose(*deviations, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_that_fails_says_why_and_the_others_end_and_keep_what_they_measured(config, tmp_path, rank):
     def fail():
