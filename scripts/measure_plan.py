@@ -52,8 +52,9 @@ for window in (SORT_WINDOW, corpus.n_documents):
         plan = Plan(corpus, label_sets, batches, label_rows=label_rows)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        rows, error = plan.allocation.n_live, plan.expected_errors.max()
         print(
             f"  label_rows {label_rows}: {plan.followed_by_set.sum():,} of {plan.labels_by_set.sum():,} labels take "
-            f"part, {plan.allocation.n_live:,} rows live at most, expected error at most {plan.expected_errors.max():.5f} "
-            f"log m; planned in {seconds:.1f} s, process peak {peak:.1f} GiB"
+            f"part, {rows:,} rows live at most, expected error at most {error:.5f} log m; "
+            f"planned in {seconds:.1f} s, process peak {peak:.1f} GiB"
         )

@@ -33,7 +33,7 @@ from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.output_folder import UNFINISHED, check_folder
 from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, provenance, too_short
-from softh_probe.run.resume import load_snapshot
+from softh_probe.run.resume import check_sample, load_snapshot
 from softh_probe.run.snapshots import Snapshots
 
 
@@ -147,6 +147,7 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     record_max_length(given, config, choices, n_longer=corpus.n_truncated)
     choices.update(corpus.choices)
     plan = plan_run(config, corpus, processes.count)
+    check_sample(unfinished, plan)
     checkpoint = Checkpoint(model=skeleton, info={})
     check_model(checkpoint, corpus)
     dtype = _dtype(config, skeleton, device)

@@ -103,13 +103,8 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
     # Fields that a configuration of before lacks are null where they change nothing; before padding was checked, all
     # batches were padded.
     config_then = {**dict.fromkeys(run["config"]), **progress.run["config"]}
-    if "label_rows" not in progress.run["config"]:  # it follows all labels
-        if plan.allocation.is_sampled:
-            raise InputError(
-                f"out: the unfinished run in this folder follows all labels, as an earlier softh_probe began it; "
-                f"label_rows {run['config']['label_rows']:,} would follow a sample: add --label-rows all to go on with "
-                f"it, or {_START_ANEW}"
-            )
+    if "label_rows" not in progress.run["config"]:
+        check_sample(unfinished, plan)
         config_then["label_rows"] = run["config"]["label_rows"]
     theirs = {"padding": PADDED, **progress.run, "config": config_then}
     if changed := [name for name in run if theirs.get(name) != run[name]]:
@@ -122,6 +117,15 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
     return Progress(
         run=run, batches=progress.batches, seconds=progress.seconds, interruptions=progress.interruptions + 1
     )
+
+
+def check_sample(unfinished: Unfinished | None, plan: Plan) -> None:
+    """Raise InputError if an unfinished run began before labels were sampled, and the plan follows a sample."""
+    if unfinished and "label_rows" not in unfinished[0].run["config"] and plan.allocation.is_sampled:
+        raise InputError(
+            f"out: the unfinished run in this folder follows all labels, as softh_probe did before it sampled them; "
+            f"label_rows is too small for that: add --label-rows all to go on with it, or {_START_ANEW}"
+        )
 
 
 def _config_of(config: RunConfig) -> dict[str, Any]:

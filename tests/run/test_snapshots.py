@@ -20,6 +20,7 @@ from softh_probe.errors import InputError, Interrupted
 from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run import run
+from softh_probe.run.dry_run import dry_run
 from softh_probe.run.snapshots import Snapshots
 from tests.helpers.corpora import write_texts
 from tests.helpers.models import tiny_llama
@@ -208,6 +209,8 @@ def test_a_run_from_before_labels_were_sampled_goes_on_where_none_are(config, st
     if label_rows == 5:
         with pytest.raises(InputError, match=r"follows all labels.* add --label-rows all .* --no-resume"):
             run(wanted, progress=False)
+        with pytest.raises(InputError, match="follows all labels"):
+            dry_run(wanted, progress=False)
         assert snapshots_of(wanted)
         return
     assert run(wanted, progress=False).info["interruptions"] == 1
