@@ -29,6 +29,8 @@ from softh_probe.labels import LabelRows, LabelSet
 
 #: Factor by which the threshold rises.
 STEP = 1.25
+#: Parts of [0, 1) of which is known whether a followed label's number lies there. Few hold any but those near 0.
+N_SLOTS = 2**20
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -53,6 +55,8 @@ class LiveLabels:
         self._tables = self._new_tables([()] * len(label_sets))
         # Longer than there are labels; the first `_n_known` have entered with a probability.
         self._counts_K, self._probability_K, self._n_known = _NONE, np.zeros(0), 0
+        # Of each set, whether a label is followed whose u is in a slot; known where the threshold has risen.
+        self._is_taken = [np.zeros(0, dtype=bool)] * len(label_sets)
 
     def __len__(self) -> int:
         return sum(map(len, self._tables))
@@ -72,11 +76,16 @@ class LiveLabels:
         table = self._tables[x]
         if self.threshold == ALL:
             return _numbers(table, _keys(tokens_Nn))
-        keys = _keys(tokens_Nn)
-        numbers_N = np.fromiter(map(table.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
         u_N = uniform_numbers(tokens_Nn, self._label_sets[x].name, self._seed)
-        enters_N = (numbers_N < 0) & (u_N < 1.0 / self.threshold)
-        numbers_N[enters_N] = _numbers(table, list(compress(keys, enters_N.tolist())))
+        slots_N, enters_N = _slots(u_N), u_N < 1.0 / self.threshold
+        some = np.flatnonzero(enters_N | self._is_taken[x][slots_N])  # most positions' labels are found nowhere
+        keys = _keys(tokens_Nn[some])
+        found = np.fromiter(map(table.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
+        is_new = (found < 0) & enters_N[some]
+        found[is_new] = _numbers(table, list(compress(keys, is_new.tolist())))
+        self._is_taken[x][slots_N[some[is_new]]] = True
+        numbers_N = np.full(len(u_N), -1)
+        numbers_N[some] = found
         return numbers_N
 
     def assign(
@@ -166,6 +175,7 @@ class LiveLabels:
         self._n_known = len(numbers)
         stays_K = self._fitting(_NONE, _NONE.astype(bool), _NONE)
         if stays_K is None:
+            self._mark_slots()
             return None
         self._keep(stays_K)
         return self.rows.close_gaps()
@@ -221,7 +231,17 @@ class LiveLabels:
         n_before, self._n_known = len(stays_K), len(self)
         self._counts_K = self._counts_K[:n_before][stays_K]
         self._probability_K = self._probability_K[:n_before][stays_K]
+        self._mark_slots()
         return freed
+
+    def _mark_slots(self) -> None:
+        """Mark the slots of the numbers u of all labels, where not all labels are followed."""
+        if self.threshold == ALL:
+            return
+        u_K = self._uniform_numbers()
+        for x, table in enumerate(self._tables):
+            self._is_taken[x] = np.zeros(N_SLOTS, dtype=bool)
+            self._is_taken[x][_slots(u_K[_values(table)])] = True
 
     def _extend(self, probability: float) -> None:
         """Extend what is known of each label to new ones, which entered with a probability."""
@@ -248,6 +268,11 @@ class LiveLabels:
         for label_set, table, tokens in zip(self._label_sets, self._tables, self._tokens(), strict=True):
             u_K[_values(table)] = uniform_numbers(tokens, label_set.name, self._seed)
         return u_K
+
+
+def _slots(u_N: np.ndarray) -> np.ndarray:
+    slots_N: np.ndarray = (u_N * N_SLOTS).astype(np.int64)
+    return slots_N
 
 
 def _values(table: Mapping[Any, int]) -> np.ndarray:
