@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -40,7 +40,7 @@ from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.data.prepared import read_corpus
-from softh_probe.labels import NGRAM_SETS
+from softh_probe.labels import DEFAULT_LABEL_ROWS, NGRAM_SETS
 from softh_probe.models.loading_errors import quiet_transformers
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
@@ -74,6 +74,8 @@ class Benchmark:
     """Treatment of longer documents: truncate, or split into successive windows."""
     tokens_per_batch: int = 1024
     """Tokens a batch of the probe has at most, padding included."""
+    label_rows: int | Literal["all"] = DEFAULT_LABEL_ROWS
+    """Rows of n-gram labels that a layer holds at most; fewer than the corpus needs follow a sample of labels."""
     repeats: int = 3
     """Times that every condition is measured."""
     out: str = "out/benchmark.json"
@@ -110,6 +112,7 @@ class Bench:
             cache="none",
             tokens_per_batch=options.tokens_per_batch,
             labels=NGRAM_SETS,
+            label_rows=options.label_rows,
             out="-",
         )
         self.corpus: Corpus = read_corpus(self.config, self.tokenizer, progress=False)
@@ -152,7 +155,7 @@ class Bench:
         return self.padded(self.model if condition == "plain" else self.model.get_decoder(), condition == "attached")
 
     def padded(self, module: torch.nn.Module, attached: bool) -> Iterator[None]:
-        probe = SoftEntropyProbe(self.model, NGRAM_SETS) if attached else nullcontext()
+        probe = self.attached() if attached else nullcontext()
         for start in range(0, self.corpus.n_documents, 8):
             documents = torch.arange(start, min(start + 8, self.corpus.n_documents)).numpy()
             ids, mask = pad_batch(self.corpus, documents)
@@ -160,11 +163,14 @@ class Bench:
                 module(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
             yield
 
+    def attached(self) -> SoftEntropyProbe:
+        return SoftEntropyProbe(self.model, NGRAM_SETS, label_rows=self.options.label_rows)
+
     def generate(self, attached: bool) -> Iterator[None]:
         documents = (self.corpus.lengths >= 16).nonzero()[0][:8]
         ids = torch.stack([torch.from_numpy(self.corpus.document(d)[:16].astype("int64")) for d in documents])
         for _ in range(GENERATED):
-            with SoftEntropyProbe(self.model, NGRAM_SETS) if attached else nullcontext():
+            with self.attached() if attached else nullcontext():
                 self.model.generate(
                     ids.to(self.device),
                     attention_mask=torch.ones_like(ids).to(self.device),
