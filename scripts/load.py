@@ -2,6 +2,7 @@
 
     python scripts/load.py                          # the full one: 8 n-gram label sets, some minutes on 2 cores
     python scripts/load.py --positions 100000       # a short one
+    python scripts/load.py --attached               # without a plan: rows as labels come, never more than label_rows
 
 A tiny model with random weights reads made-up documents, whose tokens are as unevenly frequent as words are and repeat
 in phrases, through a run's own stages: plan, forward with snapshots, result. It does so twice, each time in a process
@@ -11,6 +12,9 @@ Then everything is counted and summed again by other means: hidden states of doc
 padding or hooks; assignments and entropies in float64; labels as whole numbers made of their tokens, sorted, and their
 positions taken some at a time. Exit code 1 if counts differ, if sums or informations deviate, or if memory grew by more
 than the documents' tokens and the announced sums account for.
+
+With --attached, a probe is attached to the model, which is fed documents that are made as they are needed. Exit code 1
+if the process is larger after all positions than after a quarter of them, by more than a tenth.
 """
 
 from __future__ import annotations
@@ -23,17 +27,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from transformers import LlamaConfig, LlamaModel
 
 from softh_probe.data.corpus import Corpus, length_batches
 from softh_probe.estimators.anchors import sample_anchors
 from softh_probe.estimators.calibration import temperature
-from softh_probe.labels import NGRAM_SETS, ORDERS, parse_label_sets, shortest_document
+from softh_probe.labels import DEFAULT_LABEL_ROWS, NGRAM_SETS, ORDERS, parse_label_sets, shortest_document
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
@@ -51,6 +57,8 @@ BEFORE, AFTER = 3, 4
 BYTES_PER_TOKEN = 120
 SLACK_GIB = 0.15
 MOST_DEVIATION = 1e-5
+#: What a process may grow by after the first quarter of the positions.
+MOST_GROWTH = 1.1
 _BLOCK, _LONGEST = 2000, 256
 SHARE, STEEP = 0.9, 2.0
 
@@ -168,6 +176,49 @@ def measured(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[st
     words = [f"--positions={n_positions}", f"--snapshot-minutes={snapshot_minutes}", f"--measure={folder}"]
     done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- without a plan ------------------------------------------------------------------------------------------------
+
+
+def made_up_batches() -> Iterator[dict[str, torch.Tensor]]:
+    """Documents without end, those of each block sorted by length and padded on the right; with their masks."""
+    for block in count():
+        tokens, lengths = made_up_documents(block)
+        documents = sorted(np.split(tokens, np.cumsum(lengths)[:-1]), key=len)
+        while documents:
+            n = len(documents) - 1  # the longest come last
+            while n and (len(documents) - n + 1) * len(documents[-1]) <= TOKENS_PER_BATCH:
+                n -= 1
+            documents, batch = documents[:n], documents[n:]
+            ids = np.zeros((len(batch), len(batch[-1])), dtype=np.int64)
+            mask = np.arange(ids.shape[1]) < np.array(list(map(len, batch)))[:, None]
+            ids[mask] = np.concatenate(batch)
+            yield {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def measure_attached(n_positions: int, names: tuple[str, ...], label_rows: int) -> bool:
+    """Print the size of this process after a quarter, a half and all of the positions; whether it stays."""
+    model = made_up_model()
+    probe = SoftEntropyProbe(model, labels=names, n_anchors=N_ANCHORS, label_rows=label_rows)
+    marks, sizes = [n_positions // 4, n_positions // 2, n_positions], []
+    started = time.perf_counter()
+    with probe, torch.inference_mode():
+        for batch in made_up_batches():
+            model(**batch)
+            if probe.positions < marks[len(sizes)]:
+                continue
+            sizes.append(psutil.Process().memory_info().rss)
+            seconds = time.perf_counter() - started
+            threshold = probe.state_parts()[0]["rows"]["threshold"]
+            print(
+                f"{probe.positions:,} positions, {len(names)} sets, {label_rows:,} rows: {sizes[-1] / 2**30:.3f} GiB, "
+                f"threshold {threshold:.1f}, {seconds:.0f} s ({probe.positions / seconds:,.0f} positions a second)",
+                flush=True,
+            )
+            if len(sizes) == len(marks):
+                break
+    return sizes[-1] <= MOST_GROWTH * sizes[0]
 
 
 # --- the same by other means ---------------------------------------------------------------------------------------
@@ -296,7 +347,13 @@ if __name__ == "__main__":
     parser.add_argument("--positions", type=int, default=20_000_000, help="that count, at least")
     parser.add_argument("--snapshot-minutes", type=float, default=1.0, help="between snapshots")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the script calls itself with
+    parser.add_argument("--attached", action="store_true", help="without a plan")
+    parser.add_argument("--label-rows", type=int, default=DEFAULT_LABEL_ROWS, help="with --attached")
+    parser.add_argument("--labels", default=",".join(NGRAM_SETS), help="with --attached")
     arguments = parser.parse_args()
+    if arguments.attached:
+        stays = measure_attached(arguments.positions, tuple(arguments.labels.split(",")), arguments.label_rows)
+        sys.exit(None if stays else f"memory grew by more than a factor of {MOST_GROWTH}")
     if arguments.measure:
         print(json.dumps(measure(arguments.positions, arguments.measure, arguments.snapshot_minutes)))
         sys.exit()

@@ -24,8 +24,8 @@ WORLD = 4
 TEXTS = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0))
 
 
-def measured(model, texts, labels=LABELS):
-    probe = SoftEntropyProbe(model, labels=labels)
+def measured(model, texts, labels=LABELS, **settings):
+    probe = SoftEntropyProbe(model, labels=labels, **settings)
     with probe, torch.no_grad():
         if len(texts):
             model(input_ids=texts)
@@ -176,6 +176,10 @@ def counted_each(rank, folder):
     return gather(measured(tiny_llama(), TEXTS), repeated="count")
 
 
+def samples_of_labels(rank, folder):
+    return gather(measured(tiny_llama(), TEXTS[rank::WORLD], label_rows=20))
+
+
 def worker(rank: int, folder: str) -> None:
     """Run one of the processes."""
     torch.set_num_threads(1)
@@ -183,7 +187,7 @@ def worker(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}  # transformers asks for them
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     found = {}
-    for run in (*RIGHT, *REFUSED, counted_each):
+    for run in (*RIGHT, *REFUSED, counted_each, samples_of_labels):
         try:
             everything = run(rank, at)
         except ProbeError as error:
@@ -242,6 +246,29 @@ def test_what_nobody_can_tell_is_refused_in_all_processes(found, run, message):
 @needs_gloo
 def test_texts_that_are_meant_to_count_several_times(found):
     assert {found[rank]["counted_each"]["positions"] for rank in range(WORLD)} == {WORLD * 8 * 11}
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_samples_of_labels_are_gathered_to_one(found):
+    """In every process the same; a label that may have been left out somewhere has gone, or is a frequent one."""
+    expected = measured(tiny_llama(), TEXTS, label_rows="all").state_dict()
+    states = [found[rank]["samples_of_labels"] for rank in range(WORLD)]
+    for state in states[1:]:
+        torch.testing.assert_close(state["rows"], states[0]["rows"], rtol=0, atol=0)
+        torch.testing.assert_close(state["layers"], states[0]["layers"], rtol=0, atol=0)
+    rows, every = states[0]["rows"], expected["rows"]
+    assert 0 < len(torch.cat(rows["rows"]).unique()) <= 20
+    assert (torch.cat(rows["probability"]) < 1).any()
+    for x in range(len(LABELS)):
+        index = {tuple(ngram): i for i, ngram in enumerate(every["ngrams"][x].tolist())}
+        sampled = (rows["probability"][x] < 1).tolist()
+        there = [index[tuple(ngram)] for ngram in rows["ngrams"][x].tolist()]
+        assert torch.equal(rows["counts"][x][sampled], every["counts"][x][there][sampled])
+        for layer, state in states[0]["layers"].items():
+            ours = state["open"][rows["rows"][x][sampled]]
+            theirs = expected["layers"][layer]["open"][every["rows"][x][there][sampled]]
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_choice_is_named(model):

@@ -106,10 +106,10 @@ class LiveLabels:
     def merge(self, other: LiveLabels) -> tuple[np.ndarray, RowAssignment]:
         """Take over the labels of another part of the data.
 
-        The larger threshold holds. A label of one part that the other lacks may have been given up or refused there,
-        unless its number would have let it in, and is given up then, for its sum may be part of one. A frequent label
-        is kept nevertheless: lost, it would be missing from every part. Another part that gave it up had seen it fewer
-        times than the threshold says.
+        The larger threshold holds. A label that one part lacks stays if its number would have let it in there, for then
+        it did not occur; else it may have been given up or refused, and is given up. A frequent label that was certain
+        where it is known stays nevertheless: lost, it would be missing from all that follows. A part that gave it up
+        had seen it fewer times than its threshold by then; what it has seen since is missing from the label's sums.
 
         Returns:
             The rows of the other part's labels there, and here.
@@ -123,26 +123,13 @@ class LiveLabels:
         self._counts_K[labels_L] += other._counts_K[theirs_L]
         stays_K = None
         if (self.threshold, other.threshold) != (ALL, ALL):
-            probability_K = np.ones(len(self))
-            probability_K[labels_L] = other._probability_K[theirs_L]
-            here_K, there_K = np.arange(len(self)) < n_ours, np.zeros(len(self), dtype=bool)
-            there_K[labels_L] = True
-            ours_K, counts_K = self._probability_K[: len(self)], self._counts_K[: len(self)]
-            passed_K = np.minimum(ours_K, probability_K)
-            for threshold, is_there_K in ((self.threshold, here_K), (other.threshold, there_K)):
-                passed_K[~is_there_K] = np.minimum(passed_K[~is_there_K], 1.0 / threshold)
-            self.threshold = max(self.threshold, other.threshold)
-            is_certain_K = self._uniform_numbers() < passed_K
-            is_frequent_K = (np.minimum(ours_K, probability_K) == 1.0) & (counts_K >= self.threshold)
-            ours_K[:] = np.where(is_certain_K, passed_K, 1.0)
-            stays_K = is_certain_K | is_frequent_K
+            stays_K = self._common(n_ours, labels_L, other._probability_K[theirs_L], other.threshold)
         stays_K = self._fitting(labels_L, is_shared_L, rows_L, stays_K)
         return rows_L, self._assign(stays_K, labels_L, is_shared_L, rows_L)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the labels of each set in the order of their numbers, and what is known of each."""
-        tables = self._tables
-        numbers = [_values(table) for table in tables]
+        numbers = [_values(table) for table in self._tables]
         found = [self.rows.lookup(part) for part in numbers]
         return {
             "ngrams": [torch.from_numpy(tokens) for tokens in self._tokens()],
@@ -181,6 +168,30 @@ class LiveLabels:
         return self.rows.close_gaps()
 
     # --- parts ------------------------------------------------------------------------------------------------
+
+    def _common(
+        self, n_ours: int, labels_L: np.ndarray, probability_L: np.ndarray, their_threshold: float
+    ) -> np.ndarray:
+        """Take the larger threshold and the least probabilities of two parts; return which labels stay.
+
+        Args:
+            n_ours: labels of this part; they come first.
+            labels_L, probability_L: labels of the other part, and their probabilities there.
+            their_threshold: that of the other part.
+        """
+        is_ours_K = np.arange(len(self)) < n_ours
+        is_theirs_K = np.zeros(len(self), dtype=bool)
+        is_theirs_K[labels_L] = True
+        known_K = self._probability_K[: len(self)]  # ones where a label is new here
+        known_K[labels_L] = np.minimum(known_K[labels_L], probability_L)
+        passed_K = np.where(is_ours_K, known_K, np.minimum(known_K, 1.0 / self.threshold))
+        passed_K = np.where(is_theirs_K, passed_K, np.minimum(passed_K, 1.0 / their_threshold))
+        self.threshold = max(self.threshold, their_threshold)
+        is_whole_K = self._uniform_numbers() < passed_K
+        is_frequent_K = (known_K == 1.0) & (self._counts_K[: len(self)] >= self.threshold)
+        known_K[is_whole_K] = passed_K[is_whole_K]
+        stays_K: np.ndarray = is_whole_K | is_frequent_K
+        return stays_K
 
     def _fitting(
         self,
