@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,8 @@ from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
 from softh_probe.layer_places import FINAL_NORM
 from softh_probe.patching import lock_of
-from softh_probe.planned.announced import AnnouncedBatches
+from softh_probe.planned.announced import AnnouncedBatches, AnnouncedRows
 from softh_probe.result import ProbeResult
-
-if TYPE_CHECKING:
-    from softh_probe.planned.plan import Plan
 
 #: Ways to count: every real position each time it is fed, or each distinct prefix once.
 COUNTS = ("forwarded", "unique_prefix")
@@ -80,7 +77,7 @@ class SoftEntropyProbe:
             a position is a row. (module, "key" or index) names one of several tensors, (module, None, "TBD") says what
             the dimensions are: B the batch, D or C the width, others positions ("BCT", "BCHW"). What is not certain of
             these has to be named.
-        plan: the rows of the labels of a known corpus; each `batch` is announced before its forward pass.
+        plan: the rows of the labels of a known or a streamed corpus; each `batch` is announced before its forward pass.
 
     Raises:
         InputError: an argument is not what it has to be, or the model's blocks cannot be found.
@@ -100,7 +97,7 @@ class SoftEntropyProbe:
         *,
         anchors: Kind = "iid",
         modules: Mapping[str, nn.Module | tuple[Any, ...]] | None = None,
-        plan: Plan | None = None,
+        plan: AnnouncedRows | None = None,
     ) -> None:
         if count not in COUNTS:
             raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
@@ -280,7 +277,8 @@ class SoftEntropyProbe:
 
     def new_like(self) -> SoftEntropyProbe:
         """Make a probe of the same model with the same settings that has measured nothing."""
-        return SoftEntropyProbe(self._model, modules=self._modules, plan=self._plan, **self._settings)
+        plan = None if self._plan is None else self._plan.fresh()
+        return SoftEntropyProbe(self._model, modules=self._modules, plan=plan, **self._settings)
 
     # --- attached to a model ----------------------------------------------------------------------------------
 
@@ -386,7 +384,7 @@ def _label_source(
     count: str,
     label_rows: LabelRows,
     seed: int,
-    plan: Plan | None,
+    plan: AnnouncedRows | None,
 ) -> LabelSource:
     """Choose the source of labels: the plan of a known corpus, or the tokens that other code feeds."""
     has_backbone = bool(points.blocks)

@@ -221,7 +221,7 @@ class OnlineRows:
             n_tokens=int(fed.real_BT.sum()),
             n_counted=len(place_N),
             sequences=in_pieces(row_N[by_sequence], place_N[by_sequence]),
-            weights_WB=poisson_weights(sequences.keys_B),
+            weights_WB=poisson_weights(sequences.drawn_keys_B),
             labels=labels,
             kept_rows=bags.groups_L[:kept_end],
             live_rows=np.concatenate([placed.rows_L[placed.rows_L >= 0], placed.rows_P]),

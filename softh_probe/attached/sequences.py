@@ -41,6 +41,7 @@ class CachedSequences:
             `segment` (number of the text packed into a row) and the user's own labels (−1 where there is none).
         prefixes_BL2: uint64, for each column the key of all real tokens up to it; None where prefixes are not counted.
         keys_B: uint64, a key of each sequence that stays the same as it grows.
+        drawn_keys_B: uint64, keys that draw the bootstrap weights; those of documents that sequences are windows of.
         n_before_B: real tokens before these columns.
         waiting_rows, waiting_columns, waiting_places: positions that wait, and where each layer has kept their soft
             assignments, among n_held.
@@ -52,6 +53,7 @@ class CachedSequences:
     columns: dict[str, np.ndarray]
     prefixes_BL2: np.ndarray | None
     keys_B: np.ndarray
+    drawn_keys_B: np.ndarray
     n_before_B: np.ndarray
     waiting_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     waiting_columns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -85,7 +87,8 @@ class CachedSequences:
         """
         self.columns = {name: values[rows] for name, values in self.columns.items()}
         self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[rows]
-        self.keys_B, self.n_before_B = self.keys_B[rows], self.n_before_B[rows]
+        self.keys_B, self.drawn_keys_B = self.keys_B[rows], self.drawn_keys_B[rows]
+        self.n_before_B = self.n_before_B[rows]
         first = np.full(int(max(self.waiting_rows.max(initial=0), rows.max(initial=0))) + 1, -1)
         first[rows[::-1]] = np.arange(len(rows))[::-1]
         self._keep_waiting(first[self.waiting_rows] >= 0)
@@ -199,6 +202,7 @@ def empty_sequences(keys_B: np.ndarray, *, past_known: bool = True) -> CachedSeq
         columns=columns,
         prefixes_BL2=None,
         keys_B=keys_B,
+        drawn_keys_B=keys_B,
         n_before_B=np.zeros(len(keys_B), dtype=np.int64),
         past_known=past_known,
     )

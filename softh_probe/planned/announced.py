@@ -1,4 +1,4 @@
-"""The labels of a planned run: each batch is announced before its forward pass."""
+"""The labels of a planned or streamed run: each batch is announced before its forward pass."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from softh_probe.attached.pass_context import PassContext
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.planned.plan import Plan
+from softh_probe.planned.streamed import StreamedRows
+
+#: The rows of all labels of a corpus, or of those that were fed so far.
+AnnouncedRows = Plan | StreamedRows
 
 _NOT_ANNOUNCED = "plan: no batch was announced; run the model inside probe.batch(plan.batch(index))"
 
 
 class AnnouncedBatches:
-    """Give each forward pass the labels that its batch has in the plan; a `LabelSource`.
+    """Give each forward pass the labels that its batch has in a plan or a stream; a `LabelSource`.
 
     Args:
-        plan: the rows of all labels.
+        rows: the rows of the labels.
         has_backbone: whether the hooked model has to be fed tokens.
     """
 
@@ -32,8 +36,8 @@ class AnnouncedBatches:
     is_paused = False
     tells_positions_apart = True
 
-    def __init__(self, plan: Plan, *, has_backbone: bool) -> None:
-        self.rows = plan
+    def __init__(self, rows: AnnouncedRows, *, has_backbone: bool) -> None:
+        self.rows = rows
         self.lock = threading.RLock()
         self.choices = Choices()  # the run reports them
         self._has_backbone = has_backbone

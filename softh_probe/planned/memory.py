@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import torch
 
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.label_tables import columns
-from softh_probe.accumulators.sampling import N_REPLICATES
+from softh_probe.accumulators.sampling import N_REPLICATES, SAMPLE_SIZE
 from softh_probe.errors import InputError
 from softh_probe.planned.plan import Plan
+from softh_probe.planned.row_allocation import KEPT_LABELS
+from softh_probe.planned.streamed import StreamedRows
 
 GIB = 2**30
 
@@ -26,6 +28,9 @@ SHARE_OF_FREE = 0.8
 ALL_POSITIONS = "all positions"
 
 _SQUARES = 3  # further columns of a bucket where labels are sampled; see `LabelTables`
+#: Name for the rows that the n-grams of all sets share in a streamed run.
+NGRAMS = "n-grams, at most"
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -34,14 +39,17 @@ class SetSampling:
     """The sample of the labels of one set.
 
     Attributes:
-        followed: labels that take part.
+        followed: labels that take part; None where nobody knows them yet, as in a stream.
         threshold: labels of fewer positions take part by chance, with a probability of positions / threshold.
         expected_se: expected standard error of the set's information by the sampling of labels, in log m; 0 is exact.
     """
 
-    followed: int
-    threshold: float
-    expected_se: float
+    followed: int | None
+    threshold: float | None
+    expected_se: float | None
+
+
+_UNKNOWN = SetSampling(followed=None, threshold=None, expected_se=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,8 @@ class SumsMemory:
 
     Attributes:
         bytes_by_set: bytes of one layer's sums for each label set, and for all positions.
-        labels_by_set, rows_by_set: distinct labels of each set, and its table rows when most are in use.
+        labels_by_set, rows_by_set: distinct labels of each set, None where nobody knows them yet, and its table rows
+            when most are in use.
         sampling: the sample of each label set's labels.
         devices: the device of each layer.
         on_host: layers whose tables are in host memory although the layer is on an accelerator.
@@ -58,7 +67,7 @@ class SumsMemory:
     """
 
     bytes_by_set: dict[str, int]
-    labels_by_set: dict[str, int]
+    labels_by_set: dict[str, int | None]
     rows_by_set: dict[str, int]
     sampling: dict[str, SetSampling]
     devices: dict[str, torch.device]
@@ -92,23 +101,24 @@ class SumsMemory:
         Its `se` is the expected standard error of a set's information by the sampling of its labels, in log m.
         """
         n, all_of_it = len(self.devices), SetSampling(followed=0, threshold=ALL, expected_se=0.0)
+        sampled = [s for s in self.sampling.values() if s.threshold is None or s.threshold > ALL]
         lines = [_line("label set", "labels", "followed", "rows at once", "se / log m", "GiB")]
         for name, size in self.bytes_by_set.items():
             counts = self.labels_by_set[name], self.rows_by_set[name]
             lines.append(_row(name, *counts, n * size, self.sampling.get(name, all_of_it)))
         whole = SetSampling(
-            followed=sum(s.followed for s in self.sampling.values()),
-            threshold=max((s.threshold for s in self.sampling.values()), default=ALL),
-            expected_se=max((s.expected_se for s in self.sampling.values()), default=0.0),
+            followed=_sum(s.followed for s in self.sampling.values()),
+            threshold=_max(s.threshold for s in self.sampling.values()) if sampled else ALL,
+            expected_se=_max(s.expected_se for s in self.sampling.values()) if sampled else 0.0,
         )
         total = sum(self.bytes_by_place.values())
-        counts = sum(self.labels_by_set.values()), sum(self.rows_by_set.values())
-        lines.append(_row("all (largest se)" if whole.threshold > ALL else "all", *counts, total, whole))
+        counts = _sum(self.labels_by_set.values()), sum(self.rows_by_set.values())
+        lines.append(_row("all (largest se)" if sampled else "all", *counts, total, whole))
         places = "; ".join(
             f"{size / GIB:.2f} GiB on {place}, at most {self.budgets[place] / GIB:.1f}"
             for place, size in self.bytes_by_place.items()
         )
-        if whole.threshold > ALL:
+        if sampled:
             lines.append("  se: the standard error of the information to be expected of a sample of labels")
         return "\n".join([*lines, f"  {places}"])
 
@@ -118,10 +128,27 @@ def _line(*cells: str) -> str:
     return f"  {cells[0]:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
 
 
-def _row(name: str, n_labels: int, n_rows: int, size: int, sampling: SetSampling) -> str:
-    is_sampled = sampling.threshold > ALL
-    followed, error = (f"{sampling.followed:,}", f"{sampling.expected_se:.5f}") if is_sampled else ("all", "exact")
-    return _line(name, f"{n_labels:,}", followed, f"{n_rows:,}", error, f"{size / GIB:.2f}")
+def _row(name: str, n_labels: int | None, n_rows: int, size: int, sampling: SetSampling) -> str:
+    followed, error = _known(sampling.followed, ","), _known(sampling.expected_se, ".5f")
+    if sampling.threshold == ALL:
+        followed, error = "all", "exact"
+    return _line(name, _known(n_labels, ","), followed, f"{n_rows:,}", error, f"{size / GIB:.2f}")
+
+
+def _known(number: float | None, spec: str) -> str:
+    return "?" if number is None else format(number, spec)
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """Add numbers; None where one is not known."""
+    found = list(numbers)
+    return None if None in found else sum(n or 0 for n in found)
+
+
+def _max(numbers: Iterable[float | None]) -> float | None:
+    """Find the largest number; None where one is not known."""
+    found = list(numbers)
+    return None if None in found else max(n or 0.0 for n in found)
 
 
 def place_sums(
@@ -148,6 +175,71 @@ def place_sums(
         InputError: there is not as much memory as they take; the message says how many label
             rows would fit, and which label sets to leave out.
     """
+    memory = _placed(
+        _bytes_by_set(plan, n_anchors, anchor_sets),
+        {ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
+        {ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True))},
+        _sampling(plan),
+        devices,
+        sums_memory_gb,
+        n_processes,
+        needed or {},
+    )
+    n_columns, n_layers, n = columns(anchor_sets, n_anchors), len(devices), plan.allocation
+    squares = n_layers * 8 * _SQUARES * len(n.bucket_sets) * (not n.is_sampled)
+    _check(memory, plan.rows_of_ngrams, n_columns, squares)
+    return memory
+
+
+def place_streamed_sums(
+    rows: StreamedRows,
+    devices: Mapping[str, torch.device],
+    *,
+    n_anchors: int,
+    anchor_sets: int,
+    sums_memory_gb: float | None = None,
+    n_processes: int = 1,
+    needed: Mapping[str, int] | None = None,
+) -> SumsMemory:
+    """Decide as `place_sums` does for a streamed run, by the rows that its labels take at most.
+
+    Args:
+        rows: the rows of the labels; where all n-grams are followed, theirs grow with the corpus and are left out.
+        devices, n_anchors, anchor_sets, sums_memory_gb, n_processes, needed: as `place_sums` takes them.
+
+    Raises:
+        InputError: there is not as much memory as they take.
+    """
+    n_columns = columns(anchor_sets, n_anchors)
+    n_live = rows.table_sizes().n_live
+    at_most = {NGRAMS: n_live} if n_live else {}
+    at_most |= {s.name: KEPT_LABELS for s in rows.label_sets if s.direction == "column"}
+    sizes = {name: n_columns * n * (4 if name == NGRAMS else 8) for name, n in at_most.items()}
+    exact = SetSampling(followed=None, threshold=ALL, expected_se=0.0)
+    memory = _placed(
+        {ALL_POSITIONS: _bytes_of_positions(n_anchors, anchor_sets, SAMPLE_SIZE), **sizes},
+        {ALL_POSITIONS: 0, **dict.fromkeys(at_most)},
+        {ALL_POSITIONS: 0, **at_most},
+        {name: _UNKNOWN if name == NGRAMS else exact for name in at_most},
+        devices,
+        sums_memory_gb,
+        n_processes,
+        needed or {},
+    )
+    _check(memory, n_live, n_columns)
+    return memory
+
+
+def _placed(
+    bytes_by_set: dict[str, int],
+    labels_by_set: dict[str, int | None],
+    rows_by_set: dict[str, int],
+    sampling: dict[str, SetSampling],
+    devices: Mapping[str, torch.device],
+    sums_memory_gb: float | None,
+    n_processes: int,
+    needed: Mapping[str, int],
+) -> SumsMemory:
     budgets = {}
     for place in dict.fromkeys([*map(str, devices.values()), "cpu"]):
         limited = sums_memory_gb is not None and (place != "cpu" or set(map(str, devices.values())) == {"cpu"})
@@ -155,26 +247,37 @@ def place_sums(
             budgets[place] = int(sums_memory_gb * GIB)
         else:
             free = free_bytes(place) // (n_processes if place == "cpu" else 1)
-            budgets[place] = max(0, free - int(SHARE_OF_FREE * (needed or {}).get(place, 0)))
-    bytes_by_set = _bytes_by_set(plan, n_anchors, anchor_sets)
+            budgets[place] = max(0, free - int(SHARE_OF_FREE * needed.get(place, 0)))
     size = sum(bytes_by_set.values())
     on_host = set()
     for place in budgets:
         layers = [layer for layer, device in devices.items() if str(device) == place]
         if place != "cpu":
             on_host |= set(layers[budgets[place] // max(size, 1) :])
-    memory = SumsMemory(
+    return SumsMemory(
         bytes_by_set=bytes_by_set,
-        labels_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
-        rows_by_set={ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True))},
-        sampling=_sampling(plan),
+        labels_by_set=labels_by_set,
+        rows_by_set=rows_by_set,
+        sampling=sampling,
         devices=dict(devices),
         on_host=frozenset(on_host),
         budgets=budgets,
     )
-    if memory.bytes_by_place.get("cpu", 0) > budgets["cpu"]:
-        raise InputError(_too_much(memory, _fewer_rows(plan, memory, n_anchors, anchor_sets)))
-    return memory
+
+
+def _check(memory: SumsMemory, n_rows: int, n_columns: int, further: int = 0) -> None:
+    """Check that there is as much memory as sums take.
+
+    Args:
+        memory: their size and place.
+        n_rows, n_columns: of the tables of n-grams.
+        further: bytes that a sample of labels would take beside its rows.
+
+    Raises:
+        InputError: there is not.
+    """
+    if memory.bytes_by_place.get("cpu", 0) > memory.budgets["cpu"]:
+        raise InputError(_too_much(memory, _fewer_rows(memory, n_rows, n_columns, further)))
 
 
 def free_bytes(place: str) -> int:
@@ -201,8 +304,12 @@ def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int
     )
     n_sums = 2 * anchor_sets + _SQUARES * n.is_sampled
     sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 8 * n_sums * buckets
-    of_positions = 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * plan.n_sample
+    of_positions = _bytes_of_positions(n_anchors, anchor_sets, plan.n_sample)
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
+
+
+def _bytes_of_positions(n_anchors: int, anchor_sets: int, n_sample: int) -> int:
+    return 8 * columns(anchor_sets, n_anchors) * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * n_sample
 
 
 def _sampling(plan: Plan) -> dict[str, SetSampling]:
@@ -213,12 +320,10 @@ def _sampling(plan: Plan) -> dict[str, SetSampling]:
     }
 
 
-def _fewer_rows(plan: Plan, memory: SumsMemory, n_anchors: int, anchor_sets: int) -> int:
+def _fewer_rows(memory: SumsMemory, n_rows: int, n_columns: int, further: int) -> int:
     """Estimate the largest `label_rows` with which the sums would fit, rounded down; 0 where none would."""
-    excess = sum(memory.bytes_by_place.values()) - sum(memory.budgets.values())
-    n_layers, n = len(memory.devices), plan.allocation
-    excess += n_layers * 8 * _SQUARES * len(n.bucket_sets) * (not n.is_sampled)
-    left: int = plan.rows_of_ngrams - math.ceil(excess / (n_layers * 4 * columns(anchor_sets, n_anchors)))
+    excess = sum(memory.bytes_by_place.values()) - sum(memory.budgets.values()) + further
+    left: int = n_rows - math.ceil(excess / (len(memory.devices) * 4 * n_columns))
     unit = int(10 ** max(len(str(left)) - 2, 0))
     return max(left // unit * unit, 0)
 

@@ -182,6 +182,10 @@ class Plan:
             with_squares=n.is_sampled,
         )
 
+    def fresh(self) -> Plan:
+        """Give the plan itself: what was measured does not change it."""
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """Give nothing: corpus and settings determine the rows."""
         return {}

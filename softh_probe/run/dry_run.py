@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, plain_config, tokens_per_batch_on
-from softh_probe.data.prepared import read_corpus
 from softh_probe.errors import InputError
 from softh_probe.hooks.hook_points import select_layers
 from softh_probe.models.checkpoint import Checkpoint
@@ -25,14 +24,14 @@ from softh_probe.models.describe import describe_layers, load_body_skeleton, wei
 from softh_probe.models.lengths import longest_document
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
-from softh_probe.models.tokenizer import load_tokenizer
-from softh_probe.planned.memory import GIB, SumsMemory, place_sums
-from softh_probe.planned.plan import Plan
-from softh_probe.planned.prepared import plan_run
+from softh_probe.planned.memory import ALL_POSITIONS, GIB, SumsMemory
+from softh_probe.planned.prepared import PADDED
 from softh_probe.run.document_length import record_max_length, with_max_length
+from softh_probe.run.feed import Feed
 from softh_probe.run.output_folder import UNFINISHED, check_folder
+from softh_probe.run.pipeline import open_feed
 from softh_probe.run.processes import ALONE, Processes, own_device
-from softh_probe.run.provenance import check_model, provenance, too_short
+from softh_probe.run.provenance import check_model
 from softh_probe.run.resume import check_sample, load_snapshot
 from softh_probe.run.snapshots import Snapshots
 
@@ -45,7 +44,7 @@ class DryRun:
         config: the run's configuration, with `tokens_per_batch`.
         model: class, model type, weights, number format and GiB by device (JSON values).
         corpus: counts and checksum, as a result has them (JSON values).
-        plan: the batches and label rows, as long as no padding reaches real tokens.
+        feed: documents, batches and label rows, as long as no padding reaches real tokens.
         layers: the device of each layer.
         memory: the sums of all layers.
         done: batches that an unfinished run in the output folder has done.
@@ -56,7 +55,7 @@ class DryRun:
     config: RunConfig
     model: dict[str, Any]
     corpus: dict[str, Any]
-    plan: Plan
+    feed: Feed
     layers: dict[str, torch.device]
     memory: SumsMemory
     done: int
@@ -71,10 +70,7 @@ class DryRun:
             "config": plain_config(self.config),
             "model": self.model,
             "corpus": self.corpus,
-            "documents": self.plan.corpus.n_documents,
-            "tokens": self.plan.corpus.n_tokens,
-            "positions": self.plan.n_positions,
-            "batches": len(self.plan.batches),
+            **self.feed.sizes(),
             "label_sets": {
                 name: {
                     "labels": memory.labels_by_set[name],
@@ -82,7 +78,8 @@ class DryRun:
                     "memory_gib": n * memory.bytes_by_set[name] / GIB,
                     **dataclasses.asdict(memory.sampling[name]),
                 }
-                for name in self.plan.set_names
+                for name in memory.labels_by_set
+                if name != ALL_POSITIONS
             },
             "sums_memory": {**memory.info(), "total_gib": sum(memory.bytes_by_place.values()) / GIB},
             "layers": {layer: str(device) for layer, device in self.layers.items()},
@@ -93,7 +90,7 @@ class DryRun:
 
     def describe(self) -> str:
         """Format as text."""
-        model, corpus, plan = self.model, self.corpus, self.plan
+        model, corpus = self.model, self.corpus
         weights = ", ".join(f"{size:.2f} GiB on {device}" for device, size in model["weights_gib"].items())
         left_out = [
             f"{corpus[name]:,} {name.removeprefix('documents_').replace('_', ' ')}"
@@ -104,10 +101,8 @@ class DryRun:
         resumes = f", which holds {self.done:,} batches of this run" if self.done else ""
         lines = [
             f"model: {model['class']}, {model['n_parameters']:,} weights in {model['dtype']}: {weights}",
-            f"corpus: {plan.corpus.n_documents:,} documents, {plan.corpus.n_tokens:,} tokens"
-            + f" ({', '.join(left_out)})" * bool(left_out),
-            f"plan: {plan.n_positions:,} positions in {len(plan.batches):,} batches of up to "
-            f"{self.config.tokens_per_batch:,} tokens",
+            self.feed.describe_corpus() + f" ({', '.join(left_out)})" * bool(left_out),
+            self.feed.describe_batches(),
             f"layers: {len(self.layers)}, {next(iter(self.layers))} to {list(self.layers)[-1]}, on {devices}",
             f"sums:\n{self.memory.describe()}",
             f"results: {Path(self.config.out).expanduser().resolve()}{resumes}",
@@ -138,30 +133,18 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     given, limit = config, longest_document(skeleton)
     unfinished = load_snapshot(config, _Untouched(work, processes))
     config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
-    of_tokenizer = Choices()
-    tokenizer = load_tokenizer(
-        source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
-    )
-    corpus = read_corpus(config, tokenizer, choices=of_tokenizer, progress=progress)
+    feed = open_feed(config, source, processes, unfinished, progress=progress)
     choices = Choices()
-    record_max_length(given, config, choices, n_longer=corpus.n_truncated)
-    choices.update(corpus.choices)
-    plan = plan_run(config, corpus, processes.count)
-    check_sample(unfinished, plan)
+    record_max_length(given, config, choices, n_longer=feed.n_longer)
+    choices.update(feed.choices)
+    feed.group(PADDED)
+    check_sample(unfinished, feed.rows)
     checkpoint = Checkpoint(model=skeleton, info={})
-    check_model(checkpoint, corpus)
+    check_model(checkpoint, feed.trial)
     dtype = _dtype(config, skeleton, device)
     weights = weights_by_device(skeleton, device_map, dtype)
     layers = _layers(config, skeleton, device_map)
-    memory = place_sums(
-        plan,
-        layers,
-        n_anchors=config.n_anchors,
-        anchor_sets=config.anchor_sets,
-        sums_memory_gb=config.sums_memory_gb,
-        n_processes=processes.local_count,
-        needed=weights,
-    )
+    memory = feed.place_sums(layers, needed=weights)
     model = {
         "model": source.name,
         "class": type(skeleton).__name__,
@@ -173,13 +156,13 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     return DryRun(
         config=config,
         model=model,
-        corpus=provenance(config, checkpoint, corpus, plan)["corpus"],
-        plan=plan,
+        corpus=feed.corpus_info(),
+        feed=feed,
         layers=layers,
         memory=memory,
         done=unfinished[0].batches if unfinished else 0,
         choices=choices,
-        warnings=[*choices.warnings(), *too_short(plan), *_missing_weights(config, source)],
+        warnings=[*choices.warnings(), *feed.warnings(), *_missing_weights(config, source)],
     )
 
 

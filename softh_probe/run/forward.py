@@ -1,21 +1,31 @@
-"""The forward pass over a planned corpus."""
+"""The forward pass over the batches of a run."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from softh_probe.data.corpus import pad_batch
+from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.models.loading_errors import running_on_tokens
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
+
+
+class Batch(NamedTuple):
+    """A batch: its documents, by their index in a corpus, and the rows of their labels."""
+
+    corpus: Corpus
+    documents: np.ndarray
+    labels: Dispatch
 
 
 def forward(
@@ -28,21 +38,62 @@ def forward(
     after_batch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> None:
-    """Run a model's backbone over the planned batches under a probe; neither its head is run nor a hidden state kept.
+    """Run a model's backbone over the planned batches under a probe.
 
     Args:
         share: indices of the batches to run; None is all.
         first: number of these that the probe has measured already.
         after_batch: called after each batch with the number of batches done.
+        progress: show a progress bar.
     """
     share = range(len(plan.batches)) if share is None else share
     n_tokens = [int(plan.corpus.lengths[plan.batches[index]].sum()) for index in share]
+    run_batches(
+        probe,
+        model,
+        planned_batches(plan, share[first:]),
+        first=first,
+        n_tokens_before=sum(n_tokens[:first]),
+        n_tokens=lambda: sum(n_tokens),
+        after_batch=after_batch,
+        progress=progress,
+    )
+
+
+def planned_batches(plan: Plan, share: range) -> Iterator[Batch]:
+    """Give planned batches by their indices."""
+    for index in share:
+        yield Batch(plan.corpus, plan.batches[index], plan.batch(index))
+
+
+def run_batches(
+    probe: SoftEntropyProbe,
+    model: Any,
+    batches: Iterator[Batch],
+    *,
+    first: int = 0,
+    n_tokens_before: int = 0,
+    n_tokens: Callable[[], int | None] = lambda: None,
+    reading: Callable[[], AbstractContextManager[None]] = nullcontext,
+    after_batch: Callable[[int], None] | None = None,
+    progress: bool = True,
+) -> None:
+    """Run a model's backbone over batches under a probe; neither its head is run nor a hidden state kept.
+
+    Args:
+        first: number of batches that the probe has measured already; n_tokens_before: their tokens.
+        n_tokens: gives the tokens of all batches as far as they are known; None shows no time left.
+        reading: makes the context in which the next batch is taken.
+        after_batch: called after each batch with the number of batches done.
+        progress: show a progress bar.
+    """
+    done = first
     with (
         probe,
         quiet_inference(),
         tqdm(
-            total=sum(n_tokens),
-            initial=sum(n_tokens[:first]),
+            total=n_tokens(),
+            initial=n_tokens_before,
             desc="forward",
             unit="tok",
             unit_scale=True,
@@ -50,14 +101,19 @@ def forward(
             file=sys.stderr,
         ) as bar,
     ):
-        for done, index in enumerate(share[first:], start=first + 1):
-            input_ids, attention_mask = pad_batch(plan.corpus, plan.batches[index])
-            labels = plan.batch(index)
-            with probe.batch(labels):
+        while True:
+            with reading():
+                batch = next(batches, None)
+            if batch is None:
+                break
+            done += 1
+            input_ids, attention_mask = pad_batch(batch.corpus, batch.documents)
+            with probe.batch(batch.labels):
                 run_backbone(model, input_ids, attention_mask)
             if done == first + 1:
                 probe.check()  # unusable hidden states show here, not after hours
-            bar.update(labels.n_tokens)
+            bar.total = n_tokens()
+            bar.update(batch.labels.n_tokens)
             if after_batch is not None:
                 after_batch(done)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,36 +15,45 @@ import torch
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, config_yaml, tokens_per_batch_on
 from softh_probe.data.corpus import Corpus
-from softh_probe.data.prepared import read_corpus
+from softh_probe.data.documents import Document
+from softh_probe.errors import InputError
 from softh_probe.files import write_text
 from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
 from softh_probe.models.lengths import length_limit
 from softh_probe.models.placement import check_placement
-from softh_probe.models.source import resolve_model
+from softh_probe.models.source import ModelSource, resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
-from softh_probe.planned.memory import place_sums
-from softh_probe.planned.plan import Plan
-from softh_probe.planned.prepared import PADDED, plan_run
+from softh_probe.planned.announced import AnnouncedRows
+from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.run.document_length import record_max_length, with_max_length
-from softh_probe.run.forward import forward
+from softh_probe.run.feed import Feed
+from softh_probe.run.forward import run_batches
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
+from softh_probe.run.planned_feed import PlannedFeed
 from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, choices, provenance, warnings
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
+from softh_probe.run.streamed_feed import StreamedFeed
 
 CONFIG_YAML = "config.yaml"
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, *, progress: bool = True, processes: Processes = ALONE) -> ProbeResult:
+def run(
+    config: RunConfig,
+    *,
+    progress: bool = True,
+    processes: Processes = ALONE,
+    documents: Iterable[Document] | None = None,
+) -> ProbeResult:
     """Probe one checkpoint on one corpus and write the output folder.
 
     Args:
@@ -51,6 +61,8 @@ def run(config: RunConfig, *, progress: bool = True, processes: Processes = ALON
         progress: show progress and a summary of each stage on standard error. The lines are those of the logger
             `softh_probe`; they go to its own handlers instead where it has any.
         processes: those that measure this run together (see `softh_probe.run.processes`); all have to call this.
+        documents: what a streamed run reads in place of `config.data`, which then only names it. An unfinished run goes
+            on where it was, so they have to begin with the first one each time.
 
     Returns:
         The result, as `ProbeResult.load(config.out)` reads it back; in every process.
@@ -60,27 +72,34 @@ def run(config: RunConfig, *, progress: bool = True, processes: Processes = ALON
             left as it was.
         Interrupted: asked to stop by SIGTERM, SIGUSR1 or Ctrl-C; the same call resumes the run.
     """
+    if documents is not None and not config.stream:
+        raise InputError("documents: they are read as they come, by a streamed run alone; set stream=True")
     progress = progress and processes.is_first
     with StopRequests() as stop, log_to_stderr() if progress else nullcontext():
         if processes.is_first:
             with output_folder(config.out, overwrite=config.overwrite) as folder:
-                result = _run(config, folder, stop, processes, progress)
+                result = _run(config, folder, stop, processes, progress, documents)
                 assert result is not None
                 result.save(folder)
             processes.from_first(result)
             return result
         with shared_folder(config.out) as folder:
-            _run(config, folder, stop, processes, progress)
+            _run(config, folder, stop, processes, progress, documents)
             received: ProbeResult = processes.from_first(None)
             Snapshots(folder, processes).clear()
             return received
 
 
 def _run(
-    config: RunConfig, folder: Path, stop: StopRequests, processes: Processes, progress: bool
+    config: RunConfig,
+    folder: Path,
+    stop: StopRequests,
+    processes: Processes,
+    progress: bool,
+    documents: Iterable[Document] | None,
 ) -> ProbeResult | None:
     """Measure this process's share of the batches; the first process returns the result of all and writes its page."""
-    seconds, settings = _Stopwatch(), Choices()
+    seconds = _Stopwatch()
     snapshots = Snapshots(folder, processes)
     device_map = own_device(config.device_map, processes)
     with processes.first_ahead():  # the others find its corpus and plan in the cache
@@ -92,18 +111,15 @@ def _run(
             given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
             unfinished = load_snapshot(config, snapshots)
             config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
-            of_tokenizer = Choices()
-            tokenizer = load_tokenizer(
-                source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=of_tokenizer
-            )
-            corpus = read_corpus(config, tokenizer, choices=of_tokenizer, progress=progress)
-            record_max_length(given, config, settings, n_longer=corpus.n_truncated)
-        for choice in (*settings, *corpus.choices):
+            feed = open_feed(config, source, processes, unfinished, documents=documents, progress=progress)
+        known = Choices()
+        record_max_length(given, config, known, n_longer=feed.n_longer)
+        for choice in (*known, *feed.choices):
             logger.info("%s", choice)
-        logger.info("corpus: %s documents, %s tokens", f"{corpus.n_documents:,}", f"{corpus.n_tokens:,}")
+        logger.info("%s", feed.describe_corpus())
         with seconds("plan"):
-            plan = plan_run(config, corpus, processes.count)
-        _log_plan(config, plan, processes)
+            feed.group(PADDED)
+        logger.info("%s", feed.describe_batches())
     with seconds("load"):
         checkpoint = load_checkpoint(
             source,
@@ -116,14 +132,14 @@ def _run(
     for choice in checkpoint.choices:
         logger.info("%s", choice)
     with checkpoint:
-        check_model(checkpoint, corpus)
+        check_model(checkpoint, feed.trial)
         with seconds("plan"):
-            padding = _padding(config, checkpoint, corpus, unfinished, processes)
+            padding = _padding(config, checkpoint, feed.trial, unfinished, processes)
         if batches_as(padding) != PADDED:
             with seconds("plan"), processes.first_ahead():
-                plan = plan_run(config, corpus, processes.count, batches_as(padding))
-            _log_plan(config, plan, processes)
-        probe = new_probe(config, checkpoint.model, plan)
+                feed.group(batches_as(padding))
+            logger.info("%s", feed.describe_batches())
+        probe = new_probe(config, checkpoint.model, feed.rows)
         info = checkpoint.info
         if info["stack"]:
             logger.info(
@@ -131,35 +147,46 @@ def _run(
             )
         devices = ", ".join(info["devices"])
         logger.info("model: %s, %s on %s; %s", info["class"], info["dtype"], devices, _measuring(config, probe))
-        memory = place_sums(
-            plan,
-            probe.layer_devices(),
-            n_anchors=config.n_anchors,
-            anchor_sets=config.anchor_sets,
-            sums_memory_gb=config.sums_memory_gb,
-            n_processes=processes.local_count,
-        )
+        memory = feed.place_sums(probe.layer_devices())
         logger.info("sums:\n%s", memory.describe())
-        fingerprint = run_fingerprint(config, checkpoint, plan, padding)
+        fingerprint = run_fingerprint(config, checkpoint, feed.fingerprint(), padding)
         processes.agree(fingerprint)
         probe.reserve(memory.on_host)
-        start = resume(unfinished, probe, fingerprint, plan)
+        start = resume(unfinished, probe, fingerprint, feed.rows)
         stop.defer()
-        share = plan.shares[processes.rank]
-        timer = SnapshotTimer(snapshots, probe, start, stop, n_batches=len(share), minutes=config.snapshot_minutes)
-        forward(probe, checkpoint.model, plan, share=share, first=start.batches, after_batch=timer, progress=progress)
+        timer = SnapshotTimer(
+            snapshots,
+            probe,
+            start,
+            stop,
+            n_batches=feed.n_batches,
+            minutes=config.snapshot_minutes,
+            feed_state=feed.state,
+        )
+        run_batches(
+            probe,
+            checkpoint.model,
+            feed.batches(start.batches, partial(check_model, checkpoint)),
+            first=start.batches,
+            n_tokens_before=unfinished[1]["tokens"] if unfinished else 0,
+            n_tokens=lambda: feed.n_tokens,
+            reading=timer.keeping,
+            after_batch=timer,
+            progress=progress,
+        )
         timer.wait(processes)
         seconds.spent["forward"] = timer.seconds
     with seconds("finish"):
-        if processes.count > 1:
-            probe.merge_shares(processes.add_others)
+        feed.join(probe)
         if not processes.is_first:
             return None
+        settings = Choices()
+        record_max_length(given, config, settings, n_longer=feed.n_longer)
         result = probe.result()
-        result.info.update(provenance(config, checkpoint, corpus, plan), sums_memory=memory.info())
+        result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(interruptions=start.interruptions, processes=processes.count)
-        result.info["choices"] = choices(result, settings, checkpoint, corpus).to_json()
-        result.info["warnings"] = warnings(result, plan)
+        result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()
+        result.info["warnings"] = warnings(result, feed.warnings())
         for text in result.info["warnings"]:
             logger.warning("%s", text)
         write_text(folder / CONFIG_YAML, config_yaml(config))
@@ -170,7 +197,39 @@ def _run(
     return result
 
 
-def new_probe(config: RunConfig, model: torch.nn.Module, plan: Plan) -> SoftEntropyProbe:
+def open_feed(
+    config: RunConfig,
+    source: ModelSource,
+    processes: Processes,
+    unfinished: Unfinished | None,
+    *,
+    documents: Iterable[Document] | None = None,
+    progress: bool = True,
+) -> Feed:
+    """Read the documents of a run, all of them or the first ones, with the checkpoint's tokenizer.
+
+    Args:
+        config: the run, with `tokens_per_batch` and `max_length`.
+        source: the checkpoint.
+        processes: those that share the batches.
+        unfinished: the snapshot from which the run goes on.
+        documents: what a streamed run reads in place of the configuration's data.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the tokenizer or the data cannot be used.
+    """
+    made = Choices()
+    tokenizer = load_tokenizer(
+        source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=made
+    )
+    if not config.stream:
+        return PlannedFeed(config, tokenizer, processes, choices=made, progress=progress)
+    state = unfinished and unfinished[0].feed
+    return StreamedFeed(config, tokenizer, processes, choices=made, documents=documents, state=state)
+
+
+def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) -> SoftEntropyProbe:
     """Make the probe that a configuration describes."""
     return SoftEntropyProbe(
         model,
@@ -196,11 +255,6 @@ def _padding(
     padding = processes.from_first(padding)
     checkpoint.choices.update(padding_choice(padding))
     return padding
-
-
-def _log_plan(config: RunConfig, plan: Plan, processes: Processes) -> None:
-    batches = f"{len(plan.batches):,} batches of up to {config.tokens_per_batch:,} tokens"
-    logger.info("plan: %s positions in %s%s", f"{plan.n_positions:,}", batches, processes.describe_sharing())
 
 
 def _write_report(result: ProbeResult, folder: Path) -> None:

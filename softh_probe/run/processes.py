@@ -29,6 +29,7 @@ from torch import distributed as dist
 
 from softh_probe.errors import InputError, Interrupted, LostProcessError, SofthProbeError
 from softh_probe.models.placement import SPREAD, accelerator
+from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import LOGGER
 
 #: Environment variables that the launchers set in each process.
@@ -106,8 +107,44 @@ class Processes:
             with _as_lost_process():
                 dist.reduce(tensor, group=self.group, group_dst=0)
 
+    def send_to_first(self, value: Any) -> None:
+        """Send a value to the first process, which has to `receive` it."""
+        with _as_lost_process():
+            dist.send_object_list([value], group=self.group, group_dst=0)
+
+    def receive(self, rank: int) -> Any:
+        """Receive, in the first process, the next value that a process of this number sends."""
+        found = [None]
+        with _as_lost_process():
+            dist.recv_object_list(found, group=self.group, group_src=rank)
+        return found[0]
+
 
 ALONE = Processes()
+
+
+def merge_into_first(probe: SoftEntropyProbe, processes: Processes) -> None:
+    """Merge the probes of all processes into that of the first, in the order of their numbers.
+
+    A process is sent layer by layer, so that the first one holds the sums of at most one other process at a time.
+    """
+    for rank in range(1, processes.count):
+        if processes.rank == rank:
+            head, layers = probe.state_parts()
+            processes.send_to_first(head)
+            for layer, state in layers:
+                on_host = {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in state.items()}
+                processes.send_to_first((layer, on_host))
+            processes.send_to_first(None)
+        elif processes.is_first:
+            state, received = {**processes.receive(rank), "layers": {}}, processes.receive(rank)
+            while received is not None:
+                layer, sums = received
+                state["layers"][layer] = sums
+                received = processes.receive(rank)
+            part = probe.new_like()
+            part.load_state_dict(state)
+            probe.merge(part)
 
 
 def own_device(device_map: str | None, processes: Processes) -> str | None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from softh_probe.choices import Choices
+from softh_probe.choices import Choice, Choices
 from softh_probe.config import RunConfig, plain_config
 from softh_probe.data.corpus import Corpus
+from softh_probe.data.token_stream import Counts
 from softh_probe.errors import InputError
-from softh_probe.labels import shortest_document
+from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.lengths import longest_document
-from softh_probe.planned.plan import Plan
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import input_embeddings
 
@@ -46,55 +47,74 @@ def check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
         )
 
 
-def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Corpus, plan: Plan) -> dict[str, Any]:
+def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a result's configuration, checkpoint, corpus, versions and peak memory (JSON values)."""
     return {
         "config": plain_config(config),
         "model": checkpoint.info,
-        "corpus": {
-            "data": config.data,
-            "data_revision": config.data_revision,
-            "data_commit": corpus.data_commit,
-            "sha256": corpus.sha256,
-            "texts_sha256": corpus.texts_sha256,
-            "documents_read": corpus.n_read,
-            "documents_empty": corpus.n_empty - corpus.n_without_tokens,
-            "documents_without_tokens": corpus.n_without_tokens,
-            "documents_longer_than_max_length": corpus.n_truncated,
-            "documents": corpus.n_documents,
-            "documents_too_short": plan.n_too_short,
-            "tokens": corpus.n_tokens,
-            "tokens_unknown": corpus.n_unknown,
-        },
+        "corpus": dict(corpus),
         "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
         "peak_memory_gib": _peak_memory_gib(),
     }
 
 
-def choices(result: ProbeResult, settings: Choices, checkpoint: Checkpoint, corpus: Corpus) -> Choices:
+def corpus_info(
+    config: RunConfig,
+    commit: str | None,
+    digests: Mapping[str, str | None],
+    counts: Corpus | Counts,
+    *,
+    n_too_short: int,
+) -> dict[str, Any]:
+    """Describe a corpus for a result (JSON values).
+
+    Args:
+        config: the run.
+        commit: of the data set on the hub; None where it is unknown.
+        digests: `sha256`, `chained_sha256` and `texts_sha256`; None where it is unknown.
+        counts: of what was read.
+        n_too_short: documents without a position that counts.
+    """
+    return {
+        "data": config.data,
+        "data_revision": config.data_revision,
+        "data_commit": commit,
+        **digests,
+        "documents_read": counts.n_read,
+        "documents_empty": counts.n_empty - counts.n_without_tokens,
+        "documents_without_tokens": counts.n_without_tokens,
+        "documents_longer_than_max_length": counts.n_truncated,
+        "documents": counts.n_documents,
+        "documents_too_short": n_too_short,
+        "tokens": counts.n_tokens,
+        "tokens_unknown": counts.n_unknown,
+    }
+
+
+def choices(result: ProbeResult, settings: Choices, checkpoint: Checkpoint, of_data: Iterable[Choice]) -> Choices:
     """Gather what was chosen for the user: in the settings, for the corpus, the checkpoint and the measurement."""
-    gathered = Choices((*settings, *corpus.choices))
+    gathered = Choices((*settings, *of_data))
     gathered.update(checkpoint.choices)
     gathered.update(Choices.from_json(result.info["choices"]))
     return gathered
 
 
-def warnings(result: ProbeResult, plan: Plan) -> list[str]:
+def warnings(result: ProbeResult, of_data: Iterable[str]) -> list[str]:
     """List what limits a result: uncertain choices, positions and documents left out, code of the checkpoint."""
     found = Choices.from_json(result.info["choices"]).warnings()
-    found += too_short(plan)
+    found += of_data
     if result.info["model"]["trust_remote_code"]:
         found.append("Python code that comes with the checkpoint was allowed to run (trust_remote_code)")
     return found
 
 
-def too_short(plan: Plan) -> list[str]:
+def too_short(config: RunConfig, n_too_short: int, n_documents: int) -> list[str]:
     """Say how many documents are too short for a position to count; nothing where none is."""
-    if not plan.n_too_short:
+    if not n_too_short:
         return []
     return [
-        f"{plan.n_too_short:,} of {plan.corpus.n_documents:,} documents are shorter than the "
-        f"{shortest_document(plan.label_sets)} tokens that one position needs, and were left out"
+        f"{n_too_short:,} of {n_documents:,} documents are shorter than the "
+        f"{shortest_document(parse_label_sets(config.labels))} tokens that one position needs, and were left out"
     ]
 
 

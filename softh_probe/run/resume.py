@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from softh_probe.config import EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import how_to_continue
-from softh_probe.hashing import arrays_sha256
 from softh_probe.models.checkpoint import Checkpoint
+from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
@@ -49,7 +50,7 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
             logger.warning("the unfinished run's snapshots are damaged; starting anew")
         snapshots.clear()
         return None
-    theirs = found[0].run["config"]
+    theirs = _of_today(found[0].run["config"])
     ours = _config_to_compare(config, theirs)
     differing = [name for name in ours if theirs.get(name) != ours[name]]
     if differing and config.overwrite:
@@ -64,47 +65,52 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
     return found
 
 
-def run_fingerprint(config: RunConfig, checkpoint: Checkpoint, plan: Plan, padding: str = PADDED) -> dict[str, Any]:
+def run_fingerprint(
+    config: RunConfig, checkpoint: Checkpoint, of_data: Mapping[str, Any], padding: str = PADDED
+) -> dict[str, Any]:
     """Collect everything that determines a run's numbers, the same in all its processes (JSON values).
 
     Args:
+        config: the run.
+        checkpoint: the loaded model.
+        of_data: identifies the documents and their batches.
         padding: what `choose_batching` chose for the checkpoint.
     """
     return {
         "config": _config_of(config),
         "weights": checkpoint.info["weights_sha256"],
         "dtype": checkpoint.info["dtype"],
-        "corpus": plan.corpus.sha256,
-        "columns": arrays_sha256(*(column.ids for column in plan.corpus.columns.values())),
-        "batches": arrays_sha256(*plan.batches),
+        **of_data,
         "padding": padding,
     }
 
 
-def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any], plan: Plan) -> Progress:
+def resume(
+    unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any], rows: AnnouncedRows
+) -> Progress:
     """Load the sums of an unfinished run into a probe.
 
     Args:
         unfinished: the run's snapshot; None starts a new run.
         probe: it has measured nothing yet.
         run: fingerprint of the run that is asked for.
-        plan: its plan.
+        rows: the rows of its labels.
 
     Returns:
         The progress from which the run is to be continued.
 
     Raises:
-        InputError: weights, corpus or batches have changed since the snapshot, or it follows all labels, as before
-            labels were sampled, and the plan a sample.
+        InputError: weights, data or batches have changed since the snapshot, or it follows all labels, as before labels
+            were sampled, and the plan a sample.
     """
     if unfinished is None:
         return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
     progress, state = unfinished
     # Fields that a configuration of before lacks are null where they change nothing; before padding was checked, all
     # batches were padded.
-    config_then = {**dict.fromkeys(run["config"]), **progress.run["config"]}
-    if "label_rows" not in progress.run["config"]:
-        check_sample(unfinished, plan)
+    config_then = {**dict.fromkeys(run["config"]), **_of_today(progress.run["config"])}
+    if "label_rows" not in progress.run["config"]:  # it follows all labels
+        check_sample(unfinished, rows)
         config_then["label_rows"] = run["config"]["label_rows"]
     theirs = {"padding": PADDED, **progress.run, "config": config_then}
     if changed := [name for name in run if theirs.get(name) != run[name]]:
@@ -119,13 +125,19 @@ def resume(unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str
     )
 
 
-def check_sample(unfinished: Unfinished | None, plan: Plan) -> None:
+def check_sample(unfinished: Unfinished | None, rows: object) -> None:
     """Raise InputError if an unfinished run began before labels were sampled, and the plan follows a sample."""
-    if unfinished and "label_rows" not in unfinished[0].run["config"] and plan.allocation.is_sampled:
+    before = unfinished is not None and "label_rows" not in unfinished[0].run["config"]
+    if before and isinstance(rows, Plan) and rows.allocation.is_sampled:
         raise InputError(
             f"out: the unfinished run in this folder follows all labels, as softh_probe did before it sampled them; "
             f"label_rows is too small for that: add --label-rows all to go on with it, or {_START_ANEW}"
         )
+
+
+def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the field that configurations of before lack, all of whose runs were planned."""
+    return {"stream": False, **config}
 
 
 def _config_of(config: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     snapshots/00000012/             after 12 batches; the newest two are kept
         000.safetensors …           the sums of one layer each
+        labels.safetensors          the keys and rows of labels, where no plan determines them
         snapshot.json               fingerprint and progress of the run, the SHA-256 of each file, and its own checksum
 
 A snapshot appears whole, under its name, or not at all; a damaged one is ignored. Where several processes measure a
@@ -15,14 +16,16 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from softh_probe.accumulators.states import STATE_VERSION, VERSION_WITHOUT_RECIPE, VERSIONS
 from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
@@ -32,10 +35,11 @@ from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.processes import ALONE, Processes
 from softh_probe.run.signals import StopRequests
 
-SNAPSHOT_JSON = "snapshot.json"
+SNAPSHOT_JSON, LABELS = "snapshot.json", "labels.safetensors"
 FORMAT = 1
 _FOLDER = "snapshots"
 _VERSIONS = (FORMAT, STATE_VERSION)
+_TENSOR = "tensor"
 _KEPT = 2  # the newest, and its predecessor in case the newest is damaged
 #: Largest share of the run's time that writing snapshots may take.
 MAX_TIME_SHARE = 0.01
@@ -52,12 +56,14 @@ class Progress:
         batches: done so far.
         seconds: wall time of the forward pass so far.
         interruptions: times that the run was resumed.
+        feed: where the reading of documents goes on, where these are read as they come (JSON values).
     """
 
     run: dict[str, Any]
     batches: int
     seconds: float
     interruptions: int
+    feed: dict[str, Any] = field(default_factory=dict)
 
 
 class Snapshots:
@@ -89,14 +95,21 @@ class Snapshots:
         part.mkdir(parents=True)
         try:
             head, layers = probe.state_parts()
-            files = {}
+            files: dict[str, Any] = {}
+            tensors: dict[str, Tensor] = {}
+            head = {**head, "rows": _without_tensors(head["rows"], tensors)}
             for i, (layer, state) in enumerate(layers):
                 dim = state.pop("dim")
                 content = save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
                 name = f"{i:03d}.safetensors"
                 _write_durably(part / name, content)
                 files[layer] = {"file": name, "sha256": bytes_sha256(content), "dim": dim}
-            text = json.dumps({"format": FORMAT, **asdict(progress), "probe": head, "layers": files})
+            described = {"format": FORMAT, **asdict(progress), "probe": head, "layers": files}
+            if tensors:
+                content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+                _write_durably(part / LABELS, content)
+                described["labels"] = bytes_sha256(content)
+            text = json.dumps(described)
             _write_durably(part / SNAPSHOT_JSON, f"{text_sha256(text)}\n{text}\n".encode())
             target = self.folder / f"{progress.batches:08d}"
             shutil.rmtree(target, ignore_errors=True)  # a damaged snapshot of the same progress
@@ -150,8 +163,9 @@ class SnapshotTimer:
         probe: whose state is written.
         start: progress of the run when this process started.
         stop: requests to stop.
-        n_batches: batches of this process.
+        n_batches: batches of this process; None where nobody knows.
         minutes: between snapshots; 0 writes one only when asked to stop.
+        feed_state: gives `Progress.feed`.
 
     Raises:
         Interrupted: when called after a request to stop.
@@ -164,15 +178,16 @@ class SnapshotTimer:
         start: Progress,
         stop: StopRequests,
         *,
-        n_batches: int,
+        n_batches: int | None,
         minutes: float,
+        feed_state: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._snapshots, self._probe, self._stop = snapshots, probe, stop
-        self._start, self._n_batches = start, n_batches
+        self._start, self._n_batches, self._feed_state = start, n_batches, feed_state
         self._interval = 60 * minutes if minutes else np.inf
         self._began = time.monotonic()
         self._due = self._began + self._interval
-        self._written = start.batches
+        self._done = self._written = start.batches
 
     @property
     def seconds(self) -> float:
@@ -181,10 +196,22 @@ class SnapshotTimer:
 
     def __call__(self, batches: int) -> None:
         """Write a snapshot if it is time, after so many batches."""
-        if batches < self._n_batches and (self._stop.requested or time.monotonic() >= self._due):
-            self._write(batches)
-        if batches < self._n_batches:
-            self._end_if_asked()
+        self._done = batches
+        if batches == self._n_batches:
+            return
+        if self._stop.requested or time.monotonic() >= self._due:
+            self._write()
+        self._end_if_asked()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Write a snapshot of what is done if data cannot be read in the block."""
+        try:
+            yield
+        except InputError:
+            if self._done > self._written:
+                self._write()
+            raise
 
     def wait(self, processes: Processes) -> None:
         """Wait for the other processes after the last batch; write a snapshot if one of them is lost.
@@ -196,23 +223,28 @@ class SnapshotTimer:
         try:
             processes.wait()
         except LostProcessError:
-            self._write(self._n_batches)
+            self._write()
             self._end_if_asked()
             raise
 
     def _end_if_asked(self) -> None:
         if self._stop.requested:
-            where = f"after {self._written:,} of {self._n_batches:,} batches; the same command resumes from there"
+            of_all = "" if self._n_batches is None else f" of {self._n_batches:,}"
+            where = f"after {self._written:,}{of_all} batches; the same command resumes from there"
             raise Interrupted(self._stop.requested, where if self._written else "and could not write a snapshot")
 
-    def _write(self, batches: int) -> None:
+    def _write(self) -> None:
         started = time.monotonic()
         progress = Progress(
-            run=self._start.run, batches=batches, seconds=self.seconds, interruptions=self._start.interruptions
+            run=self._start.run,
+            batches=self._done,
+            seconds=self.seconds,
+            interruptions=self._start.interruptions,
+            feed=self._feed_state(),
         )
         try:
             self._snapshots.write(self._probe, progress)
-            self._written = batches
+            self._written = self._done
         except OSError as error:
             logger.warning("no snapshot could be written (%s); continuing", error)
         took = time.monotonic() - started
@@ -270,8 +302,33 @@ def _read(folder: Path) -> tuple[Progress, dict[str, Any]]:
     for file in head["layers"].values():
         if file_sha256(folder / file["file"]) != file["sha256"]:
             raise ValueError("altered")
-    progress = Progress(**{name: head[name] for name in Progress.__dataclass_fields__})
-    return progress, {**head["probe"], "layers": _LayersOnDisk(folder, head["layers"])}
+    state = {**head["probe"], "layers": _LayersOnDisk(folder, head["layers"])}
+    if "labels" in head:
+        if file_sha256(folder / LABELS) != head["labels"]:
+            raise ValueError("altered")
+        state["rows"] = _with_tensors(state["rows"], load_file(folder / LABELS))
+    head.setdefault("feed", {})  # snapshots of before have none
+    return Progress(**{name: head[name] for name in Progress.__dataclass_fields__}), state
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Replace the tensors in nested values by their names, and collect them by these."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(item, tensors) for key, item in value.items()}
+    return [_without_tensors(item, tensors) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo `_without_tensors`; tuples have become lists."""
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return tensors[value[_TENSOR]].clone()  # loaded tensors may be views of the file
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    return [_with_tensors(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -198,7 +198,8 @@ def _known_since(info: dict[str, Any]) -> dict[str, Any]:
     found = {"n_blocks": info["n_blocks"]} if "n_blocks" in info else {}
     corpus = info.get("corpus", {})
     if corpus.get("texts_sha256"):
-        found |= {"corpus_sha256": corpus.get("sha256"), "texts_sha256": corpus["texts_sha256"]}
+        tokens = corpus.get("sha256") or corpus.get("chained_sha256")  # a stream has the latter alone
+        found |= {"corpus_sha256": tokens, "texts_sha256": corpus["texts_sha256"]}
     return found
 
 

@@ -112,9 +112,13 @@ def _exit(code: int) -> NoReturn:
 def prepare(config: RunConfig, folder: SweepFolder) -> None:
     """Tokenise and plan once for each tokenizer; other processes wait and then find both in the cache.
 
+    A stream is neither kept nor planned.
+
     Raises:
         InputError: the data has changed since this sweep's first result with the same tokenizer.
     """
+    if config.stream:
+        return
     source = resolve_model(config.model, revision=config.revision)
     tokenizer = load_tokenizer(source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code)
     fingerprint, data = tokenizer_fingerprint(tokenizer), data_identity(config.data, config.data_revision)

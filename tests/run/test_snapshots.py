@@ -108,7 +108,7 @@ def test_stopped_before_the_first_batch_nothing_is_left(config, monkeypatch, tmp
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
 
-    monkeypatch.setattr("softh_probe.run.pipeline.read_corpus", read_corpus)
+    monkeypatch.setattr("softh_probe.run.planned_feed.read_corpus", read_corpus)
     with pytest.raises(Interrupted, match="stopped by SIGTERM before anything was measured"):
         run(config(out=str(tmp_path / "new" / "out")), progress=False)
     assert not (tmp_path / "new").exists()
