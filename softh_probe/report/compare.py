@@ -17,7 +17,10 @@ from softh_probe.result import ProbeResult
 _RECIPE = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration")
 
 #: Settings that decide which texts of a data set are read, and in which order.
-_READING = ("data_revision", "subset", "split", "text_column", "sample_by", "max_documents", "shuffle_seed")
+_READING = (
+    *("data_revision", "subset", "split", "text_column", "sample_by"),
+    *("max_documents", "max_tokens", "shuffle_seed"),
+)
 
 
 def check_comparable(
@@ -53,7 +56,7 @@ def check_comparable(
 
 
 def _corpus_differs(one: ProbeResult, other: ProbeResult) -> list[str]:
-    digests = [str((result.info.get("corpus") or {}).get("sha256", "")) for result in (one, other)]
+    digests = _tokens_sha256(one, other)
     if "" in digests:
         return ["their corpus, which at least one of them does not record"]
     if digests[0] == digests[1] or tokens_differ(one, other):
@@ -79,17 +82,26 @@ def tokens_differ(one: ProbeResult, other: ProbeResult) -> bool:
     Results of earlier versions do not record the SHA-256 of their texts.
     """
     corpora = [result.info.get("corpus") or {} for result in (one, other)]
-    texts, tokens = ([corpus.get(key) for corpus in corpora] for key in ("texts_sha256", "sha256"))
+    texts, tokens = [corpus.get("texts_sha256") for corpus in corpora], _tokens_sha256(one, other)
     return bool(texts[0]) and texts[0] == texts[1] and tokens[0] != tokens[1]
+
+
+def _tokens_sha256(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Find a digest of tokens that both results have; that of a stream is chained. Empty where one has none."""
+    corpora = [result.info.get("corpus") or {} for result in (one, other)]
+    key = "sha256" if all(corpus.get("sha256") for corpus in corpora) else "chained_sha256"
+    return [str(corpus.get(key) or "") for corpus in corpora]
 
 
 def corpus_notes(corpora: Iterable[Mapping[str, Any]]) -> list[str]:
     """Say of the results of a sweep whether their texts or their tokens differ.
 
     Args:
-        corpora: with the SHA-256 of tokens (`sha256` or `corpus_sha256`) and texts (`texts_sha256`), where known.
+        corpora: with the SHA-256 of tokens (`sha256`, `corpus_sha256` or `chained_sha256`) and texts (`texts_sha256`),
+            where known.
     """
-    known = [(c.get("sha256") or c.get("corpus_sha256"), c.get("texts_sha256")) for c in corpora]
+    keys = ("sha256", "corpus_sha256", "chained_sha256")
+    known = [(next(filter(None, map(c.get, keys)), None), c.get("texts_sha256")) for c in corpora]
     n_tokens = len({tokens for tokens, _ in known if tokens})
     texts = {texts for tokens, texts in known if tokens}
     if n_tokens < 2:

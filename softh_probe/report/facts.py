@@ -43,6 +43,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("unknown tokens", _count(corpus.get("tokens_unknown"))),
                 ("positions counted", _count(info.get("positions"))),
                 ("tokens SHA-256", corpus.get("sha256")),
+                ("tokens SHA-256, chained", None if corpus.get("sha256") else corpus.get("chained_sha256")),
                 ("texts SHA-256", corpus.get("texts_sha256")),
             ],
             "Choices made": [
