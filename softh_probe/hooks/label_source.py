@@ -23,7 +23,7 @@ from softh_probe.labels import LabelSet
 
 
 class LabelRows(Protocol):
-    """The rows of all labels: `softh_probe.planned.plan.Plan` or `softh_probe.attached.online_rows.OnlineRows`."""
+    """The rows of all labels: those of a `Plan`, of a stream (`StreamedRows`) or of an attached probe (`OnlineRows`)."""
 
     label_sets: Sequence[LabelSet]
 

@@ -335,13 +335,15 @@ def _too_much(memory: SumsMemory, fewer_rows: int) -> str:
     for name, size in sorted(memory.bytes_by_set.items(), key=lambda item: -item[1]):
         if excess <= 0:
             break
-        if name == ALL_POSITIONS:
+        if name in (ALL_POSITIONS, NGRAMS):
             continue
         dropped.append(f"{name} ({n * size / GIB:.2f} GiB)")
         excess -= n * size
     places = ", ".join(f"{size / GIB:.2f} on {place}" for place, size in memory.budgets.items())
-    first = f"set --label-rows {fewer_rows}, for a sample of labels; or " if fewer_rows else ""
+    remedies = [f"set --label-rows {fewer_rows}, for a sample of labels"] if fewer_rows else []
+    remedies += [f"leave out of labels: {', '.join(dropped)}"] if dropped else []
+    remedies.append("use fewer anchor sets or layers")
     return (
         f"sums_memory_gb: the sums of {n} layers take {needed / GIB:.2f} GiB, there are {there / GIB:.2f} GiB for them "
-        f"({places}); {first}leave out of labels: {', '.join(dropped)}; or use fewer anchor sets or layers"
+        f"({places}); {'; or '.join(remedies)}"
     )

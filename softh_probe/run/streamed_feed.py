@@ -124,7 +124,8 @@ class StreamedFeed:
     def describe_batches(self) -> str:
         """Describe the batches."""
         tokens = f"{self._config.tokens_per_batch:,} tokens"
-        return f"stream: batches of up to {tokens}{self._processes.describe_sharing()}"
+        grow = "; rows of n-grams grow with the corpus (label_rows all)" if self._config.label_rows == "all" else ""
+        return f"stream: batches of up to {tokens}{self._processes.describe_sharing()}{grow}"
 
     def sizes(self) -> dict[str, int | None]:
         """Say that nobody knows."""

@@ -190,7 +190,7 @@ def test_rows_that_are_bounded_hold_the_memory_that_was_said(config, capsys):
     told = capsys.readouterr().err
     assert "corpus: read as it comes; 30 documents with" in told
     line = next(line for line in told.splitlines() if "n-grams, at most" in line)
-    assert line.split()[3:5] == ["?", "50"]
+    assert line.split()[3:7] == ["?", "?", "50", "?"]
 
 
 def test_a_dry_run_says_what_is_known_of_a_stream(config, rows):
@@ -205,13 +205,18 @@ def test_a_dry_run_says_what_is_known_of_a_stream(config, rows):
         "labels": None,
         "rows": 1000,
         "memory_gib": pytest.approx(5 * 8 * 1000 * 43 / 2**30),
+        "followed": None,
+        "threshold": 1.0,
+        "expected_se": 0.0,
     }
     assert values["corpus"]["documents_read"] is None
     json.dumps(values)
 
 
 def test_too_little_memory_names_label_rows(config):
-    with pytest.raises(InputError, match="give a lower --label-rows"):
+    with pytest.raises(
+        InputError, match=r"on cpu\); set --label-rows 240000, for a sample of labels; or use fewer anchor sets"
+    ):
         run(config(stream=True, label_rows=1_000_000, sums_memory_gb=0.1), progress=False)
 
 

@@ -23,7 +23,7 @@ SETTINGS = {
     "anchor_sets": 2,
     "tokens_per_batch": 60,
     "stream": True,
-    "label_rows": 500,
+    "label_rows": 60,
 }
 
 
@@ -79,6 +79,7 @@ def test_stopped_anywhere_the_sums_are_the_same_bit_for_bit(config, monkeypatch,
     assert f"resuming after {sum(stops) + len(stops)} batches" in capsys.readouterr().err
     assert files_of(wanted.out) == files_of(str(tmp_path / "whole"))
     assert resumed.info["interruptions"] == len(stops)
+    assert all(label_set["followed"] < 60 for label_set in resumed.info["label_sampling"].values())
     for name in ("corpus", "choices", "warnings", "positions", "tokens", "labelled_positions"):
         assert resumed.info[name] == whole.info[name], name
     assert not (Path(wanted.out) / "unfinished").exists()
@@ -163,8 +164,9 @@ def test_a_damaged_file_of_labels_is_recognised(config, monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_several_processes_give_the_numbers_of_one(config, tmp_path):
-    one = run(config(**SETTINGS, out=str(tmp_path / "one")), progress=False)
-    wanted = config(**SETTINGS, snapshot_minutes=0)
+    settings = {**SETTINGS, "label_rows": 5000, "snapshot_minutes": 0}
+    one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
+    wanted = config(**settings)
     assert [code for code, _ in together(wanted, tmp_path, count=3)] == [0, 0, 0]
     found = ProbeResult.load(wanted.out)
     assert found.info["processes"] == 3

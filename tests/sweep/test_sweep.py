@@ -175,3 +175,13 @@ def test_ctrl_c_a_killed_launcher_and_two_sweeps_at_once_lose_nothing_and_repeat
         measured_now = log.stem not in second
         assert attempts(log.read_text()) == before.get(log.stem, 0) + measured_now
     assert len(written(out)) == N
+
+
+def test_a_sweep_of_streamed_runs_reads_the_same_texts_without_planning_them(config_file, tmp_path):
+    done = sweep_command(config_file(stream=True, last=2, max_length=64, labels=["input_unigram", "column:language"]))
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = [ProbeResult.load(folder) for folder in (tmp_path / "out" / "checkpoints").iterdir()]
+    assert [result.info["config"]["stream"] for result in results] == [True, True]
+    assert len({result.info["corpus"]["chained_sha256"] for result in results}) == 1
+    assert "warning" not in done.stdout
+    assert info_of(tmp_path / "out")["warnings"] == []
