@@ -19,7 +19,7 @@ from softh_probe.config_checks import (
 )
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
-from softh_probe.labels import DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
+from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
 EXECUTION_FIELDS = frozenset(
@@ -47,6 +47,7 @@ _RANGES = {
     "max_length": (2, 2**31 - 1),
     "tokens_per_batch": (1, 2**31 - 1),
     "max_documents": (1, 2**31 - 1),
+    "max_tokens": (1, 10**15),
 }
 
 #: Names that other tools have for a field: lm_eval's, those of transformers' scripts, and words that come to mind.
@@ -67,8 +68,10 @@ _OTHER_NAMES = {
     "text_column": "text_column_name text_field text_key dataset_text_field column",
     "max_documents": "limit num_samples n_samples max_samples max_eval_samples max_train_samples num_documents "
     "n_documents max_docs num_examples max_examples",
-    "max_length": "max_seq_length max_seq_len max_len max_tokens seq_len seq_length sequence_length context_length "
-    "block_size model_max_length",
+    "max_tokens": "num_tokens n_tokens token_limit token_budget total_tokens",
+    "stream": "streaming",
+    "max_length": "max_seq_length max_seq_len max_len seq_len seq_length sequence_length context_length block_size "
+    "model_max_length",
     "overflow": "truncation",
     "shuffle_seed": "shuffle data_seed",
     "chat_template_kwargs": "apply_chat_template chat_template_args",
@@ -94,6 +97,7 @@ _DIFFERENCES = {
     "dtype": "auto, float32, bfloat16 or float16",
     "device_map": "cpu, cuda:0, …, or auto",
     "data": "a hub id, a file, or a folder",
+    "max_tokens": "it counts tokens of the whole corpus",
     "tokens_per_batch": "it counts tokens, padding included, not documents",
     "cache": "a folder for tokenised corpora and plans; HF_HOME is that of downloads",
     "calibration": "exact, leading_order, or the temperature as a number",
@@ -150,6 +154,12 @@ class RunConfig:
     """Unit of .txt files that makes a document: line, paragraph or document (the whole file)."""
     max_documents: int | None = None
     """Rows of the data set to read; null reads all."""
+    max_tokens: int | None = None
+    """Tokens of the corpus: it ends with the document that reaches them; null reads all. Not the length of a document,
+    which is max_length."""
+    stream: bool = False
+    """Read, tokenise and measure documents as they come, without a plan, so that memory does not grow with the corpus.
+    Rows of n-gram labels are then shared by all sets and kept to the end."""
     shuffle_seed: int | None = None
     """Seed of a random order of the rows; with max_documents, of a uniform sample of them, for which the whole split is
     read. null takes the rows in the data's order."""
@@ -224,10 +234,26 @@ class RunConfig:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
         check_label_rows(self.label_rows)
+        self._check_stream()
         check_model_kwargs(self.model_kwargs)
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
+
+    def _check_stream(self) -> None:
+        """Refuse what needs the whole corpus before the first forward pass."""
+        if not self.stream:
+            return
+        if self.shuffle_seed is not None and self.max_documents is None:
+            raise InputError(
+                "shuffle_seed: a random order of all rows is none of a stream; give --max-documents too, for a uniform "
+                "sample of the rows, or leave out --stream"
+            )
+        if ngrams := [name for name in self.per_label if not name.startswith(COLUMN_PREFIX)]:
+            raise InputError(
+                f"per_label: a stream does not keep all labels of {', '.join(ngrams)} to the end; leave it out, or "
+                "leave out --stream"
+            )
 
     def _check_numbers(self) -> None:
         for name, (least, most) in _RANGES.items():

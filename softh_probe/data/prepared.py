@@ -1,19 +1,22 @@
-"""The corpus of a run, tokenised or from the cache."""
+"""The corpus of a run: tokenised, or from the cache, or opened to be tokenised as it comes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from softh_probe.cache import Cache, cache_folder, key_of
 from softh_probe.choices import Choice, Choices
 from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig
-from softh_probe.data.corpus import Corpus, tokenize
-from softh_probe.data.documents import read_documents
+from softh_probe.data.corpus import Corpus
+from softh_probe.data.documents import Document, read_documents
 from softh_probe.data.sources import data_identity
+from softh_probe.data.token_stream import TokenStream, tokenize
 from softh_probe.data.tokenizing import tokenizer_fingerprint
+from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets
 
 if TYPE_CHECKING:
@@ -38,22 +41,7 @@ def read_corpus(
     Raises:
         InputError: the data cannot be read, or the tokenizer does not fit it.
     """
-    label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
-    source: dict[str, Any] = {
-        "split": config.split,
-        "subset": config.subset,
-        "text_column": config.text_column,
-        "sample_by": config.sample_by,
-        "max_documents": config.max_documents,
-        "shuffle_seed": config.shuffle_seed,
-        "label_columns": label_columns,
-    }
-    cutting: dict[str, Any] = {
-        "max_length": config.max_length or DEFAULT_MAX_LENGTH,
-        "overflow": config.overflow,
-        "add_special_tokens": config.add_special_tokens,
-        "chat_template_kwargs": config.chat_template_kwargs,
-    }
+    source, cutting = _source(config), _cutting(config)
     cache = Cache(cache_folder(config.cache))
     identity, fingerprint = data_identity(config.data, config.data_revision), tokenizer_fingerprint(tokenizer)
     commit = identity if isinstance(identity, str) else None
@@ -70,3 +58,54 @@ def read_corpus(
         corpus = dataclasses.replace(corpus, data_commit=commit)
         cache.store("corpus", key, *corpus.arrays())
     return dataclasses.replace(corpus, choices=tuple(Choices([*choices, *corpus.choices])))
+
+
+def open_stream(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, documents: Iterable[Document] | None = None
+) -> tuple[TokenStream, Any]:
+    """Open the documents of a configuration, to be tokenised as they come.
+
+    Args:
+        config: the run's configuration: data, label columns, length of documents.
+        tokenizer: the model's tokenizer.
+        documents: what to read in place of the configuration's data; None reads that.
+
+    Returns:
+        The stream, and what identifies the version of its data (JSON values); None where that is unknown. A hub's
+        commit is text.
+
+    Raises:
+        InputError: the data cannot be read, or the tokenizer does not fit it.
+    """
+    source, of_data = _source(config), Choices()
+    if documents is not None:
+        identity, documents = None, _with_columns(documents, source["label_columns"], config.max_documents)
+    else:
+        identity = data_identity(config.data, config.data_revision)
+        commit = identity if isinstance(identity, str) else None
+        documents = read_documents(config.data, revision=commit or config.data_revision, choices=of_data, **source)
+    return TokenStream(documents, tokenizer, choices=of_data, **_cutting(config)), identity
+
+
+def _source(config: RunConfig) -> dict[str, Any]:
+    """Select what decides which documents are read; arguments of `read_documents`."""
+    names = ("split", "subset", "text_column", "sample_by", "max_documents", "shuffle_seed")
+    label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
+    return {**{name: getattr(config, name) for name in names}, "label_columns": label_columns}
+
+
+def _cutting(config: RunConfig) -> dict[str, Any]:
+    """Select what decides how documents are cut into tokens; arguments of `tokenize`."""
+    names = ("overflow", "add_special_tokens", "chat_template_kwargs", "max_tokens")
+    return {"max_length": config.max_length or DEFAULT_MAX_LENGTH, **{name: getattr(config, name) for name in names}}
+
+
+def _with_columns(documents: Iterable[Document], names: Sequence[str], most: int | None) -> Iterator[Document]:
+    """Give documents with these label columns alone, and so many at most."""
+    for number, document in enumerate(itertools.islice(documents, most), start=1):
+        if missing := [name for name in names if name not in document.columns]:
+            raise InputError(
+                f"documents: number {number} has no label column {missing[0]!r}; give each Document the columns that "
+                "labels name, None where it has no label"
+            )
+        yield Document(content=document.content, columns={name: document.columns[name] for name in names})

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from softh_probe.choices import Choices
-from softh_probe.data.corpus import tokenize
 from softh_probe.data.documents import read_documents
+from softh_probe.data.token_stream import tokenize
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{{ m['content'] if m['content'] is string else m['content'] | tojson }}"

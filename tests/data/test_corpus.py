@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from softh_probe.data import tokenizing
-from softh_probe.data.corpus import NO_LABEL, Corpus, length_batches, pad_batch, tokenize
+from softh_probe.data.corpus import NO_LABEL, Corpus, length_batches, pad_batch
 from softh_probe.data.documents import Document, read_documents
+from softh_probe.data.token_stream import tokenize
 from softh_probe.errors import InputError
 
 LINES = [

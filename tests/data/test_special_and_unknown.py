@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from softh_probe.choices import Choice
 from softh_probe.config import RunConfig, config_yaml
-from softh_probe.data.corpus import Corpus, tokenize
+from softh_probe.data.corpus import Corpus
 from softh_probe.data.documents import Document
 from softh_probe.data.prepared import read_corpus
+from softh_probe.data.token_stream import tokenize
 from softh_probe.errors import InputError
 
 WORDS = {"?": 0, "the": 1, "dog": 2, "fox": 3, "<s>": 4, "</s>": 5, "yes": 6, "no": 7, "user": 8}
