@@ -23,7 +23,7 @@ from softh_probe.labels import LabelSet
 
 
 class LabelRows(Protocol):
-    """The rows of all labels: those of a `Plan`, of a stream (`StreamedRows`) or of an attached probe (`OnlineRows`)."""
+    """The rows of all labels: those of a `Plan`, a stream (`StreamedRows`) or an attached probe (`OnlineRows`)."""
 
     label_sets: Sequence[LabelSet]
 
