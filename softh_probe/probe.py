@@ -119,8 +119,8 @@ class SoftEntropyProbe:
             "anchors": anchors,
             "calibration": calibration,
         }
-        counting = {"labels": [s.name for s in source.rows.label_sets], "count": count, "label_rows": label_rows}
-        self._settings: dict[str, Any] = {**estimator, **counting, "layers": None}
+        counted = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
+        self._settings: dict[str, Any] = {**estimator, **counted, "label_rows": label_rows}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
