@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.label_sampling import describe_sample
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.choices import Choices
@@ -25,6 +26,9 @@ from softh_probe.result_files import OF_SAMPLE, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: Tensors of a label set that a sample of its labels gives.
+_ESTIMATED = ("conditional_entropy", "corrected_information")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +126,25 @@ class ProbeResult:
         left_out = {r: counted - int(n) for r, n in zip(self.rows, self.tensors["positions"], strict=True)}
         return {row: n for row, n in left_out.items() if n}
 
+    def unknown_by_sampling(self) -> dict[str, str]:
+        """Find the sampled label sets of which too few labels were followed, and what is not known of them."""
+        found = {}
+        for name in self.sampled_sets:
+            x = self.label_sets.index(name)
+            of_set = {key: self.tensors[key][:, x] for key in (*OF_SAMPLE, *_ESTIMATED) if key in self.tensors}
+            labelled = self.tensors["labelled_positions"][:, x] > 0
+            is_unknown = {key: bool(value[labelled].isnan().any()) for key, value in of_set.items()}
+            errors = [key for key in OF_SAMPLE if is_unknown.get(key)]
+            if is_unknown["conditional_entropy"]:
+                found[name] = "its information"
+            elif is_unknown["corrected_information"] and "corrected_information_sampling_sd" in errors:
+                found[name] = "its corrected information"
+            elif errors:
+                found[name] = "the standard error of its information"
+        return found
+
     def record_limits(self, choices: Choices, told: Choices) -> None:
-        """Record label sets of a single value, and hidden states that were left out.
+        """Record label sets of a single value, hidden states that were left out, and samples of labels.
 
         Args:
             choices: those of this result; counts are exact.
@@ -139,6 +160,19 @@ class ProbeResult:
         if invalid:
             reason = "they have no direction; result.invalid_positions() counts them by layer"
             told.add("hidden states", "those that are zero or not finite were left out", reason)
+        self._record_samples(choices, told)
+
+    def _record_samples(self, choices: Choices, told: Choices) -> None:
+        rows = self.info["settings"].get("label_rows")
+        at_most = f"at most {rows:,} rows" if isinstance(rows, int) else "a limited number of rows"
+        for name in self.sampled_sets:
+            followed = f"a sample of {describe_sample(self.info['label_sampling'][name])} of {name}"
+            reason = f"a layer holds {at_most} of n-gram labels at a time; 'all' follows every label"
+            choices.add("label_rows", followed, reason, certain=True)
+        for name, unknown in self.unknown_by_sampling().items():
+            for record in (told, choices):
+                reason = "too few of its labels were followed; raise label_rows (--label-rows)"
+                record.add(name, f"{unknown} is not known", reason)
 
     def metrics(self) -> list[tuple[str, str, Tensor]]:
         """Compute every metric, in the order of the table: label set, metric, and values [R, S].

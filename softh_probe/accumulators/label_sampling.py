@@ -12,6 +12,8 @@ Shape suffixes: L labels, n tokens of an n-gram, I pools of labels.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -48,3 +50,15 @@ def inclusion(counts_L: np.ndarray, threshold: float) -> np.ndarray:
     """
     found: np.ndarray = np.minimum(1.0, counts_L / threshold)
     return found
+
+
+def describe_sample(sample: Mapping[str, Any]) -> str:
+    """Say how many labels of a set are followed.
+
+    >>> describe_sample({"labels": 193456, "followed": 8123, "threshold": 310.0, "estimated": True})
+    '8,123 of an estimated 193,456 labels'
+
+    Args:
+        sample: what `RowLabels.sampling` gives of the set.
+    """
+    return f"{sample['followed']:,} of {'an estimated ' if sample['estimated'] else ''}{sample['labels']:,} labels"

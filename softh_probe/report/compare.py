@@ -10,7 +10,8 @@ import numpy as np
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
 from softh_probe.report.alignment import equally_deep, interpolated
-from softh_probe.report.page_data import numbers, values_by_key
+from softh_probe.report.label_samples import follow_same_labels
+from softh_probe.report.page_data import numbers, sampling_errors_by_key, values_by_key
 from softh_probe.result import ProbeResult
 
 #: Settings from which anchors are drawn. Equal recipes at equal widths give equal anchors.
@@ -162,6 +163,14 @@ def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
             f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
             "other ends of documents."
         )
+    sampled = one.sampled_sets or other.sampled_sets
+    if sampled and not tokens_differ(one, other) and not follow_same_labels(one, other):
+        rows = [str((result.info.get("settings") or {}).get("label_rows", "all")) for result in (one, other)]
+        label_rows = f"{rows[0]} in both" if rows[0] == rows[1] else " and ".join(rows)
+        found.append(
+            f"they followed different samples of labels (label_rows {label_rows}): differences of informations have "
+            "the standard errors by that of both."
+        )
     return found
 
 
@@ -179,29 +188,45 @@ def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
     relative depth, and `other` is interpolated linearly; see `softh_probe.report.alignment`. The anchor
     spread is the root of the summed variances over anchor sets: the sd that independent draws of anchors would give.
     Where both results have the same anchors, the sd of the difference over anchor sets is given too, and mostly
-    smaller. Both are missing where a result has a single set.
+    smaller. Both are missing where a result has a single set. Where the results followed different samples of labels,
+    both have the standard errors by that added (as root of the sum of squares).
 
     Returns:
         JSON values: paired (same anchors), interpolated, tokens_differ, and series: for each "metric|label set" d
         (difference), s (anchor spread) and, if paired, p (sd of the difference), in units of log m where the metric
-        has a unit.
+        has a unit; and where labels were sampled, same_labels.
     """
-    paired = same_anchors(first, other)
+    paired, same_labels = same_anchors(first, other), follow_same_labels(first, other)
     ours, theirs = values_by_key(first), values_by_key(other)
+    errors = {} if same_labels else _sampling_errors(first, other)
     series = {}
     for key, a_RS in ours.items():
         if key not in theirs:
             continue
         a, b = a_RS.numpy(), interpolated(first.places, other.places, theirs[key].numpy())
-        series[key] = {"d": numbers(b.mean(axis=1) - a.mean(axis=1)), "s": numbers(np.hypot(_sd(a), _sd(b)))}
+        error_R = errors.get(key, np.zeros(len(a)))
+        series[key] = {
+            "d": numbers(b.mean(axis=1) - a.mean(axis=1)),
+            "s": numbers(np.hypot(np.hypot(_sd(a), _sd(b)), error_R)),
+        }
         if paired:
-            series[key]["p"] = numbers(_sd(b - a))
+            series[key]["p"] = numbers(np.hypot(_sd(b - a), error_R))
     return {
         "paired": paired,
         "interpolated": not equally_deep([first.places, other.places]),
         "tokens_differ": tokens_differ(first, other),
+        **({"same_labels": same_labels} if first.sampled_sets or other.sampled_sets else {}),
         "series": series,
     }
+
+
+def _sampling_errors(first: ProbeResult, other: ProbeResult) -> dict[str, np.ndarray]:
+    """Combine the standard errors of both results by the sampling of labels, in the layers of `first` [R], by key."""
+    found = {key: error_R.numpy() for key, error_R in sampling_errors_by_key(first).items()}
+    for key, error_R in sampling_errors_by_key(other).items():
+        of_other_R1 = interpolated(first.places, other.places, error_R.unsqueeze(1).numpy())
+        found[key] = np.hypot(found.get(key, 0.0), of_other_R1[:, 0])
+    return found
 
 
 def _sd(values_RS: np.ndarray) -> np.ndarray:

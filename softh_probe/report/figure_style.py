@@ -6,6 +6,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -89,6 +90,18 @@ def style_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
+
+
+def sampling_band(axes: Axes, x: ArrayLike, y: ArrayLike, error: ArrayLike, colour: Any) -> None:
+    """Draw the standard error by the sampling of labels: a stronger band than that of the sd over anchor sets."""
+    y, error = np.asarray(y, float), np.asarray(error, float)
+    if (error > 0).any():
+        axes.fill_between(x, y - error, y + error, color=colour, alpha=0.45, linewidth=0)
+
+
+def sampling_key(axes: Axes) -> None:
+    """Add that band to the entries of the legend."""
+    axes.fill_between([], [], [], color="0.4", alpha=0.6, linewidth=0, label="± sampling of labels")
 
 
 def short(label: str, longest: int = 24) -> str:

@@ -25,10 +25,13 @@ from softh_probe.report.figure_style import (
     one_panel,
     panel_order,
     plain,
+    sampling_band,
+    sampling_key,
     short,
     style_axes,
     wrapped,
 )
+from softh_probe.report.label_samples import TOLD
 from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
 from softh_probe.result import ProbeResult
 
@@ -51,6 +54,8 @@ def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figur
     """Draw I(X;Z) of every layer with each label set: inputs solid, outputs dashed, a colour for each order."""
     figure, axes = one_panel("Information about the labels", layer_axis(result.places), f"I(X;Z) ({UNIT_NAMES[unit]})")
     _information_lines(axes, result, unit)
+    if result.sampled_sets:
+        sampling_key(axes)
     if result.label_sets:
         figure.legend(loc="outside right upper", frameon=False)
     return figure
@@ -67,10 +72,14 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     left_out = len(result.rows) < result.places.last  # marks show which layers were measured
     marks: dict[str, Any] = {"marker": "o", "markersize": 3} if left_out else {}
     for axes, name in zip(grid.flat, panel_order(names), strict=False):
-        of_set = table[table.label_set == name].pivot_table(index="layer", columns="metric", values="value")
+        part = table[table.label_set == name]
+        of_set = part.pivot_table(index="layer", columns="metric", values="value")
         of_set = of_set.reindex(columns=[metric for metric, *_ in _CHANCE_LINES])
         for metric, label, colour, style in _CHANCE_LINES:
             axes.plot(of_set.index, of_set[metric], style, color=colour, label=label, linewidth=1.5, **marks)
+            if name in result.sampled_sets and metric in TOLD:
+                line = part[part.metric == metric]
+                sampling_band(axes, line.layer, line.value, line.sampling_sd, colour)
         axes.fill_between(of_set.index, 0, of_set.mutual_information_null, color=COLOURS[4], alpha=0.3, linewidth=0)
         axes.set_title(plain(name), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
@@ -80,6 +89,8 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
         axes.set_visible(False)
     figure.supxlabel(layer_axis(result.places), fontsize="medium")
     figure.supylabel(f"I(X;Z) ({UNIT_NAMES[unit]})", fontsize="medium")
+    if result.sampled_sets:
+        sampling_key(grid.flat[0])
     if names:
         figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
@@ -93,6 +104,8 @@ def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure
     if axes.lines:
         axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
+        if result.sampled_sets:
+            sampling_key(axes)
         figure.legend(loc="outside right upper", frameon=False)
     return figure
 
@@ -149,6 +162,8 @@ def overview(result: ProbeResult, unit: str = "efficiency") -> Figure:
     if result.label_sets:
         style_axes(grid[1], "Information about the labels", x_label, f"I(X;Z) ({UNIT_NAMES[unit]})")
         _information_lines(grid[1], result, unit)
+        if result.sampled_sets:
+            sampling_key(grid[1])
         figure.legend(*grid[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     if orders:
         style_axes(grid[2], "Optimality: raw (solid), corrected (dashed)", x_label, "optimality (ratio)")
@@ -188,11 +203,15 @@ def compared_by_depth(
                 colour = COLOURS[i % len(COLOURS)]
                 axes.plot(x, y, color=colour, label=wrapped(title), linewidth=1.5)
                 axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
+                if "sampling_sd" in part:
+                    sampling_band(axes, x, y, part.sampling_sd, colour)
         axes.set_title(plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     for axes in grid.flat[len(sets) :]:
         axes.set_visible(False)
+    if metric != "entropy" and any(result.sampled_sets for result in results):
+        sampling_key(grid.flat[0])
     figure.supxlabel(axis, fontsize="medium")
     figure.supylabel(f"{'H(Z)' if metric == 'entropy' else 'I(X;Z)'} ({UNIT_NAMES[unit]})", fontsize="medium")
     if sets:
@@ -282,3 +301,5 @@ def _line(
     x, y, sd = (table[column].to_numpy(float) for column in ("layer", "value", "sd"))
     axes.plot(x, y, color=colour, linestyle=linestyle, marker="o", markersize=3, label=label)
     axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
+    if "sampling_sd" in table:
+        sampling_band(axes, x, y, table.sampling_sd, colour)

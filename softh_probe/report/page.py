@@ -23,6 +23,7 @@ from softh_probe.report.compare import check_comparable, differences
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings
+from softh_probe.report.label_samples import sample_sentences
 from softh_probe.report.page_data import UNIT_NAMES, check_info, embedded_json, run_data, title_of, warnings_of
 from softh_probe.report.sweep_data import SWEEP_PARQUET, Sweep, read_sweep
 from softh_probe.result import ProbeResult
@@ -95,6 +96,7 @@ def run_page(result: ProbeResult) -> str:
         findings=findings(result),
         warnings=warnings_of(result),
         runs=[_Run(title, facts(result), [])],
+        samples=_samples([result], [""]),
         result=result,
         data={"kind": "run", "runs": [run_data(result, title)]},
     )
@@ -110,6 +112,7 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
         findings=[],
         warnings=[*notes, *(f"{run.title}: {text}" for run in runs for text in run.warnings)],
         runs=runs,
+        samples=_samples(results, titles),
         result=results[0],
         data={
             "kind": "comparison",
@@ -129,6 +132,7 @@ def sweep_page(sweep: Sweep) -> str:
         findings=[],
         warnings=sweep.warnings,
         runs=[],
+        samples=sweep.sample_sentences,
         result=None,
         sweep=sweep,
         data=sweep.data(),
@@ -140,6 +144,12 @@ class _Run:
     title: str
     facts: dict[str, list[tuple[str, str]]]
     warnings: list[str]
+
+
+def _samples(results: Sequence[ProbeResult], titles: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Say of each result that followed a sample of labels which one, by title."""
+    said = [(title, sample_sentences(result)) for result, title in zip(results, titles, strict=True)]
+    return [(title, sentences) for title, sentences in said if sentences]
 
 
 def _page_in(out: Path) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from softh_probe.choices import Choice, Choices
 from softh_probe.errors import InputError, short_repr
 from softh_probe.metrics import ENTROPIES
+from softh_probe.report.label_samples import wrong_entries
 from softh_probe.result import ProbeResult
 
 #: Most labels that a heat map shows; the most frequent ones are chosen.
@@ -63,6 +64,8 @@ def check_info(result: ProbeResult, where: str) -> None:
             value = described.get(name) if isinstance(described, dict) else None
             if not isinstance(value, types):
                 raise _wrong_type(where, f"anchors: {name}", types, value)
+    for name, types, value in wrong_entries(result.info.get("label_sampling") or {}):
+        raise _wrong_type(where, name, types, value)
     try:
         Choices.from_json(result.info.get("choices") or [])
     except TypeError as error:
@@ -84,9 +87,11 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
     """Convert a result to JSON values: its layers, and mean and sd over anchor sets of each metric and label set.
 
     `layers` are the rows' indices in the model, and `depth` is the index of the final norm. Entropies and informations
-    are in units of log m; `log_m` is that unit in nats.
+    are in units of log m; `log_m` is that unit in nats. A series that is estimated from a sample of labels has the
+    standard error by that, too (`e`).
     """
     log_m = math.log(result.n_anchors)
+    errors = sampling_errors_by_key(result)
     return {
         "title": title,
         "rows": result.rows,
@@ -96,7 +101,7 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
         "label_sets": result.label_sets,
         "anchor_sets": result.tensors["mass"].shape[1],
         "log_m": log_m,
-        "series": {key: _mean_and_sd(values_RS) for key, values_RS in values_by_key(result).items()},
+        "series": {key: _series(values_RS, errors.get(key)) for key, values_RS in values_by_key(result).items()},
         "labels": _labels(result),
     }
 
@@ -107,6 +112,21 @@ def values_by_key(result: ProbeResult) -> dict[str, Tensor]:
     return {
         f"{metric}|{name}": values_RS / log_m if metric in ENTROPIES else values_RS
         for name, metric, values_RS in result.metrics()
+    }
+
+
+def sampling_errors_by_key(result: ProbeResult) -> dict[str, Tensor]:
+    """Map "metric|label set" to standard errors by the sampling of labels [R], in units of log m as the values are.
+
+    Values that are exact have none.
+    """
+    if not result.sampled_sets:
+        return {}
+    log_m = math.log(result.n_anchors)
+    return {
+        f"{metric}|{name}": error_R / log_m if metric in ENTROPIES else error_R
+        for (name, metric), error_R in result.sampling_sds().items()
+        if error_R.any()
     }
 
 
@@ -127,9 +147,13 @@ def embedded_json(value: Any) -> str:
     return text.encode("utf-8", "replace").decode()  # lone surrogates have no UTF-8
 
 
-def _mean_and_sd(values_RS: Tensor) -> dict[str, list[float | None]]:
-    mean = {"v": numbers(values_RS.mean(dim=1).tolist())}
-    return mean if values_RS.shape[1] < 2 else {**mean, "s": numbers(values_RS.std(dim=1).tolist())}
+def _series(values_RS: Tensor, error_R: Tensor | None) -> dict[str, list[float | None]]:
+    found = {"v": numbers(values_RS.mean(dim=1).tolist())}
+    if values_RS.shape[1] > 1:
+        found["s"] = numbers(values_RS.std(dim=1).tolist())
+    if error_R is not None:
+        found["e"] = numbers(error_R.tolist())
+    return found
 
 
 def _labels(result: ProbeResult) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from softh_probe.layer_places import LayerPlaces, place_layers
 from softh_probe.report.alignment import Alignment, align
 from softh_probe.report.compare import corpus_notes
 from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
+from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences, wrong_entries
 from softh_probe.report.page_data import numbers
 from softh_probe.result import ProbeResult
 from softh_probe.result_files import RESULT_JSON
@@ -30,10 +31,12 @@ SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
 SWEEP_VERSION = 1
 #: Columns of the table that are read.
 _TEXT, _VALUES = ["checkpoint", "name", "label_set", "metric"], ["layer", "value", "sd"]
+#: The column of standard errors by the sampling of labels, which tables of earlier versions lack.
+_SAMPLING_SD = "sampling_sd"
 #: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
 MOST_VALUES = 500_000
-#: Most names that a list shows.
-_MAX_NAMES = 20
+#: Most names that a list shows, and most samples of labels that are described.
+_MAX_NAMES, _MAX_SAMPLES = 20, 5
 #: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.
 _DIGITS, _SD_DIGITS = 5, 4
 #: Entries of a checkpoint that have to be text.
@@ -47,11 +50,12 @@ class Sweep:
     Attributes:
         table: one line for each checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m,
             sorted by checkpoint; the categories of that column are in the order of `done`. `layer` is the index in the
-            checkpoint's model.
+            checkpoint's model. It has the column sampling_sd only where labels were sampled.
         checkpoints: the entries of sweep.json: checkpoint, model, revision, step, tokens, status, reason, …
         places: of the layers of each checkpoint in `table`.
         duplicates: names of checkpoints whose weights are the same.
         not_monotone: names of checkpoints whose order of steps is not that of their names or dates.
+        label_samples: the different samples of labels; a checkpoint that followed one has its number (`label_sample`).
         n_anchors: anchors a set.
         settings: (name, value) of the sweep's configuration.
         name: of the folder.
@@ -62,6 +66,7 @@ class Sweep:
     places: dict[str, LayerPlaces]
     duplicates: list[list[str]]
     not_monotone: list[list[str]]
+    label_samples: list[Samples]
     n_anchors: int
     settings: list[tuple[str, str]]
     name: str
@@ -76,7 +81,8 @@ class Sweep:
     def drawn(self) -> np.ndarray:
         """Indices into `done` of the checkpoints that the page draws: all, or evenly chosen ones of each model."""
         n_series = len(self.table[["metric", "label_set"]].drop_duplicates())
-        share = MOST_VALUES / (len(self.alignment.rows) * n_series * len(self.done))
+        n_values = MOST_VALUES * 2 // 3 if self.is_sampled else MOST_VALUES  # there are three numbers of each
+        share = n_values / (len(self.alignment.rows) * n_series * len(self.done))
         if share >= 1:
             return np.arange(len(self.done))
         model = np.array([str(c["model"]) for c in self.done])
@@ -86,6 +92,34 @@ class Sweep:
             n = max(2, int(share * len(of_model)))
             chosen.append(of_model[np.linspace(0, len(of_model) - 1, n).round().astype(int)])
         return np.unique(np.concatenate(chosen))
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a sample of labels was followed in some checkpoint."""
+        return _SAMPLING_SD in self.table
+
+    @property
+    def sample_sentences(self) -> list[tuple[str, list[str]]]:
+        """Say of each sample of labels, by title, how many labels were followed and how large the error of that is."""
+        found = []
+        is_one = len({c.get("label_sample") for c in self.done}) == 1
+        part = self.table[self.table.metric.isin(TOLD)]
+        for number, samples in enumerate(self.label_samples[:_MAX_SAMPLES]):
+            names = [c["checkpoint"] for c in self.done if c.get("label_sample") == number]
+            own = part[part.checkpoint.isin(names)]
+            errors = {
+                (name, metric): own[_SAMPLING_SD][(own.label_set == name) & (own.metric == metric)]
+                for name in samples
+                for metric in TOLD
+            }
+            said = sentences(samples, errors)
+            if is_one:
+                found.append(("", [*said, "All checkpoints followed the same labels."]))
+            else:
+                found.append((f"{len(names)} checkpoint{'s' * (len(names) > 1)} from {names[0]} on", said))
+        if (left_out := len(self.label_samples) - len(found)) > 0:
+            found.append((f"and {left_out} more samples, which {SWEEP_JSON} describes", []))
+        return found
 
     @cached_property
     def alignment(self) -> Alignment:
@@ -157,7 +191,8 @@ class Sweep:
             found.append(
                 f"The order of steps disagrees with the order of these checkpoints: {abbreviated(names, _MAX_NAMES)}."
             )
-        found += [f"{note[0].upper()}{note[1:]}." for note in corpus_notes(self.checkpoints)]
+        notes = corpus_notes(self.checkpoints) or sample_notes(c.get("label_sample") for c in self.done)
+        found += [f"{note[0].upper()}{note[1:]}." for note in notes]
         if not self.alignment.equally_deep:
             found.append(
                 "The models have different numbers of blocks: their layers are shown beside each other by relative "
@@ -178,6 +213,8 @@ class Sweep:
     def data(self) -> dict[str, Any]:
         """Convert the drawn checkpoints to JSON values: value and sd [checkpoint][row] by "metric|label set".
 
+        Where values are estimates from a sample of labels, there is the standard error by that, too (`e`).
+
         Rows are the layers of all models by name. `layouts` has, for each kind of model, its rows, where they stand in
         it, and the row that is beside each of the `shown` ones; a checkpoint has the number of its `layout`.
         """
@@ -194,11 +231,14 @@ class Sweep:
         kind_of = {kind: n for n, kind in enumerate(kinds)}
         series: dict[str, dict[str, Any]] = {}
         for (metric, label_set), part in table.groupby(["metric", "label_set"], sort=False, observed=True):
-            wide = np.full((2, len(done), len(aligned.rows)), np.nan)
-            wide[:, part.place, part.row] = part[["value", "sd"]].to_numpy(float).T
+            columns = ["value", "sd", *([_SAMPLING_SD] if self.is_sampled else [])]
+            wide = np.full((len(columns), len(done), len(aligned.rows)), np.nan)
+            wide[:, part.place, part.row] = part[columns].to_numpy(float).T
             entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
             if part.sd.notna().any():
                 entry["s"] = [numbers(line, _SD_DIGITS) for line in wide[1]]
+            if self.is_sampled and part[_SAMPLING_SD].fillna(0).any():
+                entry["e"] = [numbers(line, _DIGITS) for line in wide[2]]
             series[f"{metric}|{label_set}"] = entry
         shown = ("checkpoint", "model", "revision", "step", "tokens")
         return {
@@ -245,13 +285,16 @@ def read_sweep(folder: Path) -> Sweep:
             raise InputError(f"{folder}: {SWEEP_PARQUET} is not the one that {SWEEP_JSON} tells of; {anew}")
         # As plain text, the names in millions of lines would take gigabytes.
         file = pq.ParquetFile(io.BytesIO(content), read_dictionary=_TEXT)
-        table = file.read([n for n in (*_TEXT, *_VALUES) if n in file.schema_arrow.names]).to_pandas()
+        columns = (*_TEXT, *_VALUES, _SAMPLING_SD)
+        table = file.read([n for n in columns if n in file.schema_arrow.names]).to_pandas()
         checkpoints = info["checkpoints"]
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{folder}: the sweep's files cannot be read: {error}; {anew}") from error
     _check(info, table, f"{folder}: the sweep's files", anew)
+    if _SAMPLING_SD in table and not table[_SAMPLING_SD].notna().any():
+        table = table.drop(columns=_SAMPLING_SD)
     if table.empty:
         raise InputError(f"{folder}: no checkpoint of this sweep is done yet; there is nothing to show")
     measured = set(table.checkpoint.unique())
@@ -270,6 +313,7 @@ def read_sweep(folder: Path) -> Sweep:
         checkpoints=checkpoints,
         duplicates=info.get("duplicates") or [],
         not_monotone=info.get("not_monotone") or [],
+        label_samples=info.get("label_samples") or [],
         n_anchors=result.n_anchors,
         settings=_flattened({**(info.get("config") or {}), **_anchors(result)}),
         name=folder.resolve().name,
@@ -284,7 +328,8 @@ def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) ->
     """
     if absent := [name for name in (*_TEXT, *_VALUES) if name not in table]:
         raise InputError(f"{what} lack columns of {SWEEP_PARQUET}: {', '.join(absent)}; {remedy}")
-    if wrong := [name for name in _VALUES if not pd.api.types.is_numeric_dtype(table[name])]:
+    values = [*_VALUES, *([_SAMPLING_SD] if _SAMPLING_SD in table else [])]
+    if wrong := [name for name in values if not pd.api.types.is_numeric_dtype(table[name])]:
         raise InputError(f"{what}: expected numbers in {', '.join(wrong)} of {SWEEP_PARQUET}; {remedy}")
     if not isinstance(info["checkpoints"], list):
         raise InputError(f"{what}: checkpoints: expected a list, got {short_repr(info['checkpoints'])}; {remedy}")
@@ -298,6 +343,9 @@ def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) ->
         groups = info.get(name) or []
         if not isinstance(groups, list) or not all(isinstance(g, list) and {*map(type, g)} <= {str} for g in groups):
             raise InputError(f"{what}: {name}: expected lists of names, got {short_repr(groups)}; {remedy}")
+    samples = info.get("label_samples") or []
+    if not isinstance(samples, list) or any(wrong for one in samples for wrong in wrong_entries(one)):
+        raise InputError(f"{what}: label_samples: expected samples by label set, got {short_repr(samples)}; {remedy}")
     if not isinstance(info.get("config") or {}, dict):
         raise InputError(f"{what}: config: expected a mapping, got {short_repr(info['config'])}; {remedy}")
 

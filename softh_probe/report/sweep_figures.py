@@ -29,7 +29,16 @@ from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from softh_probe.errors import InputError
 from softh_probe.labels import ORDERS
-from softh_probe.report.figure_style import NotebookFigure, heat_map, layer_ticks, panel_order, plain, short
+from softh_probe.report.figure_style import (
+    NotebookFigure,
+    heat_map,
+    layer_ticks,
+    panel_order,
+    plain,
+    sampling_band,
+    sampling_key,
+    short,
+)
 from softh_probe.report.page_data import UNIT_NAMES
 
 _UNIT = UNIT_NAMES["efficiency"]
@@ -65,7 +74,7 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: 
 def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | None = None) -> Figure:
     """Draw a metric of some layers against the training step (log scale); one panel for each label set.
 
-    Bands are the sd over anchor sets.
+    Bands are the sd over anchor sets, and stronger, where labels were sampled, the standard error by that.
 
     Args:
         table, metric: as in `layers_by_step`.
@@ -92,11 +101,14 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
                 x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=short(grid.layer_names[row])
             )
             axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
+            sampling_band(axes, x, y, grid.sampling_sd[row], colour)
         axes.set_title(_title(metric, label_set) if len(sets) == 1 else plain(label_set), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     for axes in panels.flat[len(sets) :]:
         axes.set_visible(False)
+    if "sampling_sd" in part and (part.sampling_sd > 0).any():
+        sampling_key(panels.flat[0])
     unit = "ratio" if metric in _RATIOS else _UNIT
     figure.supylabel(unit if len(sets) == 1 else f"{_title(metric, '')} ({unit})", fontsize="medium")
     figure.supxlabel(_STEP_AXIS if grid.has_steps else "checkpoint", fontsize="medium")
@@ -146,7 +158,7 @@ class _Grid:
     Attributes:
         names, steps: [C]; a step is missing where the checkpoint's name has none.
         layer_names, layers: [R]; the layers and where they stand.
-        values, sd: [R, C].
+        values, sd, sampling_sd: [R, C]; the last is missing where all labels were followed.
     """
 
     names: list[str]
@@ -155,6 +167,7 @@ class _Grid:
     layers: list[float]
     values: np.ndarray
     sd: np.ndarray
+    sampling_sd: np.ndarray
 
     @classmethod
     def of(cls, table: pd.DataFrame, metric: str, label_set: str = "") -> _Grid:
@@ -163,11 +176,14 @@ class _Grid:
         checkpoints = part.drop_duplicates("checkpoint")
         names = list(checkpoints.checkpoint)
         places = part.groupby("name", observed=True).layer.max().sort_values(kind="stable")
-        values, sd = (
+        if "sampling_sd" not in part:
+            part = part.assign(sampling_sd=np.nan)
+        values, sd, sampling_sd = (
             part.pivot(index="name", columns="checkpoint", values=column).loc[places.index, names].to_numpy(float)
-            for column in ("value", "sd")
+            for column in ("value", "sd", "sampling_sd")
         )
-        return cls(names, list(checkpoints.step), [*map(str, places.index)], places.tolist(), values, sd)
+        layers = [*map(str, places.index)]
+        return cls(names, list(checkpoints.step), layers, places.tolist(), values, sd, sampling_sd)
 
     def rows_of(self, layers: Sequence[float] | None) -> list[int]:
         """Find the rows of layers by where they stand; None chooses five, from the first to the last."""

@@ -21,6 +21,7 @@ from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.layer_places import place_layers
 from softh_probe.report.compare import corpus_notes
+from softh_probe.report.label_samples import Samples, distinct_samples, sample_notes
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint, inferred_steps
@@ -41,6 +42,7 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("sd", pa.float64()),
+        ("sampling_sd", pa.float64()),  # missing where all labels were followed
     ]
 )
 
@@ -54,6 +56,7 @@ class Collection:
         checkpoints: the entry of each in sweep.json.
         duplicates: names of checkpoints with equal weights, group by group.
         not_monotone: names of checkpoints whose steps, tokens or own records disagree, group by group.
+        label_samples: the different samples of labels that were followed; a checkpoint's entry has the number of its.
         warnings: notes for readers of the table, a line each.
     """
 
@@ -61,6 +64,7 @@ class Collection:
     checkpoints: list[dict[str, Any]]
     duplicates: list[list[str]] = field(default_factory=list)
     not_monotone: list[list[str]] = field(default_factory=list)
+    label_samples: list[Samples] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
@@ -99,6 +103,7 @@ def collect(out: str | Path) -> Collection:
                 "checkpoints": found.checkpoints,
                 "duplicates": found.duplicates,
                 "not_monotone": found.not_monotone,
+                **({"label_samples": found.label_samples} if found.label_samples else {}),
             }
             write_text(folder.path / SWEEP_JSON, json.dumps(summary, indent=1, ensure_ascii=False))
             if info and (problem := _write_report(folder)):
@@ -129,7 +134,7 @@ def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
         if (result := read_intact(folder.result(point))) is None:
             continue
         of_result, own = result
-        kept = ("model", "anchors", "corpus", "n_blocks")
+        kept = ("model", "anchors", "corpus", "n_blocks", "label_sampling")
         info[point.folder] = {name: of_result[name] for name in kept if name in of_result}
         head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
         columns = {
@@ -138,6 +143,7 @@ def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
         }
         columns |= {name: own[name] for name in SCHEMA.names if name in own.schema.names}
         columns["layer"] = _layers(own["name"], of_result)
+        columns.setdefault("sampling_sd", pa.nulls(len(own), pa.float64()))
         yield pa.table([columns[name] for name in SCHEMA.names], names=SCHEMA.names).cast(SCHEMA)
 
 
@@ -153,6 +159,8 @@ def _layers(names: pa.ChunkedArray, info: dict[str, Any]) -> pa.Array:
 def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Collection:
     """Describe every checkpoint, and gather the warnings."""
     checkpoints = []
+    samples, numbers = distinct_samples(info.values())
+    number_of = dict(zip(info, numbers, strict=True))
     for point, state in folder.states(points).items():
         own = info.get(point.folder, {})
         model = own.get("model", {})
@@ -172,10 +180,11 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
                 "folder": f"checkpoints/{point.folder}" if state.status == DONE else None,
                 "log": str(folder.log(point).relative_to(folder.path)) if folder.log(point).is_file() else None,
                 **_known_since(own),
+                **({"label_sample": number} if (number := number_of.get(point.folder)) is not None else {}),
                 **({"step_note": point.step_note} if point.step_note else {}),
             }
         )
-    found = Collection(folder=folder.path, checkpoints=checkpoints)
+    found = Collection(folder=folder.path, checkpoints=checkpoints, label_samples=samples)
     damaged = [
         c["checkpoint"] for c, p in zip(checkpoints, points, strict=True) if c["folder"] and p.folder not in info
     ]
@@ -247,7 +256,8 @@ def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
         found.append(f"anchors are of several draws ({', '.join(recipes)}): values are not comparable between them")
     elif len(anchors) > 1:
         found.append(f"hidden states have several widths, so there are {len(anchors)} sets of anchors")
-    return found + corpus_notes(one.get("corpus", {}) for one in info.values())
+    notes = corpus_notes(one.get("corpus", {}) for one in info.values())
+    return found + (notes or sample_notes(distinct_samples(info.values())[1]))
 
 
 def _recipes(info: dict[str, dict[str, Any]]) -> list[str]:

@@ -1,12 +1,14 @@
 """Small results and synthetic sweeps for the report's tests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from softh_probe import ProbeResult, SoftEntropyProbe
+from softh_probe.result_files import OF_SAMPLE
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 
@@ -41,6 +43,30 @@ def result_of(
     if corpus:
         result.info["corpus"] = {"sha256": corpus, "data": "texts.jsonl"}
     return result
+
+
+def sampled(result, *names, errors=(0.02, 0.0, 0.05, 0.0), threshold=310.0, estimated=False, label_rows=8192):
+    """Make a result one that followed a sample of the labels of some sets.
+
+    Args:
+        result: with several layers.
+        names: of the sampled sets.
+        errors: of the tensors `OF_SAMPLE` in the first layer, in nats (positions the last); they grow by a tenth of
+            that from layer to layer.
+    """
+    shape = (len(result.rows), len(result.label_sets))
+    grow = 1 + 0.1 * torch.arange(shape[0], dtype=torch.float64)
+    tensors = dict(result.tensors)
+    for tensor, error in zip(OF_SAMPLE, errors, strict=True):
+        if error:
+            tensors[tensor] = torch.zeros(shape, dtype=torch.float64)
+            for name in names:
+                tensors[tensor][:, result.label_sets.index(name)] = error * grow
+    of_all = {"labels": 1200, "followed": 1200, "threshold": 1.0, "estimated": False}
+    of_sample = {"labels": 193_456, "followed": 8_123, "threshold": threshold, "estimated": estimated}
+    sampling = {name: dict(of_sample if name in names else of_all) for name in result.label_sets}
+    settings = {**result.info["settings"], "label_rows": label_rows}
+    return replace(result, tensors=tensors, info={**result.info, "settings": settings, "label_sampling": sampling})
 
 
 def page_data(page: Path) -> dict:

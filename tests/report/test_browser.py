@@ -1,5 +1,6 @@
 """Pages in a real Chromium: nothing fetched, no error, all drawn, and text from data stays text."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_data import read_sweep
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
-from tests.helpers.report_data import HOSTILE, result_of, save, sweep_folder
+from tests.helpers.report_data import HOSTILE, result_of, sampled, save, sweep_folder
 from tests.helpers.sweeps import collected_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -193,6 +194,49 @@ def test_a_comparison_marks_differences_within_the_anchor_spread(open_page, tmp_
     assert 0 < beyond.count() < cells.count()
     page.get_by_role("button", name="tiny (same)").click()
     assert page.evaluate("document.querySelector('[data-chart=entropy] .plot').data.length") == 4
+
+
+def test_hover_table_and_keys_tell_of_sampled_labels(open_page, tmp_path):
+    result = sampled(result_of(tiny_llama(), labels=NAMES[:4]), "input_bigram", errors=(0.03, 0.0, 0.05, 0.0))
+    page = open_page(write_report([save(result, tmp_path)], tmp_path))
+    error = result.sampling_sds()["input_bigram", "mutual_information"][2].item() / math.log(result.n_anchors)
+    keys = page.locator("#information-keys .key").all_text_contents()
+    assert keys[-2:] == ["± sd over anchor sets", "± sampling of labels"]
+    plots = "[...document.querySelectorAll('[data-chart=information] .plot')]"
+    texts = page.evaluate(f"{plots}.map(p => p.data.at(-1).text[2])")
+    assert [text.count("sampling ±") for text in texts] == [0, 2, 0, 0, 0]  # raw and corrected
+    assert f"(sampling ± {error:.4f})" in texts[1]
+    bands = f"{plots}.map(p => p.data.filter(t => (t.fillcolor || '').endsWith('66')).length)"
+    assert page.evaluate(bands) == [0, 2, 0, 0, 0]
+    cells = page.locator("#layer-table tbody tr").nth(2).locator("td small").all_text_contents()
+    assert next(text for text in cells if "(" in text).endswith(f"(± {error:.4f})")
+
+
+def test_results_of_the_same_labels_are_compared_without_the_error_of_sampling(open_page, tmp_path):
+    one = sampled(result_of(tiny_llama(), labels=NAMES[:4]), "input_bigram")
+    other = sampled(one, "input_bigram", threshold=512.0)
+    folders = [save(r, tmp_path / name) for r, name in ((one, "one"), (one, "same"), (other, "other"))]
+    page = open_page(write_report(folders, tmp_path / "report"))
+    assert "followed the same labels" in page.locator("#differences-read").text_content()
+    page.locator("#difference-run").select_option("1")
+    assert "followed different samples of labels" in page.locator("#differences-read").text_content()
+
+
+def test_a_sweep_of_sampled_labels_has_bands_of_that(open_page, tmp_path):
+    results = {("m", n): sampled(result_of(tiny_llama(), labels=NAMES[:2]), NAMES[0]) for n in (1, 10, 100)}
+    folder = collected_folder(tmp_path, results)
+    (folder / "report.html").write_text(sweep_page(read_sweep(folder)))
+    page = open_page(folder / "report.html")
+    n_keys = page.locator("#steps-keys .key").count()
+    page.locator("#steps-key").select_option(f"mutual_information|{NAMES[0]}")
+    assert page.locator("#steps-keys .key").count() == n_keys + 2
+    strong = (
+        "document.querySelector('[data-chart=steps] .plot').data.filter(t => (t.fillcolor || '').endsWith('66')).length"
+    )
+    assert page.evaluate(strong) == n_keys
+    assert "(sampling ± " in page.evaluate("document.querySelector('[data-chart=steps] .plot').data.at(-1).text[0]")
+    page.locator("#steps-key").select_option("entropy|")
+    assert page.locator("#steps-keys .key").count() == n_keys
 
 
 def axis_values(page, chart, axis="x"):

@@ -35,7 +35,9 @@ function text(value, longest = 60) {
 }
 
 const shown = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const withSpread = (value, sd, digits = 4) => shown(value, digits) + (sd === null || sd === undefined ? "" : ` ± ${sd.toFixed(digits)}`);
+/** A value, its sd over anchor sets, and its standard error by the sampling of labels, where there are such. */
+const withSpread = (value, sd, error, digits = 4) => shown(value, digits) + (sd === null || sd === undefined ? "" : ` ± ${sd.toFixed(digits)}`)
+  + (error ? ` (sampling ± ${error.toFixed(digits)})` : "");
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -92,15 +94,20 @@ function render(entry) {
 
 const redraw = (...charts) => figures.filter((f) => charts.length === 0 || charts.includes(f.chart)).forEach(render);
 
-/** A line, and the band of its spread where there is one. `texts` are what hover shows. */
-function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true }) {
+/** Opacities of bands, in hexadecimal: of the sd over anchor sets, and of the error by the sampling of labels within it. */
+const SPREAD = "2b";
+const SAMPLING = "66";
+
+/** A line, and the bands of its spread and of its error by the sampling of labels, where there are such. `texts` are what hover shows. */
+function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true, error = null }) {
   const traces = [];
-  if (sd && sd.some((s) => s !== null)) {
-    const known = x.map((_, i) => i).filter((i) => y[i] !== null && sd[i] !== null);
+  for (const [half, opacity] of [[sd, SPREAD], [error, SAMPLING]]) {
+    if (!half || half.every((s) => s === null)) continue;
+    const known = x.map((_, i) => i).filter((i) => y[i] !== null && half[i] !== null);
     traces.push({
       x: [...known.map((i) => x[i]), ...known.toReversed().map((i) => x[i])],
-      y: [...known.map((i) => y[i] + sd[i]), ...known.toReversed().map((i) => y[i] - sd[i])],
-      fill: "toself", fillcolor: colour + "2b", line: { width: 0 }, mode: "lines", hoverinfo: "skip", visible,
+      y: [...known.map((i) => y[i] + half[i]), ...known.toReversed().map((i) => y[i] - half[i])],
+      fill: "toself", fillcolor: colour + opacity, line: { width: 0 }, mode: "lines", hoverinfo: "skip", visible,
     });
   }
   traces.push({
@@ -137,16 +144,17 @@ function keys(id, entries, onToggle) {
     const ns = "http://www.w3.org/2000/svg";
     const svg = document.createElementNS(ns, "svg");
     svg.setAttribute("width", "28"); svg.setAttribute("height", "10"); svg.setAttribute("aria-hidden", "true");
-    if (entry.area) {
+    if (entry.area || entry.band) {
       const area = document.createElementNS(ns, "rect");
-      Object.entries({ width: 28, height: 10, fill: entry.colour, opacity: 0.35 }).forEach(([k, v]) => area.setAttribute(k, v));
+      const opacity = entry.band ? parseInt(entry.band, 16) / 255 : 0.35;
+      Object.entries({ width: 28, height: 10, fill: entry.colour, opacity }).forEach(([k, v]) => area.setAttribute(k, v));
       svg.append(area);
     }
     const line = document.createElementNS(ns, "line");
     const dashes = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3" }[entry.dash || "solid"];
     Object.entries({ x1: 0, x2: 28, y1: entry.area ? 1 : 5, y2: entry.area ? 1 : 5, stroke: entry.colour, "stroke-width": 2.5, "stroke-dasharray": dashes })
       .forEach(([k, v]) => line.setAttribute(k, v));
-    svg.append(line);
+    if (!entry.band) svg.append(line);
     const key = element(onToggle ? "button" : "span", { class: "key", ...(onToggle && { type: "button", "aria-pressed": "true" }) }, svg, entry.name);
     if (onToggle) {
       key.addEventListener("click", () => {
@@ -158,6 +166,15 @@ function keys(id, entries, onToggle) {
     place.append(key);
   }
   return entries;
+}
+
+/** Keys of the bands, where labels were sampled. */
+function bandKeys(id, hasSpread) {
+  if (!document.getElementById(id)) return;
+  keys(id, [
+    ...(hasSpread ? [{ name: "± sd over anchor sets", colour: "#7F7F7F", band: SPREAD }] : []),
+    { name: "± sampling of labels", colour: "#7F7F7F", band: SAMPLING },
+  ]);
 }
 
 /** Fill a <select>; its label is hidden where there is nothing to choose. Returns a function that reads it. */

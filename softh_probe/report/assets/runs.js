@@ -7,6 +7,8 @@ const rank = (name) => (name.startsWith("input_") ? 0 : name.startsWith("output_
 const SETS = [...new Set(RUNS.flatMap((run) => run.label_sets))].sort((a, b) => rank(a) - rank(b));
 const N_INPUTS = SETS.filter((name) => rank(name) === 0).length;
 const ALL_SERIES = Object.assign({}, ...RUNS.map((run) => run.series));
+/** Whether labels were sampled in any result, so that values have errors (`e`). */
+const SAMPLED = RUNS.some((run) => Object.values(run.series).some((series) => series.e));
 const LINES = [
   { metric: "mutual_information_max", name: "ceiling: if every label were unique", colour: "#7F7F7F", dash: "dot", width: 1.5 },
   { metric: "mutual_information_null", name: "by chance", colour: "#E69F00", area: true, width: 1.5 },
@@ -17,13 +19,16 @@ const LINES = [
 const runColour = (i) => COLOURS[i % COLOURS.length];
 const runDash = (i) => DASHES[Math.floor(i / COLOURS.length) % DASHES.length];
 
-/** A series in the chosen unit: {v, s} or null where the run has none. */
+/** A series in the chosen unit: {v, s, e} or null where the run has none. */
 function values(run, metric, labelSet) {
   const series = run.series[`${metric}|${labelSet}`];
   if (!series) return null;
   const factor = scaleOf(metric, run.log_m);
-  return { v: scaled(series.v, factor), s: series.s ? scaled(series.s, factor) : null };
+  return { v: scaled(series.v, factor), s: series.s ? scaled(series.s, factor) : null, e: series.e ? scaled(series.e, factor) : null };
 }
+
+/** Whether any result has several anchor sets, and so a spread over them. */
+const hasSpread = () => RUNS.some((run) => run.anchor_sets > 1);
 
 /** Where the layers of a run stand: their indices in the model, or their relative depths. */
 const depths = (run) => run.layers.map((layer) => (DATA.by_depth ? layer / Math.max(1, run.depth) : layer));
@@ -40,8 +45,8 @@ function overlaid(metric, labelSet, options = {}) {
   return RUNS.flatMap((run, i) => {
     const found = values(run, metric, labelSet);
     if (!found || run.hidden) return [];
-    const texts = run.rows.map((row, r) => (ONE ? "" : `${text(run.title)}<br>`) + `<b>${text(row)}</b><br>${withSpread(found.v[r], found.s && found.s[r])} ${unitOf(metric)}`);
-    return lineWithBand(depths(run), found.v, found.s, { colour: runColour(i), dash: runDash(i), texts, ...options });
+    const texts = run.rows.map((row, r) => (ONE ? "" : `${text(run.title)}<br>`) + `<b>${text(row)}</b><br>${withSpread(found.v[r], found.s && found.s[r], found.e && found.e[r])} ${unitOf(metric)}`);
+    return lineWithBand(depths(run), found.v, found.s, { colour: runColour(i), dash: runDash(i), texts, error: found.e, ...options });
   });
 }
 
@@ -68,6 +73,7 @@ function informationFigures() {
   } else {
     metric = choice("information-metric", Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES)), () => redraw("information"));
   }
+  if (SAMPLED) bandKeys("information-keys", hasSpread());
   columns("information", N_INPUTS > 1 ? N_INPUTS : Math.min(3, SETS.length));
   for (const name of SETS) {
     figure("information", plain(name) + (rank(name) < 2 ? "" : " (own scale)"), () => {
@@ -85,11 +91,12 @@ function informationFigures() {
 function informationLines(run, name) {
   const of = Object.fromEntries(LINES.map((line) => [line.metric, values(run, line.metric, name)]));
   const texts = run.rows.map((row, r) => `<b>${text(row)}</b>` + LINES.toReversed().map((line) => of[line.metric]
-    ? `<br>${line.name.split(":")[0]}: ${withSpread(of[line.metric].v[r], of[line.metric].s && of[line.metric].s[r])}` : "").join(""));
+    ? `<br>${line.name.split(":")[0]}: ${withSpread(of[line.metric].v[r], of[line.metric].s && of[line.metric].s[r], of[line.metric].e && of[line.metric].e[r])}` : "").join(""));
   return LINES.flatMap((line) => {
     const found = of[line.metric];
     if (!found || line.hidden) return [];
-    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run) };
+    const error = line.metric === "mutual_information" || line.metric === "mutual_information_corrected" ? found.e : null;
+    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error };
     const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" ? found.s : null, style);
     if (line.area) Object.assign(traces[0], { fill: "tozeroy", fillcolor: line.colour + "40" });
     return traces;
@@ -106,6 +113,7 @@ function optimalityFigures() {
   let metric = () => "optimality";
   if (ONE) keys("optimality-keys", lines, () => redraw("optimality"));
   else metric = choice("optimality-metric", lines.map((line) => [line.metric, line.name]), () => redraw("optimality"));
+  if (SAMPLED) bandKeys("optimality-keys", hasSpread());
   columns("optimality", orders.length);
   for (const order of orders) {
     figure("optimality", plain(order), () => {
@@ -137,7 +145,7 @@ function planeFigures() {
 /** Layers as points in the plane, joined in order; `colour` is that of the line. */
 function planePath(rows, layers, x, y, title, colour) {
   if (!x || !y) return [];
-  const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${withSpread(x.v[r], x.s && x.s[r])}<br>output: ${withSpread(y.v[r], y.s && y.s[r])} ${unitName()}`);
+  const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${withSpread(x.v[r], x.s && x.s[r], x.e && x.e[r])}<br>output: ${withSpread(y.v[r], y.s && y.s[r], y.e && y.e[r])} ${unitName()}`);
   const scale = VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]);
   return [{
     x: x.v, y: y.v, mode: "lines+markers", line: { color: colour, width: 1.2 }, text: texts, hovertemplate: "%{text}<extra></extra>",
@@ -190,7 +198,7 @@ function layerTable() {
       ...(ONE ? [] : [{ value: run.title, text: run.title, kind: "name" }]),
       ...columns.map(([, key]) => {
         const series = run.series[key];
-        return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m)) : { value: null, text: "–" };
+        return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r]) : { value: null, text: "–" };
       }),
     ]));
     fillTable(document.getElementById("layer-table"), ["layer", ...(ONE ? [] : ["result"]), ...columns.map(([heading]) => heading)], rows);
@@ -204,7 +212,7 @@ function differenceTable() {
   const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
   const metric = choice("difference-metric", present.length ? present : [["", "none"]], () => fill());
   const fill = () => {
-    const { paired, interpolated, tokens_differ: tokensDiffer, series } = DATA.differences[Number(which())];
+    const { paired, interpolated, tokens_differ: tokensDiffer, same_labels: sameLabels, series } = DATA.differences[Number(which())];
     const columns = tableColumns(SETS, metric(), series);
     const first = RUNS[0];
     const other = RUNS[Number(which()) + 1];
@@ -215,7 +223,10 @@ function differenceTable() {
       (spreadKnown
         ? "≈ marks what is smaller than the anchor spread (the sd over anchor sets of both results, combined): another draw of anchors for each could undo it. Bold is larger. " +
           (paired ? "Both were measured with the same anchors, which differ less: ± is the sd over them of the difference, and ≈ is grey where the difference is smaller than that too." : "± is that spread.")
-        : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.");
+        : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.") +
+      (sameLabels === undefined ? "" : sameLabels
+        ? " Both followed the same labels, so most of the error by sampling them is common to both and cancels; it is not added."
+        : spreadKnown ? " They followed different samples of labels: the standard errors of both by that are part of ± and of what ≈ is judged by." : "");
     const rows = first.rows.map((row, r) => [
       { value: first.layers[r], text: row },
       ...columns.map(([, key]) => {

@@ -21,9 +21,10 @@ const beside = (checkpoint, n) => layoutOf(checkpoint).beside[n];
 function at(key, checkpoint, layer) {
   const series = DATA.series[key];
   const factor = scaleOf(metricOf(key), DATA.log_m);
-  if (layer === null) return { v: null, s: null };
-  const [v, s] = [series.v[checkpoint][layer], series.s ? series.s[checkpoint][layer] : null];
-  return { v: v === null || v === undefined ? null : v * factor, s: s === null || s === undefined ? null : s * factor };
+  if (layer === null) return { v: null, s: null, e: null };
+  const [v, s, e] = ["v", "s", "e"].map((name) => (series[name] ? series[name][checkpoint][layer] : null))
+    .map((value) => (value === null || value === undefined ? null : value * factor));
+  return { v, s, e };
 }
 
 function mapFigure() {
@@ -38,7 +39,7 @@ function mapFigure() {
     return {
       traces: [{
         type: "heatmap", y, z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
-        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s)} ${unitOf(metricOf(key()))}`)),
+        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s, cell.e)} ${unitOf(metricOf(key()))}`)),
         hovertemplate: "%{text}<extra></extra>",
         colorbar: { title: { text: unitOf(metricOf(key())), side: "top" }, thickness: 12, outlinewidth: 0 },
       }],
@@ -103,6 +104,7 @@ function stepsFigure() {
       ...[...chosen].sort((a, b) => a - b).map((n) => ({ name: DATA.labels[n], colour: colourOf(n) })),
       ...(MODELS.length > 1 ? MODELS.map((m, i) => ({ name: shortName(m), colour: "#7F7F7F", dash: DASHES[i % DASHES.length] })) : []),
     ]);
+    if (DATA.series[key()].e) bandKeys("steps-keys", Boolean(DATA.series[key()].s));
   };
   const select = element("select", { multiple: "", size: "5", "aria-label": "Layers" }, ...DATA.labels.map((label, n) => {
     const option = element("option", { value: String(n) }, label);
@@ -121,9 +123,9 @@ function stepsFigure() {
     const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((n) => {
       const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], row: beside(i, n), ...at(key(), i, beside(i, n)) }));
       if (points.every((p) => p.v === null)) return [];
-      const texts = points.map((p) => `<b>${text(p.row === null ? "no such layer" : DATA.rows[p.row])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s)} ${unitOf(metricOf(key()))}`);
+      const texts = points.map((p) => `<b>${text(p.row === null ? "no such layer" : DATA.rows[p.row])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s, p.e)} ${unitOf(metricOf(key()))}`);
       return lineWithBand(points.map((p) => p.x), points.map((p) => p.v), points.map((p) => p.s), {
-        colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60,
+        colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60, error: points.map((p) => p.e),
       });
     }));
     return { traces, layout: { xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
@@ -139,7 +141,7 @@ function pathFigure() {
   const model = choice("plane-model", MODELS.map((m) => [m, shortName(m)]), () => { reach(); redraw("path"); });
   const reach = () => { slider.max = String(ofModel(model()).length - 1); slider.value = slider.max; };
   reach();
-  const column = (key, i) => ({ v: layoutOf(i).rows.map((r) => at(key, i, r).v), s: layoutOf(i).rows.map((r) => at(key, i, r).s) });
+  const column = (key, i) => ({ v: layoutOf(i).rows.map((r) => at(key, i, r).v), s: layoutOf(i).rows.map((r) => at(key, i, r).s), e: layoutOf(i).rows.map((r) => at(key, i, r).e) });
   figure("path", "", () => {
     const chosen = ofModel(model());
     const now = Math.min(Number(slider.value), chosen.length - 1);
@@ -189,7 +191,7 @@ function checkpointTable() {
       { value: c.checkpoint, text: c.checkpoint },
       { value: c.step, text: c.step === null || c.step === undefined ? "–" : c.step.toLocaleString("en") },
       ...(DATA.by_depth ? [layerCell(i, beside(i, Number(layer())))] : []),
-      ...columns.map(([, key]) => { const { v, s } = at(key, i, beside(i, Number(layer()))); return valueCell(v, s, 1); }),
+      ...columns.map(([, key]) => { const { v, s, e } = at(key, i, beside(i, Number(layer()))); return valueCell(v, s, 1, e); }),
     ]);
     fillTable(document.getElementById("checkpoint-table"), ["checkpoint", "step", ...(DATA.by_depth ? ["layer"] : []), ...columns.map(([heading]) => heading)], rows);
   };

@@ -52,6 +52,9 @@ function tableColumns(labelSets, metric, series) {
   return columns.filter(([, key]) => key in series);
 }
 
-const valueCell = (value, sd, factor) => value === null || value === undefined
+const valueCell = (value, sd, factor, error) => value === null || value === undefined
   ? { value: null, text: "–" }
-  : { value: value * factor, text: (value * factor).toFixed(4), small: sd === null || sd === undefined ? "" : `± ${(sd * factor).toFixed(4)}` };
+  : {
+    value: value * factor, text: (value * factor).toFixed(4),
+    small: [sd === null || sd === undefined ? "" : `± ${(sd * factor).toFixed(4)}`, error ? `(± ${(error * factor).toFixed(4)})` : ""].filter(Boolean).join(" "),
+  };
