@@ -6,8 +6,9 @@
 SmolLM2 reads short texts once, and the hidden states of some layers are kept. They are then measured again and again
 with the 8 n-gram label sets: exactly, and with `label_rows` of a half, an eighth and a thirty-second of the rows that
 exact takes, planned and attached, with as many seeds (each with anchors of its own). Printed are, in units of log m,
-the root mean square error, the standard error told, their ratio, and the mean error over its own standard error; for
-each setting the range over label sets and layers. All figures go to a .csv file.
+the root mean square error, its ratio to the standard error told, and the mean error over its own standard error; for
+each setting the range over label sets and layers; and the standard error told over that which a plan expects, which
+rests on `softh_probe.planned.thresholds.ENTROPY_SD`. All figures go to .csv files.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def study(replay: Replay, corpus: Corpus, batches: list[np.ndarray], seeds: int)
             for share in SHARES:
                 rows = int(exact_rows[planned] * share)
                 _, found = measure(replay, corpus, batches, planned=planned, seed=seed, label_rows=rows)
+                plan = Plan(corpus, LABEL_SETS, batches, label_rows=rows, seed=seed) if planned else None
+                expected = {} if plan is None else dict(zip(NGRAM_SETS, plan.expected_errors.tolist(), strict=True))
                 yield pd.DataFrame(
                     {
                         "way": "planned" if planned else "attached",
@@ -109,6 +112,7 @@ def study(replay: Replay, corpus: Corpus, batches: list[np.ndarray], seeds: int)
                         "seed": seed,
                         "error": found.value - exact.value,
                         "told": found.sampling_sd if "sampling_sd" in found else 0.0,
+                        "expected": found.index.get_level_values("label_set").map(expected.get),
                     }
                 ).reset_index()
 
@@ -122,6 +126,7 @@ def summary(errors: pd.DataFrame) -> pd.DataFrame:
         {
             "rms_error": grouped.error.apply(lambda e: np.sqrt((e**2).mean())),
             "told": grouped.told.apply(lambda e: np.sqrt((e**2).mean())),
+            "expected": grouped.expected.mean(),
             "t_of_mean": grouped.error.mean() / (grouped.error.std() / np.sqrt(n)),
         }
     )
@@ -162,7 +167,8 @@ def show(table: pd.DataFrame) -> None:
         print(
             f"{way[0]:<9} {way[1]:<8.4g} {way[2]:<29} rms {least.rms_error:.5f} to {most.rms_error:.5f}, ratio "
             f"{least.ratio:.2f} to {most.ratio:.2f} (all: {overall:.2f}), t of the mean {least.t_of_mean:.1f} to "
-            f"{most.t_of_mean:.1f} (mean {of_way.t_of_mean.mean():.2f})"
+            f"{most.t_of_mean:.1f} (mean {of_way.t_of_mean.mean():.2f}), told / expected "
+            f"{(of_way.told / of_way.expected).min():.2f} to {(of_way.told / of_way.expected).max():.2f}"
         )
 
 
