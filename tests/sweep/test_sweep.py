@@ -184,4 +184,3 @@ def test_a_sweep_of_streamed_runs_reads_the_same_texts_without_planning_them(con
     assert [result.info["config"]["stream"] for result in results] == [True, True]
     assert len({result.info["corpus"]["chained_sha256"] for result in results}) == 1
     assert "warning" not in done.stdout
-    assert info_of(tmp_path / "out")["warnings"] == []
