@@ -87,7 +87,7 @@ def live_weights(rows: RowLabels, counts_L: Tensor, positions_X: Tensor) -> Live
     """
     if not rows.shared_probability:
         return None
-    own_L = torch.from_numpy(1.0 / rows.live_probability)
+    own_L = torch.from_numpy(rows.live_scale / rows.live_probability)
     shared = [torch.from_numpy(1.0 / probability) for probability in rows.shared_probability]
     sets_L = torch.from_numpy(rows.live_sets)
     unknown: set[int] = set()
@@ -95,12 +95,15 @@ def live_weights(rows: RowLabels, counts_L: Tensor, positions_X: Tensor) -> Live
         of_set, in_shared = sets_L == x, counts_L[torch.from_numpy(rows.shared_rows[x])].double()
         positions = torch.cat([counts_L[of_set].double(), in_shared])
         weights = torch.cat([own_L[of_set], shared[x]])
-        sampled = weights > 1
-        known = positions_X[x] - positions[~sampled].sum()
+        own_sampled, shared_sampled = (
+            torch.from_numpy(probability < 1) for probability in (rows.live_probability, rows.shared_probability[x])
+        )
+        sampled = torch.cat([own_sampled[of_set], shared_sampled])
+        known = positions_X[x] - (positions * weights)[~sampled].sum()
         if known > 0 and not sampled.any():
             unknown.add(x)
             continue
         scale = known / (positions * weights)[sampled].sum()
-        own_L[of_set & (own_L > 1)] *= scale
-        shared[x][shared[x] > 1] *= scale
+        own_L[of_set & own_sampled] *= scale
+        shared[x][shared_sampled] *= scale
     return LiveWeights(own_L, shared, frozenset(unknown))

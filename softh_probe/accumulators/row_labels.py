@@ -50,7 +50,7 @@ class RowLabels:
         set_names: names of the label sets.
         keeps_labels: of each set, whether all its labels have kept rows.
         kept_sets, kept_names: of each kept row its set and its label; None for positions without a label.
-        live_sets: of each live row its set; −1 where labels of several sets may share it.
+        live_sets: of each live row its set; −1 where labels of several sets may share it, and where it does not count.
         shared_rows: of each set, the live rows of its labels that occurred once and may share a row.
         singleton_sets: sets whose labels come and go.
         singleton_labels: of each of these, how many labels occur once and have no bucket.
@@ -59,6 +59,7 @@ class RowLabels:
         bucket_probability: of each bucket, the probability π that a label of it is followed.
         thresholds: of each set, the threshold τ of its sample of labels (`label_sampling`); 1 where all are followed.
         live_probability: of each live row that belongs to one label, the probability π that it is followed.
+        live_scale: of each live row, the label's positions over those in its sums; more than 1 where it entered late.
         shared_probability: of each set, the π of its labels that occurred once, in the order of `shared_rows`.
         bucket_names: of each bucket its label, where it holds a single one by choice; else None.
         sample_order: slots of the sample in the order of their positions' keys.
@@ -80,6 +81,7 @@ class RowLabels:
     bucket_probability: np.ndarray = field(default_factory=_nothing)
     thresholds: np.ndarray = field(default_factory=_nothing)
     live_probability: np.ndarray = field(default_factory=_nothing)
+    live_scale: np.ndarray = field(default_factory=_nothing)
     shared_probability: list[np.ndarray] = field(default_factory=list)
     bucket_names: list[str | None] = field(default_factory=list)
     sample_order: np.ndarray = field(default_factory=_none)

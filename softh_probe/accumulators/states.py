@@ -1,7 +1,7 @@
 """Versions of a probe's state, as `SoftEntropyProbe.state_dict` makes it and snapshots hold it.
 
-6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, and of each
-   label its number, its count and the probability that it is followed.
+6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, of each label
+   its number, its counts and the probability that it is followed, and the sketch of those that are not.
 5  `anchors` of its settings names the draw, and it has the choices that were made for the user.
 4  Its anchors are of the published draw, which its settings call iid (antithetic in pairs).
 """
@@ -59,8 +59,11 @@ def _rows_of_today(rows: Mapping[str, Any], layers: Mapping[str, Mapping[str, Te
         **rows,
         "numbers": [torch.arange(begin, end) for begin, end in pairwise(ends)],
         "counts": _counts(rows, layers),
+        "missing": [torch.zeros(len(part), dtype=torch.int64) for part in rows["rows"]],
+        "crossing": [torch.zeros(len(part), dtype=torch.int64) for part in rows["rows"]],
         "probability": [torch.ones(len(part), dtype=torch.float64) for part in rows["rows"]],
         "threshold": ALL,
+        "sketch": torch.zeros(0, 0, dtype=torch.int32),
     }
 
 

@@ -3,8 +3,8 @@
 At first every label is. When the rows would no longer do, the threshold τ of the sample of labels (`label_sampling`)
 rises by a quarter until they do. A label of count n so far, whose number is u, then stays while u < n/τ. A label that
 is absent enters if u < 1/τ: it would have passed whenever it had occurred before, so it has not, and nothing of it is
-missing. One that is given up or refused never comes back. A label is followed if u is below all that it has passed: the
-least of these is its probability π.
+missing. Others come back only once they are frequent (`inclusion`). A label is followed if u is below all that it has
+passed: the least of these is its probability π.
 
 Keys of n-grams are their tokens' bytes. They are exact, so that the labels of two probes can be merged. All that is
 held here grows with the rows, not with the text.
@@ -18,12 +18,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from softh_probe.accumulators.label_sampling import ALL, inclusion, uniform_numbers
+from softh_probe.accumulators.label_sampling import ALL, uniform_numbers
+from softh_probe.attached.frequency_sketch import FrequencySketch
+from softh_probe.attached.inclusion import PENDING, Inclusion, Part, frequent
 from softh_probe.attached.shared_rows import RowAssignment, SharedRows
 from softh_probe.labels import LabelRows, LabelSet
 
@@ -32,7 +34,25 @@ STEP = 1.25
 #: Parts of [0, 1) of which is known whether a followed label's number lies there. Few hold any but those near 0.
 N_SLOTS = 2**20
 
+#: What is known of each label, and its keys in a state.
+_KEYS = {"count": "counts", "missing": "missing", "crossing": "crossing", "probability": "probability"}
 _NONE = np.zeros(0, dtype=np.int64)
+
+
+class RowsOfSet(NamedTuple):
+    """Rows of the labels of one set [L].
+
+    Attributes:
+        rows: the row of each.
+        is_shared: whether it may be shared.
+        probability: the probability that the label is followed.
+        scale: its positions over those in its sums.
+    """
+
+    rows: np.ndarray
+    is_shared: np.ndarray
+    probability: np.ndarray
+    scale: np.ndarray
 
 
 class LiveLabels:
@@ -53,8 +73,8 @@ class LiveLabels:
         self.rows = SharedRows()
         self._label_sets, self._label_rows, self._seed = label_sets, label_rows, seed
         self._tables = self._new_tables([()] * len(label_sets))
-        # Longer than there are labels; the first `_n_known` have entered with a probability.
-        self._counts_K, self._probability_K, self._n_known = _NONE, np.zeros(0), 0
+        self._inclusion = Inclusion()
+        self._sketch: FrequencySketch | None = None  # of labels that are not followed, once there are any
         # Of each set, whether a label is followed whose u is in a slot; known where the threshold has risen.
         self._is_taken = [np.zeros(0, dtype=bool)] * len(label_sets)
 
@@ -66,10 +86,12 @@ class LiveLabels:
         """Rows at most; None for any number."""
         return None if self._label_rows == "all" else self._label_rows
 
-    def of_set(self, x: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Find the rows of a set's labels, whether each may be shared, and their probabilities."""
+    def of_set(self, x: int) -> RowsOfSet:
+        """Find the rows of a set's labels that are not pending."""
         numbers = _values(self._tables[x])
-        return *self.rows.lookup(numbers), self._probability_K[numbers]
+        numbers = numbers[self._inclusion["probability"][numbers] > PENDING]
+        count, missing, probability = (self._inclusion[name][numbers] for name in ("count", "missing", "probability"))
+        return RowsOfSet(*self.rows.lookup(numbers), probability, count / (count - missing))
 
     def find(self, x: int, tokens_Nn: np.ndarray) -> np.ndarray:
         """Find the numbers of n-grams of a set, and let new ones enter; −1 where a label is not followed."""
@@ -86,6 +108,8 @@ class LiveLabels:
         self._is_taken[x][slots_N[some[is_new]]] = True
         numbers_N = np.full(len(u_N), -1)
         numbers_N[some] = found
+        self._extend(1.0 / self.threshold)
+        self._enter_late(x, tokens_Nn, u_N, numbers_N)
         return numbers_N
 
     def assign(
@@ -98,7 +122,7 @@ class LiveLabels:
             sizes_L: positions of each label.
         """
         self._extend(1.0 / self.threshold)
-        self._counts_K[labels_L] += sizes_L
+        self._inclusion.count(labels_L, sizes_L, self.threshold)
         return self._assign(self._fitting(labels_L, is_once_L, positions_L), labels_L, is_once_L, positions_L)
 
     # --- parts of the data ------------------------------------------------------------------------------------
@@ -106,10 +130,8 @@ class LiveLabels:
     def merge(self, other: LiveLabels) -> tuple[np.ndarray, RowAssignment]:
         """Take over the labels of another part of the data.
 
-        The larger threshold holds. A label that one part lacks stays if its number would have let it in there, for then
-        it did not occur; else it may have been given up or refused, and is given up. A frequent label that was certain
-        where it is known stays nevertheless: lost, it would be missing from all that follows. A part that gave it up
-        had seen it fewer times than its threshold by then; what it has seen since is missing from the label's sums.
+        The larger threshold holds. Of a label that one part lacks, that part has seen nothing if the label's number
+        would have let it in, and else what its sketch tells.
 
         Returns:
             The rows of the other part's labels there, and here.
@@ -120,10 +142,11 @@ class LiveLabels:
         theirs_L = np.concatenate([_NONE, *(_values(theirs) for _, theirs in pairs)])
         rows_L, is_shared_L = other.rows.lookup(theirs_L)
         self._extend(1.0)
-        self._counts_K[labels_L] += other._counts_K[theirs_L]
         stays_K = None
-        if (self.threshold, other.threshold) != (ALL, ALL):
-            stays_K = self._common(n_ours, labels_L, other._probability_K[theirs_L], other.threshold)
+        if (self.threshold, other.threshold) == (ALL, ALL):
+            self._inclusion.count(labels_L, other._inclusion["count"][theirs_L], ALL)
+        else:
+            stays_K = self._common(n_ours, other, labels_L, theirs_L)
         stays_K = self._fitting(labels_L, is_shared_L, rows_L, stays_K)
         return rows_L, self._assign(stays_K, labels_L, is_shared_L, rows_L)
 
@@ -136,9 +159,11 @@ class LiveLabels:
             "rows": [torch.from_numpy(rows) for rows, _ in found],
             "shared": [torch.from_numpy(is_shared) for _, is_shared in found],
             "numbers": [torch.from_numpy(part) for part in numbers],
-            "counts": [torch.from_numpy(self._counts_K[part]) for part in numbers],
-            "probability": [torch.from_numpy(self._probability_K[part]) for part in numbers],
+            **{key: [torch.from_numpy(self._inclusion[name][part]) for part in numbers] for name, key in _KEYS.items()},
             "threshold": self.threshold,
+            "sketch": torch.from_numpy(
+                np.zeros((0, 0), np.int32) if self._sketch is None else self._sketch.cells.copy()
+            ),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
@@ -148,9 +173,9 @@ class LiveLabels:
             The rows of the state that stay, in their order here; None where all do.
         """
         self.threshold, self.rows = state["threshold"], SharedRows()
-        numbers, rows, is_shared, counts, probability = (
+        numbers, rows, is_shared, *known = (
             np.concatenate([_NONE, *(part.numpy() for part in state[name])])
-            for name in ("numbers", "rows", "shared", "counts", "probability")
+            for name in ("numbers", "rows", "shared", *_KEYS.values())
         )
         by_number = np.argsort(numbers)
         self.rows.load(rows[by_number].astype(np.int64), is_shared[by_number].astype(bool))
@@ -158,8 +183,11 @@ class LiveLabels:
             zip(_keys(tokens.numpy()), part.tolist(), strict=True)
             for tokens, part in zip(state["ngrams"], state["numbers"], strict=True)
         )
-        self._counts_K, self._probability_K = counts[by_number], probability[by_number].astype(np.float64)
-        self._n_known = len(numbers)
+        self._inclusion.load(**{name: part[by_number] for name, part in zip(_KEYS, known, strict=True)})
+        self._sketch = None
+        if len(state["sketch"]):
+            self._sketch = self._new_sketch()
+            self._sketch.cells = state["sketch"].numpy().copy()
         stays_K = self._fitting(_NONE, _NONE.astype(bool), _NONE)
         if stays_K is None:
             self._mark_slots()
@@ -169,29 +197,59 @@ class LiveLabels:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _common(
-        self, n_ours: int, labels_L: np.ndarray, probability_L: np.ndarray, their_threshold: float
-    ) -> np.ndarray:
-        """Take the larger threshold and the least probabilities of two parts; return which labels stay.
+    def _enter_late(self, x: int, tokens_Nn: np.ndarray, u_N: np.ndarray, numbers_N: np.ndarray) -> None:
+        """Count the n-grams of a set that are not followed, and let in those that are frequent, in place."""
+        assert self._sketch is not None
+        absent = np.flatnonzero(numbers_N < 0)
+        self._sketch.add(u_N[absent])
+        late = absent[self._sketch.estimate(u_N[absent]) >= frequent(self.threshold)]
+        if not len(late):
+            return
+        self._sketch.add(u_N[late], -1)  # these will be in their sums
+        numbers_N[late] = _numbers(self._tables[x], _keys(tokens_Nn[late]))
+        self._is_taken[x][_slots(u_N[late])] = True
+        self._extend(PENDING)
+        self._inclusion.enter_late(numbers_N[late], self._sketch.estimate(u_N[late]))
+
+    def _common(self, n_ours: int, other: LiveLabels, labels_L: np.ndarray, theirs_L: np.ndarray) -> np.ndarray:
+        """Take over the larger threshold and what is known of the labels; return which stay.
 
         Args:
             n_ours: labels of this part; they come first.
-            labels_L, probability_L: labels of the other part, and their probabilities there.
-            their_threshold: that of the other part.
+            other: the other part.
+            labels_L, theirs_L: the numbers of its labels here and there.
         """
+        u_K = self._uniform_numbers()
         is_ours_K = np.arange(len(self)) < n_ours
         is_theirs_K = np.zeros(len(self), dtype=bool)
         is_theirs_K[labels_L] = True
-        known_K = self._probability_K[: len(self)]  # ones where a label is new here
-        known_K[labels_L] = np.minimum(known_K[labels_L], probability_L)
-        passed_K = np.where(is_ours_K, known_K, np.minimum(known_K, 1.0 / self.threshold))
-        passed_K = np.where(is_theirs_K, passed_K, np.minimum(passed_K, 1.0 / their_threshold))
-        self.threshold = max(self.threshold, their_threshold)
-        is_whole_K = self._uniform_numbers() < passed_K
-        is_frequent_K = (known_K == 1.0) & (self._counts_K[: len(self)] >= self.threshold)
-        known_K[is_whole_K] = passed_K[is_whole_K]
-        stays_K: np.ndarray = is_whole_K | is_frequent_K
-        return stays_K
+        ours = self._part(is_ours_K, u_K, np.arange(n_ours), np.arange(n_ours))
+        theirs = other._part(is_theirs_K, u_K, labels_L, theirs_L)
+        self.threshold = max(self.threshold, other.threshold)
+        if self._sketch is None:
+            self._sketch = self._new_sketch()
+        if other._sketch is not None:
+            self._sketch.merge(other._sketch)
+        return self._inclusion.merge(ours, theirs, self.threshold)
+
+    def _part(self, is_there_K: np.ndarray, u_K: np.ndarray, there: np.ndarray, own: np.ndarray) -> Part:
+        """Tell what this part knows of the labels of two: `own` are the numbers here of its labels `there`."""
+        # One that it lacks and would have let in has not occurred.
+        missing_K = np.zeros(len(u_K), dtype=np.int64)
+        unknown_K = ~is_there_K & (u_K >= 1.0 / self.threshold)
+        if self._sketch is not None:
+            missing_K[unknown_K] = self._sketch.estimate(u_K[unknown_K])
+        count_K, probability_K = missing_K.copy(), np.full(len(u_K), 1.0 / self.threshold)
+        for values_K, name in ((count_K, "count"), (missing_K, "missing"), (probability_K, "probability")):
+            values_K[there] = self._inclusion[name][own]
+        is_complete_K = np.where(is_there_K, probability_K > PENDING, ~unknown_K)
+        return Part(
+            is_there=is_there_K,
+            count=count_K,
+            missing=missing_K,
+            probability=probability_K,
+            is_complete=is_complete_K,
+        )
 
     def _fitting(
         self,
@@ -208,12 +266,11 @@ class LiveLabels:
         following_K = np.ones(len(self), dtype=bool) if stays_K is None else stays_K
         if use.n_rows(following_K) <= most:
             return stays_K
-        counts_K, u_K = self._counts_K[: len(self)], self._uniform_numbers()
+        u_K = self._uniform_numbers()
         while use.n_rows(following_K) > most:
             self.threshold *= STEP
-            following_K = following_K & (u_K < counts_K / self.threshold)
-        passed_K = inclusion(counts_K, self.threshold)
-        self._probability_K[: len(self)] = np.minimum(self._probability_K[: len(self)], passed_K)
+            following_K = following_K & self._inclusion.passes(self.threshold, u_K)
+        self._inclusion.raise_to(self.threshold)
         return following_K
 
     def _assign(
@@ -231,6 +288,10 @@ class LiveLabels:
 
     def _keep(self, stays_K: np.ndarray) -> np.ndarray:
         """Give up all other labels and number the rest anew; return the rows that are free now."""
+        if self._sketch is None:
+            self._sketch = self._new_sketch()
+        held_K = self._inclusion["count"] - self._inclusion["missing"]
+        self._sketch.add(self._uniform_numbers()[~stays_K], held_K[~stays_K])
         freed = self.rows.keep(stays_K)
         number_K = np.cumsum(stays_K) - 1
         kept = []
@@ -239,9 +300,7 @@ class LiveLabels:
             stays = stays_K[numbers]
             kept.append(zip(compress(table, stays.tolist()), number_K[numbers[stays]].tolist(), strict=True))
         self._tables = self._new_tables(kept)
-        n_before, self._n_known = len(stays_K), len(self)
-        self._counts_K = self._counts_K[:n_before][stays_K]
-        self._probability_K = self._probability_K[:n_before][stays_K]
+        self._inclusion.keep(stays_K)
         self._mark_slots()
         return freed
 
@@ -256,13 +315,10 @@ class LiveLabels:
 
     def _extend(self, probability: float) -> None:
         """Extend what is known of each label to new ones, which entered with a probability."""
-        n = len(self)
-        if n > len(self._counts_K):
-            n_more = max(n, 2 * len(self._counts_K)) - len(self._counts_K)
-            self._counts_K = np.concatenate([self._counts_K, np.zeros(n_more, dtype=np.int64)])
-            self._probability_K = np.concatenate([self._probability_K, np.zeros(n_more)])
-        self._probability_K[self._n_known : n] = probability
-        self._n_known = n
+        self._inclusion.extend(len(self), probability)
+
+    def _new_sketch(self) -> FrequencySketch:
+        return FrequencySketch(self.most_rows or 1)
 
     def _new_tables(self, tables: Iterable[Iterable[tuple[bytes, int]]]) -> list[dict[bytes, int]]:
         """Make a dictionary for each set that numbers new n-grams."""

@@ -78,13 +78,15 @@ class OnlineRows:
     def row_labels(self) -> RowLabels:
         """Describe the rows of the sums as they are now."""
         live_sets, live_probability = np.full(self.n_live, -1), np.ones(self.n_live)
-        shared_rows, shared_probability = [], []
+        live_scale, shared_rows, shared_probability = np.ones(self.n_live), [], []
         for i in range(len(self.label_sets)):
-            rows, is_shared, probability = self._live.of_set(i)
-            live_sets[rows[~is_shared]] = i
-            live_probability[rows[~is_shared]] = probability[~is_shared]
-            shared_rows.append(rows[is_shared])
-            shared_probability.append(probability[is_shared])
+            of_set = self._live.of_set(i)
+            shared = of_set.is_shared
+            own = of_set.rows[~shared]
+            live_sets[own] = i
+            live_probability[own], live_scale[own] = of_set.probability[~shared], of_set.scale[~shared]
+            shared_rows.append(of_set.rows[shared])
+            shared_probability.append(of_set.probability[shared])
         kept_sets = np.zeros(self.n_kept, dtype=np.int64)
         kept_names: dict[int, str] = {}
         for i, table in enumerate(self._kept.values()):
@@ -99,6 +101,7 @@ class OnlineRows:
             shared_rows=shared_rows,
             thresholds=np.array([self._live.threshold] * len(self.label_sets) + [ALL] * len(self._kept)),
             live_probability=live_probability,
+            live_scale=live_scale,
             shared_probability=shared_probability,
             sample_order=np.argsort(self._sample.keys, kind="stable"),
         )

@@ -97,6 +97,7 @@ def of_rows(population, threshold: float, u: np.ndarray):
             shared_rows=[np.flatnonzero(~own)],
             thresholds=np.array([threshold]),
             live_probability=np.where(own, probability[followed], 1.0),
+            live_scale=np.ones(len(followed)),
             shared_probability=[probability[followed][~own]],
             sample_order=np.arange(512),
         ),
