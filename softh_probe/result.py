@@ -166,7 +166,8 @@ class ProbeResult:
         rows = self.info["settings"].get("label_rows")
         at_most = f"at most {rows:,} rows" if isinstance(rows, int) else "a limited number of rows"
         for name in self.sampled_sets:
-            followed = f"a sample of {describe_sample(self.info['label_sampling'][name])} of {name}"
+            sample = self.info["label_sampling"][name]
+            followed = f"{'a sample of ' if sample['labels'] else ''}{describe_sample(sample)} of {name}"
             reason = f"a layer holds {at_most} of n-gram labels at a time; 'all' follows every label"
             choices.add("label_rows", followed, reason, certain=True)
         for name, unknown in self.unknown_by_sampling().items():

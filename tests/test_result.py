@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from softh_probe import ProbeResult
+from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.choices import Choices
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
@@ -64,6 +64,29 @@ def test_what_a_sample_does_not_tell_is_warned_of_with_the_remedy(result, tensor
     told = Choices()
     few.record_limits(Choices(), told)
     assert told.warnings() == uncertain  # the words are those of the next result, so that it does not warn again
+
+
+def test_a_probe_with_few_rows_tells_of_its_sample():
+    tokens = torch.randint(0, 40, (60, 16), generator=torch.Generator().manual_seed(0))
+    model = tiny_llama()
+    found = {}
+    for rows in (1, 200):
+        probe = SoftEntropyProbe(model, labels=BIGRAMS, n_anchors=20, anchor_sets=2, label_rows=rows)
+        with probe, torch.no_grad():
+            model(input_ids=tokens)
+        found[rows] = probe
+    with pytest.warns(UserWarning, match="is not known .too few of its labels were followed; raise label_rows") as told:
+        nothing = [found[1].result() for _ in range(2)][1]
+    assert len(told) == 2  # one a label set
+    assert nothing.unknown_by_sampling()["input_bigram"] == "its information"
+    assert nothing.info["label_sampling"]["input_bigram"]["estimated"]
+    some = found[200].result()
+    assert some.unknown_by_sampling() == {}
+    sampling = some.info["label_sampling"]
+    assert [choice["chosen"] for choice in some.info["choices"] if choice["about"] == "label_rows"] == [
+        f"a sample of {of_set['followed']:,} of an estimated {of_set['labels']:,} labels of {name}"
+        for name, of_set in sampling.items()
+    ]
 
 
 def test_a_sampled_result_is_saved_and_loaded(result, tmp_path):

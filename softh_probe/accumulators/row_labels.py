@@ -110,7 +110,7 @@ class RowLabels:
                 "labels": certain + int(self.bucket_labels[of_set].sum()) + round((1 / with_rows).sum()),
                 "followed": certain + int(self.bucket_followed[of_set].sum()) + len(with_rows),
                 "threshold": threshold,
-                "estimated": threshold > 1 and len(with_rows) > 0,
+                "estimated": threshold > 1 and len(self.shared_probability) > 0,
             }
         return found
 

@@ -10,7 +10,7 @@ import numpy as np
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
 from softh_probe.report.alignment import equally_deep, interpolated
-from softh_probe.report.label_samples import follow_same_labels
+from softh_probe.report.label_samples import samples_of
 from softh_probe.report.page_data import numbers, sampling_errors_by_key, values_by_key
 from softh_probe.result import ProbeResult
 
@@ -132,6 +132,15 @@ def same_anchors(one: ProbeResult, other: ProbeResult) -> bool:
     """Test whether both results were measured with identical anchors and temperatures."""
     described = [{(a["sha256"], a["temperature"]) for a in result.info.get("anchors") or []} for result in (one, other)]
     return bool(described[0]) and described[0] == described[1]
+
+
+def follow_same_labels(one: ProbeResult, other: ProbeResult) -> bool:
+    """Test whether two results followed the same labels: of the same tokens, by the same seed and thresholds."""
+    digests = _tokens_sha256(one, other)
+    seeds = [(result.info.get("settings") or {}).get("seed") for result in (one, other)]
+    ours, theirs = samples_of(one.info), samples_of(other.info)
+    same_samples = all(ours.get(name) == theirs.get(name) for name in {*one.label_sets} & {*other.label_sets})
+    return bool(digests[0]) and digests[0] == digests[1] and seeds[0] == seeds[1] and same_samples
 
 
 def _widths(result: ProbeResult) -> set[int]:

@@ -61,6 +61,8 @@ def findings(result: ProbeResult) -> list[Finding]:
 def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, question: str, of_what: str) -> Finding:
     """Summarise a layer-by-layer mutual information, and the share of it that chance explains."""
     raw, null = means[f"mutual_information|{name}"], means[f"mutual_information_null|{name}"]
+    if not np.isfinite(raw).any() and name in result.sampled_sets:
+        return Finding(question, "not known", f"Too few labels of {name} were followed; raise --label-rows.")
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
     best = int(np.nanargmax(raw))

@@ -107,18 +107,6 @@ def sample_line(result: ProbeResult) -> str:
     return f"labels were sampled in {', '.join(names)}: the standard error of information by that is {told}{remedy}"
 
 
-def follow_same_labels(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether two results followed the same labels: the same corpus, seed and thresholds of the sets of both."""
-    keys = [((result.info.get("corpus") or {}).get("sha256"), _seed(result)) for result in (one, other)]
-    ours, theirs = samples_of(one.info), samples_of(other.info)
-    shared = set(one.label_sets) & set(other.label_sets)
-    return bool(keys[0][0]) and keys[0] == keys[1] and all(ours.get(name) == theirs.get(name) for name in shared)
-
-
-def _seed(result: ProbeResult) -> Any:
-    return (result.info.get("settings") or {}).get("seed")
-
-
 def distinct_samples(infos: Iterable[Mapping[str, Any]]) -> tuple[list[Samples], list[int | None]]:
     """Find the different samples of labels of several results.
 

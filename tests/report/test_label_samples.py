@@ -46,11 +46,11 @@ def most(result, metric: str) -> float:
     return math.ceil(sd * 1e4) / 1e4
 
 
-def with_nan(result, *tensors: str) -> ProbeResult:
-    """The result, of whose input bigrams nothing is known."""
+def with_nan(result, *tensors: str, label_set: str = "input_bigram") -> ProbeResult:
+    """The result, of which some values of a label set are not known."""
     changed = {name: result.tensors[name].clone() for name in tensors}
     for tensor in changed.values():
-        tensor[:, result.label_sets.index("input_bigram")] = math.nan
+        tensor[:, result.label_sets.index(label_set)] = math.nan
     return dataclasses.replace(result, tensors={**result.tensors, **changed})
 
 
@@ -113,6 +113,14 @@ def test_what_is_not_known_is_said_with_the_remedy(result):
     assert said.endswith("times or more); the standard error of its information is not known, since too few were "
                          "followed: raise --label-rows.")  # fmt: skip
     assert "nan" not in said
+
+
+def test_a_finding_of_a_set_of_which_nothing_is_known(whole):
+    nothing = with_nan(sampled(whole, "input_unigram"), "conditional_entropy", label_set="input_unigram")
+    nothing.info["label_sampling"]["input_unigram"] |= {"labels": 0, "followed": 0, "estimated": True}
+    html = run_page(nothing)
+    assert "Too few labels of input_unigram were followed; raise --label-rows." in html
+    assert "input_unigram: none of the labels were followed (at the end, one in 310 of those that were new)" in html
 
 
 @pytest.mark.parametrize(
