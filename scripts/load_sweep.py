@@ -29,7 +29,7 @@ from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.config import plain_config
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.result import ProbeResult
-from softh_probe.result_files import LAYERS_PARQUET
+from softh_probe.result_files import LAYERS_PARQUET, OF_SAMPLE
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
