@@ -38,11 +38,13 @@ class LiveWeights(NamedTuple):
         own_L: of live rows that belong to one label.
         shared: of each set's labels in shared rows.
         unknown: sets with positions for which no label stands that is followed.
+        complete: sets all of whose positions are in the sums of labels that are followed.
     """
 
     own_L: Tensor
     shared: list[Tensor]
     unknown: frozenset[int]
+    complete: frozenset[int]
 
 
 def bucket_weights(rows: RowLabels) -> BucketWeights:
@@ -91,6 +93,7 @@ def live_weights(rows: RowLabels, counts_L: Tensor, positions_X: Tensor) -> Live
     shared = [torch.from_numpy(1.0 / probability) for probability in rows.shared_probability]
     sets_L = torch.from_numpy(rows.live_sets)
     unknown: set[int] = set()
+    complete: set[int] = set()
     for x in np.flatnonzero(rows.thresholds > 1).tolist():
         of_set, in_shared = sets_L == x, counts_L[torch.from_numpy(rows.shared_rows[x])].double()
         positions = torch.cat([counts_L[of_set].double(), in_shared])
@@ -100,10 +103,14 @@ def live_weights(rows: RowLabels, counts_L: Tensor, positions_X: Tensor) -> Live
         )
         sampled = torch.cat([own_sampled[of_set], shared_sampled])
         known = positions_X[x] - (positions * weights)[~sampled].sum()
+        if positions.sum() == positions_X[x]:
+            complete.add(x)
+            own_L[of_set], shared[x][:] = 1.0, 1.0
+            continue
         if known > 0 and not sampled.any():
             unknown.add(x)
             continue
         scale = known / (positions * weights)[sampled].sum()
         own_L[of_set & own_sampled] *= scale
         shared[x][shared_sampled] *= scale
-    return LiveWeights(own_L, shared, frozenset(unknown))
+    return LiveWeights(own_L, shared, frozenset(unknown), frozenset(complete))

@@ -1,7 +1,7 @@
 """Versions of a probe's state, as `SoftEntropyProbe.state_dict` makes it and snapshots hold it.
 
-6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, of each label
-   its number, its counts and the probability that it is followed, and the sketch of those that are not.
+6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, of each
+   label its number, its counts and the probability that it is followed, and the sketch of those that are not.
 5  `anchors` of its settings names the draw, and it has the choices that were made for the user.
 4  Its anchors are of the published draw, which its settings call iid (antithetic in pairs).
 """

@@ -93,6 +93,8 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     for x in np.flatnonzero(rows.thresholds > 1).tolist():
         if of_live is None:
             followed = labels_of_buckets(rows, of_buckets, layer.retired, x, n_sets)
+        elif x in of_live.complete:
+            continue
         else:
             followed = labels_of_rows(rows, of_live, layer.live, x, covered_mass[x])
         covered_entropy[x] += followed.entropy_bias_S

@@ -128,6 +128,13 @@ def test_where_all_labels_are_followed_there_is_no_error(population, statistics)
     assert all(not getattr(exact, f"{name}_sampling_sd").any() for name in VALUES)
 
 
+def test_where_the_sample_happens_to_be_all_labels_there_is_no_error(population):
+    exact, found = (of_rows(population, threshold, np.zeros(N_LABELS)) for threshold in (1.0, 20.0))
+    for name in VALUES:
+        torch.testing.assert_close(getattr(found, name), getattr(exact, name))
+        assert not getattr(found, f"{name}_sampling_sd").any()
+
+
 @pytest.mark.parametrize("statistics", [of_plan, of_rows])
 def test_where_no_label_is_followed_nothing_is_known(population, statistics):
     nothing = statistics(population, 1e9, np.ones(N_LABELS))
