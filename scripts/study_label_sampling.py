@@ -164,12 +164,15 @@ def show(table: pd.DataFrame) -> None:
     for way, of_way in table.groupby(["way", "share", "metric"], sort=False):
         least, most = of_way.min(numeric_only=True), of_way.max(numeric_only=True)
         overall = np.sqrt((of_way.rms_error**2).mean() / (of_way.told**2).mean())
-        print(
+        line = (
             f"{way[0]:<9} {way[1]:<8.4g} {way[2]:<29} rms {least.rms_error:.5f} to {most.rms_error:.5f}, ratio "
             f"{least.ratio:.2f} to {most.ratio:.2f} (all: {overall:.2f}), t of the mean {least.t_of_mean:.1f} to "
-            f"{most.t_of_mean:.1f} (mean {of_way.t_of_mean.mean():.2f}), told / expected "
-            f"{(of_way.told / of_way.expected).min():.2f} to {(of_way.told / of_way.expected).max():.2f}"
+            f"{most.t_of_mean:.1f} (mean {of_way.t_of_mean.mean():.2f})"
         )
+        if way[0] == "planned" and way[2] == "mutual_information":
+            expected = of_way.told / of_way.expected
+            line += f", told / expected {expected.min():.2f} to {expected.max():.2f}"
+        print(line)
 
 
 if __name__ == "__main__":
