@@ -60,7 +60,7 @@ def gather(
     Raises:
         ProbeError: a measurement failed in any process, processes were fed the same tokens, or those that hold one
             model were fed different ones; raised in all of them.
-        InputError: the probes have different settings, or belong to planned runs.
+        InputError: the probes have different settings, in all processes, or belong to planned runs.
     """
     if repeated not in REPEATED:
         raise InputError(f"repeated: expected one of {', '.join(REPEATED)}, got {repeated!r}")
@@ -89,6 +89,7 @@ class _Share:
     Attributes:
         rank: its number among all processes, which meshes use.
         problem: its error message, if it has one.
+        settings: those of its probe.
         parallelism: the processes that hold one model with it.
         fed: numbers that are equal where the same was fed: positions and tokens.
         sums: [n, S, M], those of the first and the last layer.
@@ -97,6 +98,7 @@ class _Share:
 
     rank: int
     problem: str | None
+    settings: dict[str, Any]
     parallelism: Parallelism
     fed: tuple[int, int]
     sums: Tensor
@@ -126,6 +128,7 @@ def _share(probe: SoftEntropyProbe) -> _Share:
     return _Share(
         rank=dist.get_rank() if dist.is_available() and dist.is_initialized() else 0,
         problem=problem,
+        settings=state["settings"],
         parallelism=find_parallelism(probe.model),
         fed=(state["positions"], state["tokens"]),
         sums=sums[[0, -1]] if len(sums) else sums,
@@ -138,11 +141,13 @@ def _counting(shares: Sequence[_Share], repeated: str) -> list[int]:
 
     Raises:
         ProbeError: a measurement failed, or nobody can tell which processes count.
+        InputError: the settings differ.
     """
     problems = [(f"process {s.rank}: " if len(shares) > 1 else "") + s.problem for s in shares if s.problem]
     if problems:
         raise ProbeError("; ".join(problems))
     if len(shares) > 1:
+        _refuse_other_settings(shares)
         _refuse_split(shares)
     counting = []
     for held in _models(shares):
@@ -155,6 +160,19 @@ def _counting(shares: Sequence[_Share], repeated: str) -> list[int]:
             )
         counting.append(fed[0])
     return counting if repeated == "count" else _without_repeats(shares, counting, repeated)
+
+
+def _refuse_other_settings(shares: Sequence[_Share]) -> None:
+    """Refuse different settings in every process: one that found them alone would leave the others waiting."""
+    first = shares[0]
+    for share in shares[1:]:
+        for name, value in first.settings.items():
+            other = share.settings.get(name)
+            if other != value:
+                raise InputError(
+                    f"gather: the probe of process {first.rank} has {name}={value!r}, that of process {share.rank} "
+                    f"{name}={other!r}; give all processes the same"
+                )
 
 
 def _refuse_split(shares: Sequence[_Share]) -> None:

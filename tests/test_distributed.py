@@ -162,6 +162,11 @@ def split_layers(rank, folder):
     return gather(measured(sharded(mesh["dp"]), TEXTS[rank::WORLD]))
 
 
+def other_rows(rank, folder):
+    """The first process alone can merge all of them."""
+    return gather(measured(tiny_llama(), TEXTS[rank::WORLD], label_rows=20 if rank == 0 else "all"))
+
+
 REFUSED = {
     the_same: r"processes 0 and 1 were fed the same tokens, .* repeated='once'",
     the_same_in_two_of_them: "processes 1 and 3 were fed the same tokens",
@@ -169,6 +174,7 @@ REFUSED = {
     one_model_and_other_texts: "processes 0 and 1 hold one model between them, but were fed different tokens",
     split_sequences: r"splits sequences between processes \(cp\)",
     split_layers: r"splits layers between processes \(pp\)",
+    other_rows: "process 0 has label_rows=20, that of process 1 label_rows='all'; give all processes the same",
 }
 
 
@@ -190,7 +196,7 @@ def worker(rank: int, folder: str) -> None:
     for run in (*RIGHT, *REFUSED, counted_each, samples_of_labels):
         try:
             everything = run(rank, at)
-        except ProbeError as error:
+        except (ProbeError, InputError) as error:
             found[run.__name__] = str(error)
         else:
             found[run.__name__] = everything.state_dict()
