@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +201,11 @@ class SoftEntropyProbe:
                     "so have no direction; try another dtype (float32, bfloat16) and check the weights"
                 )
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "a probe is its model's; copy its state_dict(), for the load_state_dict of one of the same settings"
+        )
+
     # --- states -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -373,6 +378,7 @@ class SoftEntropyProbe:
         for name, ours in self._settings.items():
             if theirs.get(name) != ours and (name, theirs.get(name)) != ("label_rows", "all"):  # which is thinned
                 remedy = how_to_continue(theirs.get(name), "anchors=") if name == "anchors" else ""
+                remedy += f"; use label_rows={theirs[name]!r} here, or add 'all'" if name == "label_rows" else ""
                 raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}{remedy}")
 
 

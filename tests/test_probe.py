@@ -1,7 +1,9 @@
 """The probe attached to a model, against every document alone, unpadded, in float64."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -243,6 +245,12 @@ def test_other_settings_do_not_merge_or_load(model):
         ours.merge(theirs)
     with pytest.raises(InputError, match="state: expected seed=0, got 1"):
         ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_probe_is_not_copied_and_says_what_to_copy(model, copied):
+    with pytest.raises(TypeError, match=r"copy its state_dict\(\), for the load_state_dict of one of"):
+        copied(SoftEntropyProbe(model))
 
 
 @pytest.mark.parametrize("kind", KINDS)

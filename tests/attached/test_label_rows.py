@@ -266,7 +266,7 @@ def test_a_probe_with_few_rows_is_not_taken_over_by_another_number_of_rows(model
             lambda other=other: other.merge(few),
             lambda other=other: other.load_state_dict(few.state_dict()),
         ):
-            with pytest.raises(InputError, match=f"expected label_rows={label_rows!r}, got 25"):
+            with pytest.raises(InputError, match=f"expected label_rows={label_rows!r}, got 25; use label_rows=25"):
                 take_over()
 
 
