@@ -61,6 +61,6 @@ def describe_sample(sample: Mapping[str, Any]) -> str:
     Args:
         sample: what `RowLabels.sampling` gives of the set.
     """
-    if not sample["labels"]:
-        return "none of the labels"  # nothing tells how many there are
+    if not sample["followed"]:
+        return "none of the labels"  # how many there are is not estimated either
     return f"{sample['followed']:,} of {'an estimated ' if sample['estimated'] else ''}{sample['labels']:,} labels"

@@ -86,7 +86,7 @@ def sentence(name: str, of_set: Mapping[str, Any], errors: Sequence[float], unkn
     else:
         which = f"all that occur once, or {threshold:,} times or more"
     raw, corrected = errors
-    said = [f"{name}: {describe_sample(of_set)} were followed ({which})"]
+    said = [f"{name}: {describe_sample(of_set)} were followed" + (f" ({which})" if of_set["followed"] else "")]
     if not math.isnan(raw):
         also = "" if math.isnan(corrected) else f", corrected {_rounded_up(corrected)}"
         said.append(f"the standard error of that is at most {_rounded_up(raw)} log m{also}")

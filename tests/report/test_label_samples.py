@@ -9,9 +9,10 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from softh_probe import ProbeResult
+from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.errors import InputError
 from softh_probe.report.compare import check_comparable, differences
 from softh_probe.report.label_samples import sample_line, sample_sentences
@@ -102,6 +103,21 @@ def test_one_anchor_set_has_the_error_by_sampling_alone(tmp_path):
     series = run_data(one, "x")["series"][KEY]
     assert set(series) == {"v", "e"}
     assert all(error > 0 for error in series["e"])
+
+
+def test_a_set_of_which_no_label_was_followed_is_unknown_not_empty():
+    texts = torch.arange(36).reshape(2, 18)
+    probe = SoftEntropyProbe(model := tiny_llama(), labels=["input_unigram", "output_unigram"], label_rows=1)
+    with probe, torch.no_grad():
+        model(input_ids=texts)
+    with pytest.warns(UserWarning, match="raise label_rows"):
+        found = probe.result()
+    name = next(name for name, of_set in found.info["label_sampling"].items() if not of_set["followed"])
+    page = run_page(found)
+    assert f"Too few labels of {name} were followed: raise --label-rows." in page
+    assert "No position has a label" not in page
+    assert f"{name}: no labels were followed; its information is not known" in page
+    assert any(choice["chosen"] == f"a sample of no labels of {name}" for choice in found.info["choices"])
 
 
 def test_what_is_not_known_is_said_with_the_remedy(result):
