@@ -203,7 +203,7 @@ class SoftEntropyProbe:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            "a probe is its model's; copy its state_dict(), for the load_state_dict of one of the same settings"
+            "copy a probe's state_dict(), for the load_state_dict of one of the same settings, not the probe"
         )
 
     # --- states -----------------------------------------------------------------------------------------------

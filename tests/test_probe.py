@@ -249,7 +249,7 @@ def test_other_settings_do_not_merge_or_load(model):
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_probe_is_not_copied_and_says_what_to_copy(model, copied):
-    with pytest.raises(TypeError, match=r"copy its state_dict\(\), for the load_state_dict of one of"):
+    with pytest.raises(TypeError, match=r"copy a probe's state_dict\(\), for the load_state_dict"):
         copied(SoftEntropyProbe(model))
 
 
