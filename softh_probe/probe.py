@@ -202,9 +202,7 @@ class SoftEntropyProbe:
                 )
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError(
-            "copy a probe's state_dict(), for the load_state_dict of one of the same settings, not the probe"
-        )
+        raise TypeError("copy a probe's state_dict(), for the load_state_dict of a new one, not the probe")
 
     # --- states -----------------------------------------------------------------------------------------------
 
