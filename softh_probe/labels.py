@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 from softh_probe.errors import InputError
@@ -98,8 +99,10 @@ def check_label_rows(value: Any) -> LabelRows:
     Raises:
         InputError: it is neither "all" nor a whole number of at least 1.
     """
-    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31):
-        return value  # type: ignore[no-any-return]
+    if value == "all":
+        return "all"
+    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) < 2**31:
+        return int(value)
     raise InputError(
         f"label_rows: expected 'all', or the rows of n-gram labels that a layer holds at a time (1 or more; "
         f"the default is {DEFAULT_LABEL_ROWS:,}), got {value!r}"

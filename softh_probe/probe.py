@@ -106,9 +106,8 @@ class SoftEntropyProbe:
         points = find_hook_points(model, modules or {})
         if count == "unique_prefix":
             require_causal(points)
-        source = _label_source(
-            model, points, labels, count=count, label_rows=check_label_rows(label_rows), seed=seed, plan=plan
-        )
+        label_rows = check_label_rows(label_rows)
+        source = _label_source(model, points, labels, count=count, label_rows=label_rows, seed=seed, plan=plan)
         source.lock = lock_of(points.entry)
         self._model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
@@ -374,7 +373,7 @@ class SoftEntropyProbe:
 
     def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
         for name, ours in self._settings.items():
-            if theirs.get(name) != ours and (name, theirs.get(name)) != ("label_rows", "all"):  # which is thinned
+            if theirs.get(name) != ours and (name, theirs.get(name)) != ("label_rows", "all"):  # thinned
                 remedy = how_to_continue(theirs.get(name), "anchors=") if name == "anchors" else ""
                 remedy += f"; use label_rows={theirs[name]!r} here, or add 'all'" if name == "label_rows" else ""
                 raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}{remedy}")

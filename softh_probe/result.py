@@ -188,10 +188,14 @@ class ProbeResult:
 
         Returns:
             By label set and metric, the error of the mean over anchor sets [R], in nats where the metric has a unit; 0
-            where a metric is exact.
+            where a metric is exact, missing where its value is.
         """
-        computed = compute_metrics(self.tensors, self.label_sets)
-        return {(value.label_set, value.metric): value.sampling_sd_R for value in computed}
+        return {
+            (value.label_set, value.metric): value.sampling_sd_R.masked_fill(
+                value.values_RS.isnan().any(dim=1), math.nan
+            )
+            for value in compute_metrics(self.tensors, self.label_sets)
+        }
 
     @property
     def sampled_sets(self) -> list[str]:

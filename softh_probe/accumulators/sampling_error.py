@@ -30,6 +30,10 @@ from softh_probe.estimators.bias_correction import (
 )
 from softh_probe.estimators.soft_entropy import entropy
 
+#: Labels that are followed with π < 1 below which no standard error is known; that of the corrected information needs as
+#: many that occur several times.
+LEAST_LABELS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampledLabels:
@@ -61,8 +65,8 @@ class SampledLabels:
 
     def error(self, first_I: Tensor, second_I: Tensor, constant_I: Tensor) -> float:
         """Compute the standard error of an estimate to which a label adds first·n·H(p̂_x) + second·own + constant."""
-        if not len(self.strata_I):
-            return math.nan  # no label tells of the others
+        if self.followed_I.sum() < LEAST_LABELS:
+            return math.nan
         _, part_I = self.strata_I.unique(return_inverse=True)
         n_parts = int(part_I.max()) + 1
 
@@ -170,12 +174,9 @@ def sampling_errors(
     """
     n_I, none_I = labels.counts_I, torch.zeros_like(labels.counts_I)
     conditional = labels.error(none_I + 1 / n_labelled, none_I, none_I)
-    null = covered = 0.0
-    if not labels.counts_known:
-        null = labels.error(none_I, none_I, n_I * chance_information(curves, n_I).mean(dim=1) / n_labelled)
-        covered = labels.error(none_I, none_I, (n_I == 1).double())
+    null, covered = _errors_of_counts(labels, curves, n_labelled)
     corrected = corrected_conditional(curves, *tables.of_followed)
-    if not len(corrected.counts_C):
+    if labels.followed_I[n_I >= 2].sum() < LEAST_LABELS:
         return SamplingErrors(conditional, null, math.nan, covered)
     slope_C = bias_slope(curves, corrected).mean(dim=1)
     bias_C, divergence_C = corrected.bias_CS.mean(dim=1), corrected.divergence_CS.mean(dim=1)
@@ -196,6 +197,20 @@ def sampling_errors(
         labels.error(first_I, second_I, constant_I),
         covered,
     )
+
+
+def _errors_of_counts(labels: SampledLabels, curves: BiasCurves, n_labelled: Tensor) -> tuple[float, float]:
+    """Compute the standard errors of the null and of the covered positions, which depend on counts alone."""
+    if labels.counts_known:
+        return 0.0, 0.0
+    n_I, none_I = labels.counts_I, torch.zeros_like(labels.counts_I)
+    by_chance_I = chance_information(curves, n_I).mean(dim=1)
+    null = labels.error(none_I, none_I, n_I * by_chance_I / n_labelled)
+    covered = labels.error(none_I, none_I, (n_I == 1).double())
+    if not (n_I == 1).any() and len(n_I):  # about as many labels of one position as one that is followed stands for
+        covered = float(labels.weights_I.max())
+        null = max(null, covered * float((chance_information(curves, n_I.new_ones(1)).mean()) / n_labelled))
+    return null, covered
 
 
 def correction_bias(labels: SampledLabels, curves: BiasCurves, tables: CountTables) -> Tensor:
