@@ -21,6 +21,8 @@ COLUMN_PREFIX = "column:"
 #: Rows of n-gram labels that a layer holds at a time, over all sets, or "all": every label is followed.
 LabelRows = int | Literal["all"]
 DEFAULT_LABEL_ROWS = 65_536
+#: Rows have numbers of 32 bits.
+MOST_LABEL_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,13 @@ def check_label_rows(value: Any) -> LabelRows:
     ('all', 8192)
 
     Raises:
-        InputError: it is neither "all" nor a whole number of at least 1.
+        InputError: it is neither "all" nor a whole number from 1 to `MOST_LABEL_ROWS`.
     """
     if value == "all":
         return "all"
-    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) < 2**31:
+    if isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= MOST_LABEL_ROWS:
         return int(value)
     raise InputError(
-        f"label_rows: expected 'all', or the rows of n-gram labels that a layer holds at a time (1 or more; "
-        f"the default is {DEFAULT_LABEL_ROWS:,}), got {value!r}"
+        f"label_rows: expected 'all', or the rows of n-gram labels that a layer holds at a time (1 to "
+        f"{MOST_LABEL_ROWS:,}; the default is {DEFAULT_LABEL_ROWS:,}), got {value!r}"
     )

@@ -534,3 +534,10 @@ def test_a_mask_of_tokens_does_not_touch_modules_without_tokens():
     with probe, probe.masked(torch.tensor([[1, 1, 0], [1, 1, 1]])), torch.no_grad():
         net(torch.randn(2, 6))
     assert probe.positions == 2
+
+
+@pytest.mark.parametrize("label_rows", [0, 2**31, 1.5, "ALL", None])
+def test_the_refusal_of_label_rows_names_both_ends_of_what_is_expected(model, label_rows):
+    with pytest.raises(InputError) as caught:
+        SoftEntropyProbe(model, label_rows=label_rows)
+    assert "(1 to 2,147,483,647; the default is 65,536), got " + repr(label_rows) in str(caught.value)

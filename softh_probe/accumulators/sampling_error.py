@@ -30,7 +30,7 @@ from softh_probe.estimators.bias_correction import (
 )
 from softh_probe.estimators.soft_entropy import entropy
 
-#: Labels that are followed with π < 1 below which no standard error is known; that of the corrected information needs as
+#: Labels that are followed with π < 1 below which no standard error is known; that of corrected information needs as
 #: many that occur several times.
 LEAST_LABELS = 5
 
