@@ -250,6 +250,11 @@ def _suffix(name: str) -> str:
 
 def _data_files(path: Path, data: str) -> tuple[list[Path], str]:
     """List the data files at or below a path, sorted, and the reader for all of them."""
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"data: {data} is a pipe or a device, expected a file or a folder, as data are read more than once; write "
+            f"them to a file, or give documents from Python: run(config, documents=…)"
+        )
     found = [
         f for f in _files_below(path) if f == path or not any(p.startswith(".") for p in f.relative_to(path).parts)
     ]

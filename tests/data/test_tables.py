@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from decimal import Decimal
 
 import datasets
@@ -331,3 +332,8 @@ def test_saved_data_sets_of_mixed_types(tmp_path):
     datasets.Dataset.from_list(rows, on_mixed_types="use_json").save_to_disk(tmp_path / "saved")
     assert read(tmp_path / "saved") == ["a", "b"]
     assert read(tmp_path / "saved", "y.z") == [("a", "s"), ("b", None)]
+
+
+def test_a_pipe_is_refused_as_such(tmp_path):
+    os.mkfifo(tmp_path / "texts.jsonl")
+    assert "is a pipe or a device, expected a file or a folder" in refused(tmp_path / "texts.jsonl")
