@@ -77,8 +77,13 @@ def followed_labels(rows: dict[str, Any], positions: torch.Tensor) -> dict[str, 
             torch.tensor([1 if shared else int(positions[row]) for row, shared in zip(*pair, strict=True)])
             for pair in zip(rows["rows"], rows["shared"], strict=True)
         ],
+        **{
+            name: [torch.zeros(len(part), dtype=torch.int64) for part in rows["rows"]]
+            for name in ("missing", "crossing")
+        },
         "probability": [torch.ones(len(part), dtype=torch.float64) for part in rows["rows"]],
         "threshold": 1.0,
+        "sketch": torch.zeros(0, 0, dtype=torch.int32),
     }
 
 

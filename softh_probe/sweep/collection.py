@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from softh_probe.layer_places import place_layers
 from softh_probe.report.compare import corpus_notes
 from softh_probe.report.label_samples import Samples, distinct_samples, sample_notes
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
+from softh_probe.result_files import LAYERS_PARQUET
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint, inferred_steps
 
@@ -42,9 +44,10 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("sd", pa.float64()),
-        ("sampling_sd", pa.float64()),  # missing where all labels were followed
     ]
 )
+#: Further column where some checkpoint followed a sample of labels; missing for those that followed all.
+SAMPLING_SD = pa.field("sampling_sd", pa.float64())
 
 
 @dataclass(kw_only=True)
@@ -116,11 +119,12 @@ def collect(out: str | Path) -> Collection:
 def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> None:
     """Write the table of all checkpoints; add the information of each result to `info`."""
     as_written = CsvOptions(include_header=False, quoting_style="needed")
+    schema = SCHEMA.append(SAMPLING_SD) if any(_is_sampled(folder.result(point)) for point in points) else SCHEMA
     with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
-        with pq.ParquetWriter(parquet, SCHEMA) as writer, csv.open("wb") as text:
-            text.write((",".join(SCHEMA.names) + "\n").encode())
-            with CSVWriter(text, SCHEMA, write_options=as_written) as lines:
-                tables = _results(folder, points, info)
+        with pq.ParquetWriter(parquet, schema) as writer, csv.open("wb") as text:
+            text.write((",".join(schema.names) + "\n").encode())
+            with CSVWriter(text, schema, write_options=as_written) as lines:
+                tables = _results(folder, points, info, schema)
                 # Each write makes a row group of the file: a few large ones are read faster.
                 while group := list(islice(tables, _GROUP_SIZE)):
                     table = pa.concat_tables(group)
@@ -128,7 +132,16 @@ def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[s
                     lines.write_table(table)
 
 
-def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> Iterator[pa.Table]:
+def _is_sampled(result: Path) -> bool:
+    """Tell whether the table of a result has standard errors by the sampling of labels."""
+    with suppress(OSError, pa.ArrowInvalid):
+        return SAMPLING_SD.name in pq.read_schema(result / LAYERS_PARQUET).names
+    return False
+
+
+def _results(
+    folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]], schema: pa.Schema
+) -> Iterator[pa.Table]:
     """Read the table of each intact result, with columns that name its checkpoint."""
     for point in points:
         if (result := read_intact(folder.result(point))) is None:
@@ -138,13 +151,13 @@ def _results(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
         info[point.folder] = {name: of_result[name] for name in kept if name in of_result}
         head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
         columns = {
-            name: pa.repeat(pa.scalar(value, SCHEMA.field(name).type), len(own))
+            name: pa.repeat(pa.scalar(value, schema.field(name).type), len(own))
             for name, value in {**head, "model": point.series}.items()
         }
-        columns |= {name: own[name] for name in SCHEMA.names if name in own.schema.names}
+        columns |= {name: own[name] for name in schema.names if name in own.schema.names}
         columns["layer"] = _layers(own["name"], of_result)
-        columns.setdefault("sampling_sd", pa.nulls(len(own), pa.float64()))
-        yield pa.table([columns[name] for name in SCHEMA.names], names=SCHEMA.names).cast(SCHEMA)
+        columns.setdefault(SAMPLING_SD.name, pa.nulls(len(own), SAMPLING_SD.type))
+        yield pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
 
 
 def _layers(names: pa.ChunkedArray, info: dict[str, Any]) -> pa.Array:

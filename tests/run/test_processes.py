@@ -154,7 +154,7 @@ def test_three_processes_stopped_by_a_signal_go_on_to_the_same_sums_bit_for_bit(
 
 
 def test_processes_follow_the_sample_of_labels_of_one_process(config, tmp_path):
-    settings = {**SETTINGS, "label_rows": 6}
+    settings = {**SETTINGS, "label_rows": 24}
     shared = config(**settings, out=str(tmp_path / "shared"), cache="none")
     assert [code for code, _ in together(shared, tmp_path)] == [0, 0]
     one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
