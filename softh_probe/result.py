@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.label_sampling import describe_sample
+from softh_probe.accumulators.label_sampling import describe_sample, samples_of
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.choices import Choices
@@ -165,8 +165,7 @@ class ProbeResult:
     def _record_samples(self, choices: Choices, told: Choices) -> None:
         rows = self.info["settings"].get("label_rows")
         at_most = f"at most {rows:,} rows" if isinstance(rows, int) else "a limited number of rows"
-        for name in self.sampled_sets:
-            sample = self.info["label_sampling"][name]
+        for name, sample in samples_of(self.info).items():
             followed = f"{'a sample of ' if sample['labels'] else ''}{describe_sample(sample)} of {name}"
             reason = f"a layer holds {at_most} of n-gram labels at a time; 'all' follows every label"
             choices.add("label_rows", followed, reason, certain=True)
@@ -200,8 +199,7 @@ class ProbeResult:
     @property
     def sampled_sets(self) -> list[str]:
         """Names of the label sets of which a sample of labels was followed."""
-        sampling = self.info.get("label_sampling") or {}
-        return [name for name, of_set in sampling.items() if of_set["threshold"] > 1]
+        return list(samples_of(self.info))
 
     def to_pandas(self, unit: str = "efficiency") -> pd.DataFrame:
         """Build the tidy table: one line for each layer, label set and metric.

@@ -52,6 +52,16 @@ def inclusion(counts_L: np.ndarray, threshold: float) -> np.ndarray:
     return found
 
 
+def samples_of(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Select the label sets of which a sample of labels was followed from a result's information.
+
+    >>> samples_of({"label_sampling": {"input_unigram": {"threshold": 1.0}, "input_bigram": {"threshold": 9.5}}})
+    {'input_bigram': {'threshold': 9.5}}
+    """
+    sampling = info.get("label_sampling") or {}
+    return {name: of_set for name, of_set in sampling.items() if of_set["threshold"] > ALL}
+
+
 def describe_sample(sample: Mapping[str, Any]) -> str:
     """Say how many labels of a set are followed.
 

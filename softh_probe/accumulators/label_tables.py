@@ -17,6 +17,8 @@ from softh_probe.accumulators.dispatch import Dispatch, MergeMap
 
 _ROWS_AT_ONCE = 65536
 _SMALL = 2**28  # bytes of a table
+#: Further columns of a pool of retired labels where labels are sampled.
+N_SQUARES = 3
 
 
 class LabelTables:
@@ -58,7 +60,7 @@ class LabelTables:
         with torch.inference_mode(False):
             self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
             self.live = torch.zeros(n_live, n_columns, dtype=torch.float32, device=device)
-            n_sums = 2 * self.n_sets + 3 * with_squares
+            n_sums = 2 * self.n_sets + N_SQUARES * with_squares
             self.retired = torch.zeros(n_buckets, n_sums, dtype=torch.float64, device=device)
         self._longer: dict[str, Tensor] = {}  # the longer table of which each grown one is the first rows
 

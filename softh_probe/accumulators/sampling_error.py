@@ -17,16 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.label_pools import CountTables, chunks
+from softh_probe.accumulators.label_pools import chunks
 from softh_probe.accumulators.label_tables import mass, position_entropy, squares, weighted_entropy
 from softh_probe.accumulators.label_weights import BucketWeights, LiveWeights
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.estimators.bias_correction import (
     BiasCurves,
+    CorrectedConditional,
     bias_excess,
     bias_slope,
     chance_information,
-    corrected_conditional,
 )
 from softh_probe.estimators.soft_entropy import entropy
 
@@ -45,11 +45,11 @@ class SampledLabels:
         strata_I: the stratum of each.
         sums_I2: sums of n·H(p̂_x) and of the positions' own assignment entropies, means over anchor sets, in nats.
         squares_I3: sums of the square of the first, their product, and the square of the second.
+        cross_I: mean over anchor sets of Σ_j s_j log p_j, of each label's mass s, with p the distribution of the
+            covered positions where that is estimated from the labels too; else 0.
         entropy_bias_S: by how much the entropy of the covered positions is too low on average, for the same reason: to
             second order half the sum of p's relative variances (Miller 1955).
         counts_known: whether the counts of all labels of the set are known, also of those that are not followed.
-        cross_I: mean over anchor sets of Σ_j s_j log p_j, of each label's mass s, with p the distribution of the
-            covered positions where that is estimated from the labels too; else 0.
     """
 
     counts_I: Tensor
@@ -161,21 +161,24 @@ class SamplingErrors(NamedTuple):
 
 
 def sampling_errors(
-    labels: SampledLabels, curves: BiasCurves, tables: CountTables, covered_SM: Tensor, n_labelled: Tensor
+    labels: SampledLabels,
+    curves: BiasCurves,
+    corrected: CorrectedConditional,
+    covered_SM: Tensor,
+    n_labelled: Tensor,
 ) -> SamplingErrors:
     """Compute the standard errors of one set's estimates.
 
     Args:
         labels: the set's labels that are followed with π < 1.
         curves: bias curves of the layer.
-        tables: sums over the set's labels by count [C], all that are followed.
+        corrected: corrected entropies of the set's labels by count [C], of all that are followed.
         covered_SM: mass of the positions whose label occurs at least twice.
         n_labelled: positions that have a label of the set.
     """
     n_I, none_I = labels.counts_I, torch.zeros_like(labels.counts_I)
     conditional = labels.error(none_I + 1 / n_labelled, none_I, none_I)
     null, covered = _errors_of_counts(labels, curves, n_labelled)
-    corrected = corrected_conditional(curves, *tables.of_followed)
     if labels.followed_I[n_I >= 2].sum() < LEAST_LABELS:
         return SamplingErrors(conditional, null, math.nan, covered)
     slope_C = bias_slope(curves, corrected).mean(dim=1)
@@ -191,12 +194,7 @@ def sampling_errors(
     first_I, second_I, constant_I = (
         torch.where(is_covered_I, value_I / n_covered, 0.0) for value_I in (-(1 + slope_I), slope_I, constant_I)
     )
-    return SamplingErrors(
-        conditional,
-        null,
-        labels.error(first_I, second_I, constant_I),
-        covered,
-    )
+    return SamplingErrors(conditional, null, labels.error(first_I, second_I, constant_I), covered)
 
 
 def _errors_of_counts(labels: SampledLabels, curves: BiasCurves, n_labelled: Tensor) -> tuple[float, float]:
@@ -213,13 +211,12 @@ def _errors_of_counts(labels: SampledLabels, curves: BiasCurves, n_labelled: Ten
     return null, covered
 
 
-def correction_bias(labels: SampledLabels, curves: BiasCurves, tables: CountTables) -> Tensor:
+def correction_bias(labels: SampledLabels, curves: BiasCurves, corrected: CorrectedConditional) -> Tensor:
     """Estimate by how much the corrected information is too low because few labels of a count tell their mean W: [S].
 
     The correction is a convex function of W. Its excess is computed from the variance of W among the labels of a count,
     which labels of similar counts have in common.
     """
-    corrected = corrected_conditional(curves, *tables.of_followed)
     n_counts = len(corrected.counts_C)
     covered = labels.counts_I >= 2
     c_I = torch.searchsorted(corrected.counts_C, labels.counts_I[covered].long())

@@ -24,7 +24,12 @@ from softh_probe.accumulators.sampling_error import (
     labels_of_rows,
     sampling_errors,
 )
-from softh_probe.estimators.bias_correction import bias_curves, corrected_information, null_information
+from softh_probe.estimators.bias_correction import (
+    bias_curves,
+    corrected_conditional,
+    corrected_information,
+    null_information,
+)
 from softh_probe.estimators.soft_entropy import entropy
 
 
@@ -97,9 +102,10 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
             continue
         else:
             followed = labels_of_rows(rows, of_live, layer.live, x, covered_mass[x])
+        corrected = corrected_conditional(curves, *tables.of_set(x).of_followed)
         covered_entropy[x] += followed.entropy_bias_S
-        corrected_bias[x] = correction_bias(followed, curves, tables.of_set(x))
-        errors[x] = sampling_errors(followed, curves, tables.of_set(x), covered_mass[x], labelled[x, -1])
+        corrected_bias[x] = correction_bias(followed, curves, corrected)
+        errors[x] = sampling_errors(followed, curves, corrected, covered_mass[x], labelled[x, -1])
     errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
     label_positions, label_weighted = layer.labels_one_by_one()
     return LayerStatistics(

@@ -190,7 +190,8 @@ class LiveLabels:
             self._sketch.cells = state["sketch"].numpy().copy()
         stays_K = self._fitting(_NONE, _NONE.astype(bool), _NONE)
         if stays_K is None:
-            self._mark_slots()
+            if self.threshold > ALL:
+                self._mark_slots(self._uniform_numbers())
             return None
         self._keep(stays_K)
         return self.rows.close_gaps()
@@ -290,8 +291,8 @@ class LiveLabels:
         """Give up all other labels and number the rest anew; return the rows that are free now."""
         if self._sketch is None:
             self._sketch = self._new_sketch()
-        held_K = self._inclusion["count"] - self._inclusion["missing"]
-        self._sketch.add(self._uniform_numbers()[~stays_K], held_K[~stays_K])
+        held_K, u_K = self._inclusion["count"] - self._inclusion["missing"], self._uniform_numbers()
+        self._sketch.add(u_K[~stays_K], held_K[~stays_K])
         freed = self.rows.keep(stays_K)
         number_K = np.cumsum(stays_K) - 1
         kept = []
@@ -301,14 +302,11 @@ class LiveLabels:
             kept.append(zip(compress(table, stays.tolist()), number_K[numbers[stays]].tolist(), strict=True))
         self._tables = self._new_tables(kept)
         self._inclusion.keep(stays_K)
-        self._mark_slots()
+        self._mark_slots(u_K[stays_K])
         return freed
 
-    def _mark_slots(self) -> None:
-        """Mark the slots of the numbers u of all labels, where not all labels are followed."""
-        if self.threshold == ALL:
-            return
-        u_K = self._uniform_numbers()
+    def _mark_slots(self, u_K: np.ndarray) -> None:
+        """Mark the slots of the numbers u of all labels."""
         for x, table in enumerate(self._tables):
             self._is_taken[x] = np.zeros(N_SLOTS, dtype=bool)
             self._is_taken[x][_slots(u_K[_values(table)])] = True

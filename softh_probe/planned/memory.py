@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from softh_probe.accumulators.label_sampling import ALL
-from softh_probe.accumulators.label_tables import columns
+from softh_probe.accumulators.label_tables import N_SQUARES, columns
 from softh_probe.accumulators.sampling import N_REPLICATES, SAMPLE_SIZE
 from softh_probe.errors import InputError
 from softh_probe.planned.plan import Plan
@@ -27,7 +27,6 @@ SHARE_OF_FREE = 0.8
 #: Name for the sums that do not depend on labels: totals, bootstrap replicates and sample.
 ALL_POSITIONS = "all positions"
 
-_SQUARES = 3  # further columns of a bucket where labels are sampled; see `LabelTables`
 #: Name for the rows that the n-grams of all sets share in a streamed run.
 NGRAMS = "n-grams, at most"
 
@@ -186,7 +185,7 @@ def place_sums(
         needed or {},
     )
     n_columns, n_layers, n = columns(anchor_sets, n_anchors), len(devices), plan.allocation
-    squares = n_layers * 8 * _SQUARES * len(n.bucket_sets) * (not n.is_sampled)
+    squares = n_layers * 8 * N_SQUARES * len(n.bucket_sets) * (not n.is_sampled)
     _check(memory, plan.rows_of_ngrams, n_columns, squares)
     return memory
 
@@ -302,7 +301,7 @@ def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int
     kept, buckets, single = (
         np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.singleton_sets)
     )
-    n_sums = 2 * anchor_sets + _SQUARES * n.is_sampled
+    n_sums = 2 * anchor_sets + N_SQUARES * n.is_sampled
     sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 8 * n_sums * buckets
     of_positions = _bytes_of_positions(n_anchors, anchor_sets, plan.n_sample)
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
 from softh_probe.report.alignment import equally_deep, interpolated
-from softh_probe.report.label_samples import samples_of
 from softh_probe.report.page_data import numbers, sampling_errors_by_key, values_by_key
 from softh_probe.result import ProbeResult
 

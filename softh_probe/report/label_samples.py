@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from softh_probe.accumulators.label_sampling import describe_sample
+from softh_probe.accumulators.label_sampling import describe_sample, samples_of
 from softh_probe.result import ProbeResult
 
 #: Samples by label set, as `info["label_sampling"]` of a result has them.
@@ -23,12 +23,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 #: The metrics of which the standard error is told.
 TOLD = ("mutual_information", "mutual_information_corrected")
-
-
-def samples_of(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Select the label sets of which a sample of labels was followed from a result's information."""
-    sampling = info.get("label_sampling") or {}
-    return {name: of_set for name, of_set in sampling.items() if of_set["threshold"] > 1}
 
 
 def wrong_entries(sampling: Any) -> Iterator[tuple[str, tuple[type, ...], Any]]:

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import torch
 
 from softh_probe.choices import Choice
+from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.forward import Batch
+from softh_probe.run.processes import Processes
 
 
 class Feed(Protocol):
@@ -115,3 +117,9 @@ class Feed(Protocol):
     def warnings(self) -> list[str]:
         """List what limits the result."""
         ...
+
+
+def placing(config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """Select what decides how large sums are and where they go; arguments of `place_sums`."""
+    names = ("n_anchors", "anchor_sets", "sums_memory_gb")
+    return {**{name: getattr(config, name) for name in names}, "n_processes": processes.local_count}

@@ -16,6 +16,7 @@ from softh_probe.planned.memory import SumsMemory, place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
 from softh_probe.probe import SoftEntropyProbe
+from softh_probe.run.feed import placing
 from softh_probe.run.forward import Batch, planned_batches
 from softh_probe.run.processes import Processes
 from softh_probe.run.provenance import corpus_info, too_short
@@ -95,15 +96,7 @@ class PlannedFeed:
 
     def place_sums(self, devices: Mapping[str, torch.device], needed: Mapping[str, int] | None = None) -> SumsMemory:
         """Decide where the sums of each layer go."""
-        return place_sums(
-            self.rows,
-            devices,
-            n_anchors=self._config.n_anchors,
-            anchor_sets=self._config.anchor_sets,
-            sums_memory_gb=self._config.sums_memory_gb,
-            n_processes=self._processes.local_count,
-            needed=needed,
-        )
+        return place_sums(self.rows, devices, needed=needed, **placing(self._config, self._processes))
 
     def fingerprint(self) -> dict[str, Any]:
         """Identify tokens, columns and batches."""

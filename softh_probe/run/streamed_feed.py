@@ -23,6 +23,7 @@ from softh_probe.planned.memory import SumsMemory, place_streamed_sums
 from softh_probe.planned.prepared import PADDED, batch_documents
 from softh_probe.planned.streamed import StreamedRows, check_columns
 from softh_probe.probe import SoftEntropyProbe
+from softh_probe.run.feed import placing
 from softh_probe.run.forward import Batch
 from softh_probe.run.processes import Processes, merge_into_first
 from softh_probe.run.provenance import corpus_info, too_short
@@ -133,15 +134,7 @@ class StreamedFeed:
 
     def place_sums(self, devices: Mapping[str, torch.device], needed: Mapping[str, int] | None = None) -> SumsMemory:
         """Decide where the sums of each layer go, by the rows that labels take at most."""
-        return place_streamed_sums(
-            self.rows,
-            devices,
-            n_anchors=self._config.n_anchors,
-            anchor_sets=self._config.anchor_sets,
-            sums_memory_gb=self._config.sums_memory_gb,
-            n_processes=self._processes.local_count,
-            needed=needed,
-        )
+        return place_streamed_sums(self.rows, devices, needed=needed, **placing(self._config, self._processes))
 
     def fingerprint(self) -> dict[str, Any]:
         """Identify the version of the data, and the tokenizer."""
