@@ -200,5 +200,5 @@ def test_more_processes_than_batches_are_no_error(config, tmp_path):
     one = run(config(**few, out=str(tmp_path / "one")), progress=False)
     assert [code for code, _ in together(config(**few), tmp_path, count=3)] == [0, 0, 0]
     found = ProbeResult.load(config().out)
-    for name, tensor in one.tensors.items():
-        np.testing.assert_array_equal(found.tensors[name], tensor)
+    for name, tensor in one.tensors.items():  # a process has one thread: sums are added in another order
+        np.testing.assert_allclose(found.tensors[name], tensor, rtol=1e-6, atol=1e-9, err_msg=name)
