@@ -46,6 +46,7 @@ class Metric:
             [R, X, …] of the result, at the label set, or a metric declared earlier; with "order", "input_" or
             "output_" and a metric of the label set of that direction, or "log_m", the logarithm of the number of
             anchors.
+        is_optional: whether it is left out where an input was not measured.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Metric:
     has_unit: bool
     compute: Callable[..., Tensor]
     inputs: tuple[str, ...]
+    is_optional: bool = False
 
 
 def as_measured(value: Tensor) -> Tensor:
@@ -189,6 +191,14 @@ METRICS = (
         inputs=("null_information",),
     ),
     Metric(
+        name="mutual_information_null_sd",  # sd of I(X;Z), averaged over anchor sets, of shuffled labels of documents
+        scope="label_set",
+        has_unit=True,
+        compute=as_measured,
+        inputs=("null_information_sd",),
+        is_optional=True,
+    ),
+    Metric(
         name="mutual_information_corrected",  # I(X;Z) without the bias of small counts: estimators/bias_correction.py
         scope="label_set",
         has_unit=True,
@@ -264,10 +274,13 @@ def compute_metrics(tensors: Mapping[str, Tensor], label_sets: Sequence[str]) ->
     for name, measured in _compute("positions", {name: _Measured(value) for name, value in tensors.items()}, shape):
         yield Computed("", name, *measured)
     needed = {name for metric in METRICS if metric.scope == "label_set" for name in metric.inputs} & tensors.keys()
+    optional = {name for metric in METRICS if metric.is_optional for name in metric.inputs}
     of_sets: dict[str, dict[str, _Measured]] = {}
     for x, label_set in enumerate(label_sets):
         at_set = {}
         for name in needed:
+            if name in optional and tensors[name][:, x].isnan().all():
+                continue
             errors = (tensors[name + SAMPLING_SD][:, x],) if name + SAMPLING_SD in tensors else ()
             at_set[name] = _Measured(tensors[name][:, x], *errors)
         of_sets[label_set] = dict(_compute("label_set", at_set, shape))
@@ -296,7 +309,7 @@ def _compute(scope: str, inputs: Mapping[str, _Measured], shape: tuple[int, int]
     """Compute the metrics of one scope, each from `inputs` and the metrics before it, as values of `shape` [R, S]."""
     known = dict(inputs)
     for metric in METRICS:
-        if metric.scope == scope:
+        if metric.scope == scope and not (metric.is_optional and not known.keys() >= {*metric.inputs}):
             arguments = [known[name] for name in metric.inputs]
             value = metric.compute(*(argument.value for argument in arguments))
             value_RS = value if value.ndim == 2 else value.unsqueeze(1).expand(shape)

@@ -19,10 +19,11 @@ from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError
-from softh_probe.labels import COLUMN_PREFIX
+from softh_probe.influence import DocumentInfluence
+from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.layer_places import LayerPlaces, place_layers
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
-from softh_probe.result_files import OF_SAMPLE, read_result, write_result
+from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_influence, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,12 +50,15 @@ class ProbeResult:
             conditional_entropy [R, X, S], null_information [R, X, S],
             corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L];
             and where a sample of labels was followed, the standard error by that of four of these, averaged over anchor
-            sets, under their names with `_sampling_sd` [R, X].
+            sets, under their names with `_sampling_sd` [R, X]; where there are labels of whole documents,
+            null_information_sd and p_value [R, X]; and with intervals, standard errors over documents: se_entropy [R],
+            se_information, se_regularity and se_optimality [R, X] (that of an order at the set of its output).
         labels: label set and name of each label that is shown one by one.
         info: settings, anchors, number of blocks of the model (`n_blocks`; None where modules are named), number of
             positions, number of labelled positions by label set, the sample of labels by label set (`label_sampling`:
             how many `labels` there are, whether that is `estimated`, how many are `followed`, and the `threshold` of
             the count from which all are), and any entries that the caller adds (JSON values).
+        influence: that of each document on the values, where intervals were measured; see `softh_probe.influence`.
     """
 
     rows: list[str]
@@ -62,6 +66,7 @@ class ProbeResult:
     tensors: dict[str, Tensor]
     labels: list[tuple[str, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    influence: DocumentInfluence | None = None
 
     @classmethod
     def from_layers(
@@ -80,6 +85,9 @@ class ProbeResult:
         tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields}
         for name in OF_SAMPLE:
             if not tensors[name].any():
+                del tensors[name]
+        for name in OF_DOCUMENTS:
+            if tensors[name].isnan().all():
                 del tensors[name]
         labelled = dict(zip(sets, tensors["labelled_positions"].amax(dim=0).long().tolist(), strict=True))
         return cls(
@@ -196,6 +204,34 @@ class ProbeResult:
             for value in compute_metrics(self.tensors, self.label_sets)
         }
 
+    def p_values(self) -> dict[tuple[str, str], Tensor]:
+        """Give the p-value [R] of the information of each label set of whole documents, by label set and metric.
+
+        It is the share of relabelings of the documents that have as much information; see
+        `softh_probe.estimators.relabeling`.
+        """
+        found = self.tensors.get("p_value")
+        if found is None:
+            return {}
+        of_sets = zip(self.label_sets, found.unbind(dim=1), strict=True)
+        return {(name, "mutual_information"): p_R for name, p_R in of_sets if not p_R.isnan().all()}
+
+    def standard_errors(self) -> dict[tuple[str, str], Tensor]:
+        """Give the standard error [R] of values over documents, by label set and metric, where it was measured.
+
+        In nats where the metric has a unit.
+        """
+        if "se_entropy" not in self.tensors:
+            return {}
+        found = {("", "entropy"): self.tensors["se_entropy"]}
+        for x, name in enumerate(self.label_sets):
+            for metric, key in (("mutual_information", "se_information"), ("regularity", "se_regularity")):
+                found[name, metric] = self.tensors[key][:, x]
+            direction, _, order = name.partition("_")
+            if direction == "output" and order in ORDERS:
+                found[order, "optimality"] = self.tensors["se_optimality"][:, x]
+        return {name: se_R for name, se_R in found.items() if not se_R.isnan().all()}
+
     @property
     def sampled_sets(self) -> list[str]:
         """Names of the label sets of which a sample of labels was followed."""
@@ -210,8 +246,10 @@ class ProbeResult:
 
         Returns:
             Columns layer, name, label_set (empty for entropy), metric, value (mean over anchor sets) and sd (their
-            standard deviation; missing with a single set); and, where a sample of labels was followed, sampling_sd, the
-            standard error of value by that, 0 where it is exact. `layer` is the index in the model, whichever layers
+            standard deviation; missing with a single set); with intervals, se, the standard error of value over
+            documents; where a sample of labels was followed, sampling_sd, the standard error of value by that, 0 where
+            it is exact; where labels are of whole documents, p_value, the share of relabelings of the documents with as
+            much information. `layer` is the index in the model, whichever layers
             were measured: 0 the embeddings, i the i-th block call, L + 1 the final norm of a model of L blocks. Modules
             that a probe was given by name have no such index; theirs is the number of the row, in the order given.
 
@@ -220,12 +258,19 @@ class ProbeResult:
         """
         scale = unit_scale(unit, self.n_anchors)
         parts = []
-        errors = {"sampling_sd": self.sampling_sds()} if self.sampled_sets else {}
+        errors = {
+            "se": self.standard_errors(),
+            "sampling_sd": self.sampling_sds() if self.sampled_sets else {},
+            "p_value": self.p_values(),
+        }
+        errors = {name: found for name, found in errors.items() if found}
+        missing_R = torch.full((len(self.rows),), math.nan, dtype=torch.float64)
         for label_set, metric, values_RS in self.metrics():
             factor = scale if metric in ENTROPIES else 1.0
             part = self._table(values_RS * factor, label_set=label_set, metric=metric)
             for name, found in errors.items():
-                part[name] = (found[label_set, metric] * factor).numpy()
+                of_metric_R = found.get((label_set, metric), missing_R)
+                part[name] = (of_metric_R if name == "p_value" else of_metric_R * factor).numpy()
             parts.append(part)
         table = pd.concat(parts, ignore_index=True)
         columns = ["layer", "name", "label_set", "metric", "value", "sd", *errors]
@@ -308,12 +353,13 @@ class ProbeResult:
     # --- files ---------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write layers.csv, layers.parquet, sums.safetensors and, last, result.json.
+        """Write layers.csv, layers.parquet, sums.safetensors, documents.parquet where measured and, last, result.json.
 
         Each file appears whole or not at all; a folder with a result.json holds a whole result.
         """
         names = {"rows": self.rows, "label_sets": self.label_sets, "labels": self.labels}
-        write_result(Path(folder), names, self.info, self.tensors, self.to_pandas())
+        layers = self.places.indices
+        write_result(Path(folder), names, self.info, self.tensors, self.to_pandas(), self.influence, layers)
 
     @classmethod
     def load(cls, folder: str | Path) -> ProbeResult:
@@ -326,7 +372,7 @@ class ProbeResult:
         """
         info, tensors = read_result(Path(folder))
         names = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
-        result = cls(**names, tensors=tensors, info=info)
+        result = cls(**names, tensors=tensors, info=info, influence=read_influence(Path(folder)))
         if note := result.places.note:
             warnings.warn(f"{folder}: {note}", stacklevel=2)
         return result

@@ -1,7 +1,8 @@
 """The files of a result: written, read back, checked, and converted from older formats.
 
-A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safetensors` (the tensors) and `result.json`
-(names, settings and checksums), which is written last. A result that names no recipe of its anchors is of the published
+A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safetensors` (the tensors), `documents.parquet`
+where intervals were measured (see `softh_probe.influence`), and `result.json` (names, settings and checksums), which is
+written last. A result that names no recipe of its anchors is of the published
 draw, and is read with that name. Formats of `result.json`:
 
 3  It carries its own SHA-256 and those of the files beside it.
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET = (
+    from softh_probe.influence import DocumentInfluence
+
+RESULT_JSON, SUMS, LAYERS_CSV, LAYERS_PARQUET, DOCUMENTS_PARQUET = (
     "result.json",
     "sums.safetensors",
     "layers.csv",
     "layers.parquet",
+    "documents.parquet",
 )
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,13 @@ OF_SAMPLE = {
     "corrected_information_sampling_sd": "RX",
     "covered_positions_sampling_sd": "RX",
 }
+#: Further tensors of a result that has labels of whole documents; NaN at the other label sets.
+OF_DOCUMENTS = {"null_information_sd": "RX", "p_value": "RX"}
+#: Further tensors of a result with intervals, standard errors over documents. That of an order's optimality stands at
+#: the label set of its output.
+OF_INTERVALS = {"se_entropy": "R", "se_information": "RX", "se_regularity": "RX", "se_optimality": "RX"}
+#: Tensors that are there only where they were measured.
+OPTIONAL = {**OF_SAMPLE, **OF_DOCUMENTS, **OF_INTERVALS}
 
 
 # --- folders -----------------------------------------------------------------------------------------------
@@ -79,9 +90,15 @@ def is_result(folder: Path) -> bool:
 
 
 def write_result(
-    folder: Path, names: Mapping[str, Any], info: Mapping[str, Any], tensors: Mapping[str, Tensor], table: pd.DataFrame
+    folder: Path,
+    names: Mapping[str, Any],
+    info: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    table: pd.DataFrame,
+    influence: DocumentInfluence | None = None,
+    layers: Sequence[int] = (),
 ) -> None:
-    """Write layers.csv, layers.parquet, sums.safetensors and, last, result.json.
+    """Write layers.csv, layers.parquet, sums.safetensors, documents.parquet if there is one, and, last, result.json.
 
     Each file appears whole or not at all; a folder with a result.json holds a whole result.
 
@@ -89,8 +106,9 @@ def write_result(
         folder: created if it is missing.
         names: the result's rows, label_sets and labels.
         info: JSON values; entries of `names` take precedence over entries of the same key.
-        tensors: those of `SHAPES`, and those `OF_SAMPLE` where a sample of labels was followed.
+        tensors: those of `SHAPES`, and those of `OPTIONAL` that were measured.
         table: the tidy table.
+        influence: that of the documents, where intervals were measured; layers: index of each row in the model.
     """
     from safetensors.torch import save
 
@@ -102,6 +120,9 @@ def write_result(
         SUMS: bytes_sha256(sums),
     }
     write_bytes(folder / SUMS, sums)  # safetensors' save_file would deny other users access
+    (folder / DOCUMENTS_PARQUET).unlink(missing_ok=True)
+    if influence is not None:
+        files[DOCUMENTS_PARQUET] = _write(folder / DOCUMENTS_PARQUET, lambda path: influence.write(path, layers))
     head = {"files": files, **names}
     text = json.dumps(sealed({**head, **info, **head}), indent=2, ensure_ascii=False)
     write_text(folder / RESULT_JSON, f"{text}\n")
@@ -131,6 +152,27 @@ def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     head.pop("files", None)
     head["labels"] = [(label_set, name) for label_set, name in head["labels"]]
     return head, tensors
+
+
+def read_influence(folder: Path) -> DocumentInfluence | None:
+    """Read the influence of documents that `write_result` wrote; None where the result has none.
+
+    Raises:
+        InputError: the file is missing, was changed or cannot be read.
+    """
+    from softh_probe.influence import DocumentInfluence
+
+    head = read_info(folder)
+    if DOCUMENTS_PARQUET not in head.get("files", {}):
+        return None
+    path = folder / DOCUMENTS_PARQUET
+    try:
+        _require_unchanged(folder, DOCUMENTS_PARQUET, file_sha256(path), head)
+        return DocumentInfluence.read(path)
+    except FileNotFoundError as error:
+        raise _missing(folder, DOCUMENTS_PARQUET) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(str(folder), f"{DOCUMENTS_PARQUET} cannot be read ({error})") from error
 
 
 def read_info(folder: Path, *, whole: Sequence[str] = ()) -> dict[str, Any]:
@@ -279,7 +321,7 @@ def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) 
         raise damaged(where, "sums.safetensors holds sums that are negative or not finite")
     sizes = {"R": len(head["rows"]), "X": len(head["label_sets"]), "L": len(head["labels"])}
     sizes |= {"S": mass.shape[1], "M": mass.shape[2]}
-    of_result = {**SHAPES, **{name: letters for name, letters in OF_SAMPLE.items() if name in tensors}}
+    of_result = {**SHAPES, **{name: letters for name, letters in OPTIONAL.items() if name in tensors}}
     for name, letters in of_result.items():
         expected = [sizes[letter] for letter in letters]
         if name in _LATER and name not in tensors:

@@ -49,6 +49,9 @@ class LayerStatistics:
         conditional_entropy: [X, S], H(Z|X).
         null_information: [X, S], expected I(X;Z) of labels of the same counts assigned at random.
         corrected_information: [X, S], I(X;Z) of the covered positions, corrected for small counts; NaN without any.
+        null_information_sd: [X], standard deviation over relabelings of the documents of the information, averaged over
+            anchor sets; NaN where labels are not of whole documents.
+        p_value: [X], share of the relabelings that have as much information; NaN likewise.
         conditional_entropy_sampling_sd, null_information_sampling_sd, corrected_information_sampling_sd,
             covered_positions_sampling_sd: [X], standard errors of these, as means over anchor sets, by the sampling of
             labels; 0 where all labels are followed.
@@ -66,6 +69,8 @@ class LayerStatistics:
     conditional_entropy: Tensor
     null_information: Tensor
     corrected_information: Tensor
+    null_information_sd: Tensor
+    p_value: Tensor
     conditional_entropy_sampling_sd: Tensor
     null_information_sampling_sd: Tensor
     corrected_information_sampling_sd: Tensor
@@ -120,6 +125,8 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         conditional_entropy=tables.weighted_XCS.sum(dim=1) / labelled[:, -1:],
         null_information=null_information(curves, tables.counts_C, tables.labels_XC),
         corrected_information=corrected_information(curves, *tables.of_followed, covered_entropy) + corrected_bias,
+        null_information_sd=torch.full_like(errors_X4[:, 0], torch.nan),
+        p_value=torch.full_like(errors_X4[:, 0], torch.nan),
         conditional_entropy_sampling_sd=errors_X4[:, 0],
         null_information_sampling_sd=errors_X4[:, 1],
         corrected_information_sampling_sd=errors_X4[:, 2],

@@ -1,0 +1,1 @@
+"""From results to findings: differences that are beyond noise."""
