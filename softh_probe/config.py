@@ -77,6 +77,7 @@ _OTHER_NAMES = {
     "chat_template_kwargs": "apply_chat_template chat_template_args",
     "labels": "label label_sets ngrams",
     "label_rows": "max_labels max_rows label_sample n_label_rows",
+    "permute_within": "permute_by group_by group_column groups strata",
     "n_anchors": "num_anchors",
     "anchor_sets": "n_anchor_sets num_anchor_sets n_sets num_sets",
     "calibration": "temperature epsilon",
@@ -181,6 +182,10 @@ class RunConfig:
     label_rows: int | Literal["all"] = DEFAULT_LABEL_ROWS
     """Rows of n-gram labels that a layer holds at a time, over all sets, or all. Where a corpus needs more, a sample of
     labels is followed, frequent ones always, and values carry the standard error of that (sampling_sd)."""
+    permute_within: str | None = None
+    """Column of groups, dotted inside structs: chance is what labels of whole documents (column:NAME) give where they
+    are exchanged between documents of equal value of this column, or between those without one; null exchanges them
+    between all. Labels of column:text_column are exchanged within their row always."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
     anchors: Kind = "iid"
@@ -235,6 +240,7 @@ class RunConfig:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
         check_label_rows(self.label_rows)
         self._check_stream()
+        self._check_permute_within()
         check_model_kwargs(self.model_kwargs)
         for name in ("model", "data", "out"):
             if not getattr(self, name):
@@ -253,6 +259,24 @@ class RunConfig:
             raise InputError(
                 f"per_label: a stream does not keep all labels of {', '.join(ngrams)} to the end; leave it out, or "
                 "leave out --stream"
+            )
+
+    def _check_permute_within(self) -> None:
+        """Refuse groups where there are no labels to exchange within them."""
+        if self.permute_within is None:
+            return
+        if not self.permute_within:
+            raise InputError("permute_within: expected the name of a column, got nothing; leave it out")
+        columns = [s.column for s in parse_label_sets(self.labels) if s.direction == "column"]
+        if not columns:
+            raise InputError(
+                "permute_within: it is for labels of whole documents, and labels name no column; add column:NAME to "
+                "--labels, or leave it out"
+            )
+        if set(columns) == {self.permute_within}:
+            raise InputError(
+                f"permute_within: within equal values of {self.permute_within!r}, column:{self.permute_within} has one "
+                "label, which nothing can be exchanged for; name another column, or leave it out"
             )
 
     def _check_numbers(self) -> None:

@@ -17,6 +17,8 @@ ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "quadgram": 4}
 DIRECTIONS = ("input", "output")
 NGRAM_SETS = tuple(f"{direction}_{order}" for order in ORDERS for direction in DIRECTIONS)
 COLUMN_PREFIX = "column:"
+#: Label column made from the name of the text column, where there are several.
+PREFERENCE_LABEL = "text_column"
 
 #: Rows of n-gram labels that a layer holds at a time, over all sets, or "all": every label is followed.
 LabelRows = int | Literal["all"]

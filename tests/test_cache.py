@@ -49,7 +49,7 @@ def test_a_plan_with_another_sample_of_labels_is_another_plan(config, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "change", ["max_length", "max_documents", "shuffle_seed", "data", "tokenizer", "label_columns"]
+    "change", ["max_length", "max_documents", "shuffle_seed", "data", "tokenizer", "label_columns", "permute_within"]
 )
 def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, change):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
@@ -63,6 +63,12 @@ def test_what_changes_the_tokens_changes_the_key(config, data, checkpoint, chang
         changes = {"shuffle_seed": 0}
     elif change == "label_columns":
         changes = {"labels": ["column:language"]}
+    elif change == "permute_within":
+        lines = [{**json.loads(line), "topic": i % 2} for i, line in enumerate(data.read_text().splitlines())]
+        data.write_text("\n".join(map(json.dumps, lines)))
+        os.utime(data, ns=(1, 1))
+        before = read_corpus(config(labels=["column:language"]), tokenizer, progress=False)
+        changes = {"labels": ["column:language"], "permute_within": "topic"}
     elif change == "tokenizer":
         tokenizer.add_tokens(["mat"])
     else:

@@ -15,7 +15,6 @@ TEXT_COLUMNS = (
     *("text", "content", "body", "document", "sentence", "passage", "article"),
     *("messages", "conversations", "conversation"),
 )
-PREFERENCE_LABEL = "text_column"  # label column made from the name of the text column, where there are several
 
 _NO_TEXT = {  # names of the only column of strings that make it unlikely to be the text
     *("id", "_id", "ids", "uid", "uuid", "guid", "idx", "index", "key", "hash", "sha", "sha1", "sha256", "md5", "doi"),

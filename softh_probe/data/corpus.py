@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from softh_probe.choices import Choice, Choices
 from softh_probe.errors import InputError
+from softh_probe.labels import PREFERENCE_LABEL
 
 NO_LABEL = -1
 
@@ -23,6 +24,7 @@ NO_LABEL = -1
 #: paper's 10,000 documents are one window.
 SORT_WINDOW = 10_000
 
+_ARRAYS = ("tokens", "offsets", "source", "rows")
 _COUNTS = ("n_read", "n_empty", "n_truncated", "n_without_tokens", "n_unknown")
 
 
@@ -66,6 +68,13 @@ class Corpus:
     """What was chosen for the user while the data was read and tokenised."""
     data_commit: str | None = None
     """Commit of the data set on the hub; None for local data, and where it is unknown."""
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """int64 [n_documents], ascending: number of the document's row of the data; documents of several text columns of a
+    row share it, as windows do. Where it is not given, each document read is a row of its own."""
+
+    def __post_init__(self) -> None:
+        if not len(self.rows):
+            object.__setattr__(self, "rows", self.source.astype(np.int64))
 
     @property
     def n_documents(self) -> int:
@@ -85,7 +94,8 @@ class Corpus:
     def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Give the corpus without its token names as arrays and JSON values, to be stored."""
         columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
-        return {"tokens": self.tokens, "offsets": self.offsets, "source": self.source, **columns}, {
+        own = {name: getattr(self, name) for name in _ARRAYS}
+        return {**own, **columns}, {
             "columns": [[name, column.names] for name, column in self.columns.items()],
             "counts": {name: getattr(self, name) for name in _COUNTS},
             "texts_sha256": self.texts_sha256,
@@ -101,18 +111,33 @@ class Corpus:
         columns = {
             name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
         }
-        tokens, offsets, source = (arrays[name] for name in ("tokens", "offsets", "source"))
+        own: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         return cls(
-            tokens=tokens,
-            offsets=offsets,
-            source=source,
             columns=columns,
             token_name=token_name,
             texts_sha256=head["texts_sha256"],
             choices=tuple(Choices.from_json(head["choices"])),
             data_commit=head["data_commit"],
+            **own,
             **head["counts"],
         )
+
+    def exchange_groups(self, column: str, within: str | None = None) -> np.ndarray | None:
+        """Number the groups within which chance exchanges the labels of a column.
+
+        Labels of `text_column` are exchanged within their row, where rows have several documents. Those of other
+        columns are exchanged between rows of equal value of the column `within`; rows without one are a group, too.
+
+        Args:
+            column: the label column.
+            within: column of the groups, `RunConfig.permute_within`.
+
+        Returns:
+            int64 [n_documents]; None where labels are exchanged between all rows.
+        """
+        if column == PREFERENCE_LABEL and np.any((np.diff(self.rows) == 0) & (np.diff(self.source) != 0)):
+            return self.rows
+        return None if within is None else self.columns[within].ids.astype(np.int64)
 
     def document(self, index: int) -> np.ndarray:
         """Give the tokens of one document: int32 [length], a view."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from softh_probe.choices import Choices
 from softh_probe.data.columns import (
-    PREFERENCE_LABEL,
     TEXT_COLUMNS,
     Path,
     find_path,
@@ -30,6 +29,7 @@ from softh_probe.data.sampling import permuted, sample
 from softh_probe.data.sources import open_splits, reading
 from softh_probe.data.tables import Row, Table
 from softh_probe.errors import InputError, abbreviated
+from softh_probe.labels import PREFERENCE_LABEL
 
 SAMPLE_BY = ("line", "paragraph", "document")
 
@@ -54,6 +54,9 @@ class Document:
     """The text, or a conversation as messages `{"role": ..., "content": ...}`; empty where the row had none."""
     columns: Mapping[str, Hashable | None] = field(default_factory=dict)
     """Label of the document in each label column; None for no label."""
+    row: int | None = None
+    """Number of its row of the data among those that are read; documents of several text columns of a row share it, and
+    follow one another. None for a document that is a row of its own."""
 
 
 class _Wanted(NamedTuple):
@@ -61,6 +64,12 @@ class _Wanted(NamedTuple):
 
     texts: dict[str, Path]
     labels: dict[str, Path]
+    within: str | None
+    """The column among `labels` that is no label, but a group of documents."""
+
+    def argument(self, label: str) -> str:
+        """Name the argument that asked for a label column."""
+        return "permute_within" if label == self.within else "labels"
 
     @property
     def columns(self) -> list[str]:
@@ -78,6 +87,7 @@ def read_documents(
     max_documents: int | None = None,
     shuffle_seed: int | None = None,
     label_columns: Sequence[str] = (),
+    permute_within: str | None = None,
     revision: str | None = None,
     choices: Choices | None = None,
 ) -> Iterator[Document]:
@@ -114,6 +124,7 @@ def read_documents(
             sample of the whole split, the first of the random order of all. Either reads the whole split.
         label_columns: names of the columns to read as labels, dotted inside structs. Whole numbers are the same label
             with and without ".0".
+        permute_within: a further column, read as labels are: that of the groups within which a null exchanges labels.
         revision: branch, tag or commit on the hub.
         choices: collects what is chosen here for the user, such as the text column; None warns of what is not certain.
 
@@ -128,7 +139,7 @@ def read_documents(
     choices = Choices(warn=True) if choices is None else choices
     splits = open_splits(data, subset, revision, sample_by)
     tables = splits[_pick_split(splits, split, data)]
-    wanted = _find_columns(tables, text_column, label_columns, data, choices)
+    wanted = _find_columns(tables, text_column, label_columns, permute_within, data, choices)
     notes = Notes(choices)
     return _documents(_rows(tables, wanted, notes), wanted, notes, max_documents, shuffle_seed)
 
@@ -144,7 +155,12 @@ def _pick_split(splits: Mapping[str, Any], split: str | None, data: str) -> str:
 
 
 def _find_columns(
-    tables: Sequence[Table], text_column: str | None, label_columns: Sequence[str], data: str, choices: Choices
+    tables: Sequence[Table],
+    text_column: str | None,
+    label_columns: Sequence[str],
+    within: str | None,
+    data: str,
+    choices: Choices,
 ) -> _Wanted:
     """Find the columns to read by the first rows of the data, and by later rows where they show none of that name."""
     first, kinds = next(((table, kinds) for table in tables if (kinds := _kinds(table))), (None, {}))
@@ -154,12 +170,31 @@ def _find_columns(
     asked = _asked(text_column, kinds)
     if len(asked) > 1 and PREFERENCE_LABEL in labels:
         labels.remove(PREFERENCE_LABEL)
+    within = None if within in labels else within
+    if within is not None:
+        _check_within(within, labels, asked)
+        labels.append(within)
     kinds = _with_later_columns(tables, kinds, [*asked, *labels])
     names = asked or [infer_text_column(kinds, labels, first.has_sure_names, data, choices)]
-    return _Wanted(
+    wanted = _Wanted(
         texts={name: _path(name, kinds, "text_column", data) for name in names},
-        labels={name: _path(name, kinds, "labels", data) for name in labels},
+        labels={},
+        within=within,
     )
+    return wanted._replace(labels={name: _path(name, kinds, wanted.argument(name), data) for name in labels})
+
+
+def _check_within(within: str, labels: Sequence[str], texts: Sequence[str]) -> None:
+    """Refuse a column of groups where documents of several text columns are labelled by that column alone."""
+    if len(texts) > 1 and within == PREFERENCE_LABEL:
+        raise InputError(
+            f"permute_within: {within!r} differs within a row, whose labels are exchanged together; name a column of "
+            "the data"
+        )
+    if len(texts) > 1 and not labels:
+        raise InputError(
+            f"permute_within: labels of column:{PREFERENCE_LABEL} are exchanged within their row anyway; leave it out"
+        )
 
 
 def _asked(text_column: str | None, kinds: Mapping[str, Kind]) -> list[str]:
@@ -188,9 +223,9 @@ def _kinds(table: Table) -> dict[str, Kind]:
 
 def _path(name: str, kinds: Mapping[str, Kind], argument: str, data: str) -> Path:
     path = find_path(name, kinds)
-    if path is None and argument == "labels" and name == PREFERENCE_LABEL:
+    if path is None and argument != "text_column" and name == PREFERENCE_LABEL:
         raise InputError(
-            f"labels: {name!r} is the name of each document's text column, and {data} is read by one "
+            f"{argument}: {name!r} is the name of each document's text column, and {data} is read by one "
             "only; give several, as in text_column 'chosen,rejected'"
         )
     if path is None:
@@ -210,16 +245,19 @@ def _documents(
         )
         if shuffle_seed is not None and max_documents is None:
             of_rows = permuted(of_rows, shuffle_seed)
-        for contents, labels in of_rows:
+        for number, (contents, labels) in enumerate(of_rows):
             for content, columns in zip(contents, labels, strict=True):
-                yield Document(content=content, columns=columns)
+                yield Document(content=content, columns=columns, row=number)
     finally:
         notes.finish()
 
 
 def _of_row(where: str, row: Row, wanted: _Wanted) -> _OfRow:
     """Make contents and labels of the documents of a row."""
-    labels = {name: _label(value_at(row, path, where), name, where) for name, path in wanted.labels.items()}
+    labels = {
+        name: _label(value_at(row, path, where), wanted.argument(name), name, where)
+        for name, path in wanted.labels.items()
+    }
     contents = [_content(value_at(row, path, where), name, where) for name, path in wanted.texts.items()]
     several = len(contents) > 1
     return contents, [{**labels, PREFERENCE_LABEL: name} if several else labels for name in wanted.texts]
@@ -288,7 +326,7 @@ def _class_name(value: Any, names: Sequence[str]) -> Any:
     return names[number] if 0 <= number < len(names) else None
 
 
-def _label(value: Any, column: str, where: str) -> Hashable | None:
+def _label(value: Any, argument: str, column: str, where: str) -> Hashable | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, Decimal):
@@ -297,7 +335,9 @@ def _label(value: Any, column: str, where: str) -> Hashable | None:
         return int(value)  # pandas writes 1 as 1.0 where a column has nulls
     if isinstance(value, (str, int, float, datetime.date)):
         return value
-    raise InputError(f"labels: {column!r} holds a {_type_name(value)} in {where}; labels are text, numbers or booleans")
+    raise InputError(
+        f"{argument}: {column!r} holds a {_type_name(value)} in {where}; labels are text, numbers or booleans"
+    )
 
 
 def _content(value: Any, column: str, where: str) -> str | list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ def read_corpus(
         corpus = tokenize(documents, tokenizer, progress=progress, choices=of_data, **cutting)
         corpus = dataclasses.replace(corpus, data_commit=commit)
         cache.store("corpus", key, *corpus.arrays())
+    check_groups(config.permute_within, {name: column.names for name, column in corpus.columns.items()})
     return dataclasses.replace(corpus, choices=tuple(Choices([*choices, *corpus.choices])))
 
 
@@ -79,7 +80,7 @@ def open_stream(
     """
     source, of_data = _source(config), Choices()
     if documents is not None:
-        identity, documents = None, _with_columns(documents, source["label_columns"], config.max_documents)
+        identity, documents = None, _with_columns(documents, _column_names(config), config.max_documents)
     else:
         identity = data_identity(config.data, config.data_revision)
         commit = identity if isinstance(identity, str) else None
@@ -87,11 +88,35 @@ def open_stream(
     return TokenStream(documents, tokenizer, choices=of_data, **_cutting(config)), identity
 
 
+def check_groups(permute_within: str | None, names: Mapping[str, Collection[str]]) -> None:
+    """Check that the column within whose values labels are exchanged has any.
+
+    Args:
+        permute_within: the column; None for none.
+        names: values of each column that was read.
+
+    Raises:
+        InputError: it is null in every document.
+    """
+    if permute_within is not None and not names[permute_within]:
+        raise InputError(f"permute_within: {permute_within!r} is null in every document; leave it out")
+
+
 def _source(config: RunConfig) -> dict[str, Any]:
     """Select what decides which documents are read; arguments of `read_documents`."""
-    names = ("split", "subset", "text_column", "sample_by", "max_documents", "shuffle_seed")
-    label_columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
-    return {**{name: getattr(config, name) for name in names}, "label_columns": label_columns}
+    names = ("split", "subset", "text_column", "sample_by", "max_documents", "shuffle_seed", "permute_within")
+    return {**{name: getattr(config, name) for name in names}, "label_columns": label_columns(config)}
+
+
+def label_columns(config: RunConfig) -> list[str]:
+    """List the columns that label documents."""
+    return [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
+
+
+def _column_names(config: RunConfig) -> list[str]:
+    """List the columns that documents need."""
+    within = [] if config.permute_within is None else [config.permute_within]
+    return list(dict.fromkeys([*label_columns(config), *within]))
 
 
 def _cutting(config: RunConfig) -> dict[str, Any]:
@@ -101,11 +126,11 @@ def _cutting(config: RunConfig) -> dict[str, Any]:
 
 
 def _with_columns(documents: Iterable[Document], names: Sequence[str], most: int | None) -> Iterator[Document]:
-    """Give documents with these label columns alone, and so many at most."""
+    """Give documents with these columns alone, and so many at most."""
     for number, document in enumerate(itertools.islice(documents, most), start=1):
         if missing := [name for name in names if name not in document.columns]:
             raise InputError(
                 f"documents: number {number} has no label column {missing[0]!r}; give each Document the columns that "
-                "labels name, None where it has no label"
+                "labels and permute_within name, None where it has no label"
             )
-        yield Document(content=document.content, columns={name: document.columns[name] for name in names})
+        yield dataclasses.replace(document, columns={name: document.columns[name] for name in names})

@@ -15,6 +15,7 @@ from softh_probe.choices import Choices
 from softh_probe.data.chat_template import check_template_kwargs
 from softh_probe.data.corpus import NO_LABEL, Corpus, LabelColumn
 from softh_probe.data.documents import Document
+from softh_probe.data.row_numbers import RowNumbers
 from softh_probe.data.texts_digest import TextsDigest, has_text
 from softh_probe.data.tokenizing import Windows, encodable_content, encode, n_special_tokens, tell_special_tokens
 from softh_probe.data.unknown_tokens import tell_dropped, tell_left_out, tell_unknown, unknown_ids
@@ -49,6 +50,7 @@ class Chunk(NamedTuple):
     tokens: np.ndarray
     lengths: list[int]
     source: list[int]
+    rows: list[int]
     columns: dict[str, list[int]]
 
 
@@ -95,7 +97,7 @@ class TokenStream:
         self.names: dict[str, dict[str, int]] = {}
         self.choices = Choices() if choices is None else choices
         self._documents, self._tokenizer, self._max_tokens = iter(documents), tokenizer, max_tokens
-        self._texts, self._unknown = TextsDigest(), unknown_ids(tokenizer)
+        self._texts, self._unknown, self._rows = TextsDigest(), unknown_ids(tokenizer), RowNumbers()
         self._special, self._template = add_special_tokens, chat_template_kwargs
         self._cutting: dict[str, Any] = {
             "max_length": max_length,
@@ -126,7 +128,9 @@ class TokenStream:
         counts = {field.name: getattr(self.counts, field.name) for field in dataclasses.fields(Counts)}
         for name in ("n_conversations", "n_documents", "n_tokens"):
             counts.pop(name)
-        lengths, source = ([n for chunk in chunks for n in getattr(chunk, name)] for name in ("lengths", "source"))
+        lengths, source, rows = (
+            [n for chunk in chunks for n in getattr(chunk, name)] for name in ("lengths", "source", "rows")
+        )
         columns = {
             name: LabelColumn(
                 ids=np.array([i for chunk in chunks for i in chunk.columns[name]], dtype=np.int32), names=list(names)
@@ -137,6 +141,7 @@ class TokenStream:
             tokens=np.concatenate([chunk.tokens for chunk in chunks]),
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             source=np.array(source, dtype=np.int64 if source and source[-1] >= 2**31 else np.int32),
+            rows=np.array(rows, dtype=np.int64),
             columns=columns,
             texts_sha256=self.texts_sha256,
             token_name=self._tokenizer.convert_ids_to_tokens,
@@ -163,6 +168,7 @@ class TokenStream:
             n_skipped += len(documents)
             for document in documents:
                 self._texts.add(document.content)
+                self._rows.of_next(document.row)
         if n_skipped < n_read or self.texts_sha256 != state["texts_sha256"]:
             raise InputError(
                 f"data: the first {n_read:,} documents are others than when the unfinished run read them; name another "
@@ -227,6 +233,7 @@ class TokenStream:
         if n.n_read == 0:
             self.names = {name: {} for name in documents[0].columns}
         source: list[int] = []
+        rows: list[int] = []
         columns: dict[str, list[int]] = {name: [] for name in self.names}
         for document, of_document in zip(documents, windows, strict=True):
             n.n_read += 1
@@ -237,13 +244,14 @@ class TokenStream:
             if document.columns.keys() != self.names.keys():
                 raise InputError(f"documents: number {n.n_read} has other label columns than the first")
             source += [n.n_read - 1] * len(of_document)
+            rows += [self._rows.of_next(document.row)] * len(of_document)
             for name, value in document.columns.items():
                 if of_document:
                     columns[name] += [_label_id(self.names[name], value)] * len(of_document)
         flat = [ids for of_document in windows for ids in of_document]
         lengths = [len(ids) for ids in flat]
         tokens = np.fromiter(itertools.chain.from_iterable(flat), np.int32, count=sum(lengths))
-        return Chunk(tokens, lengths, source, columns)
+        return Chunk(tokens, lengths, source, rows, columns)
 
 
 def tokenize(

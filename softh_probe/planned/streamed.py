@@ -132,17 +132,23 @@ class StreamedRows:
         return self._rows.merge(other._rows)
 
 
-def check_columns(window: Corpus) -> None:
-    """Refuse columns of too many values, each of which would keep a row.
+def check_columns(window: Corpus, label_columns: Sequence[str]) -> None:
+    """Refuse columns of too many values, each of which is kept to the end.
+
+    Args:
+        window: documents that were read together.
+        label_columns: the columns that label documents, whose values keep rows; another is that of `permute_within`.
 
     Raises:
         InputError: there are more than `KEPT_LABELS`.
     """
     for name, column in window.columns.items():
         if len(column.names) > KEPT_LABELS:
+            is_label = name in label_columns
+            what, remedy = (f"labels: column:{name}", " of labels") if is_label else (f"permute_within: {name!r}", "")
             raise InputError(
-                f"labels: column:{name} has more than {KEPT_LABELS:,} values, and a stream keeps each to the end; "
-                "leave it out of labels, or leave out --stream"
+                f"{what} has more than {KEPT_LABELS:,} values, and a stream keeps each to the end; leave it out"
+                f"{remedy}, or leave out --stream"
             )
 
 

@@ -15,7 +15,7 @@ from softh_probe.choices import Choice, Choices
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus, chained_digest
 from softh_probe.data.documents import Document
-from softh_probe.data.prepared import open_stream
+from softh_probe.data.prepared import check_groups, label_columns, open_stream
 from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets, shortest_document
@@ -205,7 +205,7 @@ class StreamedFeed:
                 self._is_read = True
                 return None
             window = self._stream.corpus(chunks)
-            check_columns(window)
+            check_columns(window, label_columns(self._config))
             self._digest = chained_digest(window, self._digest)
             is_short = window.lengths < self._needed
             self._n_too_short += int(is_short.sum())
@@ -217,9 +217,10 @@ class StreamedFeed:
         """Record what was found in all documents, and check that some were long enough.
 
         Raises:
-            InputError: none was.
+            InputError: none was, or none has a value of `permute_within`.
         """
         self._stream.finish()
+        check_groups(self._config.permute_within, self._stream.names)
         if self._n_too_short == self._stream.counts.n_documents:
             raise InputError(
                 f"labels: every document is too short: one position needs {self._needed} tokens; ask for lower n-gram "

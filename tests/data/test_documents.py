@@ -236,9 +236,9 @@ def test_saved_to_disk(tmp_path):
     datasets.Dataset.from_list([{"text": "a", "n": 7}]).with_format("numpy").save_to_disk(tmp_path / "one")
     datasets.DatasetDict(test=rows, dev=rows.select([2])).save_to_disk(tmp_path / "two")
     found = list(read_documents(str(tmp_path / "one"), label_columns=["n"]))
-    assert found == [Document(content="a", columns={"n": 7})]
+    assert found == [Document(content="a", columns={"n": 7}, row=0)]
     found = list(read_documents(str(tmp_path / "two"), split="dev", label_columns=["year"]))
-    assert found == [Document(content="a house, by the sea", columns={"year": 2001})]
+    assert found == [Document(content="a house, by the sea", columns={"year": 2001}, row=0)]
     assert "test, dev" in message(str(tmp_path / "two"))
     assert message(str(tmp_path / "two")).startswith("split:")
     assert "did you mean 'dev'" in message(str(tmp_path / "two"), split="deV")

@@ -85,7 +85,9 @@ def test_conversations_and_dates_in_another_order(tmp_path):
     plain = list(read_documents(str(tmp_path / "d.parquet"), label_columns=["day"]))
     found = list(read_documents(str(tmp_path / "d.parquet"), label_columns=["day"], shuffle_seed=0))
     assert found != plain
-    assert sorted(found, key=lambda document: document.columns["day"]) == plain
+    in_order = sorted(found, key=lambda document: document.columns["day"])
+    assert [(d.content, d.columns) for d in in_order] == [(d.content, d.columns) for d in plain]
+    assert [document.row for document in found] == list(range(28))
     first = list(read_documents(str(tmp_path / "d.parquet"), label_columns=["day"], shuffle_seed=0, max_documents=5))
     assert first == found[:5]
 
