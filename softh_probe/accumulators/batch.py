@@ -44,6 +44,11 @@ class BatchAccumulator:
         """Sums whose label tables the batch was added to so far."""
         return [sums for adding in self._on_device.values() for sums in adding.changed]
 
+    @property
+    def added(self) -> list[LayerSums]:
+        """Sums whose documents the batch was added to so far."""
+        return [sums for adding in self._on_device.values() for sums in adding.added]
+
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Add one layer's hidden states [..., D]; the leading dimensions are the batch's positions."""
         device = hidden.device
@@ -72,6 +77,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 class _DeviceAccumulator:
     def __init__(self, labels: Dispatch) -> None:
         self.changed: list[LayerSums] = []
+        self.added: list[LayerSums] = []
         self._labels = labels
         self._layers: list[LayerSums] = []
         self._valid: list[Tensor | None] = []
@@ -126,6 +132,9 @@ class _DeviceAccumulator:
             sampled_GRK = rows_GNK.index_select(1, labels.sample_positions)
             for sums, sampled in zip(layers, sampled_GRK, strict=True):
                 sums.sample.index_copy_(0, labels.sample_slots, sampled[:, : sums.sample.shape[1]])
+        if labels.document_slots is not None or labels.emptied_slots is not None:
+            self.added += layers
+            self._add_documents(layers, bags_GLK)
         bags_GLK = bags_GLK[:, n_weighted:]
         if not bags_GLK.shape[1]:  # no label: nothing for the tables
             return
@@ -135,6 +144,16 @@ class _DeviceAccumulator:
                 host.add(sums.unfinished_tables, bags, labels.on_host)
         else:
             add_bags([sums.tables for sums in layers], bags_GLK, labels)
+
+    def _add_documents(self, layers: list[LayerSums], bags_GLK: Tensor) -> None:
+        """Add the sums of sequences to the documents of the sample, those that left it first emptied."""
+        labels = self._labels
+        for sums in layers:
+            sums.take_documents(labels.n_documents, labels.emptied_slots)
+        if labels.document_slots is not None and labels.document_bags is not None:
+            documents_GLK = bags_GLK.index_select(1, labels.document_bags)
+            for sums, documents_LK in zip(layers, documents_GLK, strict=True):
+                sums.documents.index_add_(0, labels.document_slots, documents_LK)
 
     def _rows(self, layers: list[LayerSums], valid: list[Tensor | None]) -> Tensor:
         """Compute the row of sums of each single position; zero where the hidden state has no direction."""

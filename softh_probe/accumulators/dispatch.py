@@ -48,11 +48,14 @@ class Dispatch:
         kept_rows, live_rows, retiring_rows: int64, rows of the third, fourth and fifth group.
         retired_buckets: int64, buckets in which the labels of the last two groups are pooled.
         sample_positions, sample_slots: int64, positions whose assignments are kept, and their slots in the sample.
-        n_kept, n_live: rows that must exist before the batch is added.
+        n_kept, n_live, n_documents: rows that must exist before the batch is added.
         left_rows, taken_rows: int64, live rows that labels shared until now, and rows of their own that they take
             instead. The former are added to the latter before the batch is.
         freed_rows: int64, live rows whose labels are given up; they are emptied before all else, and may be among
             `taken_rows` and `live_rows`.
+        document_bags, document_slots: int64, bags of the first group whose documents are in the sample of documents,
+            and their slots.
+        emptied_slots: int64, slots of documents that left that sample; they are emptied first.
         number: the number of the sequences of which positions wait; None where none can.
         n_carried: C, the waiting positions of earlier batches.
         held_positions: int64, positions that wait after this batch.
@@ -77,6 +80,10 @@ class Dispatch:
     left_rows: Tensor | None = None
     taken_rows: Tensor | None = None
     freed_rows: Tensor | None = None
+    n_documents: int = 0
+    document_bags: Tensor | None = None
+    document_slots: Tensor | None = None
+    emptied_slots: Tensor | None = None
     number: int | None = None
     n_carried: int = 0
     held_positions: Tensor | None = None
@@ -89,8 +96,8 @@ class Dispatch:
 
     @property
     def moves_rows(self) -> bool:
-        """Whether live rows are emptied or given to other labels, whatever the layer's states."""
-        moved = (self.freed_rows, self.left_rows)
+        """Whether rows are emptied or given to other labels or documents, whatever the layer's states."""
+        moved = (self.freed_rows, self.left_rows, self.emptied_slots)
         return any(rows is not None and len(rows) for rows in moved)
 
     def to(self, device: torch.device) -> Dispatch:
@@ -122,6 +129,8 @@ class MergeMap(NamedTuple):
         from_rows, to_rows: its live rows, some of them several times, and the rows here.
         left_rows, taken_rows, freed_rows: as in `Dispatch`; they are applied first.
         sample, slots: positions of its sample that are taken over, and their slots here.
+        documents, document_slots: documents of its sample that are added, and their slots here; emptied_slots: those
+            that are emptied first.
     """
 
     kept_rows: Tensor
@@ -132,6 +141,9 @@ class MergeMap(NamedTuple):
     freed_rows: Tensor
     sample: Tensor
     slots: Tensor
+    documents: Tensor
+    document_slots: Tensor
+    emptied_slots: Tensor
 
 
 class Bags(NamedTuple):
@@ -215,6 +227,14 @@ def _weights(weights_WQ: np.ndarray, weights_PL: np.ndarray) -> np.ndarray:
     return weights_XL
 
 
+def _of_documents(sequences: Bags, slots_B: np.ndarray | None) -> dict[str, np.ndarray]:
+    slots_Q = None if slots_B is None else slots_B[sequences.groups_L]
+    if slots_Q is None or not (slots_Q >= 0).any():
+        return {}
+    bags = np.flatnonzero(slots_Q >= 0)
+    return {"document_bags": bags, "document_slots": slots_Q[bags]}
+
+
 def build_dispatch(
     *,
     shape: tuple[int, int],
@@ -226,6 +246,7 @@ def build_dispatch(
     singleton_PL: np.ndarray = _NO_SETS,
     n_carried: int = 0,
     held: np.ndarray | None = None,
+    slots_B: np.ndarray | None = None,
     **others: Any,
 ) -> Dispatch:
     """Build the dispatch of a batch from positions numbered 0 … B·T − 1, then C that waited.
@@ -240,6 +261,7 @@ def build_dispatch(
         singleton_PL: membership of each of these bags in each set.
         n_carried: C.
         held: positions that wait after this batch.
+        slots_B: slot of each sequence's document in the sample of documents; negative where it is not in it.
         others: further attributes of `Dispatch`, as arrays or plain values.
     """
     n_fed = shape[0] * shape[1]
@@ -261,6 +283,7 @@ def build_dispatch(
         "weights_XL": _weights(weights_WB[:, sequences.groups_L], singleton_PL),
         "sample_positions": numbers[sampled],
         "held_positions": numbers[held],
+        **_of_documents(sequences, slots_B),
         **others,
     }
     given = {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in given.items()}

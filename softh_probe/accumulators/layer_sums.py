@@ -1,8 +1,8 @@
 """The running sums of one layer.
 
 Shape suffixes: P label sets whose labels come and go, W bootstrap replicates, X = 1 + P + W sums of positions
-whatever their labels, R positions of the sample, S anchor sets, M anchors, C positions that wait, K columns of a row
-of sums (see `softh_probe.accumulators.label_tables`).
+whatever their labels, R positions of the sample, D documents of the sample, S anchor sets, M anchors, C positions that
+wait, K columns of a row of sums (see `softh_probe.accumulators.label_tables`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from softh_probe.accumulators.dispatch import MergeMap
 from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.label_tables import LabelTables, columns
 from softh_probe.accumulators.row_labels import TableSizes
-from softh_probe.accumulators.sampling import N_REPLICATES
+from softh_probe.accumulators.sampling import MAX_DOCUMENTS, N_REPLICATES
 
 
 class LayerSums:
@@ -29,12 +29,13 @@ class LayerSums:
         singleton   [P, K]    float64  positions whose label of a set occurs once
         replicates  [W, S·M]  float64  mass of each bootstrap replicate of the documents
         sample      [R, S·M]  float32  assignments of a uniform sample of positions; zero in empty slots
+        documents   [D, K]    float32  sums of each document of a sample of documents; zero in empty slots
 
     Args:
         points_SMD: the anchors, on the layer's device.
         temperature: ε.
         host: the worker that fills the tables, if they are in host memory.
-        sizes: P, R and the rows of the tables.
+        sizes: P, R, D and the rows of the tables.
     """
 
     #: Attributes that are the state, and their keys on disk.
@@ -71,6 +72,7 @@ class LayerSums:
             self.total, self.singleton = self.sums_XK[0], self.sums_XK[1 : 1 + sizes.n_singleton_sets]
             self.replicates = self.sums_XK[1 + sizes.n_singleton_sets :, :n_mass]
             self.sample = torch.zeros(sizes.n_sample, n_mass, dtype=torch.float32, device=here)
+            self.documents = torch.zeros(sizes.n_documents, columns(*shape), dtype=torch.float32, device=here)
 
     @property
     def tables(self) -> LabelTables:
@@ -79,6 +81,16 @@ class LayerSums:
             self.host.finish()
         return self.unfinished_tables
 
+    def take_documents(self, n_documents: int, emptied: Tensor | None = None) -> None:
+        """Make room for so many documents, and empty the slots of those that left the sample."""
+        if (n_more := n_documents - len(self.documents)) > 0:
+            n_more = max(n_more, min(len(self.documents), MAX_DOCUMENTS - len(self.documents)))
+            with torch.inference_mode(False):
+                more = self.documents.new_zeros(n_more, self.documents.shape[1])
+                self.documents = torch.cat([self.documents, more])
+        if emptied is not None:
+            self.documents.index_fill_(0, emptied, 0.0)
+
     def drop(self, number: int) -> None:
         """Discard the waiting positions of sequences that ended."""
         self.waiting.pop(number, None)
@@ -86,13 +98,21 @@ class LayerSums:
     def state_dict(self) -> dict[str, Tensor]:
         """Copy the state, by its keys on disk."""
         owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
-        return {key: getattr(owner, name).clone() for state, owner in owners for name, key in state.items()}
+        found = {key: getattr(owner, name).clone() for state, owner in owners for name, key in state.items()}
+        return {**found, "documents": self.documents.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], live_rows: Tensor | None = None) -> None:
         """Replace the sums by those of a state; of its live rows, take those that are named, if any are."""
         for name, key in self.STATE.items():
             getattr(self, name).copy_(state[key])
+        self._load_documents(state)
         self.tables.load(state, live_rows)
+
+    def _load_documents(self, state: Mapping[str, Tensor]) -> None:
+        self.documents.zero_()
+        if "documents" in state:  # states of before version 7 have none
+            self.take_documents(len(state["documents"]))
+            self.documents[: len(state["documents"])].copy_(state["documents"])
 
     def merge(self, other: LayerSums, rows: MergeMap) -> None:
         """Add the sums of another part of the data."""
@@ -101,4 +121,15 @@ class LayerSums:
         self.replicates += other.replicates.to(self.replicates)
         theirs, slots = rows.sample.to(self.sample.device), rows.slots.to(self.sample.device)
         self.sample.index_copy_(0, slots, other.sample.to(self.sample)[theirs])
+        self.merge_documents(other.documents, rows)
         self.tables.merge(other.tables, rows)
+
+    def merge_documents(self, theirs: Tensor | None, rows: MergeMap) -> None:
+        """Add documents of another part of the data; it has no states of this layer where `theirs` is None."""
+        here = self.documents.device
+        ends = [int(slots.max()) + 1 for slots in (rows.document_slots, rows.emptied_slots) if len(slots)]
+        self.take_documents(max(ends, default=0), rows.emptied_slots.to(here))
+        if theirs is not None:
+            there = rows.documents < len(theirs)  # the layer may lack the last ones
+            chosen = theirs[rows.documents[there].to(theirs.device)].to(self.documents)
+            self.documents.index_add_(0, rows.document_slots[there].to(here), chosen)

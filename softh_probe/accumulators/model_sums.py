@@ -108,12 +108,14 @@ class ModelSums:
             for sums in self._layers.values():
                 sums.drop(number)
 
-    def move_rows(self, dispatch: Dispatch, changed: Collection[LayerSums] = ()) -> None:
-        """Move the live rows of layers that lack the states of a batch, for later batches find them moved.
+    def move_rows(
+        self, dispatch: Dispatch, changed: Collection[LayerSums] = (), added: Collection[LayerSums] = ()
+    ) -> None:
+        """Move the live rows and documents of layers that lack the states of a batch: later batches find them moved.
 
         Args:
             dispatch: that of the batch.
-            changed: sums that the batch was added to.
+            changed: sums whose label tables the batch was added to; added: likewise of their documents.
         """
         labels = dispatch.on_host
         if not labels.moves_rows:
@@ -123,6 +125,11 @@ class ModelSums:
             if id(sums) not in done:
                 sums.tables.grow("live", labels.n_live)
                 sums.tables.move(labels.freed_rows, labels.left_rows, labels.taken_rows)
+        if labels.emptied_slots is not None:
+            done = set(map(id, added))
+            for sums in self._layers.values():
+                if id(sums) not in done:
+                    sums.take_documents(labels.n_documents, labels.emptied_slots.to(sums.documents.device))
 
     def merge(self, other: ModelSums, rows: MergeMap) -> None:
         """Add the sums of another part of the data; `rows` maps its rows to rows here."""
@@ -132,6 +139,7 @@ class ModelSums:
             self._layers[layer].merge(theirs, rows)
         for layer in self._layers.keys() - other._layers.keys():
             self._layers[layer].tables.make_room(rows)
+            self._layers[layer].merge_documents(None, rows)
         self.measured |= other.measured
 
     def merge_shares(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from softh_probe.accumulators.document_labels import DocumentSet
+
 
 def _none() -> np.ndarray:
     return np.zeros(0, dtype=np.int64)
@@ -27,6 +29,7 @@ class TableSizes:
         n_buckets: pools of labels that have occurred for the last time.
         n_singleton_sets: label sets that sum the positions whose label occurs once.
         n_sample: positions whose soft assignment is kept.
+        n_documents: documents whose sums are kept.
         with_squares: whether buckets hold the squares too from which the error of a sample of labels is computed.
     """
 
@@ -36,6 +39,7 @@ class TableSizes:
     n_buckets: int = 0
     n_singleton_sets: int = 0
     n_sample: int = 0
+    n_documents: int = 0
     with_squares: bool = False
 
 
@@ -63,6 +67,7 @@ class RowLabels:
         shared_probability: of each set, the π of its labels that occurred once, in the order of `shared_rows`.
         bucket_names: of each bucket its label, where it holds a single one by choice; else None.
         sample_order: slots of the sample in the order of their positions' keys.
+        document_sets: of each set of labels of whole documents, by its number, those of the sampled documents.
         retired_rows, retired_buckets: live rows that are retired when the shares of several processes are merged.
     """
 
@@ -85,6 +90,7 @@ class RowLabels:
     shared_probability: list[np.ndarray] = field(default_factory=list)
     bucket_names: list[str | None] = field(default_factory=list)
     sample_order: np.ndarray = field(default_factory=_none)
+    document_sets: dict[int, DocumentSet] = field(default_factory=dict)
     retired_rows: np.ndarray = field(default_factory=_none)
     retired_buckets: np.ndarray = field(default_factory=_none)
 

@@ -14,6 +14,10 @@ from scipy.stats import poisson
 #: Positions of which a layer keeps the soft assignment, for the null and the bias correction.
 SAMPLE_SIZE = 2048
 
+#: Documents of which a layer keeps the sums, for labels of whole documents: their null, p-value and correction. All are
+#: kept where there are no more; else the null's relative error is some 1/sqrt(4,096) times the variation of documents.
+MAX_DOCUMENTS = 4096
+
 #: Bootstrap replicates of the documents.
 N_REPLICATES = 100
 

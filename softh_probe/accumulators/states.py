@@ -1,5 +1,6 @@
 """Versions of a probe's state, as `SoftEntropyProbe.state_dict` makes it and snapshots hold it.
 
+7  It has a sample of documents, and the rows of an attached probe say which of the user's own labels are of positions.
 6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, of each
    label its number, its counts and the probability that it is followed, and the sketch of those that are not.
 5  `anchors` of its settings names the draw, and it has the choices that were made for the user.
@@ -15,15 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.document_sample import DocumentSample
 from softh_probe.accumulators.label_sampling import ALL
+from softh_probe.choices import Choices
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_kind_of_today
+from softh_probe.labels import COLUMN_PREFIX
 
-STATE_VERSION = 6
+STATE_VERSION = 7
+#: The version from which on documents are sampled.
+VERSION_WITH_DOCUMENTS = 7
 #: The version whose settings need another name for their anchors.
 VERSION_WITHOUT_RECIPE = 4
+#: Fact about the rows of a plan: documents were not sampled from its first batch on.
+WITHOUT_DOCUMENTS = "without_documents"
 #: Versions that are read.
-VERSIONS = (STATE_VERSION, 5, VERSION_WITHOUT_RECIPE)
+VERSIONS = (STATE_VERSION, 6, 5, VERSION_WITHOUT_RECIPE)
 
 
 def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -34,20 +42,40 @@ def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     version = state.get("version")
     if version not in VERSIONS:
-        today, *earlier = map(str, VERSIONS)
+        today, *earlier, last = map(str, VERSIONS)
         raise InputError(
-            f"state: expected version {today}, {' or '.join(earlier)}, got {version!r}; other states are "
+            f"state: expected version {today}, {', '.join(earlier)} or {last}, got {version!r}; other states are "
             "not converted: continue with the version of softh_probe that made it, or measure again"
         )
     if version == STATE_VERSION:
         return state
+    choices = _of_documents(state)
+    if version == VERSION_WITH_DOCUMENTS - 1:
+        return {**state, "version": STATE_VERSION, "rows": _with_documents(state["rows"]), "choices": choices}
     settings = with_kind_of_today(state["settings"]) if version == VERSION_WITHOUT_RECIPE else state["settings"]
     return {
         **state,
         "version": STATE_VERSION,
         "settings": {"label_rows": "all", **settings},
-        "rows": _rows_of_today(state["rows"], state["layers"]),
+        "rows": _with_documents(_rows_of_today(state["rows"], state["layers"])),
+        "choices": choices,
     }
+
+
+def _of_documents(state: Mapping[str, Any]) -> list[Any]:
+    """Add to a state's choices that documents were not sampled, where labels may be of whole documents."""
+    made = Choices.from_json(state.get("choices", ()))
+    if state["rows"].get("own") or any(str(name).startswith(COLUMN_PREFIX) for name in state["settings"]["labels"]):
+        reason = "the state is of an earlier version, which took positions as drawn one by one; measure again"
+        made.add("chance of labels of documents", "that of positions", reason)
+    return made.to_json()
+
+
+def _with_documents(rows: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Say that documents were not sampled: the null of all labels stays that of positions."""
+    if "ngrams" not in rows:  # a plan's
+        return {**rows, WITHOUT_DOCUMENTS: True}
+    return {**rows, "documents": DocumentSample().state_dict(), "position_sets": sorted(rows["own"])}
 
 
 def _rows_of_today(rows: Mapping[str, Any], layers: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.document_statistics import document_statistics
 from softh_probe.accumulators.label_pools import CountTables, LabelPools, chunks, sum_rows
 from softh_probe.accumulators.label_tables import mass, position_entropy, weighted_entropy
 from softh_probe.accumulators.label_weights import BucketWeights, LiveWeights, bucket_weights, live_weights
@@ -47,8 +48,10 @@ class LayerStatistics:
         labelled_entropy: [X, S], H(Z) of the positions that have a label.
         labelled_position_entropy: [X, S], mean entropy of their own assignments.
         conditional_entropy: [X, S], H(Z|X).
-        null_information: [X, S], expected I(X;Z) of labels of the same counts assigned at random.
-        corrected_information: [X, S], I(X;Z) of the covered positions, corrected for small counts; NaN without any.
+        null_information: [X, S], expected I(X;Z) of labels of the same counts assigned at random: to positions, or to
+            documents where labels are of whole documents.
+        corrected_information: [X, S], I(X;Z) of the covered positions, corrected for small counts; NaN without any. Of
+            labels of whole documents, that of labels of several documents, corrected for few documents.
         null_information_sd: [X], standard deviation over relabelings of the documents of the information, averaged over
             anchor sets; NaN where labels are not of whole documents.
         p_value: [X], share of the relabelings that have as much information; NaN likewise.
@@ -107,10 +110,19 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
             continue
         else:
             followed = labels_of_rows(rows, of_live, layer.live, x, covered_mass[x])
-        corrected = corrected_conditional(curves, *tables.of_set(x).of_followed)
+        conditional_of_set = corrected_conditional(curves, *tables.of_set(x).of_followed)
         covered_entropy[x] += followed.entropy_bias_S
-        corrected_bias[x] = correction_bias(followed, curves, corrected)
-        errors[x] = sampling_errors(followed, curves, corrected, covered_mass[x], labelled[x, -1])
+        corrected_bias[x] = correction_bias(followed, curves, conditional_of_set)
+        errors[x] = sampling_errors(followed, curves, conditional_of_set, covered_mass[x], labelled[x, -1])
+    labelled_entropy = entropy(mass(labelled, n_sets, n_anchors))
+    conditional = tables.weighted_XCS.sum(dim=1) / labelled[:, -1:]
+    null = null_information(curves, tables.counts_C, tables.labels_XC)
+    corrected = corrected_information(curves, *tables.of_followed, covered_entropy) + corrected_bias
+    null_sd, p_value = torch.full((2, len(rows.keeps_labels)), torch.nan, dtype=torch.float64)
+    for x, of_set in rows.document_sets.items():
+        information_S = labelled_entropy[x] - conditional[x]
+        found = document_statistics(sums.documents, of_set, layer.kept, information_S, layer.shape)
+        null[x], null_sd[x], p_value[x], corrected[x] = found
     errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
     label_positions, label_weighted = layer.labels_one_by_one()
     return LayerStatistics(
@@ -120,13 +132,13 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         entropy_document_sd=entropy(sums.replicates.cpu().unflatten(1, (n_sets, n_anchors))).std(dim=0),
         labelled_positions=labelled[:, -1],
         covered_positions=covered[:, -1],
-        labelled_entropy=entropy(mass(labelled, n_sets, n_anchors)),
+        labelled_entropy=labelled_entropy,
         labelled_position_entropy=position_entropy(labelled, n_sets) / labelled[:, -1:],
-        conditional_entropy=tables.weighted_XCS.sum(dim=1) / labelled[:, -1:],
-        null_information=null_information(curves, tables.counts_C, tables.labels_XC),
-        corrected_information=corrected_information(curves, *tables.of_followed, covered_entropy) + corrected_bias,
-        null_information_sd=torch.full_like(errors_X4[:, 0], torch.nan),
-        p_value=torch.full_like(errors_X4[:, 0], torch.nan),
+        conditional_entropy=conditional,
+        null_information=null,
+        corrected_information=corrected,
+        null_information_sd=null_sd,
+        p_value=p_value,
         conditional_entropy_sampling_sd=errors_X4[:, 0],
         null_information_sampling_sd=errors_X4[:, 1],
         corrected_information_sampling_sd=errors_X4[:, 2],

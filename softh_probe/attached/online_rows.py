@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -22,6 +22,7 @@ from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.attached.live_labels import LiveLabels
+from softh_probe.attached.online_documents import OnlineDocuments
 from softh_probe.attached.sequences import RESERVED_COLUMNS, CachedSequences, empty_sequences
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.labels import LabelRows, LabelSet, context
@@ -58,6 +59,7 @@ class OnlineRows:
         self._kept: dict[str, dict[int, int]] = {}
         self._next_kept = count()
         self._sample = BottomKSample()
+        self.documents = OnlineDocuments()
         self._n_sequences = 0
 
     @property
@@ -75,8 +77,12 @@ class OnlineRows:
         """Rows of labels of the user's own sets."""
         return sum(len(table) for table in self._kept.values())
 
-    def row_labels(self) -> RowLabels:
-        """Describe the rows of the sums as they are now."""
+    def row_labels(self, paired: Collection[str] = ()) -> RowLabels:
+        """Describe the rows of the sums as they are now.
+
+        Args:
+            paired: names of sets whose labels tell the documents of a unit apart.
+        """
         live_sets, live_probability = np.full(self.n_live, -1), np.ones(self.n_live)
         live_scale, shared_rows, shared_probability = np.ones(self.n_live), [], []
         for i in range(len(self.label_sets)):
@@ -104,15 +110,23 @@ class OnlineRows:
             live_scale=live_scale,
             shared_probability=shared_probability,
             sample_order=np.argsort(self._sample.keys, kind="stable"),
+            document_sets=self.documents.sets(self._kept, len(self.label_sets), paired),
         )
 
     def table_sizes(self) -> TableSizes:
         """Give the sizes of a layer's sums as they are now; tables grow as batches need it."""
-        return TableSizes(n_kept=self.n_kept, n_live=self.n_live, most_live=self._live.most_rows, n_sample=SAMPLE_SIZE)
+        return TableSizes(
+            n_kept=self.n_kept,
+            n_live=self.n_live,
+            most_live=self._live.most_rows,
+            n_sample=SAMPLE_SIZE,
+            n_documents=len(self.documents),
+        )
 
     def new_sequences(self, fed: TokenBatch, *, past_known: bool = True) -> CachedSequences:
         """Make the sequences of a first forward pass, before its tokens are added."""
-        return empty_sequences(self._sequence_keys(fed), past_known=past_known)
+        first_number = self._n_sequences
+        return empty_sequences(self._sequence_keys(fed), first_number, past_known=past_known)
 
     def batch(
         self,
@@ -219,6 +233,7 @@ class OnlineRows:
         places = sequences.places()[row_N, column_N]
         taken, slots = self._sample.offer(position_keys(sequences.keys_B[row_N], places))
         by_sequence = np.argsort(row_N, kind="stable")
+        slots_B, emptied = self.documents.take(sequences, row_N, {n: v[row_N, column_N] for n, v in own.items()})
         batch = build_dispatch(
             shape=(fed.real_BT.shape[0], fed.real_BT.shape[1]),
             n_tokens=int(fed.real_BT.sum()),
@@ -237,6 +252,9 @@ class OnlineRows:
             left_rows=placed.left,
             taken_rows=placed.taken,
             freed_rows=placed.freed if len(placed.freed) else None,
+            n_documents=len(self.documents),
+            slots_B=slots_B,
+            emptied_slots=emptied if len(emptied) else None,
             number=number,
             n_carried=n_carried,
             held=held_places,
@@ -279,6 +297,7 @@ class OnlineRows:
             "own_rows": [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()],
             "sample": sample,
             "sequences": self._n_sequences,
+            **self.documents.state_dict(),
             "seen": seen,
         }
 
@@ -286,6 +305,7 @@ class OnlineRows:
         """Replace all rows by those of a state; see `LabelRows.load_state_dict`."""
         self._sample, self._n_sequences = BottomKSample(), state["sequences"]
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
+        self.documents.load_state_dict(state)
         self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
         self._kept = {}
@@ -302,9 +322,10 @@ class OnlineRows:
         """
         if not isinstance(other, OnlineRows):
             raise InputError("merge: parts of a planned run cannot be merged; measure them without a plan")
-        return self._merge(other)
+        return self.merge_part(other, first_number=self._n_sequences)
 
-    def _merge(self, other: OnlineRows) -> MergeMap:
+    def merge_part(self, other: OnlineRows, first_number: int) -> MergeMap:
+        """Take over another part, the numbers of whose documents are raised by `first_number`."""
         if both := len(self._seen & other._seen):
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=4)
         self._seen |= other._seen
@@ -315,6 +336,7 @@ class OnlineRows:
         rows, placed = self._live.merge(other._live)
         has_row = placed.rows_L >= 0
         taken, slots = self._sample.offer(other._sample.keys)
+        documents = self.documents.merge(other.documents, first_number)
         self._n_sequences += other._n_sequences
         tensors = map(
             torch.from_numpy,
@@ -327,6 +349,7 @@ class OnlineRows:
                 placed.freed,
                 taken,
                 slots,
+                *documents,
             ),
         )
         return MergeMap(*tensors)

@@ -124,6 +124,11 @@ class PassContext:
         """Whether there are labels of the user's own."""
         return bool(self._get("labels"))
 
+    @property
+    def position_label_sets(self) -> list[str]:
+        """Names of the user's own label sets that are given [B, T], one label for each position."""
+        return [name for name, values in self._get("labels", {}).items() if values.ndim > 1]
+
     def take_hints(self, inputs: Mapping[str, Any]) -> InputHints | None:
         """Take the hints for a forward pass, with the user's mask, or else the fallback mask."""
         hints, self.hints = self.hints, None

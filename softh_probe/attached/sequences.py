@@ -26,6 +26,11 @@ REMEMBERED = 256
 #: Names of columns that cannot be label sets.
 RESERVED_COLUMNS = ("real", "ids", "segment")
 
+#: No counted position of a sequence has had a label yet.
+NOT_YET = -2
+
+_OF_DOCUMENTS = ("documents_B", "units_B", "groups_B", "unit_keys_B", "is_new_B", "is_new_unit_B")
+
 #: SplitMix64 steps of the two 64-bit halves of a prefix key.
 _STEPS = np.array([GOLDEN, 0xD1B54A32D192ED03], dtype=np.uint64)
 
@@ -42,6 +47,12 @@ class CachedSequences:
         prefixes_BL2: uint64, for each column the key of all real tokens up to it; None where prefixes are not counted.
         keys_B: uint64, a key of each sequence that stays the same as it grows.
         drawn_keys_B: uint64, keys that draw the bootstrap weights; those of documents that sequences are windows of.
+        documents_B, units_B, groups_B: number of the document of each sequence, of its unit, and of the group between
+            which and others no labels are exchanged (−1: there are no groups).
+        unit_keys_B: uint64, a key of each unit.
+        is_new_B, is_new_unit_B: whether the document, or its unit, has yet to be counted.
+        labels_B: by label set, the label that all counted positions of a sequence have had so far; `NOT_YET` before the
+            first.
         n_before_B: real tokens before these columns.
         waiting_rows, waiting_columns, waiting_places: positions that wait, and where each layer has kept their soft
             assignments, among n_held.
@@ -54,7 +65,14 @@ class CachedSequences:
     prefixes_BL2: np.ndarray | None
     keys_B: np.ndarray
     drawn_keys_B: np.ndarray
+    documents_B: np.ndarray
+    units_B: np.ndarray
+    groups_B: np.ndarray
+    unit_keys_B: np.ndarray
+    is_new_B: np.ndarray
+    is_new_unit_B: np.ndarray
     n_before_B: np.ndarray
+    labels_B: dict[str, np.ndarray] = field(default_factory=dict)
     waiting_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     waiting_columns: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     waiting_places: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -89,6 +107,9 @@ class CachedSequences:
         self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[rows]
         self.keys_B, self.drawn_keys_B = self.keys_B[rows], self.drawn_keys_B[rows]
         self.n_before_B = self.n_before_B[rows]
+        for name in _OF_DOCUMENTS:
+            setattr(self, name, getattr(self, name)[rows])
+        self.labels_B = {name: labels_B[rows] for name, labels_B in self.labels_B.items()}
         first = np.full(int(max(self.waiting_rows.max(initial=0), rows.max(initial=0))) + 1, -1)
         first[rows[::-1]] = np.arange(len(rows))[::-1]
         self._keep_waiting(first[self.waiting_rows] >= 0)
@@ -190,8 +211,14 @@ class CachedSequences:
         self.prefixes_BL2 = keys
 
 
-def empty_sequences(keys_B: np.ndarray, *, past_known: bool = True) -> CachedSequences:
-    """Make sequences before their first token; one column stands for an unknown past."""
+def empty_sequences(keys_B: np.ndarray, first_number: int, *, past_known: bool = True) -> CachedSequences:
+    """Make sequences before their first token; one column stands for an unknown past.
+
+    Args:
+        keys_B: a key of each sequence.
+        first_number: number of the first one's document; each sequence is a document.
+        past_known: False if earlier tokens were fed unseen.
+    """
     shape = (len(keys_B), 0 if past_known else 1)
     columns: dict[str, Any] = {
         "real": np.zeros(shape, dtype=bool),
@@ -203,6 +230,12 @@ def empty_sequences(keys_B: np.ndarray, *, past_known: bool = True) -> CachedSeq
         prefixes_BL2=None,
         keys_B=keys_B,
         drawn_keys_B=keys_B,
+        documents_B=first_number + np.arange(len(keys_B)),
+        units_B=first_number + np.arange(len(keys_B)),
+        groups_B=np.full(len(keys_B), -1),
+        unit_keys_B=keys_B,
+        is_new_B=np.ones(len(keys_B), dtype=bool),
+        is_new_unit_B=np.ones(len(keys_B), dtype=bool),
         n_before_B=np.zeros(len(keys_B), dtype=np.int64),
         past_known=past_known,
     )

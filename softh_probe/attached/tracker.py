@@ -255,6 +255,7 @@ class InputTracker:
         mask, shape = self.context.mask, tokens.real_BT.shape
         if mask is not None and mask.ndim < 2 and tokens.ids_BT is not None:
             fit_mask(mask, shape)
+        self.rows.documents.label_positions(self.context.position_label_sets)
         return self.context.own_labels(shape)
 
     def _dispatch(self, fed: _Fed) -> Dispatch:

@@ -16,7 +16,6 @@ import torch
 
 from softh_probe.choices import Choice, Choices
 from softh_probe.errors import InputError
-from softh_probe.labels import PREFERENCE_LABEL
 
 NO_LABEL = -1
 
@@ -121,23 +120,6 @@ class Corpus:
             **own,
             **head["counts"],
         )
-
-    def exchange_groups(self, column: str, within: str | None = None) -> np.ndarray | None:
-        """Number the groups within which chance exchanges the labels of a column.
-
-        Labels of `text_column` are exchanged within their row, where rows have several documents. Those of other
-        columns are exchanged between rows of equal value of the column `within`; rows without one are a group, too.
-
-        Args:
-            column: the label column.
-            within: column of the groups, `RunConfig.permute_within`.
-
-        Returns:
-            int64 [n_documents]; None where labels are exchanged between all rows.
-        """
-        if column == PREFERENCE_LABEL and np.any((np.diff(self.rows) == 0) & (np.diff(self.source) != 0)):
-            return self.rows
-        return None if within is None else self.columns[within].ids.astype(np.int64)
 
     def document(self, index: int) -> np.ndarray:
         """Give the tokens of one document: int32 [length], a view."""

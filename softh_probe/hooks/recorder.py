@@ -217,7 +217,7 @@ class Recorder:
         """Give up the forward pass under way, and all sequences whose caches may be fed again."""
         current, self._pass = self._pass, None
         if current is not None and isinstance(current.labels, Dispatch):
-            self._sums.move_rows(current.labels, current.accumulator.changed)
+            self._sums.move_rows(current.labels, current.accumulator.changed, current.accumulator.added)
         self._source.reset()
         self.drain()
 
@@ -356,7 +356,7 @@ class Recorder:
         """Add what is left of a batch, and count it; rows move also in layers that it was not added to."""
         try:
             accumulator.finish()
-            self._sums.move_rows(accumulator.dispatch, accumulator.changed)
+            self._sums.move_rows(accumulator.dispatch, accumulator.changed, accumulator.added)
         except Exception as problem:
             self.note(problem, "sums")
         if counts:

@@ -24,7 +24,7 @@ GIB = 2**30
 #: Share of the free memory that sums may take; the rest is for the model's own tensors.
 SHARE_OF_FREE = 0.8
 
-#: Name for the sums that do not depend on labels: totals, bootstrap replicates and sample.
+#: Name for the sums that do not depend on labels: totals, bootstrap replicates and samples.
 ALL_POSITIONS = "all positions"
 
 #: Name for the rows that the n-grams of all sets share in a streamed run.
@@ -210,13 +210,13 @@ def place_streamed_sums(
         InputError: there is not as much memory as they take.
     """
     n_columns = columns(anchor_sets, n_anchors)
-    n_live = rows.table_sizes().n_live
+    n_live, n_documents = rows.table_sizes().n_live, rows.table_sizes().n_documents
     at_most = {NGRAMS: n_live} if n_live else {}
     at_most |= {s.name: KEPT_LABELS for s in rows.label_sets if s.direction == "column"}
     sizes = {name: n_columns * n * (4 if name == NGRAMS else 8) for name, n in at_most.items()}
     exact = SetSampling(followed=None, threshold=ALL, expected_se=0.0)
     memory = _placed(
-        {ALL_POSITIONS: _bytes_of_positions(n_anchors, anchor_sets, SAMPLE_SIZE), **sizes},
+        {ALL_POSITIONS: _bytes_of_positions(n_anchors, anchor_sets, SAMPLE_SIZE, n_documents), **sizes},
         {ALL_POSITIONS: 0, **dict.fromkeys(at_most)},
         {ALL_POSITIONS: 0, **at_most},
         {name: _UNKNOWN if name == NGRAMS else exact for name in at_most},
@@ -303,12 +303,13 @@ def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int
     )
     n_sums = 2 * anchor_sets + N_SQUARES * n.is_sampled
     sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 8 * n_sums * buckets
-    of_positions = _bytes_of_positions(n_anchors, anchor_sets, plan.n_sample)
+    of_positions = _bytes_of_positions(n_anchors, anchor_sets, plan.n_sample, plan.n_documents)
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
 
 
-def _bytes_of_positions(n_anchors: int, anchor_sets: int, n_sample: int) -> int:
-    return 8 * columns(anchor_sets, n_anchors) * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * n_sample
+def _bytes_of_positions(n_anchors: int, anchor_sets: int, n_sample: int, n_documents: int) -> int:
+    n_columns = columns(anchor_sets, n_anchors)
+    return 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * n_sample + 4 * n_columns * n_documents
 
 
 def _sampling(plan: Plan) -> dict[str, SetSampling]:

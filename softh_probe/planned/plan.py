@@ -24,8 +24,10 @@ from softh_probe.accumulators.dispatch import (
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, bottom_k, poisson_weights, position_keys, sequence_key
+from softh_probe.accumulators.states import WITHOUT_DOCUMENTS
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelRows, LabelSet, context, shortest_document
+from softh_probe.planned.document_sample import sample_documents
 from softh_probe.planned.row_allocation import RowAllocation, allocate_rows, label_ids, n_counted, ranges
 from softh_probe.planned.thresholds import CountHistogram
 
@@ -45,6 +47,7 @@ class Plan:
         label_rows: rows of n-gram labels at a time at most in a run of one process, or "all". Sets in `per_label` do
             not count among them; their labels all take part.
         seed: of the sample of labels that is followed where not all fit.
+        within: the column within whose values labels of documents are exchanged for their null; None for none.
 
     Attributes:
         batches: share by share.
@@ -65,6 +68,7 @@ class Plan:
         n_shares: int = 1,
         label_rows: LabelRows = "all",
         seed: int = 0,
+        within: str | None = None,
     ) -> None:
         self.corpus = corpus
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
@@ -83,7 +87,8 @@ class Plan:
         self.allocation = allocation or allocate_rows(
             corpus, label_sets, self.batches, per_label, starts, label_rows=label_rows, seed=seed
         )
-        self._draw()
+        self._draw(within)
+        self._without_documents = False
 
     def batch(self, index: int) -> Dispatch:
         """Build the dispatch of one batch, whose documents are right-padded to the longest."""
@@ -118,10 +123,12 @@ class Plan:
             sample_slots=self._slots[first:last],
             n_kept=n.n_kept,
             n_live=n.n_live,
+            n_documents=self.n_documents,
+            slots_B=self._documents.slots[documents],
         )
 
-    def _draw(self) -> None:
-        """Draw the positions whose assignments are kept, and compute the documents' keys."""
+    def _draw(self, within: str | None) -> None:
+        """Draw the positions and the documents whose sums are kept, and compute the documents' keys."""
         corpus, documents = self.corpus, np.concatenate(self.batches)
         keys = np.zeros(corpus.n_documents, dtype=np.uint64)
         for d in range(corpus.n_documents):
@@ -135,6 +142,7 @@ class Plan:
         in_order = np.argsort(chosen)
         self._sampled, self._slots = chosen[in_order], in_order
         ends = np.cumsum([len(batch) for batch in self.batches])
+        self._documents = sample_documents(corpus, documents[counts > 0], keys, self.label_sets, within)
         self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
 
     def _groups(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
@@ -166,6 +174,7 @@ class Plan:
                 self._name(s, i) if i >= 0 else None for s, i in zip(n.bucket_sets, n.bucket_ids, strict=True)
             ],
             sample_order=np.arange(self.n_sample),
+            document_sets=({} if self._without_documents else self._documents.sets(self.corpus, self.label_sets, n)),
             retired_rows=n.live_rows[retired],
             retired_buckets=n.bucket_of[retired],
         )
@@ -179,6 +188,7 @@ class Plan:
             n_buckets=len(n.bucket_sets),
             n_singleton_sets=len(n.singleton_sets),
             n_sample=self.n_sample,
+            n_documents=self.n_documents,
             with_squares=n.is_sampled,
         )
 
@@ -187,11 +197,12 @@ class Plan:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Give nothing: corpus and settings determine the rows."""
-        return {}
+        """Give nothing but whether documents are sampled: corpus and settings determine the rows."""
+        return {WITHOUT_DOCUMENTS: True} if self._without_documents else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: corpus and settings determine the rows."""
+        """Take over whether documents are sampled: corpus and settings determine the rows."""
+        self._without_documents = bool(state.get(WITHOUT_DOCUMENTS))
 
     def merge(self, other: object) -> MergeMap:
         """Raise InputError: shares of a plan are merged by `SoftEntropyProbe.merge_shares`."""
@@ -211,6 +222,11 @@ class Plan:
     def n_sample(self) -> int:
         """Positions whose assignments are kept."""
         return len(self._sampled)
+
+    @property
+    def n_documents(self) -> int:
+        """Documents whose sums are kept."""
+        return len(self._documents.sampled_D)
 
     @property
     def labels_by_set(self) -> np.ndarray:

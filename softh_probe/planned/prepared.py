@@ -70,6 +70,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
         n_processes,
         label_rows=config.label_rows,
         seed=config.seed,
+        within=config.permute_within,
     )
     if not stored:
         cache.store("plan", key, plan.allocation.arrays(), {})

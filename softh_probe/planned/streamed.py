@@ -10,12 +10,15 @@ import numpy as np
 
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
-from softh_probe.accumulators.sampling import sequence_key
+from softh_probe.accumulators.sampling import MAX_DOCUMENTS, sequence_key
 from softh_probe.attached.inputs import TokenBatch
+from softh_probe.attached.online_documents import first_of_each
 from softh_probe.attached.online_rows import OnlineRows
+from softh_probe.attached.sequences import CachedSequences
 from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelRows, LabelSet
+from softh_probe.labels import LabelRows, LabelSet, shortest_document
+from softh_probe.planned.document_sample import PAIRED
 from softh_probe.planned.row_allocation import KEPT_LABELS
 
 
@@ -30,9 +33,13 @@ class StreamedRows:
         label_sets: the label sets, whose order numbers them.
         label_rows: rows of n-gram labels at most, or "all".
         seed: of the sample of labels that is followed where not all fit.
+        within: the column within whose values labels of documents are exchanged for their null; None for none.
     """
 
-    def __init__(self, label_sets: Sequence[LabelSet], *, label_rows: LabelRows, seed: int) -> None:
+    def __init__(
+        self, label_sets: Sequence[LabelSet], *, label_rows: LabelRows, seed: int, within: str | None = None
+    ) -> None:
+        self._within = within
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         self.label_rows = label_rows
         self._seed = seed
@@ -43,7 +50,7 @@ class StreamedRows:
 
     def fresh(self) -> StreamedRows:
         """Make rows of the same settings that no label has taken."""
-        return StreamedRows(self.label_sets, label_rows=self.label_rows, seed=self._seed)
+        return StreamedRows(self.label_sets, label_rows=self.label_rows, seed=self._seed, within=self._within)
 
     def batch(self, window: Corpus, documents: np.ndarray) -> Dispatch:
         """Build the dispatch of a batch, whose documents are right-padded to the longest, and take rows for its labels.
@@ -60,12 +67,23 @@ class StreamedRows:
             self._names[s.name] = column.names
             own[s.name] = np.broadcast_to(column.ids[documents].astype(np.int64)[:, None], ids_BT.shape)
         sequences = self._rows.new_sequences(fed)
-        sequences.drawn_keys_B = _source_keys(window, documents, sequences.keys_B)
+        sequences.drawn_keys_B = _first_keys(window, window.source, documents, sequences.keys_B)
+        sequences.unit_keys_B = _first_keys(window, window.rows, documents, sequences.keys_B)
+        self._tell_documents(sequences, window, documents)
         return self._rows.batch(fed, own, sequences)
+
+    def _tell_documents(self, sequences: CachedSequences, window: Corpus, documents: np.ndarray) -> None:
+        """Set the documents, units and groups that sequences are of; the first that is long enough counts them."""
+        sequences.documents_B, sequences.units_B = window.source[documents], window.rows[documents]
+        long_enough = window.lengths >= shortest_document(self.label_sets)
+        sequences.is_new_B = first_of_each(window.source, long_enough)[documents]
+        sequences.is_new_unit_B = first_of_each(window.rows, long_enough)[documents]
+        if self._within is not None:
+            sequences.groups_B = window.columns[self._within].ids[documents].astype(np.int64)
 
     def row_labels(self) -> RowLabels:
         """Describe the rows of the sums as they are now, with the sets in their order."""
-        rows = self._rows.row_labels()
+        rows = self._rows.row_labels(paired=(PAIRED,))
         found = [rows.set_names.index(s.name) for s in self.label_sets if s.name in rows.set_names]
         place = np.zeros(len(found) + 1, dtype=np.int64)
         place[found] = np.arange(len(found))
@@ -84,13 +102,15 @@ class StreamedRows:
             shared_rows=[rows.shared_rows[i] if i < n_ngrams else none for i in found],
             thresholds=rows.thresholds[found],
             shared_probability=[rows.shared_probability[i] if i < n_ngrams else np.zeros(0) for i in found],
+            document_sets={int(place[i]): of_set for i, of_set in rows.document_sets.items()},
         )
 
     def table_sizes(self) -> TableSizes:
         """Give the sizes of a layer's sums: all rows that n-grams may take, where their number is bounded."""
         sizes = self._rows.table_sizes()
         most = self.label_rows if self._ngrams and self.label_rows != "all" else 0
-        return dataclasses.replace(sizes, n_live=max(sizes.n_live, most))
+        n_documents = MAX_DOCUMENTS if self._columns else 0
+        return dataclasses.replace(sizes, n_live=max(sizes.n_live, most), n_documents=n_documents)
 
     def check(self) -> None:
         """Check that each column has a label.
@@ -129,7 +149,7 @@ class StreamedRows:
             if longer[: len(shorter)] != shorter:
                 raise InputError(f"merge: {name} has other values, or in another order; merge parts of one stream")
             self._names[name] = longer
-        return self._rows.merge(other._rows)
+        return self._rows.merge_part(other._rows, first_number=0)  # documents have the numbers of the data
 
 
 def check_columns(window: Corpus, label_columns: Sequence[str]) -> None:
@@ -152,9 +172,9 @@ def check_columns(window: Corpus, label_columns: Sequence[str]) -> None:
             )
 
 
-def _source_keys(window: Corpus, documents: np.ndarray, keys_B: np.ndarray) -> np.ndarray:
-    """Find the key of each document's first window, which draws its bootstrap weights."""
-    first_B = np.searchsorted(window.source, window.source[documents])
+def _first_keys(window: Corpus, numbers: np.ndarray, documents: np.ndarray, keys_B: np.ndarray) -> np.ndarray:
+    """Find the key of the first window of each document, or row, which draws its weights and places it in samples."""
+    first_B = np.searchsorted(numbers, numbers[documents])
     found = keys_B.copy()
     for b in np.flatnonzero(first_B != documents):
         found[b] = sequence_key(window.document(int(first_B[b])))

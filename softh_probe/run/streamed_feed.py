@@ -72,7 +72,9 @@ class StreamedFeed:
             self._stream.skip_to(state["stream"])
             self._digest = bytes.fromhex(state["chained_sha256"])
             self._n_too_short, self._n_batches = state["documents_too_short"], state["batches"]
-        self.rows = StreamedRows(self._label_sets, label_rows=config.label_rows, seed=config.seed)
+        self.rows = StreamedRows(
+            self._label_sets, label_rows=config.label_rows, seed=config.seed, within=config.permute_within
+        )
         self._chunks = self._stream.chunks()
         self._window_start = self._position()
         self._is_read = False

@@ -130,26 +130,6 @@ def test_ones_own_documents_keep_their_rows_in_a_stream(config, tokenizer):
         list(stream.chunks())
 
 
-def test_groups_of_labels_that_are_exchanged(pairs, config, tokenizer):
-    settings = {"data": pairs, "text_column": "chosen,rejected", "max_length": 6, "overflow": "split"}
-    plain = read_corpus(config(**settings, labels=LABELS), tokenizer, progress=False)
-    assert plain.exchange_groups("text_column").tolist() == plain.rows.tolist()
-    assert plain.exchange_groups("prompt") is None
-    within = read_corpus(config(**settings, labels=LABELS, permute_within="meta.topic"), tokenizer, progress=False)
-    assert within.exchange_groups("text_column", "meta.topic").tolist() == within.rows.tolist()
-    groups = within.exchange_groups("prompt", "meta.topic")
-    assert groups.dtype == np.int64
-    assert groups.tolist() == within.columns["meta.topic"].ids.tolist()
-    assert (groups == -1).any()
-
-
-def test_a_column_of_that_name_is_like_any_other(config, tmp_path, tokenizer):
-    path = tmp_path / "own.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text, "text_column": i % 2}) for i, text in enumerate(TEXTS)))
-    settings = {"data": str(path), "labels": ["column:text_column"], "max_length": 4, "overflow": "split"}
-    assert read_corpus(config(**settings), tokenizer, progress=False).exchange_groups("text_column") is None
-
-
 def test_a_column_of_groups_that_cannot_be_read_is_refused(pairs, tmp_path):
     def message(**options) -> str:
         with pytest.raises(InputError) as error:

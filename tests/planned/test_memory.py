@@ -55,7 +55,9 @@ def test_what_is_said_is_what_the_tables_take(model, plan, label_rows):
     said = place_sums(plan, devices, **SIZES)
     probe = probe_of(model, plan, said.on_host)
     taken = [getattr(s.tables, name).nbytes for s in probe._sums.values() for name in LabelTables.STATE]
-    storages = [getattr(s, name).untyped_storage() for s in probe._sums.values() for name in LayerSums.STATE]
+    storages = [
+        getattr(s, name).untyped_storage() for s in probe._sums.values() for name in (*LayerSums.STATE, "documents")
+    ]
     taken += {storage.data_ptr(): storage.nbytes() for storage in storages}.values()
     assert sum(taken) == sum(said.bytes_by_place.values()) == 5 * said.bytes_per_layer
     assert sum(said.rows_by_set.values()) == plan.allocation.n_live + plan.allocation.n_kept

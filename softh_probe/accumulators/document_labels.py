@@ -1,0 +1,87 @@
+"""The labels of whole documents that the documents of the sample have, as their null and correction need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from softh_probe.estimators.relabeling import DocumentLabels, Relabelings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSet:
+    """The sampled documents that have a label of one set.
+
+    Documents of one unit (a row of the data, such as a chosen and a rejected answer) are dependent. Where all of them
+    have the same label, the unit is what is relabelled; labels that tell them apart are exchanged within it.
+
+    Attributes:
+        slots_E: slots of the documents in the sample.
+        items_E: for each of them the number of what is relabelled, 0 … D − 1: a document or a unit.
+        labels: labels of these D items, and how many items of the whole data have each label.
+        rows_C: the kept row of each label; empty where labels keep none.
+    """
+
+    slots_E: np.ndarray
+    items_E: np.ndarray
+    labels: DocumentLabels
+    rows_C: np.ndarray
+
+    @cached_property
+    def relabelings(self) -> Relabelings:
+        """Random relabelings, the same for all layers."""
+        return Relabelings(self.labels)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the sample holds all documents that have a label."""
+        return int(self.labels.documents_C.sum()) == len(self.labels.label_D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledDocuments:
+    """The documents of a sample, in an order that does not depend on their slots, whatever their labels.
+
+    Attributes:
+        slots_D: their slots.
+        units_D: numbers of their units.
+        groups_D: numbers of groups between which no labels are exchanged; None where all documents are one group.
+    """
+
+    slots_D: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    units_D: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    groups_D: np.ndarray | None = None
+
+    def labelled(
+        self, label_D: np.ndarray, documents_C: np.ndarray, rows_C: np.ndarray, *, is_paired: bool = False
+    ) -> DocumentSet | None:
+        """Select the documents that have a label of a set; None where none has.
+
+        Args:
+            label_D: label of each document; negative where it has none.
+            documents_C: how many documents of the whole data have each label; units unless `is_paired`.
+            rows_C: the kept row of each label; empty where labels keep none.
+            is_paired: whether the labels tell the documents of a unit apart, where units have several.
+        """
+        has_label = np.flatnonzero(label_D >= 0)
+        if not len(has_label):
+            return None
+        used_C = np.flatnonzero(documents_C)
+        number_C = np.zeros(len(documents_C), dtype=np.int64)
+        number_C[used_C] = np.arange(len(used_C))
+        units_E, label_E = self.units_D[has_label], number_C[label_D[has_label]]
+        first, items_E = np.arange(len(has_label)), np.arange(len(has_label))
+        group_D: np.ndarray | None = units_E
+        _, first_U, unit_E = np.unique(units_E, return_index=True, return_inverse=True)
+        if not is_paired or len(first_U) == len(units_E):
+            in_order = np.argsort(first_U)  # of the documents, rather than of the units' numbers
+            first, items_E = first_U[in_order], np.argsort(in_order)[unit_E]
+            group_D = None if self.groups_D is None else self.groups_D[has_label][first]
+        return DocumentSet(
+            slots_E=self.slots_D[has_label],
+            items_E=items_E,
+            labels=DocumentLabels(label_D=label_E[first], documents_C=documents_C[used_C], group_D=group_D),
+            rows_C=rows_C[used_C] if len(rows_C) else rows_C,
+        )
