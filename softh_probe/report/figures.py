@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -41,6 +42,7 @@ _CHANCE_LINES = (
     ("mutual_information_null", "by chance", COLOURS[4], "-"),
     ("mutual_information_corrected", "corrected", COLOURS[2], "--"),
 )
+_CHANCE_SD = "mutual_information_null_sd"
 
 
 def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
@@ -74,13 +76,13 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     for axes, name in zip(grid.flat, panel_order(names), strict=False):
         part = table[table.label_set == name]
         of_set = part.pivot_table(index="layer", columns="metric", values="value")
-        of_set = of_set.reindex(columns=[metric for metric, *_ in _CHANCE_LINES])
+        of_set = of_set.reindex(columns=[*(metric for metric, *_ in _CHANCE_LINES), _CHANCE_SD])
         for metric, label, colour, style in _CHANCE_LINES:
             axes.plot(of_set.index, of_set[metric], style, color=colour, label=label, linewidth=1.5, **marks)
             if name in result.sampled_sets and metric in TOLD:
                 line = part[part.metric == metric]
                 sampling_band(axes, line.layer, line.value, line.sampling_sd, colour)
-        axes.fill_between(of_set.index, 0, of_set.mutual_information_null, color=COLOURS[4], alpha=0.3, linewidth=0)
+        _shade_chance(axes, of_set)
         axes.set_title(plain(name), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,6 +96,14 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     if names:
         figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
+
+
+def _shade_chance(axes: Axes, of_set: pd.DataFrame) -> None:
+    """Shade what chance gives, and its sd over relabelings where labels are of whole documents."""
+    null, sd = of_set.mutual_information_null, of_set[_CHANCE_SD]
+    axes.fill_between(of_set.index, 0, null, color=COLOURS[4], alpha=0.3, linewidth=0)
+    if sd.notna().any():
+        axes.fill_between(of_set.index, null - sd, null + sd, color=COLOURS[4], alpha=0.45, linewidth=0)
 
 
 def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
+from softh_probe.report.document_chance import document_chance
 from softh_probe.report.page_data import values_by_key
 from softh_probe.result import ProbeResult
 
@@ -66,17 +67,32 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
     best = int(np.nanargmax(raw))
+    ends = f"{_percent(raw[0])} → {_percent(raw[-1])}"
+    if of_documents := document_chance(result, name):
+        return Finding(
+            question,
+            ends if of_documents.n_beyond else "no more than chance",
+            f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: most in "
+            f"{result.rows[best]}, {of_documents.describe(best)}; {of_documents.describe_layers()}.",
+        )
     shares = (null / np.where(raw > 0, raw, np.nan))[raw > 0]
     share = np.median(shares) if len(shares) else 1.0
     chance = f"; in a typical layer about {_percent(min(share, 1.0))} of it would come by chance alone"
     known = np.isfinite(share)  # results of early versions have no null
     return Finding(
         question,
-        f"{_percent(raw[0])} → {_percent(raw[-1])}",
+        ends,
         f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: most in {result.rows[best]} "
         f"({_percent(raw[best])}){chance if known else ''}.",
     )
 
 
 def _percent(share: float) -> str:
-    return "–" if not np.isfinite(share) else f"{100 * share:.0f}%"
+    """Write a share in percent: whole, and below 1% with one digit that counts.
+
+    >>> _percent(0.427), _percent(0.0043), _percent(0.0)
+    ('43%', '0.4%', '0%')
+    """
+    if not np.isfinite(share):
+        return "–"
+    return f"{100 * share:.0f}%" if share > 0.0095 or share <= 0 else f"{100 * share:.1g}%"

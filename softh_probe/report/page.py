@@ -25,6 +25,7 @@ from softh_probe.report.figure_files import write_comparison_figures, write_figu
 from softh_probe.report.findings import findings
 from softh_probe.report.label_samples import sample_sentences
 from softh_probe.report.page_data import UNIT_NAMES, check_info, embedded_json, run_data, title_of, warnings_of
+from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_data import SWEEP_PARQUET, Sweep, read_sweep
 from softh_probe.result import ProbeResult
 
@@ -97,6 +98,7 @@ def run_page(result: ProbeResult) -> str:
         warnings=warnings_of(result),
         runs=[_Run(title, facts(result), [])],
         samples=_samples([result], [""]),
+        measured=measured([result]),
         result=result,
         data={"kind": "run", "runs": [run_data(result, title)]},
     )
@@ -113,6 +115,7 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
         warnings=[*notes, *(f"{run.title}: {text}" for run in runs for text in run.warnings)],
         runs=runs,
         samples=_samples(results, titles),
+        measured=measured(results),
         result=results[0],
         data={
             "kind": "comparison",
@@ -133,6 +136,7 @@ def sweep_page(sweep: Sweep) -> str:
         warnings=sweep.warnings,
         runs=[],
         samples=sweep.sample_sentences,
+        measured=None,
         result=None,
         sweep=sweep,
         data=sweep.data(),
@@ -175,12 +179,16 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["named"] = html_of
     scripts = [get_plotlyjs(), *(_asset(name) for name in _SCRIPTS)]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
     return environment.get_template(f"{kind}.html").render(
         kind=kind,
         units=UNIT_NAMES,
+        spreads=SPREADS,
+        spread_headings=HEADINGS,
+        chance=CHANCE.kind,
         style=Markup(_asset("page.css")),
         scripts=[Markup(script) for script in scripts],
         script_hashes=" ".join(_csp_hash(script) for script in scripts),

@@ -88,10 +88,11 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
 
     `layers` are the rows' indices in the model, and `depth` is the index of the final norm. Entropies and informations
     are in units of log m; `log_m` is that unit in nats. A series that is estimated from a sample of labels has the
-    standard error by that, too (`e`).
+    standard error by that, too (`e`), and the information about labels of whole documents its p-value (`p`).
     """
     log_m = math.log(result.n_anchors)
     errors = sampling_errors_by_key(result)
+    p_values = {f"{metric}|{name}": p_R for (name, metric), p_R in result.p_values().items()}
     return {
         "title": title,
         "rows": result.rows,
@@ -101,7 +102,10 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
         "label_sets": result.label_sets,
         "anchor_sets": result.tensors["mass"].shape[1],
         "log_m": log_m,
-        "series": {key: _series(values_RS, errors.get(key)) for key, values_RS in values_by_key(result).items()},
+        "series": {
+            key: _series(values_RS, errors.get(key), p_values.get(key))
+            for key, values_RS in values_by_key(result).items()
+        },
         "labels": _labels(result),
     }
 
@@ -147,12 +151,14 @@ def embedded_json(value: Any) -> str:
     return text.encode("utf-8", "replace").decode()  # lone surrogates have no UTF-8
 
 
-def _series(values_RS: Tensor, error_R: Tensor | None) -> dict[str, list[float | None]]:
+def _series(values_RS: Tensor, error_R: Tensor | None, p_R: Tensor | None) -> dict[str, list[float | None]]:
     found = {"v": numbers(values_RS.mean(dim=1).tolist())}
     if values_RS.shape[1] > 1:
         found["s"] = numbers(values_RS.std(dim=1).tolist())
     if error_R is not None:
         found["e"] = numbers(error_R.tolist())
+    if p_R is not None:
+        found["p"] = numbers(p_R.tolist())
     return found
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.label_samples import sample_line
 from softh_probe.report.wide_table import wide_table
 from softh_probe.result import ProbeResult
@@ -27,16 +28,16 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     """Print one line for each layer: entropy and each label set's information, in units of log m.
 
     On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless
-    NO_COLOR is set; columns that do not fit are printed below the others. Elsewhere the columns are plain, and that
-    labels were sampled is said on standard error.
+    NO_COLOR is set; columns that do not fit are printed below the others. Elsewhere the columns are plain. What chance
+    gives for labels of whole documents, and that labels were sampled, is said below, elsewhere on standard error.
     """
     file = file or sys.stdout
     table = wide_table(result)
-    sampled = sample_line(result)
+    notes = [*chance_lines(result), *filter(None, [sample_line(result)])]
     if not file.isatty():
         print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)
-        if sampled:
-            print(sampled, file=sys.stderr)
+        for line in notes:
+            print(line, file=sys.stderr)
         return
     console = Console(file=file, highlight=False, width=shutil.get_terminal_size().columns)
     values = [column for column in table.columns if column not in ("layer", "name")]
@@ -45,8 +46,8 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     for columns, bar in _blocks(values, console.width - names - 2):
         console.print(_block(table, columns, bar if can_draw else 0))
     console.print(Text("in units of log m (0 to 1); bars: entropy of 1, information of the most in any layer", "dim"))
-    if sampled:
-        console.print(Text(sampled, "dim"))
+    for line in notes:
+        console.print(Text(line, "dim"))
 
 
 def _blocks(columns: list[str], width: int) -> Iterator[tuple[list[str], int]]:

@@ -1,6 +1,7 @@
 """Small results and synthetic sweeps for the report's tests."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def sampled(result, *names, errors=(0.02, 0.0, 0.05, 0.0), threshold=310.0, esti
     sampling = {name: dict(of_sample if name in names else of_all) for name in result.label_sets}
     settings = {**result.info["settings"], "label_rows": label_rows}
     return replace(result, tensors=tensors, info={**result.info, "settings": settings, "label_sampling": sampling})
+
+
+def with_chance(result, name="topic", sd=0.001, p_values=(0.52,)):
+    """Make a label set of a result one of whole documents: with the sd of chance, in units of log m, and p-values.
+
+    Args:
+        result: with a label set of that name.
+        name: of the label set.
+        sd: in the first layer; it grows by a tenth of that from layer to layer.
+        p_values: of the layers; the last stands for those that follow.
+    """
+    n_layers, x = len(result.rows), result.label_sets.index(name)
+    missing = torch.full((n_layers, len(result.label_sets)), torch.nan, dtype=torch.float64)
+    tensors = {"null_information_sd": missing.clone(), "p_value": missing.clone()}
+    grow = 1 + 0.1 * torch.arange(n_layers, dtype=torch.float64)
+    tensors["null_information_sd"][:, x] = sd * math.log(result.n_anchors) * grow
+    p_values = [*p_values, *[p_values[-1]] * n_layers][:n_layers]
+    tensors["p_value"][:, x] = torch.tensor(p_values, dtype=torch.float64)
+    return replace(result, tensors={**result.tensors, **tensors})
 
 
 def page_data(page: Path) -> dict:

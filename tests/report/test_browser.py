@@ -11,7 +11,7 @@ from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_data import read_sweep
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
-from tests.helpers.report_data import HOSTILE, result_of, sampled, save, sweep_folder
+from tests.helpers.report_data import HOSTILE, result_of, sampled, save, sweep_folder, with_chance
 from tests.helpers.sweeps import collected_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -210,6 +210,28 @@ def test_hover_table_and_keys_tell_of_sampled_labels(open_page, tmp_path):
     assert page.evaluate(bands) == [0, 2, 0, 0, 0]
     cells = page.locator("#layer-table tbody tr").nth(2).locator("td small").all_text_contents()
     assert next(text for text in cells if "(" in text).endswith(f"(± {error:.4f})")
+
+
+def test_the_band_hover_and_table_tell_of_chance(open_page, tmp_path):
+    result = with_chance(result_of(tiny_llama(), labels=NAMES[:2]), sd=0.002, p_values=(0.52, 0.041, 0.001))
+    page = open_page(write_report([save(result, tmp_path)], tmp_path))
+    null = result.to_pandas().query("label_set == 'topic'").pivot_table(index="layer", columns="metric", values="value")
+    plot = page.locator('[data-chart="information"] .plot').nth(2)
+    band, line = plot.evaluate("p => p.data.filter(t => t.fill).slice(0, 2).map(t => t.y)")
+    assert line == pytest.approx(null.mutual_information_null.tolist(), abs=1e-5)
+    assert band[: len(line)] == pytest.approx(
+        (null.mutual_information_null + null.mutual_information_null_sd).tolist(), abs=1e-5
+    )
+    texts = plot.evaluate("p => p.data.at(-1).text")
+    assert [text.split("<br>")[-1] for text in texts[:3]] == ["p = 0.52", "p = 0.041", "p = 0.001"]
+    assert f"by chance: {line[0]:.4f} ± 0.0020" in texts[0]
+    headings = page.locator("#layer-table thead th").all_text_contents()
+    column = headings.index("topic: p") + 1
+    assert numbers(page, f"#layer-table td:nth-child({column})")[:4] == [0.52, 0.041, 0.001, 0.001]
+    page.locator("#layer-table thead th").nth(column - 1).click()
+    assert numbers(page, f"#layer-table td:nth-child({column})")[-1] == 0.52
+    page.locator("#table-metric").select_option("coverage")
+    assert "topic: p" not in page.locator("#layer-table thead th").all_text_contents()
 
 
 def test_results_of_the_same_labels_are_compared_without_the_error_of_sampling(open_page, tmp_path):

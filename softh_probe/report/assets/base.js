@@ -12,6 +12,7 @@ const METRICS = {
   mutual_information: "raw information",
   mutual_information_corrected: "corrected information",
   mutual_information_null: "information by chance",
+  mutual_information_null_sd: "information by chance, sd over relabelings",
   mutual_information_max: "ceiling, if every label were unique",
   conditional_entropy: "conditional entropy",
   regularity: "regularity",
@@ -35,6 +36,8 @@ function text(value, longest = 60) {
 }
 
 const shown = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+/** A p-value, with two digits that count. */
+const shownP = (p) => (p === null || p === undefined ? "–" : String(Number(p.toPrecision(2))));
 /** A value, its sd over anchor sets, and its standard error by the sampling of labels, where there are such. */
 const withSpread = (value, sd, error, digits = 4) => shown(value, digits) + (sd === null || sd === undefined ? "" : ` ± ${sd.toFixed(digits)}`)
   + (error ? ` (sampling ± ${error.toFixed(digits)})` : "");

@@ -19,11 +19,13 @@ const LINES = [
 const runColour = (i) => COLOURS[i % COLOURS.length];
 const runDash = (i) => DASHES[Math.floor(i / COLOURS.length) % DASHES.length];
 
-/** A series in the chosen unit: {v, s, e} or null where the run has none. */
+/** A series in the chosen unit: {v, s, e} or null where the run has none. What chance gives has its sd over relabelings as s. */
 function values(run, metric, labelSet) {
   const series = run.series[`${metric}|${labelSet}`];
   if (!series) return null;
   const factor = scaleOf(metric, run.log_m);
+  const relabelled = metric === "mutual_information_null" && run.series[`${metric}_sd|${labelSet}`];
+  if (relabelled) return { v: scaled(series.v, factor), s: scaled(relabelled.v, factor), e: null, relabelled: true };
   return { v: scaled(series.v, factor), s: series.s ? scaled(series.s, factor) : null, e: series.e ? scaled(series.e, factor) : null };
 }
 
@@ -90,15 +92,17 @@ function informationFigures() {
 
 function informationLines(run, name) {
   const of = Object.fromEntries(LINES.map((line) => [line.metric, values(run, line.metric, name)]));
+  const { p } = run.series[`mutual_information|${name}`] || {};
+  const chance = (r) => (p && p[r] !== null ? `<br>p = ${shownP(p[r])}` : "");
   const texts = run.rows.map((row, r) => `<b>${text(row)}</b>` + LINES.toReversed().map((line) => of[line.metric]
-    ? `<br>${line.name.split(":")[0]}: ${withSpread(of[line.metric].v[r], of[line.metric].s && of[line.metric].s[r], of[line.metric].e && of[line.metric].e[r])}` : "").join(""));
+    ? `<br>${line.name.split(":")[0]}: ${withSpread(of[line.metric].v[r], of[line.metric].s && of[line.metric].s[r], of[line.metric].e && of[line.metric].e[r])}` : "").join("") + chance(r));
   return LINES.flatMap((line) => {
     const found = of[line.metric];
     if (!found || line.hidden) return [];
     const error = line.metric === "mutual_information" || line.metric === "mutual_information_corrected" ? found.e : null;
     const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error };
-    const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" ? found.s : null, style);
-    if (line.area) Object.assign(traces[0], { fill: "tozeroy", fillcolor: line.colour + "40" });
+    const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" || found.relabelled ? found.s : null, style);
+    if (line.area) Object.assign(traces[traces.length - 1], { fill: "tozeroy", fillcolor: line.colour + "40" });
     return traces;
   });
 }
@@ -192,12 +196,16 @@ function layerTable() {
   const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
   const metric = choice("table-metric", present.length ? present : [["", "none"]], () => fill());
   const fill = () => {
-    const columns = tableColumns(SETS, metric(), ALL_SERIES);
+    const columns = tableColumns(SETS, metric(), ALL_SERIES).flatMap(([heading, key]) => [
+      [heading, key],
+      ...(RUNS.some((run) => run.series[key] && run.series[key].p) ? [[`${heading}: p`, key, true]] : []),
+    ]);
     const rows = RUNS.flatMap((run) => run.rows.map((row, r) => [
       { value: depths(run)[r], text: row },
       ...(ONE ? [] : [{ value: run.title, text: run.title, kind: "name" }]),
-      ...columns.map(([, key]) => {
+      ...columns.map(([, key, isP]) => {
         const series = run.series[key];
+        if (isP) return { value: series && series.p ? series.p[r] : null, text: shownP(series && series.p && series.p[r]) };
         return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r]) : { value: null, text: "–" };
       }),
     ]));
