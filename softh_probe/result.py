@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.document_labels import record_documents
 from softh_probe.accumulators.label_sampling import describe_sample, samples_of
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
@@ -57,7 +58,8 @@ class ProbeResult:
         info: settings, anchors, number of blocks of the model (`n_blocks`; None where modules are named), number of
             positions, number of labelled positions by label set, the sample of labels by label set (`label_sampling`:
             how many `labels` there are, whether that is `estimated`, how many are `followed`, and the `threshold` of
-            the count from which all are), and any entries that the caller adds (JSON values).
+            the count from which all are), labels of whole documents by label set (`document_labels`: see
+            `DocumentSet.describe`), and any entries that the caller adds (JSON values).
         influence: that of each document on the values, where intervals were measured; see `softh_probe.influence`.
     """
 
@@ -100,6 +102,7 @@ class ProbeResult:
                 **info,
                 "labelled_positions": labelled,
                 "label_sampling": labels.sampling(),
+                **({"document_labels": of_documents} if (of_documents := labels.document_labels()) else {}),
             },
         )
 
@@ -169,6 +172,8 @@ class ProbeResult:
             reason = "they have no direction; result.invalid_positions() counts them by layer"
             told.add("hidden states", "those that are zero or not finite were left out", reason)
         self._record_samples(choices, told)
+        for name, of_set in self.info.get("document_labels", {}).items():
+            record_documents(name, of_set, choices, told)
 
     def _record_samples(self, choices: Choices, told: Choices) -> None:
         rows = self.info["settings"].get("label_rows")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from softh_probe.choices import Choices
 from softh_probe.estimators.relabeling import DocumentLabels, Relabelings
 
 
@@ -38,6 +41,28 @@ class DocumentSet:
     def is_whole(self) -> bool:
         """Whether the sample holds all documents that have a label."""
         return int(self.labels.documents_C.sum()) == len(self.labels.label_D)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the set for a result (JSON values).
+
+        Returns:
+            How many `labels` there are, how many `documents` have a label (or rows of the data, where all documents of a row have the same one), how
+            many of them are `sampled`, how many have a label that is theirs `alone`, and how many of the sampled ones
+            are `exchangeable`: another one of their group has another label.
+        """
+        of_label_C, label_D, group_D = self.labels.documents_C, self.labels.label_D, self.labels.group_D
+        groups_D = (
+            np.zeros(len(label_D), dtype=np.int64) if group_D is None else np.unique(group_D, return_inverse=True)[1]
+        )
+        cells = np.unique(np.stack([groups_D, label_D]), axis=1)
+        has_several_G = np.bincount(cells[0]) > 1
+        return {
+            "labels": len(of_label_C),
+            "documents": int(of_label_C.sum()),
+            "sampled": len(label_D),
+            "alone": int((of_label_C == 1).sum()),
+            "exchangeable": int(has_several_G[groups_D].sum()),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +110,24 @@ class SampledDocuments:
             labels=DocumentLabels(label_D=label_E[first], documents_C=documents_C[used_C], group_D=group_D),
             rows_C=rows_C[used_C] if len(rows_C) else rows_C,
         )
+
+
+def record_documents(name: str, of_set: Mapping[str, Any], choices: Choices, told: Choices) -> None:
+    """Record what limits the null and the correction of a set of labels of whole documents.
+
+    Args:
+        name: the label set; of_set: what `DocumentSet.describe` says of it.
+        choices: those of a result; told: those that were warned of before.
+    """
+    n_documents, n_sampled, n_alone = (of_set[key] for key in ("documents", "sampled", "alone"))
+    if n_sampled < n_documents:
+        taken = f"from a sample of {n_sampled:,} of {n_documents:,} documents"
+        choices.add(f"chance and correction of {name}", taken, "a layer holds the sums of so many", certain=True)
+    if n_alone and n_alone < n_documents:
+        others = f"that of the other {n_documents - n_alone:,} of {n_documents:,} documents"
+        reason = f"{n_alone:,} have a label of their own, of which nobody can tell how it varies between documents"
+        choices.add(f"corrected information of {name}", others, reason, certain=True)
+    if not of_set["exchangeable"] and of_set["labels"] > 1:
+        reason = "all documents of a group have the same label, so none can be exchanged; see permute_within"
+        for record in (told, choices):
+            record.add(f"chance of {name}", "all of its information", reason)

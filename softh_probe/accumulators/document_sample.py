@@ -43,15 +43,15 @@ class DocumentSample:
     """Bottom-k sample of the documents that have a label, and counts of all of them by label.
 
     Args:
-        size: documents at most.
+        size: documents at most; None is `MAX_DOCUMENTS`.
 
     Attributes:
         labels: by set, the label of each slot's document.
         counts: by set, how many documents and how many units have each label.
     """
 
-    def __init__(self, size: int = MAX_DOCUMENTS) -> None:
-        self._keys = BottomKSample(size)
+    def __init__(self, size: int | None = None) -> None:
+        self._keys = BottomKSample(MAX_DOCUMENTS if size is None else size)
         self._numbers, self._units, self._groups = np.zeros((3, 0), dtype=np.int64)
         self._slots: dict[int, int] = {}
         self.labels: dict[str, np.ndarray] = {}

@@ -120,6 +120,10 @@ class RowLabels:
             }
         return found
 
+    def document_labels(self) -> dict[str, dict[str, Any]]:
+        """Describe the sets of labels of whole documents by name; see `DocumentSet.describe`."""
+        return {self.set_names[x]: of_set.describe() for x, of_set in self.document_sets.items()}
+
     def named_labels(self) -> list[tuple[str, str]]:
         """List the set and name of each label that results show one by one, in the order of their statistics."""
         sets = [*self.kept_sets.tolist(), *self.bucket_sets.tolist()]
