@@ -40,6 +40,9 @@ EXECUTION_FIELDS = frozenset(
 #: Tokens of a document where neither a configuration nor the model sets fewer.
 DEFAULT_MAX_LENGTH = 512
 
+#: Documents from which standard errors over documents are measured.
+DEFAULT_INTERVAL_DOCUMENTS = 2048
+
 #: Least and greatest values of whole numbers. Temperatures are known, and positions fit 32 bits, within them.
 _RANGES = {
     "n_anchors": (2, 65_536),
@@ -47,6 +50,7 @@ _RANGES = {
     "max_length": (2, 2**31 - 1),
     "tokens_per_batch": (1, 2**31 - 1),
     "max_documents": (1, 2**31 - 1),
+    "interval_documents": (2, 2**31 - 1),
     "max_tokens": (1, 10**15),
 }
 
@@ -78,6 +82,8 @@ _OTHER_NAMES = {
     "labels": "label label_sets ngrams",
     "label_rows": "max_labels max_rows label_sample n_label_rows",
     "permute_within": "permute_by group_by group_column groups strata",
+    "intervals": "confidence_intervals error_bars standard_errors confidence ci",
+    "interval_documents": "bootstrap_documents bootstrap_iters",
     "n_anchors": "num_anchors",
     "anchor_sets": "n_anchor_sets num_anchor_sets n_sets num_sets",
     "calibration": "temperature epsilon",
@@ -186,6 +192,12 @@ class RunConfig:
     """Column of groups, dotted inside structs: chance is what labels of whole documents (column:NAME) give where they
     are exchanged between documents of equal value of this column, or between those without one; null exchanges them
     between all. Labels of column:text_column are exchanged within their row always."""
+    intervals: bool = False
+    """Measure the standard error of entropy, information, regularity and optimality over documents (se), by a second
+    forward pass. Label sets keep their rows for it, up to label_rows more of them; where they do not fit, there is
+    none."""
+    interval_documents: int | None = DEFAULT_INTERVAL_DOCUMENTS
+    """Documents of that second pass, a uniform sample of the rows of the data; null takes all."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
     anchors: Kind = "iid"
@@ -250,6 +262,11 @@ class RunConfig:
         """Refuse what needs the whole corpus before the first forward pass."""
         if not self.stream:
             return
+        if self.intervals:
+            raise InputError(
+                "intervals: a stream cannot be read twice, and they need a second pass over its documents; leave out "
+                "--intervals, or leave out --stream"
+            )
         if self.shuffle_seed is not None and self.max_documents is None:
             raise InputError(
                 "shuffle_seed: a random order of all rows is none of a stream; give --max-documents too, for a uniform "

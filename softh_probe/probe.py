@@ -9,25 +9,26 @@ from typing import Any, Literal, NoReturn, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.accumulators.influence_sums import InfluenceSums
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.accumulators.states import STATE_VERSION, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.attached.own_values import checked_labels, checked_mask
 from softh_probe.attached.pass_context import PassContext
-from softh_probe.attached.tracker import track_inputs
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.recipes import Kind, how_to_continue
 from softh_probe.hooks.forward_hooks import ForwardHooks
-from softh_probe.hooks.hook_points import HookPoints, find_hook_points, require_causal, select_layers
+from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
 from softh_probe.layer_places import FINAL_NORM
 from softh_probe.patching import lock_of
-from softh_probe.planned.announced import AnnouncedBatches, AnnouncedRows
+from softh_probe.planned.announced import AnnouncedRows, label_source
 from softh_probe.result import ProbeResult
 
 #: Ways to count: every real position each time it is fed, or each distinct prefix once.
@@ -107,7 +108,10 @@ class SoftEntropyProbe:
         if count == "unique_prefix":
             require_causal(points)
         label_rows = check_label_rows(label_rows)
-        source = _label_source(model, points, labels, count=count, label_rows=label_rows, seed=seed, plan=plan)
+        settings: dict[str, Any] = {"count": count, "label_rows": label_rows, "seed": seed}
+        source: LabelSource = label_source(
+            (model, points.entry), labels, plan, **settings, has_backbone=bool(points.blocks)
+        )
         source.lock = lock_of(points.entry)
         self._model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
@@ -265,7 +269,7 @@ class SoftEntropyProbe:
         ours.add_notes(theirs.notes())
 
     def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
-        """Turn the sums of one share of a plan into those of the whole, layer by layer.
+        """Turn the sums of one share of a plan into those of the whole, layer by layer; `retire` is next.
 
         Args:
             add_others: adds to a tensor in host memory, in place, the tensors of the probes of all other shares.
@@ -273,9 +277,12 @@ class SoftEntropyProbe:
         counts = torch.tensor([self._recorder.positions, self._recorder.tokens])
         add_others(counts)
         self._recorder.positions, self._recorder.tokens = counts.tolist()
+        self._sums.merge_shares(self.layers, add_others)
+
+    def retire(self) -> None:
+        """Retire, after all batches of a plan, the labels that shares have in common, or that were held to the end."""
         rows = self._source.rows.row_labels()
-        retired = torch.from_numpy(rows.retired_rows), torch.from_numpy(rows.retired_buckets)
-        self._sums.merge_shares(self.layers, add_others, *retired)
+        self._sums.retire(self.layers, *map(torch.from_numpy, (rows.retired_rows, rows.retired_buckets)))
 
     def new_like(self) -> SoftEntropyProbe:
         """Make a probe of the same model with the same settings that has measured nothing."""
@@ -342,6 +349,16 @@ class SoftEntropyProbe:
             yield
         self._recorder.raise_problems()
 
+    @contextmanager
+    def second_pass(self) -> Iterator[InfluenceSums]:
+        """Take sums of documents from the batches inside the block, whose positions are not counted again."""
+        found = InfluenceSums([self._sums[layer] for layer in self.layers], self._source.rows.row_labels())
+        self._recorder.make_accumulator = found.accumulator
+        try:
+            yield found
+        finally:
+            self._recorder.make_accumulator = BatchAccumulator
+
     def layer_devices(self) -> dict[str, torch.device]:
         """Find the device of each layer's sums: that of its block's weights, which must be loaded."""
         devices = self._points.layer_devices(self._recorder.n_blocks)
@@ -377,24 +394,3 @@ class SoftEntropyProbe:
                 remedy = how_to_continue(theirs.get(name), "anchors=") if name == "anchors" else ""
                 remedy += f"; use label_rows={theirs[name]!r} here, or add 'all'" if name == "label_rows" else ""
                 raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}{remedy}")
-
-
-def _label_source(
-    model: nn.Module,
-    points: HookPoints,
-    labels: Sequence[str],
-    *,
-    count: str,
-    label_rows: LabelRows,
-    seed: int,
-    plan: AnnouncedRows | None,
-) -> LabelSource:
-    """Choose the source of labels: the plan of a known corpus, or the tokens that other code feeds."""
-    has_backbone = bool(points.blocks)
-    if plan is not None:
-        if count == "unique_prefix":
-            raise InputError("count: a planned run counts what it feeds, 'forwarded'")
-        return AnnouncedBatches(plan, has_backbone=has_backbone)
-    return track_inputs(
-        (model, points.entry), labels, count=count, label_rows=label_rows, seed=seed, has_backbone=has_backbone
-    )

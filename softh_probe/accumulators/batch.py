@@ -11,6 +11,7 @@ row of sums (see `softh_probe.accumulators.label_tables`).
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,9 +36,12 @@ class BatchAccumulator:
         dispatch: the rows that positions are added to, the same for all layers; in host memory.
     """
 
+    #: Whether the positions of the batch are counted.
+    counts: ClassVar[bool] = True
+
     def __init__(self, dispatch: Dispatch) -> None:
         self.dispatch = dispatch
-        self._on_device: dict[torch.device, _DeviceAccumulator] = {}
+        self._on_device: dict[torch.device, DeviceAccumulator] = {}
 
     @property
     def changed(self) -> list[LayerSums]:
@@ -53,7 +57,7 @@ class BatchAccumulator:
         """Add one layer's hidden states [..., D]; the leading dimensions are the batch's positions."""
         device = hidden.device
         if device not in self._on_device:
-            self._on_device[device] = _DeviceAccumulator(self.dispatch.to(device))
+            self._on_device[device] = self._on_new_device(self.dispatch.to(device))
         with _without_autocast(device):
             self._on_device[device].add(sums, hidden)
 
@@ -67,6 +71,9 @@ class BatchAccumulator:
             with _without_autocast(device):
                 adding.finish()
 
+    def _on_new_device(self, labels: Dispatch) -> DeviceAccumulator:
+        return DeviceAccumulator(labels)
+
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in float32 inside the block; entering torch.autocast costs far more than asking for its state."""
@@ -74,7 +81,13 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
-class _DeviceAccumulator:
+class DeviceAccumulator:
+    """Add one batch to the sums of the layers of one device, several at a time.
+
+    Args:
+        labels: the dispatch, on that device.
+    """
+
     def __init__(self, labels: Dispatch) -> None:
         self.changed: list[LayerSums] = []
         self.added: list[LayerSums] = []
@@ -86,6 +99,7 @@ class _DeviceAccumulator:
 
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
+        """Project a layer's hidden states; see `BatchAccumulator.add`."""
         if self._layers and self._layers[0].host is not sums.host:
             self._add_layers()
         h_ND = hidden.detach().reshape(-1, sums.dim)
@@ -102,6 +116,7 @@ class _DeviceAccumulator:
 
     @torch.inference_mode()
     def finish(self) -> None:
+        """Add the last group of layers."""
         if self._layers:
             self._add_layers()
 
@@ -112,19 +127,18 @@ class _DeviceAccumulator:
         return sums.points_SMD.new_empty(min(max(n_layers, 1), MOST_LAYERS), n, n_mass)
 
     def _add_layers(self) -> None:
-        labels = self._labels
         layers, self._layers = self._layers, []
         valid, self._valid = self._valid, []
         rows_GNK = self._rows(layers, valid)
-        if labels.number is not None:
+        if self._labels.number is not None:
             rows_GNK = self._with_waiting(layers, rows_GNK)
-        if len(labels.bag_offsets) == 1:  # nothing counts
-            return
-        positions_E, offsets_L = self._bags_of(len(layers), rows_GNK.shape[1])
-        bags_LK = torch.nn.functional.embedding_bag(
-            positions_E, rows_GNK.flatten(0, 1), offsets_L, mode="sum", include_last_offset=True
-        )
-        bags_GLK = bags_LK.unflatten(0, (len(layers), -1))
+        if len(self._labels.bag_offsets) > 1:  # something counts
+            self._add_rows(layers, rows_GNK)
+
+    def _add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
+        """Add the rows of sums of single positions to the sums of their layers."""
+        labels = self._labels
+        bags_GLK = self._sum_bags(rows_GNK)
         n_weighted = labels.weights_XL.shape[1]
         for sums, bags in zip(layers, bags_GLK[:, :n_weighted].double(), strict=True):
             sums.sums_XK.addmm_(labels.weights_XL, bags)
@@ -186,6 +200,15 @@ class _DeviceAccumulator:
             for sums, held_CK in zip(layers, held_GCK, strict=True):
                 sums.waiting[labels.number] = held_CK
         return rows_GNK
+
+    def _sum_bags(self, rows_GNK: Tensor) -> Tensor:
+        """Sum the rows of single positions bag by bag: [G, L, K]."""
+        positions_E, offsets_L = self._bags_of(len(rows_GNK), rows_GNK.shape[1])
+        bags_LK = torch.nn.functional.embedding_bag(
+            positions_E, rows_GNK.flatten(0, 1), offsets_L, mode="sum", include_last_offset=True
+        )
+        bags_GLK: Tensor = bags_LK.unflatten(0, (len(rows_GNK), -1))
+        return bags_GLK
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """Repeat bag positions and offsets for each layer; the layers' rows lie one after the other."""

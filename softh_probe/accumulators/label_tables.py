@@ -66,9 +66,9 @@ class LabelTables:
 
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
-        """Add the live rows of labels that occur no more to their buckets, and empty the rows."""
-        remains = _remains(self.take(rows), self)
-        self.retired.index_add_(0, buckets, remains)
+        """Add the live rows of labels that occur no more to their buckets; the rows stay as they are."""
+        for some, of_some in zip(rows.split(_ROWS_AT_ONCE), buckets.split(_ROWS_AT_ONCE), strict=True):
+            self.retired.index_add_(0, of_some, _remains(self.live.index_select(0, some), self))
 
     def take(self, rows: Tensor) -> Tensor:
         """Return a copy of live rows and set the rows to zero, so that other labels can use them."""

@@ -142,15 +142,12 @@ class ModelSums:
             self._layers[layer].merge_documents(None, rows)
         self.measured |= other.measured
 
-    def merge_shares(
-        self, layers: Iterable[str], add_others: Callable[[Tensor], None], rows: Tensor, buckets: Tensor
-    ) -> None:
-        """Add the sums of all other shares of a planned run, then retire the labels that shares have in common.
+    def merge_shares(self, layers: Iterable[str], add_others: Callable[[Tensor], None]) -> None:
+        """Add the sums of all other shares of a planned run.
 
         Args:
             layers: names of the layers, in the same order in every process.
             add_others: adds to a tensor in host memory, in place, the tensors of all other shares.
-            rows, buckets: live rows that are retired now, and the buckets they go to.
         """
         for layer in layers:
             sums = self._layers[layer]
@@ -158,8 +155,12 @@ class ModelSums:
             for tensor in state.values():
                 add_others(tensor)
             sums.load_state_dict(state)
-            device = sums.tables.device
-            sums.tables.retire(rows.to(device), buckets.to(device))
+
+    def retire(self, layers: Iterable[str], rows: Tensor, buckets: Tensor) -> None:
+        """Add live rows to their buckets, in layers that are given by name; the rows stay as they are."""
+        for layer in layers:
+            tables = self._layers[layer].tables
+            tables.retire(rows.to(tables.device), buckets.to(tables.device))
 
     def state(self, layers: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Give the state of each of the layers that were measured, copied when its turn comes."""

@@ -148,6 +148,11 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     )
 
 
+def labelled_sums(sums: LayerSums, rows: RowLabels) -> Tensor:
+    """Sum the positions that have a label of each set [X, K], float64, on the CPU."""
+    return _Layer.read(sums, rows).labelled_positions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
     """One layer's sums in host memory, and the meaning of their rows."""

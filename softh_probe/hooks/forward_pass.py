@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ class ForwardPass:
 
     Args:
         labels: the labels of its positions; None until its first hidden states are known.
+        make_accumulator: makes the accumulator of its batch.
 
     Attributes:
         layers: the layers so far, in their order.
@@ -29,7 +30,11 @@ class ForwardPass:
         given: arguments of the named modules that run.
     """
 
-    def __init__(self, labels: Dispatch | DecodeStep | None) -> None:
+    def __init__(
+        self,
+        labels: Dispatch | DecodeStep | None,
+        make_accumulator: Callable[[Dispatch], BatchAccumulator] = BatchAccumulator,
+    ) -> None:
         self.labels = labels
         self.layers: dict[str, None] = {}
         self.n_block_calls = 0
@@ -38,6 +43,7 @@ class ForwardPass:
         self.pending: tuple[str, object] | None = None
         self.given: dict[str, Mapping[str, Any]] = {}
         self._is_handed_on = False
+        self._make_accumulator = make_accumulator
         self._accumulator: BatchAccumulator | None = None
 
     @property
@@ -53,7 +59,7 @@ class ForwardPass:
         """The accumulator of the batch, made when its first layer is added."""
         if self._accumulator is None:
             assert isinstance(self.labels, Dispatch)
-            self._accumulator = BatchAccumulator(self.labels)
+            self._accumulator = self._make_accumulator(self.labels)
         return self._accumulator
 
     def has_pooled(self, output: object) -> bool:

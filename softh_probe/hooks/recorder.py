@@ -46,6 +46,7 @@ class Recorder:
         left_out: forward passes that did not count.
         problems: errors so far, as one line each.
         choices: what was chosen for the user; warned of at once.
+        make_accumulator: makes the accumulator of each batch that is fed.
     """
 
     def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
@@ -55,6 +56,7 @@ class Recorder:
         self.left_out = LeftOut()
         self.problems: list[str] = []
         self.choices = source.choices
+        self.make_accumulator: Callable[[Dispatch], BatchAccumulator] = BatchAccumulator
         self._source, self._sums, self._points = source, sums, points
         self._readers = {
             layer: OutputReader(layer, output, points.entry, self.choices) for layer, output in points.outputs.items()
@@ -105,7 +107,7 @@ class Recorder:
         self.drain()
         self._thread.is_inside = True
         try:
-            self._pass = ForwardPass(self._source.begin(inputs(), outer))
+            self._pass = ForwardPass(self._source.begin(inputs(), outer), self.make_accumulator)
         except Exception as problem:
             self.note(problem, "labels")
         self.drain()
@@ -359,7 +361,7 @@ class Recorder:
             self._sums.move_rows(accumulator.dispatch, accumulator.changed, accumulator.added)
         except Exception as problem:
             self.note(problem, "sums")
-        if counts:
+        if counts and accumulator.counts:
             self.positions += accumulator.dispatch.n_counted
             self.tokens += accumulator.dispatch.n_tokens
 

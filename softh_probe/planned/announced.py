@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import nn
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.attached.inputs import require_tokens
 from softh_probe.attached.pass_context import PassContext
+from softh_probe.attached.tracker import InputTracker, track_inputs
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.labels import LabelRows
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.streamed import StreamedRows
 
@@ -103,3 +105,30 @@ class AnnouncedBatches:
     def take_ended(self) -> list[int]:
         """Give nothing."""
         return []
+
+
+def label_source(
+    modules: tuple[nn.Module, nn.Module],
+    labels: Sequence[str],
+    plan: AnnouncedRows | None,
+    *,
+    count: str,
+    label_rows: LabelRows,
+    seed: int,
+    has_backbone: bool,
+) -> AnnouncedBatches | InputTracker:
+    """Choose the source of labels: the plan of a known corpus, or the tokens that other code feeds.
+
+    Args:
+        modules: the model, and the module whose calls are forward passes.
+        labels, count, label_rows, seed, plan: as `SoftEntropyProbe` takes them.
+        has_backbone: whether the hooked model has to be fed tokens.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    if plan is not None:
+        if count == "unique_prefix":
+            raise InputError("count: a planned run counts what it feeds, 'forwarded'")
+        return AnnouncedBatches(plan, has_backbone=has_backbone)
+    return track_inputs(modules, labels, count=count, label_rows=label_rows, seed=seed, has_backbone=has_backbone)

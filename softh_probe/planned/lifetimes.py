@@ -5,7 +5,7 @@ Shape suffixes: N positions, L labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,10 @@ class Lifetimes:
         """Labels that occur several times and take no part [L]."""
         found: np.ndarray = np.zeros(len(self.count), dtype=bool) if self.followed is None else ~self.followed
         return found & (self.count > 1)
+
+    def held_to(self, end: int) -> Lifetimes:
+        """Let the labels that occur several times live to `end`, the number after that of the last batch."""
+        return replace(self, last=np.where(self.count > 1, end, self.last).astype(self.last.dtype))
 
     def _take_part(self, found: np.ndarray) -> np.ndarray:
         return found if self.followed is None else found & self.followed

@@ -48,11 +48,13 @@ class Plan:
             not count among them; their labels all take part.
         seed: of the sample of labels that is followed where not all fit.
         within: the column within whose values labels of documents are exchanged for their null; None for none.
+        intervals: hold the rows of label sets to the end, as far as they fit (`held_sets`).
 
     Attributes:
         batches: share by share.
         shares: for each process, the indices of its batches.
         n_too_short: documents without a position that counts; they are not run.
+        source_keys: uint64, for each document of the corpus, the hash of the first window of what was read.
 
     Raises:
         InputError: every document is too short for one position to count, or a column has no label.
@@ -69,6 +71,7 @@ class Plan:
         label_rows: LabelRows = "all",
         seed: int = 0,
         within: str | None = None,
+        intervals: bool = False,
     ) -> None:
         self.corpus = corpus
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
@@ -85,7 +88,7 @@ class Plan:
             )
         starts = [share.start for share in self.shares]
         self.allocation = allocation or allocate_rows(
-            corpus, label_sets, self.batches, per_label, starts, label_rows=label_rows, seed=seed
+            corpus, label_sets, self.batches, per_label, starts, label_rows, seed, intervals
         )
         self._draw(within)
         self._without_documents = False
@@ -98,7 +101,7 @@ class Plan:
         before, _ = context(self.label_sets)
         counts = n_counted(self.corpus, self.label_sets, documents)
         positions_N = ranges(np.arange(len(documents)) * longest + before, counts)
-        groups_SN = self._groups(documents, len(positions_N))
+        groups_SN = self.label_numbers(documents, len(positions_N))
         bags = sort_into_bags(groups_SN, positions_N, n.n_bagged, n_pieced=n.n_kept)
         retiring = n.n_kept + n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
         kept_end, live_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.live_rows)])
@@ -111,7 +114,7 @@ class Plan:
             n_tokens=int(self.corpus.lengths[documents].sum()),
             n_counted=len(positions_N),
             sequences=in_pieces(positions_N // longest, positions_N),
-            weights_WB=poisson_weights(self._source_keys[documents]),
+            weights_WB=poisson_weights(self.source_keys[documents]),
             singletons=singletons,
             singleton_PL=singleton_PL,
             labels=bags,
@@ -134,7 +137,7 @@ class Plan:
         for d in range(corpus.n_documents):
             keys[d] = sequence_key(corpus.document(d))
         _, first_window, source = np.unique(corpus.source, return_index=True, return_inverse=True)
-        self._source_keys = keys[first_window][source]
+        self.source_keys = keys[first_window][source]
         counts = n_counted(corpus, self.label_sets, documents)
         before, _ = context(self.label_sets)
         places = ranges(np.full(len(documents), before), counts)
@@ -145,7 +148,7 @@ class Plan:
         self._documents = sample_documents(corpus, documents[counts > 0], keys, self.label_sets, within)
         self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
 
-    def _groups(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
+    def label_numbers(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
         """Find the number of the label of each counted position [n_label_sets, N]."""
         groups_SN = np.empty((len(self.label_sets), n_positions), dtype=np.int32)
         for row_N, label_set, numbers in zip(groups_SN, self.label_sets, self.allocation.numbers, strict=True):
@@ -154,7 +157,7 @@ class Plan:
         return groups_SN
 
     def row_labels(self) -> RowLabels:
-        """Describe the rows of the sums after the last batch: no live row is in use then."""
+        """Describe the rows of the sums after the last batch; live rows are retired then, or were."""
         n = self.allocation
         retired = n.retired[n.retired_starts[-1] :]
         return RowLabels(

@@ -19,9 +19,19 @@ from softh_probe.planned.row_allocation import RowAllocation
 PADDED, EQUAL_LENGTHS, SINGLE_DOCUMENTS = BATCHINGS = ("padded", "equal lengths", "single documents")
 
 
-def batch_documents(config: RunConfig, corpus: Corpus, batching: str = PADDED) -> list[np.ndarray]:
-    """Group the documents that are long enough for a position to count into batches, in one of the `BATCHINGS`."""
+def batch_documents(
+    config: RunConfig, corpus: Corpus, batching: str = PADDED, among: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Group the documents that are long enough for a position to count into batches.
+
+    Args:
+        config: the run.
+        corpus: the documents.
+        batching: one of the `BATCHINGS`.
+        among: bool [n_documents], those to group; None groups all.
+    """
     keep = corpus.lengths >= shortest_document(parse_label_sets(config.labels))
+    keep = keep if among is None else keep & among
     tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
     if batching == SINGLE_DOCUMENTS:
         tokens_per_batch = 1
@@ -57,6 +67,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
         batches=arrays_sha256(*batches) if batches else "",
         shares=n_processes,
         sample=None if config.label_rows == "all" else (config.label_rows, config.seed),
+        intervals=config.intervals,
         arrays=[field.name for field in dataclasses.fields(RowAllocation)],
     )
     stored = cache.load("plan", key)
@@ -71,6 +82,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
         label_rows=config.label_rows,
         seed=config.seed,
         within=config.permute_within,
+        intervals=config.intervals,
     )
     if not stored:
         cache.store("plan", key, plan.allocation.arrays(), {})

@@ -20,6 +20,7 @@ import pandas as pd
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelRows, LabelSet, context
+from softh_probe.planned.held_sets import choose_held
 from softh_probe.planned.label_sample import sample_labels
 from softh_probe.planned.lifetimes import Lifetimes, lifetimes_of, rows_in_use
 
@@ -50,12 +51,13 @@ class RowAllocation:
         live_rows: row of each live label; n_live: how many rows there are.
         peak_rows: [X], live rows of each set when most are in use.
         retired: live labels ordered by their last batch. Those of batch b are retired_starts[b:b+2]; those of several
-            shares come last.
+            shares, and those that are held, come last.
         bucket_of: bucket of each live, then each batch-local label.
         bucket_sets, bucket_counts, bucket_labels, bucket_ids: for each bucket its set, its labels' count, how many
             labels of that set and count there are, and the label's id where it holds one by choice, else −1.
         bucket_followed: for each bucket, how many of these take part and are pooled in it.
         thresholds: [X], the threshold of the sample of each set's labels (`label_sampling`); 1 where all take part.
+        held: [X], whether all labels of the set that occur several times are live to the end (`held_sets`).
     """
 
     ngrams: list[np.ndarray]
@@ -79,6 +81,7 @@ class RowAllocation:
     bucket_ids: np.ndarray
     bucket_followed: np.ndarray
     thresholds: np.ndarray
+    held: np.ndarray
 
     @property
     def n_kept(self) -> int:
@@ -94,6 +97,12 @@ class RowAllocation:
     def is_sampled(self) -> bool:
         """Whether labels take no part."""
         return bool((self.thresholds > ALL).any())
+
+    @property
+    def has_rows_at_end(self) -> np.ndarray:
+        """[X], whether every label of the set that occurs several times has a row after the last batch."""
+        found: np.ndarray = self.keeps_labels | self.held
+        return found
 
     @property
     def bucket_probability(self) -> np.ndarray:
@@ -184,6 +193,7 @@ def allocate_rows(
     share_starts: Sequence[int] = (0,),
     label_rows: LabelRows = "all",
     seed: int = 0,
+    intervals: bool = False,
 ) -> RowAllocation:
     """Number the labels of all sets and allocate their rows.
 
@@ -196,6 +206,7 @@ def allocate_rows(
         label_rows: rows at a time at most, in the order of one process, of n-gram sets that are not in `per_label`;
             where their labels need more, a sample takes part. "all" is no limit.
         seed: of the sample.
+        intervals: hold the rows of label sets to the end, as far as they fit (`held_sets`).
 
     Raises:
         InputError: a column has no label anywhere.
@@ -225,6 +236,9 @@ def allocate_rows(
     )
     for i, followed in sample.followed.items():
         lifetimes[i] = replace(lifetimes[i], followed=followed)
+    held = choose_held({i: lifetimes[i] for i in moving}, sample.thresholds, label_rows) if intervals else []
+    for i in held:
+        lifetimes[i] = lifetimes[i].held_to(len(batches))
     kept_sets: list[int] = []
     kept_ids: list[int] = []
     first_kept = []
@@ -296,6 +310,7 @@ def allocate_rows(
         bucket_ids=id_of[example],
         bucket_followed=np.bincount(bucket_of, minlength=len(n_labels)),
         thresholds=sample.thresholds,
+        held=np.isin(np.arange(n_sets), held),
     )
 
 

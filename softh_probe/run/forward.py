@@ -77,6 +77,7 @@ def run_batches(
     reading: Callable[[], AbstractContextManager[None]] = nullcontext,
     after_batch: Callable[[int], None] | None = None,
     progress: bool = True,
+    stage: str = "forward",
 ) -> None:
     """Run a model's backbone over batches under a probe; neither its head is run nor a hidden state kept.
 
@@ -85,7 +86,7 @@ def run_batches(
         n_tokens: gives the tokens of all batches as far as they are known; None shows no time left.
         reading: makes the context in which the next batch is taken.
         after_batch: called after each batch with the number of batches done.
-        progress: show a progress bar.
+        progress: show a progress bar; stage: its name.
     """
     done = first
     with (
@@ -94,7 +95,7 @@ def run_batches(
         tqdm(
             total=n_tokens(),
             initial=n_tokens_before,
-            desc="forward",
+            desc=stage,
             unit="tok",
             unit_scale=True,
             disable=not progress,

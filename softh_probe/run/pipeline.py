@@ -24,6 +24,7 @@ from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.announced import AnnouncedRows
+from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
@@ -32,6 +33,7 @@ from softh_probe.result import ProbeResult
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
 from softh_probe.run.forward import run_batches
+from softh_probe.run.intervals import with_intervals
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
 from softh_probe.run.planned_feed import PlannedFeed
@@ -174,15 +176,30 @@ def _run(
             after_batch=timer,
             progress=progress,
         )
-        timer.wait(processes)
+        timer.wait(processes, keep=config.intervals)
         seconds.spent["forward"] = timer.seconds
+        with seconds("finish"):
+            feed.join(probe)
+            result = probe.result() if processes.is_first else None
+        if config.intervals:
+            assert isinstance(feed.rows, Plan)
+            with seconds("intervals"):
+                result = with_intervals(
+                    result,
+                    config,
+                    feed.rows,
+                    probe,
+                    checkpoint.model,
+                    batching=batches_as(padding),
+                    processes=processes,
+                    stop=stop,
+                    progress=progress,
+                )
+    if result is None:
+        return None
     with seconds("finish"):
-        feed.join(probe)
-        if not processes.is_first:
-            return None
         settings = Choices()
         record_max_length(given, config, settings, n_longer=feed.n_longer)
-        result = probe.result()
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(interruptions=start.interruptions, processes=processes.count)
         result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()

@@ -12,9 +12,11 @@ from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus
 from softh_probe.data.prepared import read_corpus
 from softh_probe.hashing import arrays_sha256
+from softh_probe.planned.held_sets import unknown_intervals
 from softh_probe.planned.memory import SumsMemory, place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
+from softh_probe.planned.second_pass import SecondPass
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.feed import placing
 from softh_probe.run.forward import Batch, planned_batches
@@ -51,11 +53,12 @@ class PlannedFeed:
         self._config, self._processes = config, processes
         self.trial = read_corpus(config, tokenizer, choices=choices, progress=progress)
         self.rows: Plan
+        self._unknown: tuple[Choice, ...] = ()
 
     @property
     def choices(self) -> Iterable[Choice]:
-        """What was chosen for the user, for tokenizer and data."""
-        return self.trial.choices
+        """What was chosen for the user, for tokenizer and data, and what intervals are not known once it is planned."""
+        return [*self.trial.choices, *self._unknown]
 
     @property
     def n_longer(self) -> int:
@@ -75,15 +78,22 @@ class PlannedFeed:
     def group(self, batching: str) -> None:
         """Plan batches in one of the `BATCHINGS`, or load the plan from the cache."""
         self.rows = plan_run(self._config, self.trial, self._processes.count, batching)
+        if self._config.intervals:
+            self._unknown = tuple(unknown_intervals(self.rows, self._config.label_rows))
 
     def describe_corpus(self) -> str:
         """Describe the documents."""
         return f"corpus: {self.trial.n_documents:,} documents, {self.trial.n_tokens:,} tokens"
 
     def describe_batches(self) -> str:
-        """Describe the batches."""
+        """Describe the batches, and the intervals."""
         batches = f"{len(self.rows.batches):,} batches of up to {self._config.tokens_per_batch:,} tokens"
-        return f"plan: {self.rows.n_positions:,} positions in {batches}{self._processes.describe_sharing()}"
+        found = f"plan: {self.rows.n_positions:,} positions in {batches}{self._processes.describe_sharing()}"
+        if not self._config.intervals:
+            return found
+        second = SecondPass(self.rows, self._config.interval_documents)
+        documents = f"{len(second.documents):,} of {second.n_documents:,} documents"
+        return f"{found}; intervals of {', '.join(['entropy', *second.measured])} by a second pass over {documents}"
 
     def sizes(self) -> dict[str, int | None]:
         """Give the number of documents, tokens, positions and batches."""
@@ -115,9 +125,12 @@ class PlannedFeed:
         return {}
 
     def join(self, probe: SoftEntropyProbe) -> None:
-        """Add up the sums of all shares, in which labels have the same rows."""
-        if self._processes.count > 1:
-            probe.merge_shares(self._processes.add_others)
+        """Add up the sums of all shares, in which labels have the same rows; with intervals, in every process."""
+        processes = self._processes
+        if processes.count > 1:
+            probe.merge_shares(processes.add_all if self._config.intervals else processes.add_others)
+        if processes.is_first:
+            probe.retire()
 
     def corpus_info(self) -> dict[str, Any]:
         """Describe the corpus."""

@@ -107,6 +107,12 @@ class Processes:
             with _as_lost_process():
                 dist.reduce(tensor, group=self.group, group_dst=0)
 
+    def add_all(self, tensor: torch.Tensor) -> None:
+        """Add up a tensor in host memory over all processes, in place in each of them."""
+        if self.count > 1:
+            with _as_lost_process():
+                dist.all_reduce(tensor, group=self.group)
+
     def send_to_first(self, value: Any) -> None:
         """Send a value to the first process, which has to `receive` it."""
         with _as_lost_process():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from softh_probe.config import EXECUTION_FIELDS, RunConfig, plain_config
+from softh_probe.config import DEFAULT_INTERVAL_DOCUMENTS, EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import how_to_continue
 from softh_probe.models.checkpoint import Checkpoint
@@ -136,8 +136,8 @@ def check_sample(unfinished: Unfinished | None, rows: object) -> None:
 
 
 def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the field that configurations of before lack, all of whose runs were planned."""
-    return {"stream": False, **config}
+    """Add the fields that configurations of before lack, all of whose runs were planned and had no intervals."""
+    return {"stream": False, "intervals": False, "interval_documents": DEFAULT_INTERVAL_DOCUMENTS, **config}
 
 
 def _config_of(config: RunConfig) -> dict[str, Any]:

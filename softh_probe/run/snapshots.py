@@ -213,8 +213,12 @@ class SnapshotTimer:
                 self._write()
             raise
 
-    def wait(self, processes: Processes) -> None:
+    def wait(self, processes: Processes, *, keep: bool = False) -> None:
         """Wait for the other processes after the last batch; write a snapshot if one of them is lost.
+
+        Args:
+            processes: those of this run.
+            keep: write a snapshot in any case, so that an interruption of what follows does not lose the batches.
 
         Raises:
             LostProcessError: another process has ended.
@@ -226,6 +230,9 @@ class SnapshotTimer:
             self._write()
             self._end_if_asked()
             raise
+        if keep and self._done > self._written:
+            self._write()
+            self._end_if_asked()
 
     def _end_if_asked(self) -> None:
         if self._stop.requested:

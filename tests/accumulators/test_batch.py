@@ -59,13 +59,13 @@ def test_layers_at_a_time_change_nothing(measure, most_layers, most_bytes, monke
 
 
 def test_layers_are_added_together_as_far_as_memory_allows(monkeypatch):
-    groups, add_layers = [], batch_module._DeviceAccumulator._add_layers
+    groups, add_layers = [], batch_module.DeviceAccumulator._add_layers
 
     def watched(self):
         groups.append(len(self._layers))
         add_layers(self)
 
-    monkeypatch.setattr(batch_module._DeviceAccumulator, "_add_layers", watched)
+    monkeypatch.setattr(batch_module.DeviceAccumulator, "_add_layers", watched)
     model, ids = tiny_llama(), torch.ones(2, 10, dtype=torch.int64)
     for most_bytes, expected in ((2**23, [5]), (4 * 20 * 100 * 2, [2, 2, 1]), (1, [1] * 5)):
         groups.clear()
