@@ -46,9 +46,9 @@ class DocumentSet:
         """Describe the set for a result (JSON values).
 
         Returns:
-            How many `labels` there are, how many `documents` have a label (or rows of the data, where all documents of a row have the same one), how
-            many of them are `sampled`, how many have a label that is theirs `alone`, and how many of the sampled ones
-            are `exchangeable`: another one of their group has another label.
+            How many `labels` there are; how many `documents` have one (or rows of the data, where all documents of a
+            row have the same one); how many of them are `sampled`; how many have a label that is theirs `alone`; and
+            how many of the sampled ones are `exchangeable`: another one of their group has another label.
         """
         of_label_C, label_D, group_D = self.labels.documents_C, self.labels.label_D, self.labels.group_D
         groups_D = (

@@ -6,7 +6,6 @@ Shape suffixes: D documents of the second pass, N positions, L bags, B sequences
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from softh_probe.accumulators.sampling import bottom_k
 from softh_probe.labels import context
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.row_allocation import n_counted, ranges
-
-if TYPE_CHECKING:
-    from softh_probe.data.corpus import Corpus
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -47,7 +43,7 @@ class SecondPass:
         self._plan = plan
         windows = np.sort(np.concatenate(plan.batches))
         documents, first, document_of = np.unique(corpus.source[windows], return_index=True, return_inverse=True)
-        keys, units = plan.source_keys[windows[first]], rows_of_data(corpus)[windows[first]]
+        keys, units = plan.source_keys[windows[first]], corpus.rows[windows[first]]
         is_chosen = _choose(keys, units, n_documents)
         self.n_documents, self.n_units = len(documents), len(np.unique(units))
         positions = np.bincount(document_of, weights=n_counted(corpus, plan.label_sets, windows)).astype(np.int64)
@@ -123,12 +119,6 @@ class SecondPass:
             single_positions=torch.from_numpy(singles),
             single_slots=torch.from_numpy(sequence_N[single_E] * n_sets + measured[set_E]),
         )
-
-
-def rows_of_data(corpus: Corpus) -> np.ndarray:
-    """Give the row of the data that each document (window) comes from."""
-    found: np.ndarray = getattr(corpus, "rows", corpus.source)
-    return found
 
 
 def _choose(keys_D: np.ndarray, units_D: np.ndarray, n_documents: int | None) -> np.ndarray:
