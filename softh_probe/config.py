@@ -231,7 +231,7 @@ class RunConfig:
     anew."""
     snapshot_minutes: float = 10.0
     """Minutes between snapshots of an unfinished run, which take at most 1% of its time; 0 writes one only when a
-    signal stops the run (SIGTERM, SIGUSR1, Ctrl-C)."""
+    signal stops the run (SIGTERM, SIGUSR1, Ctrl-C). With intervals, there is one before their pass in any case."""
 
     def __post_init__(self) -> None:
         check_secrets(self)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pydoc_data import topics
 
 import numpy as np
 
@@ -48,3 +49,17 @@ def corpus_of(docs, **columns) -> Corpus:
         n_empty=0,
         n_truncated=0,
     )
+
+
+def real_documents(n: int, words: int = 30) -> list[tuple[str, str]]:
+    """Pieces of the texts of Python's help, spread over all topics; half of them are code, by their punctuation."""
+    pieces = [
+        " ".join(text.split()[start : start + words])
+        for _, text in sorted(topics.topics.items())
+        for start in range(0, len(text.split()) - words // 2, words)
+    ]
+    chosen = [pieces[i] for i in np.linspace(0, len(pieces) - 1, n).astype(int)]
+    punctuation = [sum(not c.isalnum() and c != " " for c in text) / len(text) for text in chosen]
+    return [
+        (text, "code" if p > np.median(punctuation) else "prose") for text, p in zip(chosen, punctuation, strict=True)
+    ]

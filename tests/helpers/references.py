@@ -96,3 +96,29 @@ def measure(
         for name, values in (columns or {}).items():
             labels[name] += [values[d]] * len(positions)
     return Dense(q={row: np.concatenate(parts) for row, parts in q.items()}, labels=dict(labels))
+
+
+def influences(q: np.ndarray, documents: Sequence[int], labels: Sequence[Hashable] | None = None) -> dict[str, dict]:
+    """ψ of each document on H and, with labels (None: no label), on I and I/H of the labelled positions.
+
+    By loops over positions, in nats times positions of the value; the documents are numbered by `documents`.
+    """
+    labelled = [i for i in range(len(q)) if labels is None or labels[i] is not None]
+    total = q[labelled].mean(axis=0)
+    h = entropy(total)
+    psi: dict[str, dict] = {"entropy": defaultdict(float)}
+    for i in labelled:
+        psi["entropy"][documents[i]] += -(q[i] * np.log(total)).sum() - h
+    if labels is None:
+        return psi
+    of_label: dict[Hashable, list[int]] = defaultdict(list)
+    for i in labelled:
+        of_label[labels[i]].append(i)
+    information = mutual_information(q[labelled], [labels[i] for i in labelled])
+    psi["mutual_information"], psi["regularity"] = defaultdict(float), defaultdict(float)
+    for i in labelled:
+        own = q[of_label[labels[i]]].mean(axis=0)
+        psi["mutual_information"][documents[i]] += (q[i] * np.log(own / total)).sum() - information
+    for d, on_entropy in psi["entropy"].items():
+        psi["regularity"][d] = (psi["mutual_information"][d] - information / h * on_entropy) / h
+    return psi
