@@ -24,7 +24,6 @@ from softh_probe import ProbeResult, sample_anchors, temperature
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted
-from softh_probe.planned import second_pass
 from softh_probe.planned.second_pass import SecondPass
 from softh_probe.run import run
 from softh_probe.run.dry_run import dry_run
@@ -116,7 +115,7 @@ def test_the_files_hold_errors_and_influences(config, tmp_path):
     result = run(intervals(config, interval_documents=None), progress=False)
     out = tmp_path / "out"
     loaded = ProbeResult.load(out)
-    table = pd.read_csv(out / "layers.csv", keep_default_na=False, na_values={"sd": "", "se": ""})
+    table = pd.read_csv(out / "layers.csv", keep_default_na=False, na_values=dict.fromkeys(("sd", "se", "p_value"), ""))
     pd.testing.assert_frame_equal(table, result.to_pandas(), check_dtype=False)
     of_sets = {"mutual_information", "regularity", "optimality", "entropy"}
     assert set(table[table.se.notna()].metric) == of_sets
@@ -290,9 +289,12 @@ def test_a_column_of_many_values_is_held_like_n_grams(config, tmp_path, monkeypa
 # --- units -----------------------------------------------------------------------------------------------------------
 
 
-def test_documents_of_one_row_are_one_unit_and_are_chosen_together(config, monkeypatch):
-    monkeypatch.setattr(second_pass, "rows_of_data", lambda corpus: corpus.source // 2)
-    influence = run(intervals(config, interval_documents=9, labels=["input_unigram"]), progress=False).influence
+def test_documents_of_one_row_are_one_unit_and_are_chosen_together(config, tmp_path):
+    pairs = [{"chosen": one, "rejected": other} for one, other in zip(TEXTS[::2], TEXTS[1::2], strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    given = {"data": str(tmp_path / "pairs.jsonl"), "text_column": "chosen,rejected"}
+    labels = ["input_unigram", "column:text_column"]
+    influence = run(intervals(config, interval_documents=9, labels=labels, **given), progress=False).influence
     assert len(influence.documents) == 8
     assert influence.n_documents == 30
     assert influence.n_units == 15
