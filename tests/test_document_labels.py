@@ -194,6 +194,16 @@ def test_an_earlier_state_says_that_documents_were_not_sampled(model):
     assert not choice["certain"]
 
 
+def test_documents_that_each_have_their_own_label_are_told(model):
+    docs = documents(12)
+    with pytest.warns(UserWarning, match="chance of identity: all of its information .each document has a label of"):
+        result = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, identity=np.arange(12)).result()
+    table = result.to_pandas("nats").set_index(["name", "label_set", "metric"]).value.loc[ROW, "identity"]
+    assert table["mutual_information_null"] == pytest.approx(table["mutual_information"], rel=1e-4)
+    assert np.isnan(table["mutual_information_corrected"])
+    assert (result.to_pandas().p_value.dropna() == 1).all()
+
+
 @pytest.mark.parametrize("most", [12, 24])
 def test_a_sample_of_documents_is_close_to_all_and_bounded(model, monkeypatch, most):
     monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", most)

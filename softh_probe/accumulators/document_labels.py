@@ -127,7 +127,11 @@ def record_documents(name: str, of_set: Mapping[str, Any], choices: Choices, tol
         others = f"that of the other {n_documents - n_alone:,} of {n_documents:,} documents"
         reason = f"{n_alone:,} have a label of their own, of which nobody can tell how it varies between documents"
         choices.add(f"corrected information of {name}", others, reason, certain=True)
-    if not of_set["exchangeable"] and of_set["labels"] > 1:
+    reason = ""
+    if n_alone == n_documents:
+        reason = "each document has a label of its own, so exchanging them says nothing, nor is there a corrected value"
+    elif not of_set["exchangeable"]:
         reason = "all documents of a group have the same label, so none can be exchanged; see permute_within"
+    if reason and of_set["labels"] > 1:
         for record in (told, choices):
             record.add(f"chance of {name}", "all of its information", reason)
