@@ -135,7 +135,7 @@ def study_correction() -> None:
                 line(f"{name}, {n_labels} x {k}", truth, found)
                 worst[k].append(tuple(abs(mean) for mean, _ in found.values()))
     print("\ndocuments a label: mean / most of the absolute error of the mean")
-    for k, rows in worst.items():
+    for k, rows in sorted(worst.items()):
         print(f"{k:4d}   ", "   ".join(f"{np.mean(x):.4f} / {max(x):.4f}" for x in zip(*rows, strict=True)))
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 #: Fewer documents do not show how a bias falls with their number.
 FEWEST_DOCUMENTS = 8
 #: Documents that are drawn in all shuffles together, and most shuffles.
-_DRAWN, _SHUFFLES = 8192, 32
-#: Fewest groups whose mean divergence is a point of the curve, and columns at a time.
-_GROUPS, _BLOCK = 4, 128
+_DRAWN, _SHUFFLES = 16_384, 64
+#: Fewest groups of n documents, of a shuffle and of all, whose mean divergence is a point of the curve.
+_GROUPS, _ALL_GROUPS = 4, 256
+#: Anchors at a time.
+_BLOCK = 128
 #: Factors c.
 _FACTORS_F = torch.logspace(0, 4, 65, dtype=torch.float64)
 _TINY = 1e-300
@@ -52,32 +54,41 @@ class DocumentCurve:
         bend_FCS = (1 - t_FC1) * (first_FCS - rise_FCS) + t_FC1 * (rise_FCS - last_FCS)
         return (g_FCS + t_FC1 * rise_FCS + t_FC1 * (1 - t_FC1) * bend_FCS) / n_FC.unsqueeze(-1)
 
-    def ratio(self, documents_C: Tensor, share_C: Tensor, measured_S: Tensor) -> Tensor:
-        """Estimate the bias of conditional entropy over what the jackknife measured of it: [S], at least about 1.
+    def ratios(self, documents_C: Tensor, share_C: Tensor, measured_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate the bias of entropies over what the jackknife measures of it, about 1 where documents are many.
 
         Args:
             documents_C: number of documents of each label, 2 or more.
             share_C: share of each label of the positions.
-            measured_S: what the jackknife measured, in nats.
+            measured_S: what the jackknife measured of the conditional entropy, in nats.
+
+        Returns:
+            For the conditional entropy, and for the entropy of all documents together: [S] each.
         """
         count_C, at_C = documents_C.double().unique(return_inverse=True)
         weight_C1 = share_C.new_zeros(len(count_C)).index_add_(0, at_C, share_C).unsqueeze(1)
-        factor_F1 = _FACTORS_F.to(share_C.device).unsqueeze(1)
-        bias_FCS = self(factor_F1 * count_C)
-        fall_FCS = (self(factor_F1 * (count_C - 1)) - bias_FCS) * (count_C - 1).unsqueeze(1)
-        bias_FS, fall_FS = (bias_FCS * weight_C1).sum(dim=1), (fall_FCS * weight_C1).sum(dim=1)
+        bias_FS, fall_FS = ((part * weight_C1).sum(dim=1) for part in self._bias_and_fall(count_C))
+        of_all_FS, fall_of_all_FS = (part.squeeze(1) for part in self._bias_and_fall(documents_C.double().sum()[None]))
+        curves = (fall_FS, bias_FS / fall_FS, of_all_FS / fall_of_all_FS)
         # What the jackknife measures falls as c grows.
-        columns = zip(measured_S.cpu(), fall_FS.T.cpu().flip(1), bias_FS.T.cpu().flip(1), strict=True)
-        return measured_S.new_tensor([_at(*column) for column in columns])
+        by_set = zip(measured_S.cpu(), *(curve.T.flip(1).cpu() for curve in curves), strict=True)
+        ratios_S2 = measured_S.new_tensor([_at(*of_set) for of_set in by_set])
+        return ratios_S2[:, 0], ratios_S2[:, 1]
+
+    def _bias_and_fall(self, count_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute b(c n) and (n − 1)(b(c (n − 1)) − b(c n)) [F, C, S]."""
+        factor_F1 = _FACTORS_F.to(count_C.device).unsqueeze(1)
+        bias_FCS = self(factor_F1 * count_C)
+        return bias_FCS, (self(factor_F1 * (count_C - 1)) - bias_FCS) * (count_C - 1).unsqueeze(1)
 
 
-def _at(measured: Tensor, fall_F: Tensor, bias_F: Tensor) -> float:
-    """Return bias / fall where the fall is the measured one; at the nearest c of the grid where none is."""
+def _at(measured: Tensor, fall_F: Tensor, *ratios_F: Tensor) -> list[float]:
+    """Return ratios where the fall is the measured one, at the nearest end where none is; 1 where nothing falls."""
     possible = fall_F > 0
     if not possible.any():
-        return 1.0
-    fall_F, bias_F = fall_F[possible], bias_F[possible]
-    return float(np.interp(measured.item(), fall_F.cummax(dim=0).values.numpy(), (bias_F / fall_F).numpy()))
+        return [1.0] * len(ratios_F)
+    rising = fall_F[possible].cummax(dim=0).values.numpy()
+    return [float(np.interp(measured.item(), rising, ratio_F[possible].numpy())) for ratio_F in ratios_F]
 
 
 def document_curve(mass_DSM: Tensor, positions_D: Tensor) -> DocumentCurve:
@@ -96,7 +107,8 @@ def document_curve(mass_DSM: Tensor, positions_D: Tensor) -> DocumentCurve:
     n_all, generator = n_D.sum().clamp_min(_TINY), torch.Generator().manual_seed(0)
     shuffles = max(1, min(_SHUFFLES, _DRAWN // n_documents))
     orders = [torch.randperm(n_documents, generator=generator).to(n_D.device) for _ in range(shuffles)]
-    sizes = [2**i for i in range(max(n_documents // _GROUPS, 1).bit_length())]
+    largest = n_documents // max(_GROUPS, _ALL_GROUPS // shuffles)
+    sizes = [2**i for i in range(max(largest, 1).bit_length())]
     limit_S = n_D.new_zeros(mass_DSM.shape[1])
     divergence_GS = n_D.new_zeros(len(sizes), mass_DSM.shape[1])
     for s in range(mass_DSM.shape[1]):
