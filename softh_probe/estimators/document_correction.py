@@ -28,7 +28,8 @@ units, the parts of H(Z|X) and H(Z) are multiplied by what biases of that size a
 that are drawn by chance (`document_curve`). For groups there is no such curve.
 
 The first order assumes nothing of documents, their lengths or states, except that units are independent. Its multiple
-assumes that the documents of all labels scatter in the shape of chance. What is left of the bias, in nats, mean / maximum of the error of the mean (`python scripts/study_document_labels.py`):
+assumes that the documents of all labels scatter in the shape of chance. What is left of the bias, in nats, mean /
+maximum of the error of the mean (`python scripts/study_document_labels.py`):
 
     documents a label                    2                5               20              100
     plug-in                        .596 / .943      .279 / .543      .092 / .187      .017 / .037
