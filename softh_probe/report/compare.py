@@ -1,200 +1,22 @@
-"""Comparison of results: checks of whether they are comparable, and their differences."""
+"""Differences of results that stand side by side on a page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from softh_probe.accumulators.label_sampling import samples_of
-from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import with_recipe
-from softh_probe.report.alignment import equally_deep, interpolated
+from softh_probe.analysis.alignment import equally_deep, interpolated
+from softh_probe.analysis.comparable import follow_same_labels, same_anchors, tokens_differ
 from softh_probe.report.page_data import numbers, sampling_errors_by_key, values_by_key
 from softh_probe.result import ProbeResult
-
-#: Settings from which anchors are drawn. Equal recipes at equal widths give equal anchors.
-_RECIPE = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration")
-
-#: Settings that decide which texts of a data set are read, and in which order.
-_READING = (
-    *("data_revision", "subset", "split", "text_column", "sample_by"),
-    *("max_documents", "max_tokens", "shuffle_seed"),
-)
-
-
-def check_comparable(
-    results: Sequence[ProbeResult], titles: Sequence[str], *, allow_different: bool = False
-) -> list[str]:
-    """Check that results were measured on the same text and with the same anchors as the first one.
-
-    Models of different widths cannot have equal anchors: theirs must have the same recipe. Results of the same texts
-    under different tokenizers may stand side by side: a note says that their tokens differ.
-
-    Args:
-        results: two or more.
-        titles: their names.
-        allow_different: return the differences instead of raising.
-
-    Returns:
-        Notes for the reader: allowed differences, and different tokens, widths and numbers of positions.
-
-    Raises:
-        InputError: corpora or anchors differ, or are not known.
-    """
-    notes = []
-    for other, title in zip(results[1:], titles[1:], strict=True):
-        different = [*_corpus_differs(results[0], other), *_anchors_differ(results[0], other)]
-        if different and not allow_different:
-            raise InputError(
-                f"folders: {titles[0]} and {title} differ in {'; in '.join(different)}; add --allow-different to show "
-                "them side by side all the same"
-            )
-        notes += [f"{titles[0]} and {title} differ in {what}: their values are not comparable." for what in different]
-        notes += [f"{titles[0]} and {title}: {what}" for what in _notes(results[0], other)]
-    return notes
-
-
-def _corpus_differs(one: ProbeResult, other: ProbeResult) -> list[str]:
-    digests = _tokens_sha256(one, other)
-    if "" in digests:
-        return ["their corpus, which at least one of them does not record"]
-    if digests[0] == digests[1] or tokens_differ(one, other):
-        return []
-    data = [str((result.info.get("corpus") or {}).get("data")) for result in (one, other)]
-    named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, {_how_corpora_differ(one, other)}"
-    return [f"their corpus ({named}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
-
-
-def _how_corpora_differ(one: ProbeResult, other: ProbeResult) -> str:
-    """Say in which settings two readings of the same data differ, or else in what."""
-    configs = [result.info.get("config") or {} for result in (one, other)]
-    changed = [key for key in _READING if configs[0].get(key) != configs[1].get(key)]
-    if changed:
-        return ", ".join(f"{key} {configs[0].get(key)} and {configs[1].get(key)}" for key in changed)
-    texts = [(result.info.get("corpus") or {}).get("texts_sha256") for result in (one, other)]
-    return "of which the texts differ" if None not in texts else "as different tokens"
-
-
-def tokens_differ(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether both results are of the same texts, cut into different tokens.
-
-    Results of earlier versions do not record the SHA-256 of their texts.
-    """
-    corpora = [result.info.get("corpus") or {} for result in (one, other)]
-    texts, tokens = [corpus.get("texts_sha256") for corpus in corpora], _tokens_sha256(one, other)
-    return bool(texts[0]) and texts[0] == texts[1] and tokens[0] != tokens[1]
-
-
-def _tokens_sha256(one: ProbeResult, other: ProbeResult) -> list[str]:
-    """Find a digest of tokens that both results have; that of a stream is chained. Empty where one has none."""
-    corpora = [result.info.get("corpus") or {} for result in (one, other)]
-    key = "sha256" if all(corpus.get("sha256") for corpus in corpora) else "chained_sha256"
-    return [str(corpus.get(key) or "") for corpus in corpora]
-
-
-def corpus_notes(corpora: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Say of the results of a sweep whether their texts or their tokens differ.
-
-    Args:
-        corpora: with the SHA-256 of tokens (`sha256`, `corpus_sha256` or `chained_sha256`) and texts (`texts_sha256`),
-            where known.
-    """
-    keys = ("sha256", "corpus_sha256", "chained_sha256")
-    known = [(next(filter(None, map(c.get, keys)), None), c.get("texts_sha256")) for c in corpora]
-    n_tokens = len({tokens for tokens, _ in known if tokens})
-    texts = {texts for tokens, texts in known if tokens}
-    if n_tokens < 2:
-        return []
-    if len(texts - {None}) > 1:
-        return [f"texts differ: {len(texts - {None})} different corpora, whose values are not comparable"]
-    return [
-        f"tokenizers differ: the same texts are {n_tokens} different corpora, so informations about tokens and n-grams "
-        "are of other labels in each"
-    ]
-
-
-def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
-    if same_anchors(one, other):
-        return []
-    recipes = [(with_recipe(result.info).get("settings") or {}) for result in (one, other)]
-    changed = [key for key in _RECIPE if recipes[0].get(key) != recipes[1].get(key)]
-    if changed:
-        settings = ", ".join(f"{key} {recipes[0].get(key)} and {recipes[1].get(key)}" for key in changed)
-        return [f"their anchors ({settings})"]
-    if _widths(one) & _widths(other):
-        return ["their anchors, though drawn in the same way (SHA-256)"]
-    return []
-
-
-def same_anchors(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether both results were measured with identical anchors and temperatures."""
-    described = [{(a["sha256"], a["temperature"]) for a in result.info.get("anchors") or []} for result in (one, other)]
-    return bool(described[0]) and described[0] == described[1]
-
-
-def follow_same_labels(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether two results followed the same labels: of the same tokens, by the same seed and thresholds."""
-    digests = _tokens_sha256(one, other)
-    seeds = [(result.info.get("settings") or {}).get("seed") for result in (one, other)]
-    ours, theirs = samples_of(one.info), samples_of(other.info)
-    same_samples = all(ours.get(name) == theirs.get(name) for name in {*one.label_sets} & {*other.label_sets})
-    return bool(digests[0]) and digests[0] == digests[1] and seeds[0] == seeds[1] and same_samples
-
-
-def _widths(result: ProbeResult) -> set[int]:
-    return {int(a["dim"]) for a in result.info.get("anchors") or []}
-
-
-def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
-    found = []
-    if _widths(one) != _widths(other):
-        widths = [", ".join(map(str, sorted(_widths(result)))) for result in (one, other)]
-        found.append(
-            f"hidden states are {' and '.join(widths)} wide, so anchors of the same recipe differ; the spread over "
-            "anchor sets says how much that matters."
-        )
-    positions = [int(result.info.get("positions", 0)) for result in (one, other)]
-    if tokens_differ(one, other):
-        found.append(
-            f"their texts are the same and their tokens differ ({positions[0]:,} and {positions[1]:,} positions were "
-            "counted): informations about tokens and n-grams are of other labels in each, and not comparable."
-        )
-        cut = [_n_cut(result) for result in (one, other)]
-        if any(cut):
-            found.append(
-                f"{cut[0]:,} and {cut[1]:,} documents were cut at max_length, so other parts of their texts were "
-                "measured; a longer max_length or overflow=split takes whole texts."
-            )
-    elif positions[0] != positions[1]:
-        found.append(
-            f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
-            "other ends of documents."
-        )
-    sampled = one.sampled_sets or other.sampled_sets
-    if sampled and not tokens_differ(one, other) and not follow_same_labels(one, other):
-        rows = [str((result.info.get("settings") or {}).get("label_rows", "all")) for result in (one, other)]
-        label_rows = f"{rows[0]} in both" if rows[0] == rows[1] else " and ".join(rows)
-        found.append(
-            f"they followed different samples of labels (label_rows {label_rows}): differences of informations have "
-            "the standard errors by that of both."
-        )
-    return found
-
-
-def _n_cut(result: ProbeResult) -> int:
-    """Count the documents of which the end was left out."""
-    if (result.info.get("config") or {}).get("overflow", "truncate") != "truncate":
-        return 0
-    return int((result.info.get("corpus") or {}).get("documents_longer_than_max_length") or 0)
 
 
 def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
     """Compute `other` minus `first`, in each layer of `first` and each metric that both have.
 
     Layers are matched by their index in the model. Where models have unequal numbers of blocks, they are matched by
-    relative depth, and `other` is interpolated linearly; see `softh_probe.report.alignment`. The anchor
+    relative depth, and `other` is interpolated linearly; see `softh_probe.analysis.alignment`. The anchor
     spread is the root of the summed variances over anchor sets: the sd that independent draws of anchors would give.
     Where both results have the same anchors, the sd of the difference over anchor sets is given too, and mostly
     smaller. Both are missing where a result has a single set. Where the results followed different samples of labels,

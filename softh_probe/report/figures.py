@@ -14,8 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from softh_probe.analysis.alignment import equally_deep
 from softh_probe.labels import ORDERS
-from softh_probe.report.alignment import equally_deep
 from softh_probe.report.figure_style import (
     COLOURS,
     DEPTH_AXIS,

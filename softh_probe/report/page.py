@@ -15,11 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from softh_probe.analysis.alignment import equally_deep
+from softh_probe.analysis.comparable import check_comparable
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
 from softh_probe.metrics import UNITS
-from softh_probe.report.alignment import equally_deep
-from softh_probe.report.compare import check_comparable, differences
+from softh_probe.report.compare import differences
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings

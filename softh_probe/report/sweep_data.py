@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from softh_probe.analysis.alignment import Alignment, align
+from softh_probe.analysis.comparable import corpus_notes
 from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.hashing import bytes_sha256
 from softh_probe.layer_places import LayerPlaces, place_layers
-from softh_probe.report.alignment import Alignment, align
-from softh_probe.report.compare import corpus_notes
 from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
 from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences, wrong_entries
 from softh_probe.report.page_data import numbers

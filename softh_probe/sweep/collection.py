@@ -17,11 +17,11 @@ import yaml
 from pyarrow.csv import CSVWriter
 from pyarrow.csv import WriteOptions as CsvOptions
 
+from softh_probe.analysis.comparable import corpus_notes
 from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.layer_places import place_layers
-from softh_probe.report.compare import corpus_notes
 from softh_probe.report.label_samples import Samples, distinct_samples, sample_notes
 from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.result_files import LAYERS_PARQUET

@@ -13,8 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 from softh_probe import ProbeResult, SoftEntropyProbe
+from softh_probe.analysis.comparable import check_comparable
 from softh_probe.errors import InputError
-from softh_probe.report.compare import check_comparable, differences
+from softh_probe.report.compare import differences
 from softh_probe.report.label_samples import sample_line, sample_sentences
 from softh_probe.report.page import comparison_page, run_page, write_report
 from softh_probe.report.page_data import run_data

@@ -13,9 +13,10 @@ import torch
 from matplotlib.figure import Figure
 
 from softh_probe import ProbeResult
+from softh_probe.analysis.comparable import check_comparable
 from softh_probe.cli import main
 from softh_probe.errors import InputError
-from softh_probe.report.compare import check_comparable, differences
+from softh_probe.report.compare import differences
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.page_data import embedded_json, run_data
 from softh_probe.report.sweep_data import read_sweep

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
+from softh_probe.analysis.alignment import align, interpolated
+from softh_probe.analysis.comparable import check_comparable
 from softh_probe.errors import InputError
 from softh_probe.layer_places import place_layers
-from softh_probe.report.alignment import align, interpolated
-from softh_probe.report.compare import check_comparable, differences
+from softh_probe.report.compare import differences
 from softh_probe.report.figures import compared_by_depth
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_data import read_sweep
