@@ -41,18 +41,32 @@ def check_comparable(
     """
     notes = []
     for other, title in zip(results[1:], titles[1:], strict=True):
-        different = [*_corpus_differs(results[0], other), *_anchors_differ(results[0], other)]
+        different = [*corpus_differences(results[0], other), *_anchors_differ(results[0], other)]
         if different and not allow_different:
             raise InputError(
                 f"folders: {titles[0]} and {title} differ in {'; in '.join(different)}; add --allow-different to show "
                 "them side by side all the same"
             )
         notes += [f"{titles[0]} and {title} differ in {what}: their values are not comparable." for what in different]
-        notes += [f"{titles[0]} and {title}: {what}" for what in _notes(results[0], other)]
+        notes += [f"{titles[0]} and {title}: {what}" for what in notes_on(results[0], other)]
     return notes
 
 
-def _corpus_differs(one: ProbeResult, other: ProbeResult) -> list[str]:
+def check_anchors(one: ProbeResult, other: ProbeResult, titles: Sequence[str]) -> None:
+    """Check that two results have the same anchors, or, at different widths, anchors of the same recipe.
+
+    Raises:
+        InputError: they have not, so their values are not comparable.
+    """
+    if different := _anchors_differ(one, other):
+        raise InputError(
+            f"results: {titles[0]} and {titles[1]} differ in {'; in '.join(different)}, so their values are not "
+            "comparable; measure one of them again with the settings of the other"
+        )
+
+
+def corpus_differences(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Say in which way the texts of two results differ; nothing where they are the same, in whatever tokens."""
     digests = _tokens_sha256(one, other)
     if "" in digests:
         return ["their corpus, which at least one of them does not record"]
@@ -81,6 +95,12 @@ def tokens_differ(one: ProbeResult, other: ProbeResult) -> bool:
     corpora = [result.info.get("corpus") or {} for result in (one, other)]
     texts, tokens = [corpus.get("texts_sha256") for corpus in corpora], _tokens_sha256(one, other)
     return bool(texts[0]) and texts[0] == texts[1] and tokens[0] != tokens[1]
+
+
+def is_same_text(one: ProbeResult, other: ProbeResult) -> bool:
+    """Test whether both results are known to be of the same texts, in whatever tokens."""
+    digests = _tokens_sha256(one, other)
+    return (bool(digests[0]) and digests[0] == digests[1]) or tokens_differ(one, other)
 
 
 def _tokens_sha256(one: ProbeResult, other: ProbeResult) -> list[str]:
@@ -143,7 +163,8 @@ def _widths(result: ProbeResult) -> set[int]:
     return {int(a["dim"]) for a in result.info.get("anchors") or []}
 
 
-def _notes(one: ProbeResult, other: ProbeResult) -> list[str]:
+def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Say what differs without making results incomparable: widths, tokens, positions, samples of labels."""
     found = []
     if _widths(one) != _widths(other):
         widths = [", ".join(map(str, sorted(_widths(result)))) for result in (one, other)]
