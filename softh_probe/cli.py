@@ -1,4 +1,4 @@
-"""The command line: `softh-probe run`, `layers`, `report`, `sweep`, `status`, `collect`.
+"""The command line: `softh-probe run`, `layers`, `report`, `compare`, `sweep`, `status`, `collect`.
 
 Commands import the modules that they need when they run: `--help`, `status` and errors wait for no torch.
 """
@@ -6,9 +6,7 @@ Commands import the modules that they need when they run: `--help`, `status` and
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -19,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from softh_probe.config import RunConfig, our_name
-from softh_probe.config_checks import check_config_file, in_words, type_hints
-from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line, short_repr
+from softh_probe.command_words import flag_of, refuse_other_names, spelled, usage_line
+from softh_probe.config import RunConfig
+from softh_probe.config_checks import check_config_file, type_hints
+from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line
 from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.result_files import warn_of_earlier_anchors
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for bad input, with one line on standard error; 128 plus the signal's number for a run that
         a signal stopped; 1 for any other failure.
     """
-    words = _spelled(arguments or sys.argv[1:])
+    words = spelled(arguments or sys.argv[1:])
     debug = "--debug" in words
     command = next((word for word in words if word in COMMANDS), "run")
     if "--version" in words:
@@ -50,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser = _parser()
     try:
-        _refuse_other_names(words, command)
+        refuse_other_names(words, command)
         parsed = parser.parse_args([w for w in words if w != "--debug"])
         return COMMANDS[parsed.command](parsed[parsed.command])
     except ArgumentError as error:
-        return _fail(_usage_line(str(error), command), EXIT_BAD_INPUT, debug)
+        return _fail(usage_line(str(error), command), EXIT_BAD_INPUT, debug)
     except SofthProbeError as error:
         return _fail(str(error), EXIT_BAD_INPUT, debug)
     except Interrupted as stopped:
@@ -163,56 +162,27 @@ def _report(options: Namespace) -> int:
     return 0
 
 
-#: Fields of a run that name the model and its device.
-LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
-REPORT_FIELDS = ("folders", "out", "allow_different")
-#: Flags that are no fields.
-GLOBAL_FLAGS = ("version", "config", "print_config", "debug")
+def _compare(options: Namespace) -> int:
+    from softh_probe.report.comparison_table import compare_folders
+
+    lines = compare_folders(
+        (options.a, options.b), unit=options.unit, metrics=options.metric, out=options.out, as_json=options.json
+    )
+    print(lines)
+    if options.out:
+        print(f"table in {options.out}", file=sys.stderr)
+    return 0
+
+
 COMMANDS = {
     "run": _run,
     "layers": _layers,
     "report": _report,
+    "compare": _compare,
     "sweep": _sweep,
     "status": _status,
     "collect": _collect,
 }
-
-
-def _spelled(words: Sequence[str]) -> list[str]:
-    """Write flags with hyphens, and --print_config as jsonargparse wants it; values stay as they are."""
-    spelled: list[str] = []
-    for word in words:
-        flag = None if "--" in spelled else re.fullmatch(r"(--[A-Za-z][\w-]*)([=.].*)?", word, re.DOTALL)
-        if flag is None:
-            spelled.append(word)
-            continue
-        name, rest = flag[1].replace("_", "-"), flag[2] or ""
-        if name == "--print-config":
-            name, rest = "--print_config", rest or "=comments"
-        spelled.append(name + rest)
-    return spelled
-
-
-def _refuse_other_names(words: Sequence[str], command: str) -> None:
-    """Answer flags of other tools with our name for them, before anything else is found missing.
-
-    Raises:
-        InputError: there is such a flag.
-    """
-    for word in words[: words.index("--")] if "--" in words else words:
-        name = re.split(r"[=.]", word)[0]
-        if name.startswith("--") and (answer := _other_name(name, command)):
-            raise InputError(answer)
-
-
-def _other_name(given: str, command: str) -> str | None:
-    """Answer a name that other tools have for one of a command's fields: a flag with --, or a name in a file."""
-    name = given.lstrip("-").replace("-", "_")
-    ours, valid = our_name(name), _fields(command)
-    if ours is None or name in valid or ours[0] not in valid:
-        return None
-    field = _flag(ours[0]) if given.startswith("-") else ours[0]
-    return f"{name}: softh-probe calls this {field}" + f" ({ours[1]})" * bool(ours[1])
 
 
 def _parser() -> ArgumentParser:
@@ -233,6 +203,8 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("run", run, help="Probe one checkpoint on one corpus.")
     commands.add_subcommand("layers", _layers_parser(), help="Show the layers of a run, from the model's config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
+    compare = _compare_parser()
+    commands.add_subcommand("compare", compare, help="Show in which layers two results differ beyond noise.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, and the expected time and disk.")
     commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
@@ -274,6 +246,26 @@ def _report_parser() -> ArgumentParser:
     return parser
 
 
+def _compare_parser() -> ArgumentParser:
+    parser = _Parser(
+        description="Compare two results layer by layer: B minus A, its standard error over documents (paired where "
+        "both measured the same ones), and p-values corrected for the number of layers (Holm). Both need --intervals.",
+    )
+    parser.add_argument("a", type=str, metavar="A", help="Folder of a result.")
+    parser.add_argument("b", type=str, metavar="B", help="Folder of another one.")
+    parser.add_argument("--unit", type=str, default="efficiency", help="efficiency (share of log m), nats or bits.")
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        type=str,
+        default=["entropy", "mutual_information", "regularity", "optimality"],
+        help="Metrics to show: entropy, mutual_information, regularity, optimality.",
+    )
+    parser.add_argument("--out", type=str | None, help="File for the table: .csv or .json.")
+    parser.add_argument("--json", action="store_true", help="Print notes and records as JSON.")
+    return parser
+
+
 def _layers_parser() -> ArgumentParser:
     """Make the flags of `run` that name the model, with the same help; the model itself needs no flag."""
     help_of = _field_help(RunConfig)
@@ -299,7 +291,7 @@ def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParse
     for field in dataclasses.fields(config):
         if field.name in leave_out:
             continue
-        flag = _flag(field.name)
+        flag = flag_of(field.name)
         required = field.default is dataclasses.MISSING
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         options: dict[str, Any] = {"help": help_of[field.name]}
@@ -333,51 +325,6 @@ class _ConfigFile(ActionConfigFile):
         if "\0" not in str(value) and path.is_file():
             check_config_file(path)
         ActionConfigFile.apply_config(parser, cfg, dest, value)
-
-
-def _usage_line(message: str, command: str) -> str:
-    """Put an argument error in one line; after an unknown name, list the valid ones."""
-    line = " ".join(message.split())
-    unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
-    if unknown is None:
-        line = re.sub(rf"\b{command}\.(\w+)", lambda m: _flag(m[1]), line)
-        return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
-    given = (unknown[1] or unknown[2]).split("=")[0]
-    if answer := _other_name(given, command):
-        return answer
-    name = given.lstrip("-").replace("-", "_")
-    valid = _fields(command)
-    names = [*valid, *GLOBAL_FLAGS]
-    no, rest = ("no_", name[3:]) if name.startswith("no_") else ("", name)
-    close = [no + field for field in names if field.startswith(rest)] or difflib.get_close_matches(name, names, n=1)
-    meant = [_flag(field) if given.startswith("--") else field for field in close]
-    hint = f" (did you mean {' or '.join(meant[:3])}?)" if meant else ""
-    return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
-
-
-def _fields(command: str) -> list[str]:
-    """List the names of a command's fields."""
-    if command in ("status", "collect"):
-        return ["folder"]
-    if command in ("layers", "report"):
-        return list(LAYERS_FIELDS if command == "layers" else REPORT_FIELDS)
-    config, left_out = (SweepConfig, SWEEP_CONTROLLED_FIELDS) if command == "sweep" else (RunConfig, ())
-    names = [field.name for field in dataclasses.fields(config) if field.name not in left_out]
-    return [*names, "dry_run"] if command == "sweep" else [*names, "dry_run", "json"]
-
-
-def _flag(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
-
-
-def _typing_error(line: str, command: str) -> str | None:
-    """Put jsonargparse's error about a value of a wrong type in plain words."""
-    key = re.search(r'Parser key "(\w+)"', line)
-    value = re.search(r".*(?:Got|Given) value: (.*)$", line)
-    hint = type_hints(SweepConfig if command == "sweep" else RunConfig).get(key[1]) if key else None
-    if key is None or value is None or hint is None:
-        return None
-    return f"{key[1]}: expected {in_words(hint)}, got {short_repr(value[1])}"
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

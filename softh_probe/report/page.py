@@ -25,7 +25,15 @@ from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings
 from softh_probe.report.label_samples import sample_sentences
-from softh_probe.report.page_data import UNIT_NAMES, check_info, embedded_json, run_data, title_of, warnings_of
+from softh_probe.report.page_data import (
+    UNIT_NAMES,
+    check_info,
+    distinct_titles,
+    embedded_json,
+    run_data,
+    title_of,
+    warnings_of,
+)
 from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_data import SWEEP_PARQUET, Sweep, read_sweep
 from softh_probe.result import ProbeResult
@@ -64,7 +72,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
         return write_run_report(_load(paths[0]), page)
     else:
         results = [_load(folder) for folder in paths]
-        titles = _distinct_titles(results, paths)
+        titles = distinct_titles(results, paths)
         notes = check_comparable(results, titles, allow_different=allow_different)
         html = comparison_page(results, titles, notes)
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -159,17 +167,6 @@ def _samples(results: Sequence[ProbeResult], titles: Sequence[str]) -> list[tupl
 
 def _page_in(out: Path) -> Path:
     return out if out.suffix == ".html" else out / REPORT_HTML
-
-
-def _distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
-    """Title results by their models, with the folder added where that is not unique."""
-    titles = [title_of(result) for result in results]
-    if len(set(titles)) == len(titles):
-        return titles
-    named = [f"{title} ({folder.resolve().name})" for title, folder in zip(titles, folders, strict=True)]
-    if len(set(named)) == len(named):
-        return named
-    return [f"{title} ({folder})" for title, folder in zip(titles, folders, strict=True)]
 
 
 def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:

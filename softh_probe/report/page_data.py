@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ def title_of(result: ProbeResult) -> str:
     model = result.info.get("model") or {}
     name = Path(str(model.get("model") or "a model")).name or "a model"
     return f"{name} @ {model['revision']}" if model.get("revision") else name
+
+
+def distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
+    """Title results by their models, with the folder added where that is not unique."""
+    titles = [title_of(result) for result in results]
+    if len(set(titles)) == len(titles):
+        return titles
+    named = [f"{title} ({folder.resolve().name})" for title, folder in zip(titles, folders, strict=True)]
+    if len(set(named)) == len(named):
+        return named
+    return [f"{title} ({folder})" for title, folder in zip(titles, folders, strict=True)]
 
 
 def warnings_of(result: ProbeResult) -> list[str]:

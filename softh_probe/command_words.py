@@ -1,0 +1,108 @@
+"""Words of the command line: how flags are spelled, and what is answered to those that are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+from softh_probe.config import RunConfig, our_name
+from softh_probe.config_checks import in_words, type_hints
+from softh_probe.errors import InputError, short_repr
+from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
+
+#: Fields of a run that name the model and its device.
+LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
+REPORT_FIELDS = ("folders", "out", "allow_different")
+COMPARE_FIELDS = ("a", "b", "unit", "metric", "out", "json")
+#: Flags that are no fields.
+GLOBAL_FLAGS = ("version", "config", "print_config", "debug")
+_OWN_FIELDS = {
+    "layers": LAYERS_FIELDS,
+    "report": REPORT_FIELDS,
+    "compare": COMPARE_FIELDS,
+    "status": ("folder",),
+    "collect": ("folder",),
+}
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """Write flags with hyphens, and --print_config as jsonargparse wants it; values stay as they are."""
+    spelled: list[str] = []
+    for word in words:
+        flag = None if "--" in spelled else re.fullmatch(r"(--[A-Za-z][\w-]*)([=.].*)?", word, re.DOTALL)
+        if flag is None:
+            spelled.append(word)
+            continue
+        name, rest = flag[1].replace("_", "-"), flag[2] or ""
+        if name == "--print-config":
+            name, rest = "--print_config", rest or "=comments"
+        spelled.append(name + rest)
+    return spelled
+
+
+def refuse_other_names(words: Sequence[str], command: str) -> None:
+    """Answer flags of other tools with our name for them, before anything else is found missing.
+
+    Raises:
+        InputError: there is such a flag.
+    """
+    for word in words[: words.index("--")] if "--" in words else words:
+        name = re.split(r"[=.]", word)[0]
+        if name.startswith("--") and (answer := _other_name(name, command)):
+            raise InputError(answer)
+
+
+def _other_name(given: str, command: str) -> str | None:
+    """Answer a name that other tools have for one of a command's fields: a flag with --, or a name in a file."""
+    name = given.lstrip("-").replace("-", "_")
+    ours, valid = our_name(name), _fields(command)
+    if ours is None or name in valid or ours[0] not in valid:
+        return None
+    field = flag_of(ours[0]) if given.startswith("-") else ours[0]
+    return f"{name}: softh-probe calls this {field}" + f" ({ours[1]})" * bool(ours[1])
+
+
+def usage_line(message: str, command: str) -> str:
+    """Put an argument error in one line; after an unknown name, list the valid ones."""
+    line = " ".join(message.split())
+    unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
+    if unknown is None:
+        line = re.sub(rf"\b{command}\.(\w+)", lambda m: flag_of(m[1]), line)
+        return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
+    given = (unknown[1] or unknown[2]).split("=")[0]
+    if answer := _other_name(given, command):
+        return answer
+    name = given.lstrip("-").replace("-", "_")
+    valid = _fields(command)
+    names = [*valid, *GLOBAL_FLAGS]
+    no, rest = ("no_", name[3:]) if name.startswith("no_") else ("", name)
+    close = [no + field for field in names if field.startswith(rest)] or difflib.get_close_matches(name, names, n=1)
+    meant = [flag_of(field) if given.startswith("--") else field for field in close]
+    hint = f" (did you mean {' or '.join(meant[:3])}?)" if meant else ""
+    return f"{name}: no such field{hint}; valid are: {', '.join(valid)}"
+
+
+def _fields(command: str) -> list[str]:
+    """List the names of a command's fields."""
+    if command in _OWN_FIELDS:
+        return list(_OWN_FIELDS[command])
+    config, left_out = (SweepConfig, SWEEP_CONTROLLED_FIELDS) if command == "sweep" else (RunConfig, ())
+    names = [field.name for field in dataclasses.fields(config) if field.name not in left_out]
+    return [*names, "dry_run"] if command == "sweep" else [*names, "dry_run", "json"]
+
+
+def flag_of(field: str) -> str:
+    """Write a field's name as a flag."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _typing_error(line: str, command: str) -> str | None:
+    """Put jsonargparse's error about a value of a wrong type in plain words."""
+    key = re.search(r'Parser key "(\w+)"', line)
+    value = re.search(r".*(?:Got|Given) value: (.*)$", line)
+    hint = type_hints(SweepConfig if command == "sweep" else RunConfig).get(key[1]) if key else None
+    if key is None or value is None or hint is None:
+        return None
+    return f"{key[1]}: expected {in_words(hint)}, got {short_repr(value[1])}"
