@@ -157,7 +157,7 @@ def test_a_cached_sequence_is_one_document_however_it_is_fed(model):
     by_chance = a.index.get_level_values("metric").isin(["mutual_information_null", "mutual_information_null_sd"])
     np.testing.assert_allclose(b.value[by_chance], a.value[by_chance], rtol=0.1)
     corrected = a.index.get_level_values("metric") == "mutual_information_corrected"
-    np.testing.assert_allclose(b.value[corrected], a.value[corrected], atol=2e-3)
+    np.testing.assert_allclose(b.value[corrected], a.value[corrected], atol=4e-3)
     raw = ~(by_chance | corrected)
     np.testing.assert_allclose(b.value[raw], a.value[raw], rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(b.p_value, a.p_value, atol=0.05)
