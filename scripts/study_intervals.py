@@ -1,6 +1,6 @@
 """Coverage of intervals over documents, on real hidden states: for which label sets do they hold?
 
-    python scripts/study_intervals.py                      # some 10 minutes on 2 cores
+    python scripts/study_intervals.py                      # some 5 minutes on 2 cores
     python scripts/study_intervals.py --draws 50           # a short one
 
 SmolLM2 reads short texts in seven languages once (`scripts/material.py .cache --fortunes`). From these documents small
