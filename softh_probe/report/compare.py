@@ -8,6 +8,8 @@ import numpy as np
 
 from softh_probe.analysis.alignment import equally_deep, interpolated
 from softh_probe.analysis.comparable import follow_same_labels, same_anchors, tokens_differ
+from softh_probe.analysis.paired import paired_differences
+from softh_probe.metrics import ENTROPIES, unit_scale
 from softh_probe.report.page_data import numbers, sampling_errors_by_key, values_by_key
 from softh_probe.result import ProbeResult
 
@@ -25,7 +27,8 @@ def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
     Returns:
         JSON values: paired (same anchors), interpolated, tokens_differ, and series: for each "metric|label set" d
         (difference), s (anchor spread) and, if paired, p (sd of the difference), in units of log m where the metric
-        has a unit; and where labels were sampled, same_labels.
+        has a unit; and where labels were sampled, same_labels. Where both have intervals, a series has se, the standard
+        error of the difference over documents, paired, and h, its p-value after Holm's correction for the layers.
     """
     paired, same_labels = same_anchors(first, other), follow_same_labels(first, other)
     ours, theirs = values_by_key(first), values_by_key(other)
@@ -42,6 +45,11 @@ def differences(first: ProbeResult, other: ProbeResult) -> dict[str, Any]:
         }
         if paired:
             series[key]["p"] = numbers(np.hypot(_sd(b - a), error_R))
+    for found in paired_differences(first, other):
+        if not np.isnan(found.p_holm_R).all():
+            scale = unit_scale("efficiency", first.n_anchors) if found.metric in ENTROPIES else 1.0
+            of_documents = {"se": numbers(found.se_R * scale), "h": numbers(found.p_holm_R)}
+            series[f"{found.metric}|{found.label_set}"] |= of_documents
     return {
         "paired": paired,
         "interpolated": not equally_deep([first.places, other.places]),

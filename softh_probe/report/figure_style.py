@@ -20,6 +20,9 @@ from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, LayerPlaces
 
 DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)"
 
+#: Half of the 95% interval, in standard errors.
+Z95 = 1.96
+
 #: Okabe and Ito's colours, distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -102,6 +105,20 @@ def sampling_band(axes: Axes, x: ArrayLike, y: ArrayLike, error: ArrayLike, colo
 def sampling_key(axes: Axes) -> None:
     """Add that band to the entries of the legend."""
     axes.fill_between([], [], [], color="0.4", alpha=0.6, linewidth=0, label="± sampling of labels")
+
+
+def interval_edges(axes: Axes, x: ArrayLike, y: ArrayLike, se: ArrayLike, colour: Any) -> None:
+    """Draw the 95% interval over documents: dotted edges without a fill, unlike the bands of the anchors."""
+    y, half = np.asarray(y, float), Z95 * np.asarray(se, float)
+    if np.isfinite(half).any():
+        for edge in (y - half, y + half):
+            axes.plot(x, edge, color=colour, linestyle=(0, (1, 2)), linewidth=0.9)
+
+
+def interval_key(axes: Axes) -> None:
+    """Add these edges to the entries of the legend."""
+    label = "95% interval over documents\n(± 1.96 standard errors)"
+    axes.plot([], [], color="0.4", linestyle=(0, (1, 2)), linewidth=0.9, label=label)
 
 
 def short(label: str, longest: int = 24) -> str:

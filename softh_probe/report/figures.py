@@ -21,6 +21,8 @@ from softh_probe.report.figure_style import (
     DEPTH_AXIS,
     NotebookFigure,
     heat_map,
+    interval_edges,
+    interval_key,
     layer_axis,
     layer_ticks,
     one_panel,
@@ -49,6 +51,9 @@ def entropy_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """Draw H(Z) of every layer, with the sd over anchor sets if there are several."""
     figure, axes = one_panel("Entropy of the hidden states", layer_axis(result.places), f"H(Z) ({UNIT_NAMES[unit]})")
     _line(axes, result, unit, "entropy", "", COLOURS[0], label=None)
+    if result.standard_errors():
+        interval_key(axes)
+        figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -56,8 +61,7 @@ def information_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figur
     """Draw I(X;Z) of every layer with each label set: inputs solid, outputs dashed, a colour for each order."""
     figure, axes = one_panel("Information about the labels", layer_axis(result.places), f"I(X;Z) ({UNIT_NAMES[unit]})")
     _information_lines(axes, result, unit)
-    if result.sampled_sets:
-        sampling_key(axes)
+    _band_keys(axes, result)
     if result.label_sets:
         figure.legend(loc="outside right upper", frameon=False)
     return figure
@@ -82,6 +86,9 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
             if name in result.sampled_sets and metric in TOLD:
                 line = part[part.metric == metric]
                 sampling_band(axes, line.layer, line.value, line.sampling_sd, colour)
+            if "se" in part and metric == "mutual_information":
+                line = part[part.metric == metric]
+                interval_edges(axes, line.layer, line.value, line.se, colour)
         _shade_chance(axes, of_set)
         axes.set_title(plain(name), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
@@ -91,8 +98,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
         axes.set_visible(False)
     figure.supxlabel(layer_axis(result.places), fontsize="medium")
     figure.supylabel(f"I(X;Z) ({UNIT_NAMES[unit]})", fontsize="medium")
-    if result.sampled_sets:
-        sampling_key(grid.flat[0])
+    _band_keys(grid.flat[0], result)
     if names:
         figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
@@ -114,8 +120,7 @@ def optimality_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure
     if axes.lines:
         axes.axhline(1.0, color="0.5", linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
-        if result.sampled_sets:
-            sampling_key(axes)
+        _band_keys(axes, result)
         figure.legend(loc="outside right upper", frameon=False)
     return figure
 
@@ -172,8 +177,7 @@ def overview(result: ProbeResult, unit: str = "efficiency") -> Figure:
     if result.label_sets:
         style_axes(grid[1], "Information about the labels", x_label, f"I(X;Z) ({UNIT_NAMES[unit]})")
         _information_lines(grid[1], result, unit)
-        if result.sampled_sets:
-            sampling_key(grid[1])
+        _band_keys(grid[1], result)
         figure.legend(*grid[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     if orders:
         style_axes(grid[2], "Optimality: raw (solid), corrected (dashed)", x_label, "optimality (ratio)")
@@ -215,6 +219,8 @@ def compared_by_depth(
                 axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
                 if "sampling_sd" in part:
                     sampling_band(axes, x, y, part.sampling_sd, colour)
+                if "se" in part:
+                    interval_edges(axes, x, y, part.se, colour)
         axes.set_title(plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
@@ -222,6 +228,8 @@ def compared_by_depth(
         axes.set_visible(False)
     if metric != "entropy" and any(result.sampled_sets for result in results):
         sampling_key(grid.flat[0])
+    if any("se" in table and table.se[table.metric == metric].notna().any() for table in tables):
+        interval_key(grid.flat[0])
     figure.supxlabel(axis, fontsize="medium")
     figure.supylabel(f"{'H(Z)' if metric == 'entropy' else 'I(X;Z)'} ({UNIT_NAMES[unit]})", fontsize="medium")
     if sets:
@@ -291,6 +299,14 @@ def _information_lines(axes: Axes, result: ProbeResult, unit: str) -> None:
         _line(axes, result, unit, "mutual_information", label_set, colour, label=plain(label_set), linestyle=style)
 
 
+def _band_keys(axes: Axes, result: ProbeResult) -> None:
+    """Add the bands that are there beside those of the anchors to the entries of the legend."""
+    if result.sampled_sets:
+        sampling_key(axes)
+    if result.standard_errors():
+        interval_key(axes)
+
+
 def _kind(label_set: str) -> str:
     return label_set.removeprefix("input_").removeprefix("output_")
 
@@ -313,3 +329,5 @@ def _line(
     axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
     if "sampling_sd" in table:
         sampling_band(axes, x, y, table.sampling_sd, colour)
+    if "se" in table:
+        interval_edges(axes, x, y, table.se, colour)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from softh_probe.analysis.layers import extreme
+from softh_probe.errors import abbreviated
 from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
 from softh_probe.report.document_chance import document_chance
 from softh_probe.report.page_data import values_by_key
 from softh_probe.result import ProbeResult
+
+#: Most layers that are listed as not distinguishable from the highest one.
+_MAX_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,12 @@ def findings(result: ProbeResult) -> list[Finding]:
     """Summarise entropy, information about past and future tokens or labels, and the share due to chance."""
     means = {key: np.asarray(v.mean(dim=1)) for key, v in values_by_key(result).items()}
     layers, entropy = result.rows, means["entropy|"]
-    low, high = int(np.nanargmin(entropy)), int(np.nanargmax(entropy))
     found = [
         Finding(
             "How spread out are the hidden states?",
             f"{_percent(entropy[0])} → {_percent(entropy[-1])}",
-            f"Entropy from {layers[0]} to {layers[-1]}: most in {layers[high]} ({_percent(entropy[high])}), least in "
-            f"{layers[low]} ({_percent(entropy[low])}).",
+            f"Entropy from {layers[0]} to {layers[-1]}: {_extreme(result, '', 'entropy', entropy)}; "
+            f"{_extreme(result, '', 'entropy', entropy, lowest=True)}{_unmeasured(result, '', 'entropy')}.",
         )
     ]
     order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & set(result.label_sets)), None)
@@ -66,14 +71,16 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
         return Finding(question, "not known", f"Too few labels of {name} were followed; raise --label-rows.")
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
-    best = int(np.nanargmax(raw))
     ends = f"{_percent(raw[0])} → {_percent(raw[-1])}"
+    highest = _extreme(result, name, "mutual_information", raw)
+    unmeasured = _unmeasured(result, name, "mutual_information")
     if of_documents := document_chance(result, name):
         return Finding(
             question,
             ends if of_documents.n_beyond else "no more than chance",
-            f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: most in "
-            f"{result.rows[best]}, {of_documents.describe(best)}; {of_documents.describe_layers()}.",
+            f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: {highest}{unmeasured}. In "
+            f"{result.rows[of_documents.most]}: {of_documents.describe(of_documents.most)}; "
+            f"{of_documents.describe_layers()}.",
         )
     shares = (null / np.where(raw > 0, raw, np.nan))[raw > 0]
     share = np.median(shares) if len(shares) else 1.0
@@ -82,9 +89,29 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
     return Finding(
         question,
         ends,
-        f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: most in {result.rows[best]} "
-        f"({_percent(raw[best])}){chance if known else ''}.",
+        f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: {highest}{unmeasured}"
+        f"{chance if known else ''}.",
     )
+
+
+def _extreme(result: ProbeResult, label_set: str, metric: str, value_R: np.ndarray, *, lowest: bool = False) -> str:
+    """Name the layer with the most or the least, and those that noise over documents cannot tell from it."""
+    found = extreme(result, label_set, metric, lowest=lowest)
+    if found is None:
+        return "no value"
+    most, highest = ("least", "lowest") if lowest else ("most", "highest")
+    named = f"{result.rows[found.row]} ({_percent(value_R[found.row])})"
+    if not found.alike:
+        return f"{most if found.is_measured else highest} in {named}"
+    (nearest, distance, se), *others = found.alike
+    apart = f"{nearest} ({distance / math.log(2):.3f} ± {se / math.log(2):.3f} bits)"
+    names = abbreviated([apart, *(name for name, _, _ in others)], _MAX_ALIKE)
+    return f"{highest} in {named}, not distinguishable from {names}"
+
+
+def _unmeasured(result: ProbeResult, label_set: str, metric: str) -> str:
+    found = extreme(result, label_set, metric)
+    return "; noise over documents was not measured" if found and not found.is_measured else ""
 
 
 def _percent(share: float) -> str:

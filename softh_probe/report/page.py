@@ -35,7 +35,8 @@ from softh_probe.report.page_data import (
     warnings_of,
 )
 from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
-from softh_probe.report.sweep_data import SWEEP_PARQUET, Sweep, read_sweep
+from softh_probe.report.sweep_data import Sweep
+from softh_probe.report.sweep_files import SWEEP_PARQUET, read_sweep
 from softh_probe.result import ProbeResult
 
 REPORT_HTML = "report.html"
@@ -191,6 +192,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         scripts=[Markup(script) for script in scripts],
         script_hashes=" ".join(_csp_hash(script) for script in scripts),
         data=Markup(embedded_json(data)),
+        has_intervals=any("se" in of for one in series for of in one.values()),
         has_optimality=any(key.startswith("optimality|") for one in series for key in one),
         **values,
     )

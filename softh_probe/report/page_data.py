@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,11 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
 
     `layers` are the rows' indices in the model, and `depth` is the index of the final norm. Entropies and informations
     are in units of log m; `log_m` is that unit in nats. A series that is estimated from a sample of labels has the
-    standard error by that, too (`e`), and the information about labels of whole documents its p-value (`p`).
+    standard error by that, too (`e`), with intervals that over documents (`se`), and the information about labels of
+    whole documents its p-value (`p`).
     """
     log_m = math.log(result.n_anchors)
-    errors = sampling_errors_by_key(result)
+    errors, over_documents = sampling_errors_by_key(result), standard_errors_by_key(result)
     p_values = {f"{metric}|{name}": p_R for (name, metric), p_R in result.p_values().items()}
     return {
         "title": title,
@@ -114,7 +115,7 @@ def run_data(result: ProbeResult, title: str) -> dict[str, Any]:
         "anchor_sets": result.tensors["mass"].shape[1],
         "log_m": log_m,
         "series": {
-            key: _series(values_RS, errors.get(key), p_values.get(key))
+            key: _series(values_RS, {"e": errors.get(key), "se": over_documents.get(key), "p": p_values.get(key)})
             for key, values_RS in values_by_key(result).items()
         },
         "labels": _labels(result),
@@ -145,6 +146,15 @@ def sampling_errors_by_key(result: ProbeResult) -> dict[str, Tensor]:
     }
 
 
+def standard_errors_by_key(result: ProbeResult) -> dict[str, Tensor]:
+    """Map "metric|label set" to standard errors over documents [R], in units of log m as the values are."""
+    log_m = math.log(result.n_anchors)
+    return {
+        f"{metric}|{name}": error_R / log_m if metric in ENTROPIES else error_R
+        for (name, metric), error_R in result.standard_errors().items()
+    }
+
+
 def numbers(values: Iterable[float], digits: int = _DIGITS) -> list[float | None]:
     """Round values, with None for those that are not finite: JSON has no NaN."""
     return [round(v, digits) if math.isfinite(v) else None for v in map(float, values)]
@@ -162,14 +172,12 @@ def embedded_json(value: Any) -> str:
     return text.encode("utf-8", "replace").decode()  # lone surrogates have no UTF-8
 
 
-def _series(values_RS: Tensor, error_R: Tensor | None, p_R: Tensor | None) -> dict[str, list[float | None]]:
+def _series(values_RS: Tensor, further: Mapping[str, Tensor | None]) -> dict[str, list[float | None]]:
+    """Give a series as the page has it; `further` are its errors and p-values, where it has any."""
     found = {"v": numbers(values_RS.mean(dim=1).tolist())}
     if values_RS.shape[1] > 1:
         found["s"] = numbers(values_RS.std(dim=1).tolist())
-    if error_R is not None:
-        found["e"] = numbers(error_R.tolist())
-    if p_R is not None:
-        found["p"] = numbers(p_R.tolist())
+    found |= {name: numbers(value_R.tolist()) for name, value_R in further.items() if value_R is not None}
     return found
 
 

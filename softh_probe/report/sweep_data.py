@@ -1,46 +1,33 @@
-"""Data of a sweep's page, read from the sweep's folder."""
+"""Data of a sweep's page."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from softh_probe.analysis.alignment import Alignment, align
 from softh_probe.analysis.comparable import corpus_notes
-from softh_probe.errors import InputError, abbreviated, short_repr
-from softh_probe.hashing import bytes_sha256
-from softh_probe.layer_places import LayerPlaces, place_layers
+from softh_probe.errors import abbreviated
+from softh_probe.layer_places import LayerPlaces
 from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
-from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences, wrong_entries
+from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences
 from softh_probe.report.page_data import numbers
-from softh_probe.result import ProbeResult
-from softh_probe.result_files import RESULT_JSON
 
-SWEEP_PARQUET, SWEEP_JSON = "sweep.parquet", "sweep.json"
-#: Version of sweep.json. `softh-probe collect` writes a sweep's files anew from its results.
-SWEEP_VERSION = 1
-#: Columns of the table that are read.
-_TEXT, _VALUES = ["checkpoint", "name", "label_set", "metric"], ["layer", "value", "sd"]
-#: The column of standard errors by the sampling of labels, which tables of earlier versions lack.
-_SAMPLING_SD = "sampling_sd"
+#: Columns of standard errors by the sampling of labels and over documents, which are there where they were measured.
+SAMPLING_SD, SE = "sampling_sd", "se"
 #: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
 MOST_VALUES = 500_000
 #: Most names that a list shows, and most samples of labels that are described.
 _MAX_NAMES, _MAX_SAMPLES = 20, 5
 #: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.
 _DIGITS, _SD_DIGITS = 5, 4
-#: Entries of a checkpoint that have to be text.
-_TEXTS = ("checkpoint", "model", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +37,8 @@ class Sweep:
     Attributes:
         table: one line for each checkpoint, layer, label set and metric, as in sweep.parquet, in units of log m,
             sorted by checkpoint; the categories of that column are in the order of `done`. `layer` is the index in the
-            checkpoint's model. It has the column sampling_sd only where labels were sampled.
+            checkpoint's model. It has the column sampling_sd only where labels were sampled, and se only where
+            intervals were measured.
         checkpoints: the entries of sweep.json: checkpoint, model, revision, step, tokens, status, reason, …
         places: of the layers of each checkpoint in `table`.
         duplicates: names of checkpoints whose weights are the same.
@@ -59,6 +47,7 @@ class Sweep:
         n_anchors: anchors a set.
         settings: (name, value) of the sweep's configuration.
         name: of the folder.
+        courses: what each metric does through training, by "metric|label set", a line a model.
     """
 
     table: pd.DataFrame
@@ -70,6 +59,7 @@ class Sweep:
     n_anchors: int
     settings: list[tuple[str, str]]
     name: str
+    courses: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def done(self) -> list[dict[str, Any]]:
@@ -81,7 +71,7 @@ class Sweep:
     def drawn(self) -> np.ndarray:
         """Indices into `done` of the checkpoints that the page draws: all, or evenly chosen ones of each model."""
         n_series = len(self.table[["metric", "label_set"]].drop_duplicates())
-        n_values = MOST_VALUES * 2 // 3 if self.is_sampled else MOST_VALUES  # there are three numbers of each
+        n_values = MOST_VALUES * 2 // (2 + self.is_sampled + self.has_intervals)  # numbers of each value
         share = n_values / (len(self.alignment.rows) * n_series * len(self.done))
         if share >= 1:
             return np.arange(len(self.done))
@@ -96,7 +86,12 @@ class Sweep:
     @property
     def is_sampled(self) -> bool:
         """Whether a sample of labels was followed in some checkpoint."""
-        return _SAMPLING_SD in self.table
+        return SAMPLING_SD in self.table
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether some checkpoint has standard errors over documents."""
+        return SE in self.table
 
     @property
     def sample_sentences(self) -> list[tuple[str, list[str]]]:
@@ -108,7 +103,7 @@ class Sweep:
             names = [c["checkpoint"] for c in self.done if c.get("label_sample") == number]
             own = part[part.checkpoint.isin(names)]
             errors = {
-                (name, metric): own[_SAMPLING_SD][(own.label_set == name) & (own.metric == metric)]
+                (name, metric): own[SAMPLING_SD][(own.label_set == name) & (own.metric == metric)]
                 for name in samples
                 for metric in TOLD
             }
@@ -118,7 +113,7 @@ class Sweep:
             else:
                 found.append((f"{len(names)} checkpoint{'s' * (len(names) > 1)} from {names[0]} on", said))
         if (left_out := len(self.label_samples) - len(found)) > 0:
-            found.append((f"and {left_out} more samples, which {SWEEP_JSON} describes", []))
+            found.append((f"and {left_out} more samples, which sweep.json describes", []))
         return found
 
     @cached_property
@@ -213,7 +208,8 @@ class Sweep:
     def data(self) -> dict[str, Any]:
         """Convert the drawn checkpoints to JSON values: value and sd [checkpoint][row] by "metric|label set".
 
-        Where values are estimates from a sample of labels, there is the standard error by that, too (`e`).
+        Where values are estimates from a sample of labels, there is the standard error by that, too (`e`), and with
+        intervals that over documents (`se`). `courses` are sentences by "metric|label set", a line a model.
 
         Rows are the layers of all models by name. `layouts` has, for each kind of model, its rows, where they stand in
         it, and the row that is beside each of the `shown` ones; a checkpoint has the number of its `layout`.
@@ -231,14 +227,16 @@ class Sweep:
         kind_of = {kind: n for n, kind in enumerate(kinds)}
         series: dict[str, dict[str, Any]] = {}
         for (metric, label_set), part in table.groupby(["metric", "label_set"], sort=False, observed=True):
-            columns = ["value", "sd", *([_SAMPLING_SD] if self.is_sampled else [])]
+            columns = ["value", "sd", *(name for name in (SAMPLING_SD, SE) if name in part)]
             wide = np.full((len(columns), len(done), len(aligned.rows)), np.nan)
             wide[:, part.place, part.row] = part[columns].to_numpy(float).T
             entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
             if part.sd.notna().any():
                 entry["s"] = [numbers(line, _SD_DIGITS) for line in wide[1]]
-            if self.is_sampled and part[_SAMPLING_SD].fillna(0).any():
+            if self.is_sampled and part[SAMPLING_SD].fillna(0).any():
                 entry["e"] = [numbers(line, _DIGITS) for line in wide[2]]
+            if self.has_intervals and part[SE].notna().any():
+                entry["se"] = [numbers(line, _DIGITS) for line in wide[-1]]
             series[f"{metric}|{label_set}"] = entry
         shown = ("checkpoint", "model", "revision", "step", "tokens")
         return {
@@ -263,136 +261,5 @@ class Sweep:
                 {**{key: c.get(key) for key in shown}, "layout": kind_of[self.places[c["checkpoint"]]]} for c in done
             ],
             "series": series,
+            "courses": self.courses,
         }
-
-
-def read_sweep(folder: Path) -> Sweep:
-    """Read the results of a sweep from its folder.
-
-    Raises:
-        InputError: its files are missing or damaged, or no checkpoint is done yet.
-    """
-    anew = f"`softh-probe collect {folder}` makes them anew"
-    try:
-        info = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
-        if (version := info["version"]) != SWEEP_VERSION:
-            raise InputError(
-                f"{folder}: expected a {SWEEP_JSON} of version {SWEEP_VERSION}, got {short_repr(version)}; {anew}"
-            )
-        content = (folder / SWEEP_PARQUET).read_bytes()
-        digest = bytes_sha256(content)
-        if digest != info.get("parquet_sha256", digest):
-            raise InputError(f"{folder}: {SWEEP_PARQUET} is not the one that {SWEEP_JSON} tells of; {anew}")
-        # As plain text, the names in millions of lines would take gigabytes.
-        file = pq.ParquetFile(io.BytesIO(content), read_dictionary=_TEXT)
-        columns = (*_TEXT, *_VALUES, _SAMPLING_SD)
-        table = file.read([n for n in columns if n in file.schema_arrow.names]).to_pandas()
-        checkpoints = info["checkpoints"]
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{folder}: the sweep's files cannot be read: {error}; {anew}") from error
-    _check(info, table, f"{folder}: the sweep's files", anew)
-    if _SAMPLING_SD in table and not table[_SAMPLING_SD].notna().any():
-        table = table.drop(columns=_SAMPLING_SD)
-    if table.empty:
-        raise InputError(f"{folder}: no checkpoint of this sweep is done yet; there is nothing to show")
-    measured = set(table.checkpoint.unique())
-    in_order = [
-        c["checkpoint"]
-        for c in sorted(checkpoints, key=lambda c: (str(c["model"]), math.inf if c.get("step") is None else c["step"]))
-        if c["checkpoint"] in measured
-    ]
-    table["checkpoint"] = table.checkpoint.cat.set_categories(in_order)
-    table = table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True)
-    places = _place(table, checkpoints, info.get("config") or {})
-    result = _first_result(folder, checkpoints)
-    return Sweep(
-        table=table,
-        places=places,
-        checkpoints=checkpoints,
-        duplicates=info.get("duplicates") or [],
-        not_monotone=info.get("not_monotone") or [],
-        label_samples=info.get("label_samples") or [],
-        n_anchors=result.n_anchors,
-        settings=_flattened({**(info.get("config") or {}), **_anchors(result)}),
-        name=folder.resolve().name,
-    )
-
-
-def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) -> None:
-    """Check the contents of a sweep's files.
-
-    Raises:
-        InputError: they are not those of a sweep.
-    """
-    if absent := [name for name in (*_TEXT, *_VALUES) if name not in table]:
-        raise InputError(f"{what} lack columns of {SWEEP_PARQUET}: {', '.join(absent)}; {remedy}")
-    values = [*_VALUES, *([_SAMPLING_SD] if _SAMPLING_SD in table else [])]
-    if wrong := [name for name in values if not pd.api.types.is_numeric_dtype(table[name])]:
-        raise InputError(f"{what}: expected numbers in {', '.join(wrong)} of {SWEEP_PARQUET}; {remedy}")
-    if not isinstance(info["checkpoints"], list):
-        raise InputError(f"{what}: checkpoints: expected a list, got {short_repr(info['checkpoints'])}; {remedy}")
-    for checkpoint in info["checkpoints"]:
-        whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(n), str) for n in _TEXTS)
-        if not whole or not isinstance(checkpoint.get("step"), int | None):
-            raise InputError(
-                f"{what}: expected checkpoints with {', '.join(_TEXTS)}, got {short_repr(checkpoint)}; {remedy}"
-            )
-    for name in ("duplicates", "not_monotone"):
-        groups = info.get(name) or []
-        if not isinstance(groups, list) or not all(isinstance(g, list) and {*map(type, g)} <= {str} for g in groups):
-            raise InputError(f"{what}: {name}: expected lists of names, got {short_repr(groups)}; {remedy}")
-    samples = info.get("label_samples") or []
-    if not isinstance(samples, list) or any(wrong for one in samples for wrong in wrong_entries(one)):
-        raise InputError(f"{what}: label_samples: expected samples by label set, got {short_repr(samples)}; {remedy}")
-    if not isinstance(info.get("config") or {}, dict):
-        raise InputError(f"{what}: config: expected a mapping, got {short_repr(info['config'])}; {remedy}")
-
-
-def _place(table: pd.DataFrame, checkpoints: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, LayerPlaces]:
-    """Place the layers of each checkpoint, and set the table's column `layer` to their indices in the model.
-
-    Tables of earlier versions have the number of the row there.
-    """
-    n_blocks = {c["checkpoint"]: c["n_blocks"] for c in checkpoints if "n_blocks" in c}
-    settings = {"settings": {"layers": config["layers"]}} if config.get("layers") else {}
-    pairs = table[["checkpoint", "name"]].drop_duplicates()
-    found, indices = (
-        {},
-        np.zeros((len(table.checkpoint.cat.categories), len(table.name.cat.categories)), dtype=np.int64),
-    )
-    for checkpoint, names in pairs.groupby("checkpoint", observed=True, sort=False).name:
-        info = {"n_blocks": n_blocks[checkpoint]} if checkpoint in n_blocks else {}
-        places = found[str(checkpoint)] = place_layers([*map(str, names)], {**settings, **info})
-        row = table.checkpoint.cat.categories.get_loc(checkpoint)
-        indices[row, table.name.cat.categories.get_indexer(pd.Index(names))] = places.indices
-    table["layer"] = indices[table.checkpoint.cat.codes, table.name.cat.codes]
-    return found
-
-
-def _first_result(folder: Path, checkpoints: list[dict[str, Any]]) -> ProbeResult:
-    """Read the result of a checkpoint, for the number of anchors in a set and their recipe."""
-    for checkpoint in checkpoints:
-        path = folder / str(checkpoint.get("folder")) / RESULT_JSON
-        if checkpoint["status"] == "done" and path.is_file():
-            return ProbeResult.load(path.parent)
-    raise InputError(f"{folder}: no result of a checkpoint lies in this sweep; its units are unknown")
-
-
-def _anchors(result: ProbeResult) -> dict[str, Any]:
-    """Name the anchors' recipe as settings do; an earlier version's configuration has another name for it."""
-    recipes = [a["recipe"] for a in result.info.get("anchors") or [] if isinstance(a, dict) and "recipe" in a]
-    return {"anchors": recipes[0]} if recipes else {}
-
-
-def _flattened(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """List a nested configuration as (dotted name, value), without None."""
-    found: list[tuple[str, str]] = []
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found += _flattened(value, f"{prefix}{name}.")
-        elif value is not None:
-            text = abbreviated([*map(str, value)], _MAX_NAMES) if isinstance(value, list) else str(value)
-            found.append((f"{prefix}{name}", text))
-    return found

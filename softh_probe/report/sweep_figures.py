@@ -32,6 +32,8 @@ from softh_probe.labels import ORDERS
 from softh_probe.report.figure_style import (
     NotebookFigure,
     heat_map,
+    interval_edges,
+    interval_key,
     layer_ticks,
     panel_order,
     plain,
@@ -74,7 +76,8 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: 
 def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | None = None) -> Figure:
     """Draw a metric of some layers against the training step (log scale); one panel for each label set.
 
-    Bands are the sd over anchor sets, and stronger, where labels were sampled, the standard error by that.
+    Bands are the sd over anchor sets, and stronger, where labels were sampled, the standard error by that. Dotted edges
+    are the 95% interval over documents, where that was measured.
 
     Args:
         table, metric: as in `layers_by_step`.
@@ -102,6 +105,7 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
             )
             axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)
             sampling_band(axes, x, y, grid.sampling_sd[row], colour)
+            interval_edges(axes, x, y, grid.se[row], colour)
         axes.set_title(_title(metric, label_set) if len(sets) == 1 else plain(label_set), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
@@ -109,6 +113,8 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
         axes.set_visible(False)
     if "sampling_sd" in part and (part.sampling_sd > 0).any():
         sampling_key(panels.flat[0])
+    if "se" in part and part.se.notna().any():
+        interval_key(panels.flat[0])
     unit = "ratio" if metric in _RATIOS else _UNIT
     figure.supylabel(unit if len(sets) == 1 else f"{_title(metric, '')} ({unit})", fontsize="medium")
     figure.supxlabel(_STEP_AXIS if grid.has_steps else "checkpoint", fontsize="medium")
@@ -158,7 +164,7 @@ class _Grid:
     Attributes:
         names, steps: [C]; a step is missing where the checkpoint's name has none.
         layer_names, layers: [R]; the layers and where they stand.
-        values, sd, sampling_sd: [R, C]; the last is missing where all labels were followed.
+        values, sd, sampling_sd, se: [R, C]; errors are missing where they were not measured.
     """
 
     names: list[str]
@@ -168,6 +174,7 @@ class _Grid:
     values: np.ndarray
     sd: np.ndarray
     sampling_sd: np.ndarray
+    se: np.ndarray
 
     @classmethod
     def of(cls, table: pd.DataFrame, metric: str, label_set: str = "") -> _Grid:
@@ -176,14 +183,14 @@ class _Grid:
         checkpoints = part.drop_duplicates("checkpoint")
         names = list(checkpoints.checkpoint)
         places = part.groupby("name", observed=True).layer.max().sort_values(kind="stable")
-        if "sampling_sd" not in part:
-            part = part.assign(sampling_sd=np.nan)
-        values, sd, sampling_sd = (
+        columns = ("value", "sd", "sampling_sd", "se")
+        part = part.assign(**{column: np.nan for column in columns[2:] if column not in part})
+        arrays = (
             part.pivot(index="name", columns="checkpoint", values=column).loc[places.index, names].to_numpy(float)
-            for column in ("value", "sd", "sampling_sd")
+            for column in columns
         )
         layers = [*map(str, places.index)]
-        return cls(names, list(checkpoints.step), layers, places.tolist(), values, sd, sampling_sd)
+        return cls(names, list(checkpoints.step), layers, places.tolist(), *arrays)
 
     def rows_of(self, layers: Sequence[float] | None) -> list[int]:
         """Find the rows of layers by where they stand; None chooses five, from the first to the last."""

@@ -23,7 +23,7 @@ from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.layer_places import place_layers
 from softh_probe.report.label_samples import Samples, distinct_samples, sample_notes
-from softh_probe.report.sweep_data import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
+from softh_probe.report.sweep_files import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
 from softh_probe.result_files import LAYERS_PARQUET
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint, inferred_steps
@@ -46,8 +46,9 @@ SCHEMA = pa.schema(
         ("sd", pa.float64()),
     ]
 )
-#: Further column where some checkpoint followed a sample of labels; missing for those that followed all.
-SAMPLING_SD = pa.field("sampling_sd", pa.float64())
+#: Further columns where some checkpoint has them, missing for others: the standard error over documents (with
+#: intervals), that by the sampling of labels (where one was followed), the p-value of labels of whole documents.
+OPTIONAL = tuple(pa.field(name, pa.float64()) for name in ("se", "sampling_sd", "p_value"))
 
 
 @dataclass(kw_only=True)
@@ -119,7 +120,8 @@ def collect(out: str | Path) -> Collection:
 def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> None:
     """Write the table of all checkpoints; add the information of each result to `info`."""
     as_written = CsvOptions(include_header=False, quoting_style="needed")
-    schema = SCHEMA.append(SAMPLING_SD) if any(_is_sampled(folder.result(point)) for point in points) else SCHEMA
+    there = {name for point in points for name in _columns(folder.result(point))}
+    schema = pa.schema([*SCHEMA, *(column for column in OPTIONAL if column.name in there)])
     with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
         with pq.ParquetWriter(parquet, schema) as writer, csv.open("wb") as text:
             text.write((",".join(schema.names) + "\n").encode())
@@ -132,11 +134,11 @@ def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[s
                     lines.write_table(table)
 
 
-def _is_sampled(result: Path) -> bool:
-    """Tell whether the table of a result has standard errors by the sampling of labels."""
+def _columns(result: Path) -> list[str]:
+    """List the columns of a result's table; none where it cannot be read."""
     with suppress(OSError, pa.ArrowInvalid):
-        return SAMPLING_SD.name in pq.read_schema(result / LAYERS_PARQUET).names
-    return False
+        return list(pq.read_schema(result / LAYERS_PARQUET).names)
+    return []
 
 
 def _results(
@@ -156,7 +158,8 @@ def _results(
         }
         columns |= {name: own[name] for name in schema.names if name in own.schema.names}
         columns["layer"] = _layers(own["name"], of_result)
-        columns.setdefault(SAMPLING_SD.name, pa.nulls(len(own), SAMPLING_SD.type))
+        for column in OPTIONAL:
+            columns.setdefault(column.name, pa.nulls(len(own), column.type))
         yield pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
 
 

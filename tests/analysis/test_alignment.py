@@ -16,8 +16,8 @@ from softh_probe.layer_places import place_layers
 from softh_probe.report.compare import differences
 from softh_probe.report.figures import compared_by_depth
 from softh_probe.report.page import sweep_page, write_report
-from softh_probe.report.sweep_data import read_sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step
+from softh_probe.report.sweep_files import read_sweep
 from softh_probe.sweep import collect
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES

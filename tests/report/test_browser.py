@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from softh_probe.report.page import sweep_page, write_report
-from softh_probe.report.sweep_data import read_sweep
+from softh_probe.report.sweep_files import read_sweep
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import HOSTILE, result_of, sampled, save, sweep_folder, with_chance

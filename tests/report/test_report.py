@@ -17,11 +17,13 @@ from softh_probe.analysis.comparable import check_comparable
 from softh_probe.cli import main
 from softh_probe.errors import InputError
 from softh_probe.report.compare import differences
+from softh_probe.report.findings import findings
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.page_data import embedded_json, run_data
-from softh_probe.report.sweep_data import read_sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
+from softh_probe.report.sweep_files import read_sweep
 from softh_probe.report.terminal import print_table
+from tests.helpers.influences import documents, planted, result_of_documents
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import HOSTILE, page_data, result_of, save, sweep_folder
@@ -319,3 +321,23 @@ def test_a_heat_map_shows_the_most_frequent_labels_and_says_of_how_many():
     assert shown["n_labels"] == len(set(many.conditional_entropy("topic").label))
     assert len(shown["labels"]) == min(40, shown["n_labels"])
     assert shown["counts"] == sorted(shown["counts"], reverse=True)
+
+
+def finding_texts(result):
+    return [finding.text for finding in findings(result)]
+
+
+def test_a_finding_names_the_highest_layer_only_where_that_is_beyond_noise():
+    base = planted(planted(documents(200), 0, 0.4), 3, 0.4)
+    assert "most in layer." in finding_texts(result_of_documents(base))[1]
+    mass = base["mass"].copy()
+    for layer, change in ((1, 0.3), (2, -0.3)):
+        mass[:, layer] = documents(200, change=change)["mass"][:, 1]
+    alike = finding_texts(result_of_documents({**base, "mass": mass}))[1]
+    assert re.search(
+        r"highest in layer\.\d \(\d+%\), not distinguishable from layer\.\d \(0\.\d+ ± 0\.\d+ bits\)", alike
+    )
+    for text in finding_texts(result_of_documents(base, with_intervals=False)):
+        assert "highest in" in text
+        assert "most in" not in text
+        assert text.count("noise over documents was not measured") == 1

@@ -12,8 +12,8 @@ from softh_probe.errors import InputError
 from softh_probe.hashing import file_sha256
 from softh_probe.report import sweep_data
 from softh_probe.report.page import sweep_page
-from softh_probe.report.sweep_data import read_sweep
 from softh_probe.report.sweep_figures import metric_by_step
+from softh_probe.report.sweep_files import read_sweep
 from softh_probe.sweep import collect
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES

@@ -38,9 +38,12 @@ function text(value, longest = 60) {
 const shown = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 /** A p-value, with two digits that count. */
 const shownP = (p) => (p === null || p === undefined ? "–" : String(Number(p.toPrecision(2))));
-/** A value, its sd over anchor sets, and its standard error by the sampling of labels, where there are such. */
-const withSpread = (value, sd, error, digits = 4) => shown(value, digits) + (sd === null || sd === undefined ? "" : ` ± ${sd.toFixed(digits)}`)
-  + (error ? ` (sampling ± ${error.toFixed(digits)})` : "");
+const isKnown = (value) => value !== null && value !== undefined;
+/** A value, its sd over anchor sets, and its standard errors by the sampling of labels and over documents, where there are such. */
+const withSpread = (value, sd, error, se) => shown(value) + (isKnown(sd) ? ` ± ${sd.toFixed(4)}` : "")
+  + (error ? ` (sampling ± ${error.toFixed(4)})` : "") + (isKnown(se) ? ` (documents: se ${se.toFixed(4)})` : "");
+/** The same of the i-th value of a series {v, s, e, se}. */
+const spreadOf = (of, i) => withSpread(of.v[i], of.s && of.s[i], of.e && of.e[i], of.se && of.se[i]);
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -101,17 +104,26 @@ const redraw = (...charts) => figures.filter((f) => charts.length === 0 || chart
 const SPREAD = "2b";
 const SAMPLING = "66";
 
-/** A line, and the bands of its spread and of its error by the sampling of labels, where there are such. `texts` are what hover shows. */
-function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true, error = null }) {
+/** Half of the 95% interval over documents, in standard errors. Its band has dotted edges and no fill. */
+const Z95 = 1.96;
+/** Which bands are drawn: of the sd over anchor sets, of the sampling of labels, of the interval over documents. */
+const BANDS = { s: true, e: true, se: true };
+
+/** A line, and the bands of its spread, of its error by the sampling of labels and of its interval over documents, where there are such. `texts` are what hover shows. */
+function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true, error = null, se = null }) {
   const traces = [];
-  for (const [half, opacity] of [[sd, SPREAD], [error, SAMPLING]]) {
-    if (!half || half.every((s) => s === null)) continue;
+  for (const [half, opacity, kind] of [[sd, SPREAD, "s"], [error, SAMPLING, "e"]]) {
+    if (!BANDS[kind] || !half || half.every((s) => s === null)) continue;
     const known = x.map((_, i) => i).filter((i) => y[i] !== null && half[i] !== null);
     traces.push({
       x: [...known.map((i) => x[i]), ...known.toReversed().map((i) => x[i])],
       y: [...known.map((i) => y[i] + half[i]), ...known.toReversed().map((i) => y[i] - half[i])],
       fill: "toself", fillcolor: colour + opacity, line: { width: 0 }, mode: "lines", hoverinfo: "skip", visible,
     });
+  }
+  if (BANDS.se && se && se.some(isKnown)) {
+    const edge = (sign) => y.map((v, i) => (isKnown(v) && isKnown(se[i]) ? v + sign * Z95 * se[i] : null));
+    traces.push({ x: [...x, null, ...x], y: [...edge(1), null, ...edge(-1)], mode: "lines", line: { color: colour, width: 1.2, dash: "dot" }, hoverinfo: "skip", visible });
   }
   traces.push({
     x, y, mode: markers ? "lines+markers" : "lines", line: { color: colour, dash, width }, marker: { size: 5, color: colour },
@@ -153,11 +165,13 @@ function keys(id, entries, onToggle) {
       Object.entries({ width: 28, height: 10, fill: entry.colour, opacity }).forEach(([k, v]) => area.setAttribute(k, v));
       svg.append(area);
     }
-    const line = document.createElementNS(ns, "line");
     const dashes = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3" }[entry.dash || "solid"];
-    Object.entries({ x1: 0, x2: 28, y1: entry.area ? 1 : 5, y2: entry.area ? 1 : 5, stroke: entry.colour, "stroke-width": 2.5, "stroke-dasharray": dashes })
-      .forEach(([k, v]) => line.setAttribute(k, v));
-    if (!entry.band) svg.append(line);
+    for (const y of entry.edges ? [1.5, 8.5] : entry.band ? [] : [entry.area ? 1 : 5]) {
+      const line = document.createElementNS(ns, "line");
+      Object.entries({ x1: 0, x2: 28, y1: y, y2: y, stroke: entry.colour, "stroke-width": entry.edges ? 1.5 : 2.5, "stroke-dasharray": dashes })
+        .forEach(([k, v]) => line.setAttribute(k, v));
+      svg.append(line);
+    }
     const key = element(onToggle ? "button" : "span", { class: "key", ...(onToggle && { type: "button", "aria-pressed": "true" }) }, svg, entry.name);
     if (onToggle) {
       key.addEventListener("click", () => {
@@ -171,13 +185,28 @@ function keys(id, entries, onToggle) {
   return entries;
 }
 
-/** Keys of the bands, where labels were sampled. */
-function bandKeys(id, hasSpread) {
-  if (!document.getElementById(id)) return;
+/** Keys of the bands of some series, where there are others than that of the sd over anchor sets. */
+function bandKeys(id, series) {
+  const has = (name) => series.some((of) => of && of[name]);
+  if (!document.getElementById(id) || !(has("e") || has("se"))) return;
   keys(id, [
-    ...(hasSpread ? [{ name: "± sd over anchor sets", colour: "#7F7F7F", band: SPREAD }] : []),
-    { name: "± sampling of labels", colour: "#7F7F7F", band: SAMPLING },
+    ...(has("s") ? [{ name: "± sd over anchor sets", colour: "#7F7F7F", band: SPREAD }] : []),
+    ...(has("e") ? [{ name: "± sampling of labels", colour: "#7F7F7F", band: SAMPLING }] : []),
+    ...(has("se") ? [{ name: "95% interval over documents (± 1.96 standard errors)", colour: "#7F7F7F", edges: true, dash: "dot" }] : []),
   ]);
+}
+
+/** A switch of the kinds of bands, where intervals over documents were measured. */
+function bandSwitch(series) {
+  const place = document.getElementById("bands");
+  const kinds = [["s", "anchors"], ["e", "sampling"], ["se", "documents"]].filter(([kind]) => series.some((of) => of[kind]));
+  if (kinds.length < 2 || !kinds.some(([kind]) => kind === "se")) return;
+  place.hidden = false;
+  for (const [kind, name] of kinds) {
+    const box = element("input", { type: "checkbox", value: kind, checked: "" });
+    box.addEventListener("change", () => { BANDS[kind] = box.checked; redraw(); });
+    place.append(element("label", {}, box, element("span", {}, name)));
+  }
 }
 
 /** Fill a <select>; its label is hidden where there is nothing to choose. Returns a function that reads it. */

@@ -7,8 +7,8 @@ const rank = (name) => (name.startsWith("input_") ? 0 : name.startsWith("output_
 const SETS = [...new Set(RUNS.flatMap((run) => run.label_sets))].sort((a, b) => rank(a) - rank(b));
 const N_INPUTS = SETS.filter((name) => rank(name) === 0).length;
 const ALL_SERIES = Object.assign({}, ...RUNS.map((run) => run.series));
-/** Whether labels were sampled in any result, so that values have errors (`e`). */
-const SAMPLED = RUNS.some((run) => Object.values(run.series).some((series) => series.e));
+/** The series of some metrics in all results, for the keys of their bands. */
+const seriesOf = (...metrics) => RUNS.flatMap((run) => Object.keys(run.series).filter((key) => metrics.includes(key.split("|")[0])).map((key) => run.series[key]));
 const LINES = [
   { metric: "mutual_information_max", name: "ceiling: if every label were unique", colour: "#7F7F7F", dash: "dot", width: 1.5 },
   { metric: "mutual_information_null", name: "by chance", colour: "#E69F00", area: true, width: 1.5 },
@@ -19,18 +19,15 @@ const LINES = [
 const runColour = (i) => COLOURS[i % COLOURS.length];
 const runDash = (i) => DASHES[Math.floor(i / COLOURS.length) % DASHES.length];
 
-/** A series in the chosen unit: {v, s, e} or null where the run has none. What chance gives has its sd over relabelings as s. */
+/** A series in the chosen unit: {v, s, e, se} or null where the run has none. What chance gives has its sd over relabelings as s. */
 function values(run, metric, labelSet) {
   const series = run.series[`${metric}|${labelSet}`];
   if (!series) return null;
   const factor = scaleOf(metric, run.log_m);
   const relabelled = metric === "mutual_information_null" && run.series[`${metric}_sd|${labelSet}`];
-  if (relabelled) return { v: scaled(series.v, factor), s: scaled(relabelled.v, factor), e: null, relabelled: true };
-  return { v: scaled(series.v, factor), s: series.s ? scaled(series.s, factor) : null, e: series.e ? scaled(series.e, factor) : null };
+  if (relabelled) return { v: scaled(series.v, factor), s: scaled(relabelled.v, factor), e: null, se: null, relabelled: true };
+  return Object.fromEntries(["v", "s", "e", "se"].map((name) => [name, series[name] ? scaled(series[name], factor) : null]));
 }
-
-/** Whether any result has several anchor sets, and so a spread over them. */
-const hasSpread = () => RUNS.some((run) => run.anchor_sets > 1);
 
 /** Where the layers of a run stand: their indices in the model, or their relative depths. */
 const depths = (run) => run.layers.map((layer) => (DATA.by_depth ? layer / Math.max(1, run.depth) : layer));
@@ -47,12 +44,13 @@ function overlaid(metric, labelSet, options = {}) {
   return RUNS.flatMap((run, i) => {
     const found = values(run, metric, labelSet);
     if (!found || run.hidden) return [];
-    const texts = run.rows.map((row, r) => (ONE ? "" : `${text(run.title)}<br>`) + `<b>${text(row)}</b><br>${withSpread(found.v[r], found.s && found.s[r], found.e && found.e[r])} ${unitOf(metric)}`);
-    return lineWithBand(depths(run), found.v, found.s, { colour: runColour(i), dash: runDash(i), texts, error: found.e, ...options });
+    const texts = run.rows.map((row, r) => (ONE ? "" : `${text(run.title)}<br>`) + `<b>${text(row)}</b><br>${spreadOf(found, r)} ${unitOf(metric)}`);
+    return lineWithBand(depths(run), found.v, found.s, { colour: runColour(i), dash: runDash(i), texts, error: found.e, se: found.se, ...options });
   });
 }
 
 function entropyFigure() {
+  bandKeys("entropy-keys", seriesOf("entropy"));
   figure("entropy", "", () => ({
     traces: overlaid("entropy", ""),
     layout: { xaxis: layerAxis(), yaxis: { title: { text: `H(Z) (${unitName()})`, standoff: 8 } } },
@@ -63,7 +61,7 @@ function entropyFigure() {
 function most(metrics, sets) {
   const found = RUNS.filter((run) => !run.hidden).flatMap((run) => metrics.flatMap((m) => sets.flatMap((s) => {
     const of = values(run, m, s);
-    return of ? of.v.map((v, i) => (v === null ? 0 : v + ((of.s && of.s[i]) || 0))) : [];
+    return of ? of.v.map((v, i) => (v === null ? 0 : v + Math.max((of.s && of.s[i]) || 0, Z95 * ((of.se && of.se[i]) || 0)))) : [];
   })));
   return Math.max(...found, 1e-6) * 1.04;
 }
@@ -75,7 +73,7 @@ function informationFigures() {
   } else {
     metric = choice("information-metric", Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES)), () => redraw("information"));
   }
-  if (SAMPLED) bandKeys("information-keys", hasSpread());
+  bandKeys("information-keys", seriesOf("mutual_information"));
   columns("information", N_INPUTS > 1 ? N_INPUTS : Math.min(3, SETS.length));
   for (const name of SETS) {
     figure("information", plain(name) + (rank(name) < 2 ? "" : " (own scale)"), () => {
@@ -95,14 +93,14 @@ function informationLines(run, name) {
   const { p } = run.series[`mutual_information|${name}`] || {};
   const chance = (r) => (p && p[r] !== null ? `<br>p = ${shownP(p[r])}` : "");
   const texts = run.rows.map((row, r) => `<b>${text(row)}</b>` + LINES.toReversed().map((line) => of[line.metric]
-    ? `<br>${line.name.split(":")[0]}: ${withSpread(of[line.metric].v[r], of[line.metric].s && of[line.metric].s[r], of[line.metric].e && of[line.metric].e[r])}` : "").join("") + chance(r));
+    ? `<br>${line.name.split(":")[0]}: ${spreadOf(of[line.metric], r)}` : "").join("") + chance(r));
   return LINES.flatMap((line) => {
     const found = of[line.metric];
     if (!found || line.hidden) return [];
     const error = line.metric === "mutual_information" || line.metric === "mutual_information_corrected" ? found.e : null;
-    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error };
+    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error, se: found.se };
     const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" || found.relabelled ? found.s : null, style);
-    if (line.area) Object.assign(traces[traces.length - 1], { fill: "tozeroy", fillcolor: line.colour + "40" });
+    if (line.area) Object.assign(traces[0], { fill: "tozeroy", fillcolor: line.colour + "40" });
     return traces;
   });
 }
@@ -117,7 +115,7 @@ function optimalityFigures() {
   let metric = () => "optimality";
   if (ONE) keys("optimality-keys", lines, () => redraw("optimality"));
   else metric = choice("optimality-metric", lines.map((line) => [line.metric, line.name]), () => redraw("optimality"));
-  if (SAMPLED) bandKeys("optimality-keys", hasSpread());
+  bandKeys("optimality-keys", seriesOf("optimality"));
   columns("optimality", orders.length);
   for (const order of orders) {
     figure("optimality", plain(order), () => {
@@ -149,7 +147,7 @@ function planeFigures() {
 /** Layers as points in the plane, joined in order; `colour` is that of the line. */
 function planePath(rows, layers, x, y, title, colour) {
   if (!x || !y) return [];
-  const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${withSpread(x.v[r], x.s && x.s[r], x.e && x.e[r])}<br>output: ${withSpread(y.v[r], y.s && y.s[r], y.e && y.e[r])} ${unitName()}`);
+  const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${spreadOf(x, r)}<br>output: ${spreadOf(y, r)} ${unitName()}`);
   const scale = VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]);
   return [{
     x: x.v, y: y.v, mode: "lines+markers", line: { color: colour, width: 1.2 }, text: texts, hovertemplate: "%{text}<extra></extra>",
@@ -206,7 +204,7 @@ function layerTable() {
       ...columns.map(([, key, isP]) => {
         const series = run.series[key];
         if (isP) return { value: series && series.p ? series.p[r] : null, text: shownP(series && series.p && series.p[r]) };
-        return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r]) : { value: null, text: "–" };
+        return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r], series.se && series.se[r]) : { value: null, text: "–" };
       }),
     ]));
     fillTable(document.getElementById("layer-table"), ["layer", ...(ONE ? [] : ["result"]), ...columns.map(([heading]) => heading)], rows);
@@ -214,45 +212,73 @@ function layerTable() {
   return fill;
 }
 
+/** What the table of differences says first, judged by the spread over anchor sets. */
+function anchorWords({ paired, series }) {
+  return Object.values(series).some((of) => of.s.some((s) => s !== null))
+    ? "≈ marks what is smaller than the anchor spread (the sd over anchor sets of both results, combined): another draw of anchors for each could undo it. Bold is larger. " +
+      (paired ? "Both were measured with the same anchors, which differ less: ± is the sd over them of the difference, and ≈ is grey where the difference is smaller than that too." : "± is that spread.")
+    : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.";
+}
+
+/** The same, judged by noise over documents; the layers in which each column differs are counted. */
+function documentWords(columns, series) {
+  const counts = columns.filter(([, key]) => series[key].h).map(([heading, key]) => {
+    const known = series[key].h.filter(isKnown);
+    return `${heading} in ${known.filter((p) => p < ALPHA).length} of ${known.length}`;
+  });
+  return "± is the standard error over documents; what documents do to both results alike cancels. p is corrected for the number of layers (Holm). " +
+    "Bold is beyond noise (p < 0.05), ≈ marks what is within it. " + (counts.length ? `Layers beyond noise: ${counts.join(", ")}.` : "");
+}
+
+const ALPHA = 0.05;
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`;
+
+function anchorCell({ d, s, p }, r, factor) {
+  if (s[r] === null) return { value: d[r] * factor, text: signed(d[r] * factor) };
+  const own = p ? p[r] : s[r];
+  const within = Math.abs(d[r]) <= s[r];
+  const kind = !within ? "beyond" : Math.abs(d[r]) <= own ? "within" : "shared";
+  return {
+    value: d[r] * factor, text: (within ? "≈ " : "") + signed(d[r] * factor), small: `± ${(own * factor).toFixed(4)}`, kind,
+    title: { beyond: "larger than the anchor spread", within: "smaller than the anchor spread", shared: "smaller than the anchor spread, but alike with each of the shared anchor sets" }[kind],
+  };
+}
+
+function documentCell({ d, se, h }, r, factor) {
+  if (!h || !isKnown(h[r])) return { value: d[r] * factor, text: signed(d[r] * factor), small: "noise not measured" };
+  const within = h[r] >= ALPHA;
+  return {
+    value: d[r] * factor, text: (within ? "≈ " : "") + signed(d[r] * factor), kind: within ? "within" : "beyond",
+    small: `± ${(se[r] * factor).toFixed(4)}, p ${h[r] < 0.0001 ? "< 0.0001" : h[r].toFixed(4)}`,
+    title: within ? "within noise over documents" : "beyond noise over documents",
+  };
+}
+
 function differenceTable() {
   const others = RUNS.slice(1).map((run, i) => [String(i), `${run.title} − ${RUNS[0].title}`]);
+  const measured = DATA.differences.some((one) => Object.values(one.series).some((of) => of.h));
   const which = choice("difference-run", others, () => fill());
+  const noise = choice("difference-noise", [...(measured ? [["documents", "over documents"]] : []), ["anchors", "over anchor sets"]], () => fill());
   const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
   const metric = choice("difference-metric", present.length ? present : [["", "none"]], () => fill());
   const fill = () => {
-    const { paired, interpolated, tokens_differ: tokensDiffer, same_labels: sameLabels, series } = DATA.differences[Number(which())];
+    const one = DATA.differences[Number(which())];
+    const { interpolated, tokens_differ: tokensDiffer, same_labels: sameLabels, series } = one;
     const columns = tableColumns(SETS, metric(), series);
-    const first = RUNS[0];
-    const other = RUNS[Number(which()) + 1];
+    const [first, other] = [RUNS[0], RUNS[Number(which()) + 1]];
+    const byDocuments = noise() === "documents";
     const spreadKnown = Object.values(series).some((of) => of.s.some((s) => s !== null));
     document.getElementById("differences-read").textContent =
       `${other.title} minus ${first.title}, ${interpolated ? "at the same relative depth, layer / (L + 1), interpolated between layers; final norms beside each other" : "in the same layer"}. ` +
       (tokensDiffer ? "Their tokens differ, so informations about tokens and n-grams are of other labels in each. " : "") +
-      (spreadKnown
-        ? "≈ marks what is smaller than the anchor spread (the sd over anchor sets of both results, combined): another draw of anchors for each could undo it. Bold is larger. " +
-          (paired ? "Both were measured with the same anchors, which differ less: ± is the sd over them of the difference, and ≈ is grey where the difference is smaller than that too." : "± is that spread.")
-        : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.") +
+      (byDocuments ? documentWords(columns, series) : anchorWords(one)) +
       (sameLabels === undefined ? "" : sameLabels
         ? " Both followed the same labels, so most of the error by sampling them is common to both and cancels; it is not added."
-        : spreadKnown ? " They followed different samples of labels: the standard errors of both by that are part of ± and of what ≈ is judged by." : "");
+        : spreadKnown && !byDocuments ? " They followed different samples of labels: the standard errors of both by that are part of ± and of what ≈ is judged by." : "");
     const rows = first.rows.map((row, r) => [
       { value: first.layers[r], text: row },
-      ...columns.map(([, key]) => {
-        const of = series[key];
-        const [d, s] = [of.d[r], of.s[r]];
-        if (d === null) return { value: null, text: "–" };
-        const factor = scaleOf(key.split("|")[0], first.log_m);
-        const sign = d < 0 ? "−" : "+";
-        const number = `${sign}${Math.abs(d * factor).toFixed(4)}`;
-        if (s === null) return { value: d * factor, text: number };
-        const own = of.p ? of.p[r] : s;
-        const within = Math.abs(d) <= s;
-        const kind = !within ? "beyond" : Math.abs(d) <= own ? "within" : "shared";
-        return {
-          value: d * factor, text: (within ? "≈ " : "") + number, small: `± ${(own * factor).toFixed(4)}`, kind,
-          title: { beyond: "larger than the anchor spread", within: "smaller than the anchor spread", shared: "smaller than the anchor spread, but alike with each of the shared anchor sets" }[kind],
-        };
-      }),
+      ...columns.map(([, key]) => (series[key].d[r] === null ? { value: null, text: "–" }
+        : (byDocuments ? documentCell : anchorCell)(series[key], r, scaleOf(key.split("|")[0], first.log_m)))),
     ]);
     fillTable(document.getElementById("difference-table"), ["layer", ...columns.map(([heading]) => heading)], rows);
   };

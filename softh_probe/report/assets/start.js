@@ -9,6 +9,7 @@ for (const input of document.querySelectorAll('input[name="unit"]')) {
     tables.forEach((fill) => fill());
   });
 }
+bandSwitch(Object.values(DATA.series || Object.assign({}, ...DATA.runs.map((run) => run.series))));
 DARK.addEventListener("change", () => redraw());
 // Figures are drawn for a width: a sheet's while it is printed.
 const fit = (printing) => () => {

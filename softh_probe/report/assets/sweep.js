@@ -21,10 +21,8 @@ const beside = (checkpoint, n) => layoutOf(checkpoint).beside[n];
 function at(key, checkpoint, layer) {
   const series = DATA.series[key];
   const factor = scaleOf(metricOf(key), DATA.log_m);
-  if (layer === null) return { v: null, s: null, e: null };
-  const [v, s, e] = ["v", "s", "e"].map((name) => (series[name] ? series[name][checkpoint][layer] : null))
-    .map((value) => (value === null || value === undefined ? null : value * factor));
-  return { v, s, e };
+  const value = (name) => (series[name] && layer !== null && isKnown(series[name][checkpoint][layer]) ? series[name][checkpoint][layer] * factor : null);
+  return { v: value("v"), s: value("s"), e: value("e"), se: value("se") };
 }
 
 function mapFigure() {
@@ -39,7 +37,7 @@ function mapFigure() {
     return {
       traces: [{
         type: "heatmap", y, z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
-        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s, cell.e)} ${unitOf(metricOf(key()))}`)),
+        text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s, cell.e, cell.se)} ${unitOf(metricOf(key()))}`)),
         hovertemplate: "%{text}<extra></extra>",
         colorbar: { title: { text: unitOf(metricOf(key())), side: "top" }, thickness: 12, outlinewidth: 0 },
       }],
@@ -89,6 +87,11 @@ function stepAxis() {
   return { x, axis: { tickvals, ticktext, title: { text: "training step (log scale)", standoff: 8 } } };
 }
 
+/** The course of the chosen metric in words, a line a model. */
+function showCourse(key) {
+  document.getElementById("steps-course").replaceChildren(...(DATA.courses[key] || []).map((line) => element("p", {}, line)));
+}
+
 function stepsFigure() {
   const key = choice("steps-key", Object.keys(DATA.series).map((k) => [k, keyName(k)]), () => redraw("steps"));
   const [first, last] = [DATA.places[0], DATA.places[DATA.places.length - 1]];
@@ -104,7 +107,8 @@ function stepsFigure() {
       ...[...chosen].sort((a, b) => a - b).map((n) => ({ name: DATA.labels[n], colour: colourOf(n) })),
       ...(MODELS.length > 1 ? MODELS.map((m, i) => ({ name: shortName(m), colour: "#7F7F7F", dash: DASHES[i % DASHES.length] })) : []),
     ]);
-    if (DATA.series[key()].e) bandKeys("steps-keys", Boolean(DATA.series[key()].s));
+    bandKeys("steps-keys", [DATA.series[key()]]);
+    showCourse(key());
   };
   const select = element("select", { multiple: "", size: "5", "aria-label": "Layers" }, ...DATA.labels.map((label, n) => {
     const option = element("option", { value: String(n) }, label);
@@ -123,9 +127,9 @@ function stepsFigure() {
     const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((n) => {
       const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], row: beside(i, n), ...at(key(), i, beside(i, n)) }));
       if (points.every((p) => p.v === null)) return [];
-      const texts = points.map((p) => `<b>${text(p.row === null ? "no such layer" : DATA.rows[p.row])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s, p.e)} ${unitOf(metricOf(key()))}`);
+      const texts = points.map((p) => `<b>${text(p.row === null ? "no such layer" : DATA.rows[p.row])}</b><br>${text(p.c.checkpoint)}<br>${withSpread(p.v, p.s, p.e, p.se)} ${unitOf(metricOf(key()))}`);
       return lineWithBand(points.map((p) => p.x), points.map((p) => p.v), points.map((p) => p.s), {
-        colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60, error: points.map((p) => p.e),
+        colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60, error: points.map((p) => p.e), se: points.map((p) => p.se),
       });
     }));
     return { traces, layout: { xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
@@ -141,7 +145,7 @@ function pathFigure() {
   const model = choice("plane-model", MODELS.map((m) => [m, shortName(m)]), () => { reach(); redraw("path"); });
   const reach = () => { slider.max = String(ofModel(model()).length - 1); slider.value = slider.max; };
   reach();
-  const column = (key, i) => ({ v: layoutOf(i).rows.map((r) => at(key, i, r).v), s: layoutOf(i).rows.map((r) => at(key, i, r).s), e: layoutOf(i).rows.map((r) => at(key, i, r).e) });
+  const column = (key, i) => Object.fromEntries(["v", "s", "e", "se"].map((name) => [name, layoutOf(i).rows.map((r) => at(key, i, r)[name])]));
   figure("path", "", () => {
     const chosen = ofModel(model());
     const now = Math.min(Number(slider.value), chosen.length - 1);
@@ -191,7 +195,7 @@ function checkpointTable() {
       { value: c.checkpoint, text: c.checkpoint },
       { value: c.step, text: c.step === null || c.step === undefined ? "–" : c.step.toLocaleString("en") },
       ...(DATA.by_depth ? [layerCell(i, beside(i, Number(layer())))] : []),
-      ...columns.map(([, key]) => { const { v, s, e } = at(key, i, beside(i, Number(layer()))); return valueCell(v, s, 1, e); }),
+      ...columns.map(([, key]) => { const { v, s, e, se } = at(key, i, beside(i, Number(layer()))); return valueCell(v, s, 1, e, se); }),
     ]);
     fillTable(document.getElementById("checkpoint-table"), ["checkpoint", "step", ...(DATA.by_depth ? ["layer"] : []), ...columns.map(([heading]) => heading)], rows);
   };

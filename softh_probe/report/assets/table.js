@@ -52,9 +52,9 @@ function tableColumns(labelSets, metric, series) {
   return columns.filter(([, key]) => key in series);
 }
 
-const valueCell = (value, sd, factor, error) => value === null || value === undefined
+const valueCell = (value, sd, factor, error, se) => value === null || value === undefined
   ? { value: null, text: "–" }
   : {
     value: value * factor, text: (value * factor).toFixed(4),
-    small: [sd === null || sd === undefined ? "" : `± ${(sd * factor).toFixed(4)}`, error ? `(± ${(error * factor).toFixed(4)})` : ""].filter(Boolean).join(" "),
+    small: [sd === null || sd === undefined ? "" : `± ${(sd * factor).toFixed(4)}`, error ? `(± ${(error * factor).toFixed(4)})` : "", isKnown(se) ? `se ${(se * factor).toFixed(4)}` : ""].filter(Boolean).join(" "),
   };
