@@ -81,7 +81,7 @@ def chance_lines(result: ProbeResult) -> list[str]:
     """Say of each label set of whole documents how much information the most informative layer has beside chance."""
     found = {name: document_chance(result, name) for name in result.label_sets}
     return [
-        f"{name}: most in {of.rows[of.most]}, {of.describe(of.most)}; {of.describe_layers()}"
+        f"{name}: highest in {of.rows[of.most]}: {of.describe(of.most)}; {of.describe_layers()}"
         for name, of in found.items()
         if of is not None and np.isfinite(of.information_R).any()
     ]

@@ -14,7 +14,7 @@ from softh_probe.report.document_chance import chance_lines, document_chance
 from softh_probe.report.findings import findings
 from softh_probe.report.page import comparison_page, run_page, sweep_page, write_report
 from softh_probe.report.spreads import HEADINGS, SPREADS, html_of, measured
-from softh_probe.report.sweep_data import read_sweep
+from softh_probe.report.sweep_files import read_sweep
 from softh_probe.report.terminal import print_table
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
@@ -46,7 +46,7 @@ def said_of(result) -> str:
     layer = table.loc["mutual_information"].value.idxmax()
     raw, null, sd = (table.loc[f"mutual_information{end}"].value[layer] for end in ("", "_null", "_null_sd"))
     p = table.loc["mutual_information"].p_value[layer]
-    return f"most in {layer}, {raw:.4f} of log m, by chance {null:.4f} ± {sd:.4f} (p = {p:.2g})"
+    return f"{layer}: {raw:.4f} of log m, by chance {null:.4f} ± {sd:.4f} (p = {p:.2g})"
 
 
 def finding(result):
@@ -109,7 +109,7 @@ def test_the_terminal_and_notebooks_say_it_below_the_table(result, without, caps
     assert len(pd.read_csv(io.StringIO(file.getvalue()), sep=r"\s+")) == len(result.rows)
     error = capsys.readouterr().err
     assert error == "".join(f"{line}\n" for line in chance_lines(result))
-    assert f"topic: {said_of(result)}; p is below" in error
+    assert f"topic: highest in {said_of(result)}; p is below" in error
     terminal = io.StringIO()
     with mock.patch.object(terminal, "isatty", return_value=True), mock.patch.dict("os.environ", {"COLUMNS": "250"}):
         print_table(result, terminal)

@@ -236,7 +236,7 @@ def test_the_terminals_table_ends_with_a_line_on_the_sample(whole, result, capsy
         f"{most(result, 'mutual_information'):.4f} log m"
     )
     of_chance, of_sample = capsys.readouterr().err.splitlines()
-    assert of_chance.startswith("topic: most in ")
+    assert of_chance.startswith("topic: highest in ")
     assert of_sample == said
     print_table(whole, io.StringIO())
     assert "sampled" not in capsys.readouterr().err

@@ -310,7 +310,7 @@ def test_lines_fit_the_terminal_and_no_value_is_lost(columns, monkeypatch):
     text = printed(result, monkeypatch, columns=columns, NO_COLOR="1")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= columns
-    table, _ = plain.split("topic: most in ")
+    table, _ = plain.split("topic: highest in ")
     assert len(re.findall(r"\b[01]\.\d{4}\b", table)) == len(result.rows) * (1 + len(result.label_sets))
 
 

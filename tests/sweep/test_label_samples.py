@@ -59,7 +59,7 @@ def html_of(folder) -> str:
 def test_the_table_has_the_standard_errors_of_each_result(mixed):
     folder, results = mixed
     table = pd.read_parquet(folder / "sweep.parquet")
-    assert list(table.columns[-3:]) == ["value", "sd", "sampling_sd"]
+    assert list(table.columns[-4:]) == ["value", "sd", "sampling_sd", "p_value"]
     for (_, step), result in results.items():
         found = table[table.step == step].sampling_sd.to_numpy()
         own = result.to_pandas()
