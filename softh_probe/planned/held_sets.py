@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.choices import Choice
 from softh_probe.labels import LabelRows
 from softh_probe.planned.lifetimes import Lifetimes
@@ -20,15 +19,16 @@ if TYPE_CHECKING:
     from softh_probe.planned.plan import Plan
 
 
-def choose_held(lifetimes: Mapping[int, Lifetimes], thresholds: np.ndarray, label_rows: LabelRows) -> list[int]:
+def choose_held(lifetimes: Mapping[int, Lifetimes], label_rows: LabelRows) -> list[int]:
     """Choose the label sets whose rows are held: as many as fit, those of the fewest labels first.
+
+    All labels of these sets are followed; only those of other sets may be sampled.
 
     Args:
         lifetimes: the labels of each set that has no kept rows, by the set's number.
-        thresholds: of all sets; a set of which a sample of labels takes part is not held.
         label_rows: rows of the sets that are held at most, beside those of labels that come and go; "all" is no limit.
     """
-    repeated = {x: int((lives.count > 1).sum()) for x, lives in lifetimes.items() if thresholds[x] <= ALL}
+    repeated = {x: int((lives.count > 1).sum()) for x, lives in lifetimes.items()}
     held, n_rows = [], 0
     for x in sorted(repeated, key=lambda x: repeated[x]):
         n_rows += repeated[x]
@@ -42,7 +42,8 @@ def unknown_intervals(plan: Plan, label_rows: LabelRows) -> Iterator[Choice]:
     n = plan.allocation
     for x in np.flatnonzero(~n.has_rows_at_end):
         repeated = int(n.bucket_labels[(n.bucket_sets == x) & (n.bucket_counts > 1)].sum())
-        reason = f"its {repeated:,} labels do not fit in label_rows {label_rows:,}; raise --label-rows"
-        if n.thresholds[x] > ALL:
-            reason = "a sample of its labels is followed; raise --label-rows"
+        reason = (
+            f"its {repeated:,} labels that occur several times do not fit, beside those of other sets, in label_rows "
+            f"{label_rows:,}; raise --label-rows"
+        )
         yield Choice(about=f"intervals of {plan.set_names[x]}", chosen="not known", reason=reason)

@@ -225,7 +225,9 @@ def allocate_rows(
     ]
     one_by_one = [i for i in range(n_sets) if label_sets[i].name in per_label and not kept[i]]
     moving = [i for i in range(n_sets) if not kept[i]]
-    may_be_sampled = [i for i in moving if label_rows != "all" and label_sets[i].order and i not in one_by_one]
+    held = choose_held({i: lifetimes[i] for i in moving}, label_rows) if intervals else []
+    in_full = {*one_by_one, *held}
+    may_be_sampled = [i for i in moving if label_rows != "all" and label_sets[i].order and i not in in_full]
     sample = sample_labels(
         corpus,
         ngrams,
@@ -236,7 +238,6 @@ def allocate_rows(
     )
     for i, followed in sample.followed.items():
         lifetimes[i] = replace(lifetimes[i], followed=followed)
-    held = choose_held({i: lifetimes[i] for i in moving}, sample.thresholds, label_rows) if intervals else []
     for i in held:
         lifetimes[i] = lifetimes[i].held_to(len(batches))
     kept_sets: list[int] = []

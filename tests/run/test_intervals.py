@@ -244,8 +244,8 @@ def test_sets_that_do_not_fit_have_no_error_and_are_warned_of(real, tmp_path):
     assert not any("intervals" in text for text in every.warnings)
     config = dataclasses.replace(plain, label_rows=at_once, intervals=True, out=str(tmp_path / "out"))
     warning = (
-        f"intervals of output_bigram: not known (its {n:,} labels do not fit in label_rows {at_once:,}; raise "
-        "--label-rows)"
+        f"intervals of output_bigram: not known (its {n:,} labels that occur several times do not fit, beside those of "
+        f"other sets, in label_rows {at_once:,}; raise --label-rows)"
     )
     planned = dry_run(config, progress=False)
     assert warning in planned.warnings
@@ -260,21 +260,21 @@ def test_sets_that_do_not_fit_have_no_error_and_are_warned_of(real, tmp_path):
     assert known.to_dict() == {"input_unigram": True, "column:kind": True, "output_bigram": False}
 
 
-def test_a_set_of_which_labels_are_sampled_has_no_error(real, tmp_path):
+def test_sets_that_fit_are_held_and_only_the_others_are_sampled(real, tmp_path):
     labels = ["input_unigram", "output_bigram"]
-    plain = of_real(real, tmp_path / "plain", labels=labels, label_rows=300, intervals=False)
-    sampled = run(plain, progress=False)
-    result = run(dataclasses.replace(plain, out=str(tmp_path / "out"), intervals=True), progress=False)
+    plain = of_real(real, tmp_path / "plain", labels=labels, label_rows="all", intervals=False)
+    every = run(plain, progress=False)
+    n = every.info["label_sampling"]["input_unigram"]["labels"]
+    few = dataclasses.replace(plain, label_rows=n, out=str(tmp_path / "few"))
+    thresholds = {name: of["threshold"] for name, of in run(few, progress=False).info["label_sampling"].items()}
+    assert all(threshold > 1 for threshold in thresholds.values())
+    result = run(dataclasses.replace(few, intervals=True, out=str(tmp_path / "out")), progress=False)
     thresholds = {name: of["threshold"] for name, of in result.info["label_sampling"].items()}
-    assert thresholds["output_bigram"] > 1
-    assert thresholds == {name: of["threshold"] for name, of in sampled.info["label_sampling"].items()}
-    unsampled = [name for name, threshold in thresholds.items() if threshold == 1]
-    assert set(result.info["intervals"]["sets"]) <= set(unsampled)
-    assert (
-        "intervals of output_bigram: not known (a sample of its labels is followed; raise --label-rows)"
-        in result.info["warnings"]
-    )
-    assert_same_values(result.to_pandas("nats").drop(columns="se"), sampled.to_pandas("nats"))
+    assert thresholds["input_unigram"] == 1 < thresholds["output_bigram"]
+    assert result.info["intervals"]["sets"] == ["input_unigram"]
+    assert any(text.startswith("intervals of output_bigram: not known (") for text in result.info["warnings"])
+    whole, found = (r.to_pandas("nats").query("label_set == 'input_unigram'").value for r in (every, result))
+    np.testing.assert_allclose(found, whole, rtol=1e-6, atol=1e-7)
 
 
 def test_a_column_of_many_values_is_held_like_n_grams(config, tmp_path, monkeypatch):
