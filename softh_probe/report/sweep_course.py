@@ -81,12 +81,12 @@ def courses(sweep: Sweep, folder: Path) -> dict[str, list[str]]:
 
 def _means(table: pd.DataFrame, checkpoints: list[str]) -> Iterator[_Mean]:
     """Average each compared metric over the layers that all checkpoints of a model measured."""
-    own = table[table.metric.isin(COMPARED) & table.checkpoint.isin(checkpoints)]
-    place = pd.Index(checkpoints).get_indexer(pd.Index(own.checkpoint.astype(str)))
-    own = own.assign(place=place)
+    place_of = pd.Index(checkpoints).get_indexer(table.checkpoint.cat.categories)
+    places = place_of[table.checkpoint.cat.codes]
+    own = table.assign(place=places)[table.metric.isin(COMPARED) & (places >= 0)]
+    names = own.name.cat.categories.astype(str)
     for (metric, label_set), part in own.groupby(["metric", "label_set"], sort=False, observed=True):
-        names = pd.Index(part.name.astype(str).unique())
-        rows, columns = names.get_indexer(pd.Index(part.name.astype(str))), part.place.to_numpy()
+        rows, columns = part.name.cat.codes, part.place
         value_LC, se_LC = np.full((2, len(names), len(checkpoints)), np.nan)
         value_LC[rows, columns] = part.value.to_numpy(float)
         if SE in part:

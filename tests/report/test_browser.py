@@ -9,6 +9,7 @@ import pytest
 
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_files import read_sweep
+from tests.helpers.influences import documents, planted, result_of_documents
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import HOSTILE, result_of, sampled, save, sweep_folder, with_chance
@@ -340,3 +341,77 @@ def test_a_page_of_200_checkpoints_opens(open_page, tmp_path):
     page = open_page(folder / "report.html")
     assert page.evaluate(N_DRAWN) == 3
     assert page.locator("#checkpoint-table tbody tr").count() == 200
+
+
+CORPUS = {"corpus": {"sha256": "0" * 64, "texts_sha256": "1" * 64, "data": "texts.jsonl"}}
+DOTTED = "document.querySelector('[data-chart={}] .plot').data.filter(t => t.line.dash === 'dot' && t.line.width < 1.5)"
+
+
+def test_intervals_over_documents_have_edges_a_key_and_a_switch(open_page, tmp_path):
+    result = result_of_documents(documents(80), model={"model": "tiny"}, **CORPUS)
+    page = open_page(write_report([save(result, tmp_path)], tmp_path))
+    assert page.locator("#entropy-keys .key").all_text_contents() == [
+        "± sd over anchor sets",
+        "95% interval over documents (± 1.96 standard errors)",
+    ]
+    log_m = math.log(result.n_anchors)
+    se = (result.tensors["se_entropy"] / log_m).tolist()
+    line = axis_values(page, "entropy", "y")
+    (edges,) = page.evaluate(DOTTED.format("entropy") + ".map(t => t.y)")
+    assert edges == pytest.approx(
+        [*(v + 1.96 * s for v, s in zip(line, se, strict=True)), None]
+        + [v - 1.96 * s for v, s in zip(line, se, strict=True)],
+        abs=1e-5,
+    )
+    assert f"(documents: se {se[1]:.4f})" in axis_values(page, "entropy", "text")[1]
+    assert f"se {se[1]:.4f}" in page.locator("#layer-table tbody tr").nth(1).locator("td").nth(0).text_content()
+    page.locator("#bands").get_by_text("documents").click()
+    assert page.evaluate(DOTTED.format("entropy") + ".length") == 0
+    page.locator("#bands").get_by_text("documents").click()
+    assert page.evaluate(DOTTED.format("optimality") + ".length") == 1
+
+
+def test_a_comparison_marks_differences_beyond_noise_by_words_and_weight(open_page, tmp_path):
+    base = documents(150)
+    results = [result_of_documents(of, model={"model": "tiny"}, **CORPUS) for of in (base, planted(base, 1, 0.1))]
+    folders = [save(result, tmp_path / name) for result, name in zip(results, "ab", strict=True)]
+    page = open_page(write_report(folders, tmp_path / "report"))
+    assert page.locator("#difference-noise").input_value() == "documents"
+    cells = page.locator("#difference-table tbody tr td:nth-child(2)")
+    assert [text[0] for text in cells.all_text_contents()] == ["≈", "+", "≈", "≈"]
+    assert "p < 0.0001" in cells.nth(1).text_content()
+    assert cells.nth(1).evaluate("cell => getComputedStyle(cell).fontWeight") == "650"
+    said = page.locator("#differences-read").text_content()
+    assert "Layers beyond noise: H(Z) in 1 of 4, input unigram in 1 of 4" in said
+    page.locator("#difference-noise").select_option("anchors")
+    assert "anchor spread" in page.locator("#differences-read").text_content()
+
+
+def test_a_comparison_without_intervals_says_how_to_measure_them(open_page, tmp_path):
+    result = result_of_documents(documents(80), with_intervals=False, model={"model": "tiny"}, **CORPUS)
+    page = open_page(write_report([save(result, tmp_path / name) for name in "ab"], tmp_path / "report"))
+    assert "softh-probe run --intervals" in page.locator("#differences-read").text_content()
+    assert page.locator("#difference-noise").is_hidden()
+    assert page.locator("#bands").is_hidden()
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_a_sweep_says_what_each_metric_does(open_page, tmp_path, width):
+    strengths = {1: 0.5, 10: 0.5, 1000: 0.1, 8000: 0.4}
+    results = {}
+    for step, strength in strengths.items():
+        of = documents(150)
+        for layer in range(4):
+            of = planted(of, layer, strength)
+        results["m", step] = result_of_documents(of, **CORPUS)
+    folder = collected_folder(tmp_path, results)
+    page = open_page(write_report([folder], folder), width=width)
+    (said,) = page.locator("#steps-course p").all_text_contents()
+    assert said == (
+        "The mean over 4 layers falls from step 10 to 1,000, then rises to 8,000; "
+        "changes beyond noise: 10 → 1,000, 1,000 → 8,000."
+    )
+    assert page.evaluate(DOTTED.format("steps") + ".length") == 4
+    page.locator("#steps-key").select_option("mutual_information|input_unigram")
+    assert "rises from step 10 to 1,000, then falls" in page.locator("#steps-course p").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -272,6 +272,7 @@ function differenceTable() {
       `${other.title} minus ${first.title}, ${interpolated ? "at the same relative depth, layer / (L + 1), interpolated between layers; final norms beside each other" : "in the same layer"}. ` +
       (tokensDiffer ? "Their tokens differ, so informations about tokens and n-grams are of other labels in each. " : "") +
       (byDocuments ? documentWords(columns, series) : anchorWords(one)) +
+      (measured ? "" : " Noise over documents was not measured: softh-probe run --intervals does.") +
       (sameLabels === undefined ? "" : sameLabels
         ? " Both followed the same labels, so most of the error by sampling them is common to both and cancels; it is not added."
         : spreadKnown && !byDocuments ? " They followed different samples of labels: the standard errors of both by that are part of ± and of what ≈ is judged by." : "");

@@ -62,7 +62,7 @@ function layersOf(chosen) {
 }
 
 /** Some ticks of checkpoints that are spaced evenly. */
-function spacedTicks(checkpoints, mostTicks = 9) {
+function spacedTicks(checkpoints, mostTicks = innerWidth < 640 ? 5 : 9) {
   const every = Math.max(1, Math.ceil(checkpoints.length / mostTicks));
   const chosen = checkpoints.map((_, i) => i).filter((i) => i % every === 0);
   return { tickvals: chosen, ticktext: chosen.map((i) => text(stepName(checkpoints[i]), 16)), tickangle: 0 };

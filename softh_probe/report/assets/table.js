@@ -56,5 +56,5 @@ const valueCell = (value, sd, factor, error, se) => value === null || value === 
   ? { value: null, text: "–" }
   : {
     value: value * factor, text: (value * factor).toFixed(4),
-    small: [sd === null || sd === undefined ? "" : `± ${(sd * factor).toFixed(4)}`, error ? `(± ${(error * factor).toFixed(4)})` : "", isKnown(se) ? `se ${(se * factor).toFixed(4)}` : ""].filter(Boolean).join(" "),
+    small: [isKnown(sd) ? `± ${(sd * factor).toFixed(4)}` : "", error ? `(± ${(error * factor).toFixed(4)})` : "", isKnown(se) ? `· se ${(se * factor).toFixed(4)}` : ""].filter(Boolean).join(" "),
   };
