@@ -60,14 +60,18 @@ class PlannedDocuments:
 
 
 def sample_documents(
-    corpus: Corpus, counted: np.ndarray, keys: np.ndarray, label_sets: Sequence[LabelSet], within: str | None = None
+    corpus: Corpus,
+    counted: np.ndarray,
+    unit_keys: np.ndarray,
+    label_sets: Sequence[LabelSet],
+    within: str | None = None,
 ) -> PlannedDocuments:
     """Draw whole rows of the data whose documents have a label, those of the smallest keys; all if they fit.
 
     Args:
         corpus: the tokenised corpus.
         counted: its windows that have a position that counts.
-        keys: uint64, hash of each window of the corpus; that of a row is that of its first window.
+        unit_keys: uint64, for each window of the corpus the key of its row.
         label_sets: the label sets.
         within: the column within whose values labels are exchanged; None for none.
     """
@@ -78,8 +82,7 @@ def sample_documents(
     has_label_D = np.zeros(len(first_D), dtype=bool)
     for ids in columns:
         has_label_D |= ids[first_D] >= 0
-    _, first_of_row, row = np.unique(corpus.rows, return_index=True, return_inverse=True)
-    key_D = keys[first_of_row[row[first_D]]]
+    key_D = unit_keys[first_D]
     labelled_D = np.flatnonzero(has_label_D)
     sampled_D = labelled_D[np.lexsort((first_D[labelled_D], key_D[labelled_D]))][:MAX_DOCUMENTS]
     slots_D = np.full(len(first_D), -1, dtype=np.int64)

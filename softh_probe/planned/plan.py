@@ -54,7 +54,8 @@ class Plan:
         batches: share by share.
         shares: for each process, the indices of its batches.
         n_too_short: documents without a position that counts; they are not run.
-        source_keys: uint64, for each document of the corpus, the hash of the first window of what was read.
+        source_keys, unit_keys: uint64, for each document of the corpus, the hash of the first window of what was read,
+            and of the first window of its row of the data.
 
     Raises:
         InputError: every document is too short for one position to count, or a column has no label.
@@ -138,6 +139,8 @@ class Plan:
             keys[d] = sequence_key(corpus.document(d))
         _, first_window, source = np.unique(corpus.source, return_index=True, return_inverse=True)
         self.source_keys = keys[first_window][source]
+        _, first_of_row, row = np.unique(corpus.rows, return_index=True, return_inverse=True)
+        self.unit_keys = keys[first_of_row][row]
         counts = n_counted(corpus, self.label_sets, documents)
         before, _ = context(self.label_sets)
         places = ranges(np.full(len(documents), before), counts)
@@ -145,7 +148,7 @@ class Plan:
         in_order = np.argsort(chosen)
         self._sampled, self._slots = chosen[in_order], in_order
         ends = np.cumsum([len(batch) for batch in self.batches])
-        self._documents = sample_documents(corpus, documents[counts > 0], keys, self.label_sets, within)
+        self._documents = sample_documents(corpus, documents[counts > 0], self.unit_keys, self.label_sets, within)
         self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
 
     def label_numbers(self, documents: np.ndarray, n_positions: int) -> np.ndarray:
