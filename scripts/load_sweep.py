@@ -29,7 +29,7 @@ from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.config import plain_config
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.result import ProbeResult
-from softh_probe.result_files import LAYERS_PARQUET, OF_SAMPLE
+from softh_probe.result_files import LAYERS_PARQUET, OPTIONAL
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
@@ -55,7 +55,7 @@ def made_up_result(n_layers: int) -> ProbeResult:
     }
     tensors = {}
     for name in LayerStatistics.__dataclass_fields__:
-        if name in OF_SAMPLE:
+        if name in OPTIONAL:
             continue  # all labels were followed
         values = torch.rand(shapes.get(name, h.shape), generator=chance, dtype=torch.float64)
         tensors[name] = values if name in shapes else h * (0.5 + 0.5 * values)

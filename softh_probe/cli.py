@@ -248,8 +248,9 @@ def _report_parser() -> ArgumentParser:
 
 def _compare_parser() -> ArgumentParser:
     parser = _Parser(
-        description="Compare two results layer by layer: B minus A, its standard error over documents (paired where "
-        "both measured the same ones), and p-values corrected for the number of layers (Holm). Both need --intervals.",
+        description="Show in which layers two results differ beyond noise: B minus A, its standard error over "
+        "documents (paired where both measured the same ones), and p-values corrected for the number of layers (Holm). "
+        "Both results need --intervals.",
     )
     parser.add_argument("a", type=str, metavar="A", help="Folder of a result.")
     parser.add_argument("b", type=str, metavar="B", help="Folder of another one.")

@@ -61,6 +61,7 @@ def sweep_folder(tmp_path):
         (["--help"], 0, "Available subcommands"),
         (["--version"], 0, "softh-probe "),
         (["run", "--help"], 0, "{truncate,split}"),
+        (["compare", "--help"], 0, "beyond noise"),
         (["sweep", "--help"], 0, "{local,slurm}"),
         (["run", "--sede", "3"], 2, "sede: no such field (did you mean --seed?)"),
         (["run", "--overflow", "wrap"], 2, "overflow: expected truncate or split, got 'wrap'"),

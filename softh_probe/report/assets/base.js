@@ -106,13 +106,13 @@ const SAMPLING = "66";
 
 /** Half of the 95% interval over documents, in standard errors. Its band has dotted edges and no fill. */
 const Z95 = 1.96;
-/** Which bands are drawn: of the sd over anchor sets, of the sampling of labels, of the interval over documents. */
-const BANDS = { s: true, e: true, se: true };
+/** Which bands are drawn: of the sd over anchor sets, of the sampling of labels, of the interval over documents, of chance. */
+const BANDS = { s: true, e: true, se: true, chance: true };
 
 /** A line, and the bands of its spread, of its error by the sampling of labels and of its interval over documents, where there are such. `texts` are what hover shows. */
-function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true, error = null, se = null }) {
+function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, markers = true, visible = true, error = null, se = null, spread = "s" }) {
   const traces = [];
-  for (const [half, opacity, kind] of [[sd, SPREAD, "s"], [error, SAMPLING, "e"]]) {
+  for (const [half, opacity, kind] of [[sd, SPREAD, spread], [error, SAMPLING, "e"]]) {
     if (!BANDS[kind] || !half || half.every((s) => s === null)) continue;
     const known = x.map((_, i) => i).filter((i) => y[i] !== null && half[i] !== null);
     traces.push({

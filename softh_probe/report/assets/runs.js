@@ -98,9 +98,9 @@ function informationLines(run, name) {
     const found = of[line.metric];
     if (!found || line.hidden) return [];
     const error = line.metric === "mutual_information" || line.metric === "mutual_information_corrected" ? found.e : null;
-    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error, se: found.se };
+    const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error, se: found.se, spread: found.relabelled ? "chance" : "s" };
     const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" || found.relabelled ? found.s : null, style);
-    if (line.area) Object.assign(traces[0], { fill: "tozeroy", fillcolor: line.colour + "40" });
+    if (line.area) Object.assign(traces[traces.length - 1], { fill: "tozeroy", fillcolor: line.colour + "40" });
     return traces;
   });
 }
