@@ -25,6 +25,15 @@ _OWN_FIELDS = {
     "status": ("folder",),
     "collect": ("folder",),
 }
+#: Words that a command takes without a flag, by command and field, as its help writes them.
+_POSITIONAL = {
+    ("layers", "model"): "MODEL",
+    ("report", "folders"): "FOLDER",
+    ("compare", "a"): "A",
+    ("compare", "b"): "B",
+    ("status", "folder"): "FOLDER",
+    ("collect", "folder"): "FOLDER",
+}
 
 
 def spelled(words: Sequence[str]) -> list[str]:
@@ -69,7 +78,7 @@ def usage_line(message: str, command: str) -> str:
     line = " ".join(message.split())
     unknown = re.search(r"does not accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", line)
     if unknown is None:
-        line = re.sub(rf"\b{command}\.(\w+)", lambda m: flag_of(m[1]), line)
+        line = re.sub(rf"\b{command}\.(\w+)", lambda m: _POSITIONAL.get((command, m[1]), flag_of(m[1])), line)
         return f"{_typing_error(line, command) or line}; softh-probe {command} --help explains every field"
     given = (unknown[1] or unknown[2]).split("=")[0]
     if answer := _other_name(given, command):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -157,8 +158,10 @@ def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def read_influence(folder: Path) -> DocumentInfluence | None:
     """Read the influence of documents that `write_result` wrote; None where the result has none.
 
+    Warns of a file that was there and is missing: standard errors are in the result itself.
+
     Raises:
-        InputError: the file is missing, was changed or cannot be read.
+        InputError: the file was changed or cannot be read.
     """
     from softh_probe.influence import DocumentInfluence
 
@@ -169,8 +172,10 @@ def read_influence(folder: Path) -> DocumentInfluence | None:
     try:
         _require_unchanged(folder, DOCUMENTS_PARQUET, file_sha256(path), head)
         return DocumentInfluence.read(path)
-    except FileNotFoundError as error:
-        raise _missing(folder, DOCUMENTS_PARQUET) from error
+    except FileNotFoundError:
+        lost = "differences to other results have no standard error; copy it again, or measure again"
+        warnings.warn(f"{folder}: {DOCUMENTS_PARQUET} is missing, so {lost}", stacklevel=3)
+        return None
     except (OSError, ValueError, KeyError) as error:
         raise damaged(str(folder), f"{DOCUMENTS_PARQUET} cannot be read ({error})") from error
 

@@ -70,6 +70,12 @@ def test_a_result_keeps_the_influence_of_its_documents(tmp_path):
     se = table[table.metric == "entropy"].se
     np.testing.assert_allclose(se, influence.standard_error(("", "entropy")))
     assert table[table.metric == "entropy_document_sd"].se.isna().all()
-    (tmp_path / "documents.parquet").write_bytes(b"")
+    kept = (tmp_path / "documents.parquet").read_bytes()
+    (tmp_path / "documents.parquet").unlink()
+    with pytest.warns(UserWarning, match=r"documents\.parquet is missing, so differences to other results have no"):
+        without = ProbeResult.load(tmp_path)
+    assert without.influence is None
+    assert without.to_pandas().equals(loaded.to_pandas())
+    (tmp_path / "documents.parquet").write_bytes(kept[:-1])
     with pytest.raises(InputError, match=r"documents\.parquet was changed after it was written"):
         ProbeResult.load(tmp_path)

@@ -110,7 +110,7 @@ def test_folders_without_results_and_other_anchors_are_refused(folders, capsys, 
     assert main(["compare", folders["a"], str(tmp_path)]) == 2
     assert "holds no result" in capsys.readouterr().err
     assert main(["compare", folders["a"]]) == 2
-    assert "required: --b" in capsys.readouterr().err
+    assert "required: B" in capsys.readouterr().err
     other = result_of_documents(documents(200), model={"model": "other"})
     other.info["settings"] |= {"seed": 3}
     other.save(tmp_path / "other")
