@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from softh_probe.errors import InputError
-from softh_probe.result_files import RESULT_JSON, is_result
+from softh_probe.result_files import DOCUMENTS_PARQUET, RESULT_JSON, is_result
 
 UNFINISHED = "unfinished"
 _LOCK = ".lock"
@@ -48,7 +48,8 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         try:
             _clear(work)  # files of a killed run
             yield work
-            (target / RESULT_JSON).unlink(missing_ok=True)
+            for name in (RESULT_JSON, DOCUMENTS_PARQUET):  # a result without intervals has no influences
+                (target / name).unlink(missing_ok=True)
             # result.json marks results as complete: it moves last.
             for file in sorted(_files(work), key=lambda file: file.name == RESULT_JSON):
                 os.replace(file, target / file.name)

@@ -111,6 +111,13 @@ def test_values_stay_as_they_are_without_intervals(config, tmp_path):
     assert result.info["tokens"] == plain.info["tokens"]
 
 
+def test_a_result_without_intervals_leaves_no_influences_of_an_earlier_one(config, tmp_path):
+    run(intervals(config), progress=False)
+    assert (tmp_path / "out" / "documents.parquet").is_file()
+    run(intervals(config, intervals=False, overwrite=True), progress=False)
+    assert not (tmp_path / "out" / "documents.parquet").exists()
+
+
 def test_the_files_hold_errors_and_influences(config, tmp_path):
     result = run(intervals(config, interval_documents=None), progress=False)
     out = tmp_path / "out"
