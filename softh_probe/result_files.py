@@ -172,6 +172,8 @@ def read_influence(folder: Path) -> DocumentInfluence | None:
     try:
         _require_unchanged(folder, DOCUMENTS_PARQUET, file_sha256(path), head)
         return DocumentInfluence.read(path)
+    except InputError:
+        raise  # it is a ValueError, and says what to do
     except FileNotFoundError:
         lost = "differences to other results have no standard error; copy it again, or measure again"
         warnings.warn(f"{folder}: {DOCUMENTS_PARQUET} is missing, so {lost}", stacklevel=3)

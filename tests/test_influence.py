@@ -77,5 +77,6 @@ def test_a_result_keeps_the_influence_of_its_documents(tmp_path):
     assert without.influence is None
     assert without.to_pandas().equals(loaded.to_pandas())
     (tmp_path / "documents.parquet").write_bytes(kept[:-1])
-    with pytest.raises(InputError, match=r"documents\.parquet was changed after it was written"):
+    with pytest.raises(InputError, match=r"documents\.parquet was changed after it was written") as error:
         ProbeResult.load(tmp_path)
+    assert str(error.value).count("the result is damaged") == 1
