@@ -27,10 +27,17 @@ _SLOW, _LONG = 0.05, 0.1
 
 #: Standard error of the change between two checkpoints; NaN where it is not known.
 SeOfChange = Callable[[int, int], float]
+#: Units of documents that such an error comes from.
+UnitsOfChange = Callable[[int, int], float]
 
 
 def course(
-    steps: Sequence[str], values: Sequence[float], se_of_change: SeOfChange | None = None, *, what: str = "step"
+    steps: Sequence[str],
+    values: Sequence[float],
+    se_of_change: SeOfChange | None = None,
+    *,
+    units_of_change: UnitsOfChange | None = None,
+    what: str = "step",
 ) -> str:
     """Describe the course of a value.
 
@@ -39,6 +46,7 @@ def course(
         values: of the checkpoints; those that are NaN are left out.
         se_of_change: gives the standard error of the change between two checkpoints, by their numbers. It is called for
             turning points alone. None where no noise was measured.
+        units_of_change: gives the units that this error comes from; it is called after `se_of_change`. None is many.
         what: what the steps are.
 
     Returns:
@@ -55,7 +63,10 @@ def course(
     def beyond_noise(nodes: Sequence[int]) -> list[bool | None]:
         changes = np.array([value_C[j] - value_C[i] for i, j in pairwise(nodes)])
         errors = np.array([se_of_change(known[i], known[j]) if se_of_change else math.nan for i, j in pairwise(nodes)])
-        return _beyond_noise(changes, errors, n_changes)
+        units = np.array(
+            [units_of_change(known[i], known[j]) if units_of_change else np.inf for i, j in pairwise(nodes)]
+        )
+        return _beyond_noise(changes, errors, units, n_changes)
 
     nodes = _without_noise(nodes, value_C, beyond_noise)
     ends = f"from {what} {steps[known[0]]} to {steps[known[-1]]}"
@@ -111,10 +122,10 @@ def _zigzag(value_C: np.ndarray, least: float) -> list[int]:
     return [*found, len(value_C) - 1]
 
 
-def _beyond_noise(changes: np.ndarray, errors: np.ndarray, n_changes: int) -> list[bool | None]:
+def _beyond_noise(changes: np.ndarray, errors: np.ndarray, units: np.ndarray, n_changes: int) -> list[bool | None]:
     """Test changes, `n_changes` or more of which were looked at; None where the noise is not known."""
     others = np.ones(max(0, n_changes - len(changes)))  # given up since: looked at all the same
-    corrected = holm(np.append(p_values(changes, errors), others))[: len(changes)]
+    corrected = holm(np.append(p_values(changes, errors, units), others))[: len(changes)]
     return [None if math.isnan(p) else bool(p < ALPHA) for p in corrected.tolist()]
 
 

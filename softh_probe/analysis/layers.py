@@ -53,10 +53,11 @@ def extreme(result: ProbeResult, label_set: str, metric: str, *, lowest: bool = 
     distance_R = np.abs(np.array([value_of.get(other, np.nan) for other in influence.rows]) - value_R[row])
     psi_RD = influence.values[label_set, metric] / influence.n_positions
     own = influence.rows.index(name)
+    n_units = len(np.unique(influence.units))
     se_R = standard_error(psi_RD - psi_RD[own], influence.units, influence.n_units)
-    if np.isnan(se_R[own]):
+    if np.isnan(se_R[own]) or n_units < 2:
         return Extreme(row=row, alike=(), is_measured=False)
-    p_R = p_values(distance_R, se_R)
+    p_R = p_values(distance_R, se_R, n_units)
     p_R[own] = np.nan
     near = [int(i) for i in np.argsort(distance_R, kind="stable") if holm(p_R)[i] >= ALPHA]
     return Extreme(

@@ -66,8 +66,8 @@ def compare_results(
 
     Returns:
         Columns layer and name (of a), label_set (empty for entropy), metric (of `COMPARED`), a, b, difference, se,
-        p_value (two-sided, normal), p_holm (corrected for the number of layers) and significant (p_holm < 0.05). se and
-        the p-values are missing where a result has no intervals (`softh-probe run --intervals`).
+        p_value (two-sided, Student's t), p_holm (corrected for the number of layers) and significant (p_holm < 0.05).
+        se and the p-values are missing where a result has no intervals (`softh-probe run --intervals`).
 
     Raises:
         InputError: the results have different kinds of anchors, or the unit is unknown.
@@ -111,7 +111,7 @@ def paired_differences(a: ProbeResult, b: ProbeResult) -> list[Difference]:
             psi_RD, other_RD = _influence(a, a.influence, key), _influence(b, b.influence, key)
             if psi_RD is not None and other_RD is not None:
                 se_R = pairing.standard_error(psi_RD, interpolated(a.places, b.places, other_RD))
-        p_R = p_values(b_R - a_R, se_R)
+        p_R = p_values(b_R - a_R, se_R, pairing.n_units if pairing else np.inf)
         found.append(
             Difference(label_set=label_set, metric=metric, a_R=a_R, b_R=b_R, se_R=se_R, p_R=p_R, p_holm_R=holm(p_R))
         )

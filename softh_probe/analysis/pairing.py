@@ -38,6 +38,8 @@ class Pairing:
 
     Attributes:
         n_shared: number of documents of both.
+        is_of_shared: whether standard errors are of the shared units alone.
+        n_units: units that they come from, in the result that has fewer.
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class Pairing:
         n_a, n_b = max(1, len(of_a)), max(1, len(of_b))
         scale_a, scale_b = a.n_units / n_a, b.n_units / n_b
         is_shared = is_of_a & is_of_b
-        n_both = np.count_nonzero(is_shared)
-        if same_data and n_both and abs(scale_a - scale_b) > _ALIKE * min(scale_a, scale_b):
+        n_both = int(np.count_nonzero(is_shared))
+        unequal = abs(scale_a - scale_b) > _ALIKE * min(scale_a, scale_b)
+        self.is_of_shared = bool(same_data and n_both and unequal)
+        self.n_units = n_both if self.is_of_shared else min(len(of_a), len(of_b))
+        if self.is_of_shared:
             self._scale_U = is_shared * (max(a.n_units, b.n_units) / n_both)
         else:
             self._scale_U = np.where(is_shared, max(scale_a, scale_b), np.where(is_of_a, scale_a, scale_b))

@@ -71,7 +71,13 @@ def courses(sweep: Sweep, folder: Path) -> dict[str, list[str]]:
         of = f"{Path(model).name}: the" if len(models) > 1 else "The"
         for mean in means:
             noise = _Noise(mean, influences)
-            said = course(steps, mean.value_C.tolist(), noise.of_change, what="step" if has_steps else "checkpoint")
+            said = course(
+                steps,
+                mean.value_C.tolist(),
+                noise.of_change,
+                units_of_change=influences.units_of_change,
+                what="step" if has_steps else "checkpoint",
+            )
             if said:
                 overstated = " (unpaired, which overstates noise)" * noise.is_unpaired
                 line = f"{of} mean over {len(mean.layers)} layers {said}{overstated}."
@@ -154,6 +160,11 @@ class _Influences:
             self._pairings[i, j] = self._pair(i, j, one, other)
         error = float(self._pairings[i, j].standard_error(one.values[name], other.values[name])[0])
         return None if math.isnan(error) else error / (self._log_m if name[1] in ENTROPIES else 1.0)
+
+    def units_of_change(self, i: int, j: int) -> float:
+        """Give the units that a paired standard error comes from; infinite where there is none."""
+        pairing = self._pairings.get((i, j))
+        return math.inf if pairing is None else pairing.n_units
 
     def _pair(self, i: int, j: int, one: DocumentInfluence, other: DocumentInfluence) -> Pairing:
         texts, tokens = ([self._checkpoints[n].get(key) for n in (i, j)] for key in ("texts_sha256", "corpus_sha256"))

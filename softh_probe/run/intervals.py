@@ -25,6 +25,9 @@ from softh_probe.run.forward import Batch, run_batches
 from softh_probe.run.processes import Processes
 from softh_probe.run.signals import StopRequests
 
+#: With fewer units, standard errors are warned of.
+FEW_UNITS = 20
+
 
 def with_intervals(
     result: ProbeResult | None,
@@ -94,10 +97,14 @@ def with_intervals(
         "sets": second.measured,
         "seconds": time.perf_counter() - started,
     }
-    if second.n_units < 2:
-        choices = Choices.from_json(result.info["choices"])
+    choices = Choices.from_json(result.info["choices"])
+    n_units = result.info["intervals"]["units"]
+    if n_units < 2:
         choices.add("intervals", "not known", "they are over rows of the data, of which one counts")
-        result.info["choices"] = choices.to_json()
+    elif n_units < FEW_UNITS:
+        reason = f"they are over {n_units} rows of the data; of fewer than {FEW_UNITS}, se comes out too small"
+        choices.add("intervals", "rough", reason)
+    result.info["choices"] = choices.to_json()
     return replace(result, influence=influence)
 
 

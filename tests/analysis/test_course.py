@@ -88,3 +88,9 @@ def test_few_turning_points_are_kept_of_many():
         assert found[-1] == len(values) - 1
         assert len(found) <= MOST_POINTS or len({*values}) == 2
         assert found == sorted({*found})
+
+
+def test_few_documents_make_less_of_a_change():
+    values = [0, 1, 2, 3, 4, 5, 6, 7]
+    assert "beyond noise: 0 → 8,000" in course(STEPS, values, constant(2), units_of_change=constant(300))
+    assert course(STEPS, values, constant(2), units_of_change=constant(3)).startswith("does not change beyond noise")

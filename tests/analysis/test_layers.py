@@ -52,3 +52,7 @@ def test_influences_that_are_missing_are_not_measured():
     counts = {n: getattr(result.influence, n) for n in DocumentInfluence.__dataclass_fields__ if n != "values"}
     result = replace(result, influence=DocumentInfluence(values=nothing, **counts))
     assert not extreme(result, "", "entropy").is_measured
+
+
+def test_a_single_document_does_not_tell_layers_apart():
+    assert not extreme(result_of_documents(documents(1)), "", "entropy").is_measured

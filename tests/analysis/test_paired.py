@@ -56,7 +56,8 @@ def test_values_and_differences_are_those_of_the_sums(two):
     factor = np.where(has_unit, math.log(6), 1.0)
     for column in ("a", "b", "difference", "se"):
         np.testing.assert_allclose(efficiency[column] * factor, table[column])
-    np.testing.assert_allclose(efficiency.p_value, 2 * stats.norm.sf(np.abs(table.difference / table.se)), atol=1e-9)
+    t = table.difference / table.se * math.sqrt(299 / 300)  # the sample sd has n − 1, the delta method n
+    np.testing.assert_allclose(efficiency.p_value, 2 * stats.t.sf(np.abs(t), 299), atol=1e-9)
     for part in (p for _, p in efficiency.groupby(["label_set", "metric"])):
         np.testing.assert_allclose(part.p_holm, holm(part.p_value.to_numpy()))
     assert (efficiency.significant == (efficiency.p_holm < 0.05)).all()
@@ -88,6 +89,26 @@ def test_documents_of_a_row_are_drawn_together(two):
     expected = bootstrap_sd(a, b, pick)
     for key, se in keyed(table, "se").items():
         assert np.mean(se / expected[key]) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_few_documents_make_no_differences(n):
+    """Halves of the documents of one checkpoint: at most a few of 40 splits find a difference."""
+    found = 0
+    for seed in range(40):
+        whole = documents(2 * n, seed=seed)
+        halves = (subset(whole, slice(n)), subset(whole, slice(n, None)))
+        table = compare_results(*(result_of_documents(half) for half in halves))
+        found += table[table.metric == "entropy"].significant.any()
+    assert found <= 4
+
+
+def test_a_single_document_says_nothing_of_noise():
+    one, other = documents(1), documents(8, seed=1)
+    other["numbers"] = other["numbers"] + 1000
+    table = compare_results(result_of_documents(one), result_of_documents(other))
+    assert table.p_holm.isna().all()
+    assert not table.significant.any()
 
 
 def test_other_data_is_an_independent_sample():

@@ -330,6 +330,11 @@ def test_a_single_document_has_no_error(config, tmp_path):
     assert any(text.startswith("intervals: not known (") for text in result.info["warnings"])
 
 
+def test_few_documents_are_warned_of(config, tmp_path):
+    result = run(intervals(config, interval_documents=5, labels=["input_unigram"]), progress=False)
+    assert any(text.startswith("intervals: rough (they are over 5 rows of") for text in result.info["warnings"])
+
+
 # --- kinds of runs ---------------------------------------------------------------------------------------------------
 
 
