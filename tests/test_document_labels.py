@@ -329,6 +329,19 @@ def test_splits_share_their_document_and_a_sample_holds_whole_rows(config, pairs
     assert a.p_value.equals(b.p_value)
 
 
+@pytest.mark.parametrize("most", [21, 30])
+def test_a_stream_ends_wherever_the_sample_cuts_a_row(config, pairs, monkeypatch, most):
+    monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", most)
+    path, rows = pairs
+    for row in rows[8:28]:  # copies
+        row["chosen"] = "the cat sat on mat"
+    rows[5]["chosen"] = ""
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = {**SETTINGS, "labels": ["column:text_column"], "stream": True, "max_length": 12, "overflow": "split"}
+    result = run_checkpoint(config(**settings, data=str(path)), progress=False)
+    assert result.info["document_labels"]["column:text_column"]["documents"] == 78
+
+
 def test_a_column_of_many_values_is_corrected_where_all_documents_are_sampled(config, tmp_path, monkeypatch):
     monkeypatch.setattr("softh_probe.planned.row_allocation.KEPT_LABELS", 3)
     rows = [{"text": f"the cat sat {'again ' * (i % 5)}on {i}", "id": f"{i // 2}"} for i in range(20)]

@@ -118,7 +118,7 @@ class StreamedRows:
         Raises:
             InputError: it has none in the documents that were fed.
         """
-        counts = self._rows.row_labels()
+        counts = self._rows.row_labels(paired=(PAIRED,))
         for s in self._columns:
             if s.name not in counts.set_names or counts.set_names.index(s.name) not in counts.kept_sets:
                 raise InputError(f"labels: {s.name} is null in every document that is long enough; leave it out")
