@@ -342,6 +342,30 @@ def test_a_stream_ends_wherever_the_sample_cuts_a_row(config, pairs, monkeypatch
     assert result.info["document_labels"]["column:text_column"]["documents"] == 78
 
 
+@pytest.mark.parametrize("text_column", ["chosen", "chosen,rejected"])
+def test_a_sample_has_its_share_of_the_copies_of_a_text(config, pairs, checkpoint, monkeypatch, text_column):
+    monkeypatch.setattr("softh_probe.planned.document_sample.MAX_DOCUMENTS", 21)
+    monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", 21)
+    path, rows = pairs
+    for row in rows[::2]:
+        row["chosen"] = row["rejected"] = rows[0]["chosen"]
+    for i, row in enumerate(rows):
+        row["coin"] = i // 2 % 2
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = {**SETTINGS, "text_column": text_column, "labels": ["column:language", "column:coin"], "data": str(path)}
+    found = [
+        run_checkpoint(config(**settings, max_length=8, overflow="split", stream=stream, out=out), progress=False)
+        for stream, out in ((False, f"{path}.planned"), (True, f"{path}.stream"))
+    ]
+    for result in found:  # half of the rows of each language, and copies are of one language
+        assert result.info["document_labels"]["column:language"]["exchangeable"] > 0
+    a, b = (result.to_pandas("nats") for result in found)
+    np.testing.assert_allclose(b.value, a.value, rtol=1e-4, atol=1e-6)
+    assert a.p_value.equals(b.p_value)
+    raw, null = (value(found[0], ROW, f"mutual_information{of}", "column:coin") for of in ("", "_null"))
+    assert raw < 5 * null  # a coin; a sample of copies would say that there is no chance
+
+
 def test_a_column_of_many_values_is_corrected_where_all_documents_are_sampled(config, tmp_path, monkeypatch):
     monkeypatch.setattr("softh_probe.planned.row_allocation.KEPT_LABELS", 3)
     rows = [{"text": f"the cat sat {'again ' * (i % 5)}on {i}", "id": f"{i // 2}"} for i in range(20)]

@@ -1,7 +1,8 @@
 """The sample of positions and the bootstrap weights of documents, drawn by hashes of the text.
 
 Keys are hashes of token ids. Results therefore do not depend on the order of documents, on batches and padding, or
-on shards and processes.
+on shards and processes. In a run, keys of the sample of documents are also of the numbers of their rows in
+the data: else it would hold all copies of a text or none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ N_REPLICATES = 100
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64
 _BEYOND_POSITIONS = 1 << 40  # keys of weights are none of a position
+_PLACES = np.uint64(0xFF)  # bits of a document's key that tell its place in its row
 _POISSON_CDF = poisson(1.0).cdf(np.arange(20))
 
 
@@ -36,6 +38,20 @@ def sequence_key(tokens: np.ndarray) -> int:
 def position_keys(sequence_keys_N: np.ndarray, index_N: np.ndarray) -> np.ndarray:
     """Hash positions to uniform 64-bit numbers [N] by their sequence's key and their index in the sequence."""
     return splitmix64(sequence_keys_N.astype(np.uint64) + (index_N.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+
+
+def document_keys(first_keys_D: np.ndarray, row_D: np.ndarray, place_D: np.ndarray) -> np.ndarray:
+    """Hash documents of a run to distinct 64-bit numbers [D], those of a row to numbers that follow each other.
+
+    Copies of a text differ by their rows, so that a sample of the smallest keys has its share of them.
+
+    Args:
+        first_keys_D: hash of the first text of each document's row.
+        row_D: number of the row in the data.
+        place_D: place of the document in its row.
+    """
+    row_keys_D = position_keys(first_keys_D, row_D)
+    return row_keys_D & ~_PLACES | np.minimum(place_D.astype(np.uint64), _PLACES)
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ class CachedSequences:
         drawn_keys_B: uint64, keys that draw the bootstrap weights; those of documents that sequences are windows of.
         documents_B, units_B, groups_B: number of the document of each sequence, of its unit, and of the group between
             which and others no labels are exchanged (−1: there are no groups).
-        unit_keys_B: uint64, a key of each unit.
+        unit_keys_B: uint64, a key of each document for their sample; those of a unit are equal or follow each other.
         is_new_B, is_new_unit_B: whether the document, or its unit, has yet to be counted.
         labels_B: by label set, the label that all counted positions of a sequence have had so far; `NOT_YET` before the
             first.

@@ -62,7 +62,7 @@ class PlannedDocuments:
 def sample_documents(
     corpus: Corpus,
     counted: np.ndarray,
-    unit_keys: np.ndarray,
+    document_keys: np.ndarray,
     label_sets: Sequence[LabelSet],
     within: str | None = None,
 ) -> PlannedDocuments:
@@ -71,7 +71,7 @@ def sample_documents(
     Args:
         corpus: the tokenised corpus.
         counted: its windows that have a position that counts.
-        unit_keys: uint64, for each window of the corpus the key of its row.
+        document_keys: uint64, for each window of the corpus the key of its document.
         label_sets: the label sets.
         within: the column within whose values labels are exchanged; None for none.
     """
@@ -82,7 +82,7 @@ def sample_documents(
     has_label_D = np.zeros(len(first_D), dtype=bool)
     for ids in columns:
         has_label_D |= ids[first_D] >= 0
-    key_D = unit_keys[first_D]
+    key_D = document_keys[first_D]
     labelled_D = np.flatnonzero(has_label_D)
     sampled_D = labelled_D[np.lexsort((first_D[labelled_D], key_D[labelled_D]))][:MAX_DOCUMENTS]
     slots_D = np.full(len(first_D), -1, dtype=np.int64)

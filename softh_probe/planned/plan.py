@@ -23,7 +23,14 @@ from softh_probe.accumulators.dispatch import (
 )
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
-from softh_probe.accumulators.sampling import SAMPLE_SIZE, bottom_k, poisson_weights, position_keys, sequence_key
+from softh_probe.accumulators.sampling import (
+    SAMPLE_SIZE,
+    bottom_k,
+    document_keys,
+    poisson_weights,
+    position_keys,
+    sequence_key,
+)
 from softh_probe.accumulators.states import WITHOUT_DOCUMENTS
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelRows, LabelSet, context, shortest_document
@@ -54,8 +61,8 @@ class Plan:
         batches: share by share.
         shares: for each process, the indices of its batches.
         n_too_short: documents without a position that counts; they are not run.
-        source_keys, unit_keys: uint64, for each document of the corpus, the hash of the first window of what was read,
-            and of the first window of its row of the data.
+        source_keys: uint64, for each document of the corpus, the hash of the first window of what was read.
+        document_keys: uint64, for each document of the corpus, what draws it in samples of documents (`sampling`).
 
     Raises:
         InputError: every document is too short for one position to count, or a column has no label.
@@ -140,7 +147,8 @@ class Plan:
         _, first_window, source = np.unique(corpus.source, return_index=True, return_inverse=True)
         self.source_keys = keys[first_window][source]
         _, first_of_row, row = np.unique(corpus.rows, return_index=True, return_inverse=True)
-        self.unit_keys = keys[first_of_row][row]
+        place = corpus.source - corpus.source[first_of_row][row]
+        self.document_keys = document_keys(keys[first_of_row][row], corpus.rows, place)
         counts = n_counted(corpus, self.label_sets, documents)
         before, _ = context(self.label_sets)
         places = ranges(np.full(len(documents), before), counts)
@@ -148,7 +156,7 @@ class Plan:
         in_order = np.argsort(chosen)
         self._sampled, self._slots = chosen[in_order], in_order
         ends = np.cumsum([len(batch) for batch in self.batches])
-        self._documents = sample_documents(corpus, documents[counts > 0], self.unit_keys, self.label_sets, within)
+        self._documents = sample_documents(corpus, documents[counts > 0], self.document_keys, self.label_sets, within)
         self._batch_starts = np.concatenate([[0], np.cumsum(counts)[ends - 1]])
 
     def label_numbers(self, documents: np.ndarray, n_positions: int) -> np.ndarray:

@@ -24,7 +24,7 @@ class SecondPass:
     """Choose the documents of a second pass, and build the dispatch of its batches.
 
     A document is what was read, with all its windows where it was split. Documents of one row of the data are a unit.
-    Units are chosen whole, those whose first document has the smallest hash: a uniform sample.
+    Units are chosen whole, those of the smallest keys: a uniform sample.
 
     Args:
         plan: the plan of the first pass.
@@ -44,7 +44,7 @@ class SecondPass:
         windows = np.sort(np.concatenate(plan.batches))
         documents, first, document_of = np.unique(corpus.source[windows], return_index=True, return_inverse=True)
         keys, units = plan.source_keys[windows[first]], corpus.rows[windows[first]]
-        is_chosen = _choose(plan.unit_keys[windows[first]], units, n_documents)
+        is_chosen = _choose(plan.document_keys[windows[first]], units, n_documents)
         self.n_documents, self.n_units = len(documents), len(np.unique(units))
         positions = np.bincount(document_of, weights=n_counted(corpus, plan.label_sets, windows)).astype(np.int64)
         chosen = np.flatnonzero(is_chosen)
@@ -122,7 +122,7 @@ class SecondPass:
 
 
 def _choose(keys_D: np.ndarray, units_D: np.ndarray, n_documents: int | None) -> np.ndarray:
-    """Choose documents, in whole units, by the key of each unit: bool [D].
+    """Choose documents, in whole units, by the key of each unit's first document: bool [D].
 
     >>> _choose(np.array([5, 5, 1, 7], dtype=np.uint64), np.array([0, 0, 1, 2]), n_documents=3)
     array([ True,  True,  True, False])

@@ -10,7 +10,7 @@ import numpy as np
 
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
-from softh_probe.accumulators.sampling import MAX_DOCUMENTS, sequence_key
+from softh_probe.accumulators.sampling import MAX_DOCUMENTS, document_keys, sequence_key
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.attached.online_documents import first_of_each
 from softh_probe.attached.online_rows import OnlineRows
@@ -68,7 +68,10 @@ class StreamedRows:
             own[s.name] = np.broadcast_to(column.ids[documents].astype(np.int64)[:, None], ids_BT.shape)
         sequences = self._rows.new_sequences(fed)
         sequences.drawn_keys_B = _first_keys(window, window.source, documents, sequences.keys_B)
-        sequences.unit_keys_B = _first_keys(window, window.rows, documents, sequences.keys_B)
+        first_keys_B = _first_keys(window, window.rows, documents, sequences.keys_B)
+        first_of_row_B = np.searchsorted(window.rows, window.rows[documents])
+        place_B = window.source[documents] - window.source[first_of_row_B]
+        sequences.unit_keys_B = document_keys(first_keys_B, window.rows[documents], place_B)
         self._tell_documents(sequences, window, documents)
         return self._rows.batch(fed, own, sequences)
 
