@@ -84,9 +84,11 @@ class NullInformation:
 
     Attributes:
         information_WS: float64 [W, S], of each relabeling and anchor set, in nats.
+        sampling_error: relative standard error of all of them, where a sample of the documents was relabeled.
     """
 
     information_WS: Tensor
+    sampling_error: float = 0.0
 
     @property
     def mean_S(self) -> Tensor:  # noqa: N802, a shape suffix
@@ -102,7 +104,9 @@ class NullInformation:
         """Compute how often labels exchanged at random say as much as the observed ones, those included.
 
         The observed labels count as one more relabeling, so that the value is never 0 and tests hold their level
-        (Phipson and Smyth 2010, "Permutation p-values should never be zero").
+        (Phipson and Smyth 2010, "Permutation p-values should never be zero"). With many labels, relabelings differ by
+        less than the sample's error: each is drawn with an error of that size, or a chance that is slightly too low
+        would make everything significant.
 
         Args:
             information: mean over anchor sets of the observed plug-in information, in nats.
@@ -111,7 +115,8 @@ class NullInformation:
             (1 + number of relabelings with at least this information) / (W + 1).
         """
         least = information - RELATIVE_ROUNDING * abs(information) - ROUNDING_NATS
-        reached = int((self.information_WS.mean(dim=1) >= least).sum())
+        error_W = self.sampling_error * _normal_draws(len(self.information_WS))
+        reached = int((self.information_WS.mean(dim=1) * error_W.exp() >= least).sum())
         return (1 + reached) / (1 + len(self.information_WS))
 
 
@@ -147,6 +152,7 @@ class Relabelings:
         self._starts_C = torch.from_numpy(np.cumsum(sizes) - sizes).int()
         is_sample = len(labels.label_D) < labels.documents
         self._groups = None if labels.group_D is None or not is_sample else _Groups(labels.label_D, labels.group_D)
+        self._has_groups = labels.group_D is not None
         self._shrink = math.sqrt(len(labels.label_D) / labels.documents)
 
     def null(self, mass_DSM: Tensor, positions_D: Tensor) -> NullInformation:
@@ -171,14 +177,28 @@ class Relabelings:
         n_all = (n_D @ repeats_D).clamp_min(1e-300)
         n_WC = self._class_sums(n_D.unsqueeze(1))(slice(None)).squeeze(-1).clamp_min(0)
         information_WS = n_WC.new_zeros(len(n_WC), mass_DSM.shape[1])
+        squares_D = torch.zeros_like(n_D)
         for s in range(mass_DSM.shape[1]):
             for block_DB in mass_DSM[:, s].split(_BLOCK, dim=1):
                 p_B, relative_DB = _relative_deviations(block_DB.double(), n_D, repeats_D, n_all)
+                squares_D += relative_DB.double().square() @ p_B
                 class_sums = self._class_sums(relative_DB)
                 for part in self._parts(device, p_B.numel()):
                     divergence_WC = _divergence(class_sums(part), n_WC[part].unsqueeze(-1), p_B)
                     information_WS[part, s] += (divergence_WC * n_WC[part]).sum(dim=1) / n_all
-        return NullInformation(information_WS=self._scale * information_WS.cpu())
+        error = self._sampling_error(squares_D, n_D)
+        return NullInformation(information_WS=self._scale * information_WS.cpu(), sampling_error=error)
+
+    def _sampling_error(self, squares_D: Tensor, n_D: Tensor) -> float:
+        """Compute the relative standard error of informations by chance, to second order Σ_d Σ_j E_dj²/p̄_j / (Σ n_d)².
+
+        Within groups it is left out, since their own part of the information has another one.
+        """
+        documents, squares, length = len(n_D), squares_D.mean(), n_D.mean()
+        if self._has_groups or not self._shrink < 1 or documents < 2 or not (squares > 0 and length > 0):
+            return 0.0
+        influence_D = squares_D / squares - 2 * n_D / length
+        return float(influence_D.std()) * math.sqrt((1 - self._shrink**2) / documents)
 
     def _class_sums(self, value_DB: Tensor) -> Callable[[slice], Tensor]:
         """Prepare sums of values of documents over the labels of some relabelings: part -> [W, C, B].
@@ -208,6 +228,13 @@ class Relabelings:
         slots = self._document_WV.shape[1] if device.type != "cpu" else 0
         step = max(1, values // max((len(self._starts_C) + 1) * columns, slots))
         return (slice(at, at + step) for at in range(0, len(self._document_WV), step))
+
+
+def _normal_draws(draws: int) -> Tensor:
+    """Give evenly spaced quantiles of the standard normal distribution, in a random order that is always the same."""
+    at = torch.randperm(draws, generator=torch.Generator().manual_seed(0)).double()
+    quantiles: Tensor = torch.special.ndtri((at + 0.5) / draws)
+    return quantiles
 
 
 def _virtual(labels: DocumentLabels) -> tuple[np.ndarray, np.ndarray, float]:

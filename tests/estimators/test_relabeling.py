@@ -119,6 +119,20 @@ def test_a_sample_of_1000_documents_stands_for_5000(n_labels):
     assert null.sd == pytest.approx(brute.std(), rel=0.2)
 
 
+def test_p_values_of_a_sample_count_its_error():
+    rng, found = np.random.default_rng(0), []
+    for i in range(60):
+        mass, lengths = documents(2400, seed=i, n_sets=1, scale=0.5)
+        shorter = lengths.clip(max=60)
+        mass *= (shorter / lengths)[:, None, None]
+        labels, rows = rng.integers(0, 200, size=2400), rng.permutation(2400)[:600]
+        null = null_of(mass[rows], shorter[rows], labels[rows], documents_C=np.bincount(labels))
+        assert null.sampling_error > null.sd / null.mean_S.item()  # the relabelings alone vary less
+        found.append(null.p_value(plug_in(mass, shorter, labels)[0]))
+    assert kstest(found, "uniform").pvalue > 0.01
+    assert null_of(mass, shorter, labels).sampling_error == 0
+
+
 def test_rare_labels_of_a_sample_keep_their_number_of_documents():
     mass, lengths = documents(6000, n_sets=1, scale=2)
     labels = np.zeros(6000, dtype=np.int64)
