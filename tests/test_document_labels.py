@@ -204,6 +204,22 @@ def test_documents_that_each_have_their_own_label_are_told(model):
     assert (result.to_pandas().p_value.dropna() == 1).all()
 
 
+def test_a_sample_has_no_p_value_of_more_labels_than_it_tells_of(model, monkeypatch):
+    monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", 20)
+    monkeypatch.setattr("softh_probe.accumulators.document_labels.MOST_LABELS_OF_SAMPLE", 4)
+    docs, numbers = documents(40), np.arange(40)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=M)
+    measure(probe, model, docs, few=numbers % 4, many=numbers % 5)
+    with pytest.warns(
+        UserWarning, match="p_value of many: not known .a sample of 20 of 40 documents says too little of"
+    ):
+        result = probe.result()
+    table = result.to_pandas()
+    assert set(table.dropna(subset="p_value").label_set) == {"few"}
+    null = table[(table.label_set == "many") & (table.metric == "mutual_information_null")].value
+    assert (null > 0).all()
+
+
 @pytest.mark.parametrize("most", [12, 24])
 def test_a_sample_of_documents_is_close_to_all_and_bounded(model, monkeypatch, most):
     monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", most)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from softh_probe.choices import Choices
-from softh_probe.estimators.relabeling import DocumentLabels, Relabelings
+from softh_probe.estimators.relabeling import MOST_LABELS_OF_SAMPLE, DocumentLabels, Relabelings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,11 @@ class DocumentSet:
     def is_whole(self) -> bool:
         """Whether the sample holds all documents that have a label."""
         return int(self.labels.documents_C.sum()) == len(self.labels.label_D)
+
+    @property
+    def tells_p_value(self) -> bool:
+        """Whether the sample holds all documents, or enough of each label for a p-value."""
+        return self.is_whole or len(self.labels.documents_C) <= MOST_LABELS_OF_SAMPLE
 
     def describe(self) -> dict[str, Any]:
         """Describe the set for a result (JSON values).
@@ -123,6 +128,12 @@ def record_documents(name: str, of_set: Mapping[str, Any], choices: Choices, tol
     if n_sampled < n_documents:
         taken = f"from a sample of {n_sampled:,} of {n_documents:,} documents"
         choices.add(f"chance and correction of {name}", taken, "a layer holds the sums of so many", certain=True)
+    if n_sampled < n_documents and of_set["labels"] > MOST_LABELS_OF_SAMPLE:
+        reason = (
+            f"a sample of {n_sampled:,} of {n_documents:,} documents says too little of {of_set['labels']:,} labels"
+        )
+        for record in (told, choices):
+            record.add(f"p_value of {name}", "not known", reason)
     if n_alone and n_alone < n_documents:
         others = f"that of the other {n_documents - n_alone:,} of {n_documents:,} documents"
         reason = f"{n_alone:,} have a label of their own, of which nobody can tell how it varies between documents"

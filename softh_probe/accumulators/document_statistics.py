@@ -6,6 +6,7 @@ sums.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class DocumentStatistics(NamedTuple):
     Attributes:
         null_S: expected information of relabelled documents.
         null_sd: its standard deviation over relabelings, of the mean over anchor sets.
-        p_value: the share of relabelings with at least as much information as the documents' own labels.
+        p_value: the share of relabelings with at least as much information as the documents' own labels; NaN where the
+            sample does not tell.
         corrected_S: the information without its bias by the number of documents; NaN where that is not known.
     """
 
@@ -54,7 +56,8 @@ def document_statistics(
         corrected_S = corrected_by_documents(
             of_set.labels, mass_DSM, positions_D, mass(labels_CK, *shape), labels_CK[:, -1]
         )
-    return DocumentStatistics(null.mean_S, null.sd, null.p_value(float(information_S.mean())), corrected_S)
+    p_value = null.p_value(float(information_S.mean())) if of_set.tells_p_value else math.nan
+    return DocumentStatistics(null.mean_S, null.sd, p_value, corrected_S)
 
 
 def _label_sums(items_DK: Tensor, of_set: DocumentSet, kept_LK: Tensor) -> Tensor | None:

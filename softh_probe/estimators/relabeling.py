@@ -38,6 +38,9 @@ RELABELINGS, RELABELINGS_OF_MANY, FEW_LABELS = 999, 199, 64
 #: Virtual documents for each label, and of all labels, where the data has as many. With 64 documents a label the second
 #: order suffices; 16,384 of them leave 16 to each of 1,000 labels. If there are more labels, some are left out.
 DOCUMENTS_PER_LABEL, FEWEST_DOCUMENTS_PER_LABEL, MAX_VIRTUAL_DOCUMENTS = 64, 16, 16_384
+#: Labels of which a sample of documents still gives p-values. With more, each has too few virtual documents, and the
+#: null is low by more than relabelings differ.
+MOST_LABELS_OF_SAMPLE = MAX_VIRTUAL_DOCUMENTS // DOCUMENTS_PER_LABEL
 #: Informations that differ by less are equal: the observed one is computed in another way, from float32 sums.
 RELATIVE_ROUNDING, ROUNDING_NATS = 1e-6, 1e-9
 #: Values of a temporary tensor: what fits a CPU's cache, and what keeps an accelerator busy (16 MB in float32).
