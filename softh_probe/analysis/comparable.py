@@ -184,7 +184,7 @@ def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
                 f"{cut[0]:,} and {cut[1]:,} documents were cut at max_length, so other parts of their texts were "
                 "measured; a longer max_length or overflow=split takes whole texts."
             )
-    elif positions[0] != positions[1]:
+    elif positions[0] != positions[1] and not corpus_differences(one, other):
         found.append(
             f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
             "other ends of documents."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from softh_probe.analysis.alignment import interpolated
+from softh_probe.analysis.alignment import equally_deep, interpolated
 from softh_probe.analysis.comparable import check_anchors, corpus_differences, is_same_text, notes_on, tokens_differ
 from softh_probe.analysis.holm import ALPHA, holm, p_values
 from softh_probe.analysis.pairing import Pairing
@@ -130,6 +130,11 @@ def comparison_notes(a: ProbeResult, b: ProbeResult, titles: Sequence[str] = ("a
     names = f"{titles[0]} and {titles[1]}"
     notes = [f"{names} differ in {what}." for what in corpus_differences(a, b)]
     notes += [f"{names}: {what}" for what in notes_on(a, b)]
+    if not equally_deep([a.places, b.places]):
+        notes.append(
+            f"{names} have unequal numbers of blocks: values of {titles[1]} are those at the relative depth of "
+            f"{titles[0]}'s layers, so the other way round layers are other ones."
+        )
     n_positions = [float(result.tensors["positions"].max()) for result in (a, b)]
     if abs(n_positions[0] - n_positions[1]) > _UNEQUAL * max(n_positions):
         notes.append(
@@ -143,9 +148,10 @@ def comparison_notes(a: ProbeResult, b: ProbeResult, titles: Sequence[str] = ("a
     elif a.influence is not None and b.influence is not None and (pairing := pair(a, b)) is not None:
         n_a, n_b, n_both = len(a.influence.documents), len(b.influence.documents), pairing.n_shared
         if n_both < max(n_a, n_b):
+            others = "are left out" if pairing.is_of_shared else "count as independent"
             notes.append(
                 f"{names} have influences of {n_a:,} and {n_b:,} documents, {n_both:,} of which are the same; "
-                "the others count as independent."
+                f"the others {others}."
             )
     return notes
 

@@ -213,6 +213,19 @@ def test_layers_of_models_of_unequal_depth_are_aligned(two):
     table = compare_results(result_of_documents(two[0]), deep)
     assert list(table.name[:4]) == ["embeddings", "layer.1", "layer.2", "final_norm"]
     assert table.se.notna().all()
+    notes = comparison_notes(result_of_documents(two[0]), deep, ["x", "y"])
+    assert any("values of y are those at the relative depth of x's layers" in note for note in notes)
+
+
+def test_notes_say_what_was_compared(two):
+    corpus = {"corpus": {"sha256": "0" * 64, "data": "texts"}}
+    whole = result_of_documents(two[0], **corpus)
+    part = result_of_documents(two[1], share=np.arange(100), **corpus)
+    assert comparison_notes(whole, part)[-1].endswith("100 of which are the same; the others are left out.")
+    other = result_of_documents(documents(200, seed=2), corpus={"sha256": "1" * 64, "data": "other"})
+    notes = comparison_notes(whole, other)
+    assert not any("leave out other ends" in note for note in notes)  # it is the texts that differ
+    assert any("positions: raw information is biased" in note for note in notes)
 
 
 def test_without_intervals_there_are_differences_and_a_remedy(two):

@@ -94,7 +94,7 @@ def test_the_command_shows_the_table(tmp_path, capsys):
         (["layers", "{xlm}"], "cannot tell which modules of XLMModel are its transformer blocks"),
         (["layers", "{xlm}", "--device-map", "gpu"], "device_map 'gpu': no such device here"),
         (["layers", "/no/such/folder"], "no such file or folder"),
-        (["layers"], "--model; softh-probe layers --help"),
+        (["layers"], "required: MODEL; softh-probe layers --help"),
         (["layers", "{xlm}", "--depth", "3"], "depth: no such field; valid are: model, revision, device_map"),
     ],
 )
