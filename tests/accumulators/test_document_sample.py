@@ -1,7 +1,7 @@
 """The sample of documents: the smallest keys, whatever the order of documents and their parts."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softh_probe.accumulators.document_labels import SampledDocuments
@@ -49,6 +49,7 @@ orders = st.permutations(range(20))
 pieces = st.lists(st.integers(1, 6), min_size=20, max_size=20)
 
 
+@settings(deadline=None)
 @given(orders, pieces)
 def test_it_holds_the_labelled_documents_of_the_smallest_keys_in_any_order(numbers, sizes):
     sample = filled(numbers, sizes)
@@ -59,6 +60,7 @@ def test_it_holds_the_labelled_documents_of_the_smallest_keys_in_any_order(numbe
     assert sample.counts["kind"] == {0: [7, 7], 1: [6, 6]}
 
 
+@settings(deadline=None)
 @given(orders, pieces, st.integers(0, 20))
 def test_parts_are_merged_to_the_sample_of_the_whole_and_their_slots_are_told(numbers, sizes, cut):
     whole = filled(numbers, sizes)
