@@ -24,7 +24,7 @@ from softh_probe.influence import DocumentInfluence
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.layer_places import LayerPlaces, place_layers
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
-from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_influence, read_result, write_result
+from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -375,9 +375,9 @@ class ProbeResult:
         Raises:
             InputError: the folder holds no result, one that was damaged or changed, or one of a later format.
         """
-        info, tensors = read_result(Path(folder))
+        info, tensors, influence = read_result(Path(folder))
         names = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
-        result = cls(**names, tensors=tensors, info=info, influence=read_influence(Path(folder)))
+        result = cls(**names, tensors=tensors, info=info, influence=influence)
         if note := result.places.note:
             warnings.warn(f"{folder}: {note}", stacklevel=2)
         return result

@@ -129,11 +129,11 @@ def write_result(
     write_text(folder / RESULT_JSON, f"{text}\n")
 
 
-def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], DocumentInfluence | None]:
     """Read what `write_result` wrote, in this version or an earlier one.
 
     Returns:
-        The content of result.json (names and info), and the tensors of `SHAPES`, float64.
+        The content of result.json (names and info), the tensors of `SHAPES`, float64, and the influence of documents.
 
     Raises:
         InputError: the folder holds no result, one that was damaged or changed, or one of a later format.
@@ -150,9 +150,9 @@ def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise _missing(folder, SUMS) from error
     except (OSError, SafetensorError) as error:
         raise damaged(str(folder), f"{SUMS} cannot be read ({error})") from error
-    head.pop("files", None)
+    influence = _influence_of(folder, head.pop("files", {}))
     head["labels"] = [(label_set, name) for label_set, name in head["labels"]]
-    return head, tensors
+    return head, tensors, influence
 
 
 def read_influence(folder: Path) -> DocumentInfluence | None:
@@ -163,20 +163,23 @@ def read_influence(folder: Path) -> DocumentInfluence | None:
     Raises:
         InputError: the file was changed or cannot be read.
     """
+    return _influence_of(folder, read_info(folder).get("files", {}))
+
+
+def _influence_of(folder: Path, files: Mapping[str, str]) -> DocumentInfluence | None:
     from softh_probe.influence import DocumentInfluence
 
-    head = read_info(folder)
-    if DOCUMENTS_PARQUET not in head.get("files", {}):
+    if DOCUMENTS_PARQUET not in files:
         return None
     path = folder / DOCUMENTS_PARQUET
     try:
-        _require_unchanged(folder, DOCUMENTS_PARQUET, file_sha256(path), head)
+        _require_unchanged(folder, DOCUMENTS_PARQUET, file_sha256(path), {"files": files})
         return DocumentInfluence.read(path)
     except InputError:
         raise  # it is a ValueError, and says what to do
     except FileNotFoundError:
         lost = "differences to other results have no standard error; copy it again, or measure again"
-        warnings.warn(f"{folder}: {DOCUMENTS_PARQUET} is missing, so {lost}", stacklevel=3)
+        warnings.warn(f"{folder}: {DOCUMENTS_PARQUET} is missing, so {lost}", stacklevel=4)
         return None
     except (OSError, ValueError, KeyError) as error:
         raise damaged(str(folder), f"{DOCUMENTS_PARQUET} cannot be read ({error})") from error

@@ -17,7 +17,7 @@ class Documents(NamedTuple):
 
     Attributes:
         numbers_Q, units_Q, groups_Q: number of each document, of its unit and of its group.
-        keys_Q: uint64, hash of its unit; those of a unit are equal or follow each other.
+        keys_Q: uint64, key of each document; those of a unit are equal or follow each other.
         is_new_Q, is_new_unit_Q: whether the document, or its unit, is to be counted.
         labels: by set of labels of whole documents, the label of each; negative where it has none.
     """

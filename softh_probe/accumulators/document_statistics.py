@@ -40,14 +40,14 @@ def document_statistics(
     """Compare the information of a label set with that of relabelled documents, and correct it.
 
     Args:
-        documents_EK: sums of the documents of the layer's sample, by slot.
+        documents_EK: sums of the documents of the layer's sample, by slot, in host memory.
         of_set: their labels.
         kept_LK: kept rows of the layer's label tables.
         information_S: the set's plug-in information, in nats.
         shape: S and M.
     """
     items_DK = torch.zeros(len(of_set.labels.label_D), documents_EK.shape[1], dtype=torch.float64)
-    rows_EK = documents_EK.cpu()[torch.from_numpy(of_set.slots_E)].double()
+    rows_EK = documents_EK[torch.from_numpy(of_set.slots_E)].double()
     items_DK.index_add_(0, torch.from_numpy(of_set.items_E), rows_EK)
     mass_DSM, positions_D = mass(items_DK, *shape), items_DK[:, -1]
     null = of_set.relabelings.null(mass_DSM, positions_D)

@@ -119,9 +119,10 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     null = null_information(curves, tables.counts_C, tables.labels_XC)
     corrected = corrected_information(curves, *tables.of_followed, covered_entropy) + corrected_bias
     null_sd, p_value = torch.full((2, len(rows.keeps_labels)), torch.nan, dtype=torch.float64)
+    documents = sums.documents.cpu() if rows.document_sets else sums.documents
     for x, of_set in rows.document_sets.items():
         information_S = labelled_entropy[x] - conditional[x]
-        found = document_statistics(sums.documents, of_set, layer.kept, information_S, layer.shape)
+        found = document_statistics(documents, of_set, layer.kept, information_S, layer.shape)
         null[x], null_sd[x], p_value[x], corrected[x] = found
     errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
     label_positions, label_weighted = layer.labels_one_by_one()

@@ -59,7 +59,8 @@ def extreme(result: ProbeResult, label_set: str, metric: str, *, lowest: bool = 
         return Extreme(row=row, alike=(), is_measured=False)
     p_R = p_values(distance_R, se_R, n_units)
     p_R[own] = np.nan
-    near = [int(i) for i in np.argsort(distance_R, kind="stable") if holm(p_R)[i] >= ALPHA]
+    corrected_R = holm(p_R)
+    near = [int(i) for i in np.argsort(distance_R, kind="stable") if corrected_R[i] >= ALPHA]
     return Extreme(
         row=row,
         alike=tuple((influence.rows[i], float(distance_R[i]), float(se_R[i])) for i in near),

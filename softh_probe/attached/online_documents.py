@@ -125,7 +125,7 @@ def find_documents(
         numbers_Q=sequences.documents_B[rows_Q],
         units_Q=sequences.units_B[rows_Q],
         groups_Q=sequences.groups_B[rows_Q],
-        keys_Q=sequences.unit_keys_B[rows_Q],
+        keys_Q=sequences.document_keys_B[rows_Q],
         is_new_Q=first_of_each(sequences.documents_B[rows_Q], sequences.is_new_B[rows_Q]),
         is_new_unit_Q=first_of_each(sequences.units_B[rows_Q], sequences.is_new_unit_B[rows_Q]),
         labels=labels,

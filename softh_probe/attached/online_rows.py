@@ -207,12 +207,13 @@ class OnlineRows:
         sequences.set_waiting(row_N[held_N], column_N[held_N])
         row_N, column_N, place_N = row_N[counts_N], column_N[counts_N], place_N[counts_N]
 
-        own = {name: values for name, values in sequences.columns.items() if name not in RESERVED_COLUMNS}
+        own = {
+            name: values[row_N, column_N] for name, values in sequences.columns.items() if name not in RESERVED_COLUMNS
+        }
         for name in own:
             self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
         kept = [
-            _rows(table, own[name][row_N, column_N]) if name in own else np.full(len(row_N), -1)
-            for name, table in self._kept.items()
+            _rows(table, own[name]) if name in own else np.full(len(row_N), -1) for name, table in self._kept.items()
         ]
         opened = []
         for i, label_set in enumerate(self.label_sets):
@@ -233,7 +234,7 @@ class OnlineRows:
         places = sequences.places()[row_N, column_N]
         taken, slots = self._sample.offer(position_keys(sequences.keys_B[row_N], places))
         by_sequence = np.argsort(row_N, kind="stable")
-        slots_B, emptied = self.documents.take(sequences, row_N, {n: v[row_N, column_N] for n, v in own.items()})
+        slots_B, emptied = self.documents.take(sequences, row_N, own)
         batch = build_dispatch(
             shape=(fed.real_BT.shape[0], fed.real_BT.shape[1]),
             n_tokens=int(fed.real_BT.sum()),

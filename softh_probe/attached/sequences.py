@@ -29,7 +29,7 @@ RESERVED_COLUMNS = ("real", "ids", "segment")
 #: No counted position of a sequence has had a label yet.
 NOT_YET = -2
 
-_OF_DOCUMENTS = ("documents_B", "units_B", "groups_B", "unit_keys_B", "is_new_B", "is_new_unit_B")
+_OF_DOCUMENTS = ("documents_B", "units_B", "groups_B", "document_keys_B", "is_new_B", "is_new_unit_B")
 
 #: SplitMix64 steps of the two 64-bit halves of a prefix key.
 _STEPS = np.array([GOLDEN, 0xD1B54A32D192ED03], dtype=np.uint64)
@@ -49,7 +49,7 @@ class CachedSequences:
         drawn_keys_B: uint64, keys that draw the bootstrap weights; those of documents that sequences are windows of.
         documents_B, units_B, groups_B: number of the document of each sequence, of its unit, and of the group between
             which and others no labels are exchanged (−1: there are no groups).
-        unit_keys_B: uint64, a key of each document for their sample; those of a unit are equal or follow each other.
+        document_keys_B: uint64, key of each document in their sample; those of a unit are equal or follow each other.
         is_new_B, is_new_unit_B: whether the document, or its unit, has yet to be counted.
         labels_B: by label set, the label that all counted positions of a sequence have had so far; `NOT_YET` before the
             first.
@@ -68,7 +68,7 @@ class CachedSequences:
     documents_B: np.ndarray
     units_B: np.ndarray
     groups_B: np.ndarray
-    unit_keys_B: np.ndarray
+    document_keys_B: np.ndarray
     is_new_B: np.ndarray
     is_new_unit_B: np.ndarray
     n_before_B: np.ndarray
@@ -233,7 +233,7 @@ def empty_sequences(keys_B: np.ndarray, first_number: int, *, past_known: bool =
         documents_B=first_number + np.arange(len(keys_B)),
         units_B=first_number + np.arange(len(keys_B)),
         groups_B=np.full(len(keys_B), -1),
-        unit_keys_B=keys_B,
+        document_keys_B=keys_B,
         is_new_B=np.ones(len(keys_B), dtype=bool),
         is_new_unit_B=np.ones(len(keys_B), dtype=bool),
         n_before_B=np.zeros(len(keys_B), dtype=np.int64),

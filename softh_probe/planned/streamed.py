@@ -71,7 +71,7 @@ class StreamedRows:
         first_keys_B = _first_keys(window, window.rows, documents, sequences.keys_B)
         first_of_row_B = np.searchsorted(window.rows, window.rows[documents])
         place_B = window.source[documents] - window.source[first_of_row_B]
-        sequences.unit_keys_B = document_keys(first_keys_B, window.rows[documents], place_B)
+        sequences.document_keys_B = document_keys(first_keys_B, window.rows[documents], place_B)
         self._tell_documents(sequences, window, documents)
         return self._rows.batch(fed, own, sequences)
 

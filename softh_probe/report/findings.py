@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softh_probe.analysis.layers import extreme
+from softh_probe.analysis.layers import Extreme, extreme
 from softh_probe.errors import abbreviated
 from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
 from softh_probe.report.document_chance import document_chance
@@ -37,12 +37,13 @@ def findings(result: ProbeResult) -> list[Finding]:
     """Summarise entropy, information about past and future tokens or labels, and the share due to chance."""
     means = {key: np.asarray(v.mean(dim=1)) for key, v in values_by_key(result).items()}
     layers, entropy = result.rows, means["entropy|"]
+    most, least = (extreme(result, "", "entropy", lowest=lowest) for lowest in (False, True))
     found = [
         Finding(
             "How spread out are the hidden states?",
             f"{_percent(entropy[0])} → {_percent(entropy[-1])}",
-            f"Entropy from {layers[0]} to {layers[-1]}: {_extreme(result, '', 'entropy', entropy)}; "
-            f"{_extreme(result, '', 'entropy', entropy, lowest=True)}{_unmeasured(result, '', 'entropy')}.",
+            f"Entropy from {layers[0]} to {layers[-1]}: {_named(result, most, entropy)}; "
+            f"{_named(result, least, entropy, lowest=True)}{_unmeasured(most)}.",
         )
     ]
     order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & set(result.label_sets)), None)
@@ -72,8 +73,8 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
     ends = f"{_percent(raw[0])} → {_percent(raw[-1])}"
-    highest = _extreme(result, name, "mutual_information", raw)
-    unmeasured = _unmeasured(result, name, "mutual_information")
+    most = extreme(result, name, "mutual_information")
+    highest, unmeasured = _named(result, most, raw), _unmeasured(most)
     if of_documents := document_chance(result, name):
         return Finding(
             question,
@@ -94,9 +95,8 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
     )
 
 
-def _extreme(result: ProbeResult, label_set: str, metric: str, value_R: np.ndarray, *, lowest: bool = False) -> str:
+def _named(result: ProbeResult, found: Extreme | None, value_R: np.ndarray, *, lowest: bool = False) -> str:
     """Name the layer with the most or the least, and those that noise over documents cannot tell from it."""
-    found = extreme(result, label_set, metric, lowest=lowest)
     if found is None:
         return "no value"
     most, highest = ("least", "lowest") if lowest else ("most", "highest")
@@ -109,8 +109,7 @@ def _extreme(result: ProbeResult, label_set: str, metric: str, value_R: np.ndarr
     return f"{highest} in {named}, not distinguishable from {names}"
 
 
-def _unmeasured(result: ProbeResult, label_set: str, metric: str) -> str:
-    found = extreme(result, label_set, metric)
+def _unmeasured(found: Extreme | None) -> str:
     return "; noise over documents was not measured" if found and not found.is_measured else ""
 
 

@@ -30,6 +30,7 @@ from softh_probe.run.dry_run import dry_run
 from tests.helpers import references
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import LANGUAGES, TEXTS, real_documents
+from tests.helpers.interruptions import stop_after_three_batches
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NGRAMS
 from tests.helpers.sweeps import small_tokenizer
@@ -436,14 +437,7 @@ def test_an_interruption_of_the_second_pass_does_not_lose_the_first(config, tmp_
 
 def test_a_run_that_was_stopped_before_there_were_intervals_goes_on(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        original, calls = softh_probe.run.forward.pad_batch, iter(range(100))
-
-        def pad_batch(corpus, documents):
-            if next(calls) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(corpus, documents)
-
-        patch.setattr(softh_probe.run.forward, "pad_batch", pad_batch)
+        stop_after_three_batches(patch)
         with pytest.raises(Interrupted):
             run(intervals(config, intervals=False), progress=False)
     (path,) = (tmp_path / "out").glob("unfinished/snapshots/*/snapshot.json")
