@@ -34,8 +34,9 @@ from softh_probe.labels import LabelSet, parse_label_sets
 from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
+from softh_probe.planned.population import Population
 from softh_probe.planned.prepared import batch_documents
-from softh_probe.planned.row_allocation import label_ids, n_counted, ngram_ids
+from softh_probe.planned.row_allocation import label_ids, ngram_ids
 
 LAYERS = (0, 12, 24, 30)
 ORDERS = ("unigram", "bigram", "trigram")
@@ -52,11 +53,12 @@ class Pool:
 
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
         sets = parse_label_sets(LABELS)
-        counts = n_counted(corpus, sets, np.arange(corpus.n_documents))
+        population = Population(corpus, sets)
+        counts = population.counts()
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         ngrams = ngram_ids(corpus.tokens, corpus.offsets, len(ORDERS))
         every = np.flatnonzero(counts)
-        self.labels = {s.name: self._labels(corpus, ngrams, sets, s, every) for s in sets}
+        self.labels = {s.name: self._labels(corpus, population, ngrams, s, every) for s in sets}
         self.documents = every
         self.q = {f"layer {layer}": torch.zeros(int(self.starts[-1]), N_ANCHORS) for layer in LAYERS}
         before = len(ORDERS) - 1
@@ -72,9 +74,9 @@ class Pool:
 
     @staticmethod
     def _labels(
-        corpus: Corpus, ngrams: list[np.ndarray], sets: tuple[LabelSet, ...], one: LabelSet, documents: np.ndarray
+        corpus: Corpus, population: Population, ngrams: list[np.ndarray], one: LabelSet, documents: np.ndarray
     ) -> Tensor:
-        return torch.from_numpy(label_ids(corpus, ngrams, sets, one, documents).astype(np.int64))
+        return torch.from_numpy(label_ids(corpus, population, ngrams, one, documents).astype(np.int64))
 
 
 def _assign(state_ND: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from softh_probe.files import write_bytes
 from softh_probe.hashing import arrays_sha256, text_sha256
 
 #: Increased whenever the same input gives other documents, tokens or row allocations than before.
-FORMAT = 8
+FORMAT = 9
 
 Arrays = dict[str, np.ndarray]
 

@@ -20,6 +20,7 @@ from softh_probe.config_checks import (
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
+from softh_probe.positions import parse_positions, positions_text
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
 EXECUTION_FIELDS = frozenset(
@@ -179,6 +180,13 @@ class RunConfig:
     default. A conversation has those of its chat template alone."""
     chat_template_kwargs: Mapping[str, Any] | None = None
     """Variables of the chat template by name ({enable_thinking: false}), for conversations; null gives none."""
+    positions: str = "all"
+    """Positions that count, beside that all n-gram labels are defined: all, last (the last token of a document),
+    first:N or skip:N (its first N tokens, or all but these), assistant (what the assistant says in a conversation),
+    completion (of a pair such as chosen,rejected what follows the common tokens; of prompt and completion the latter).
+    With commas, all have to hold. Labels see the tokens around a position in any case."""
+    skip_special_tokens: bool = False
+    """Leave out positions whose token is one of the tokenizer's special tokens (<s>, <|im_end|>, …)."""
     labels: str | Sequence[str] = ("input_unigram", "output_unigram")
     """Label sets: input_ or output_ with unigram, bigram, trigram or quadgram, and column:NAME for a column of the
     data set; empty counts every token and measures entropy alone."""
@@ -247,6 +255,7 @@ class RunConfig:
 
     def _check_names(self) -> None:
         parse_label_sets(self.labels)
+        object.__setattr__(self, "positions", positions_text(parse_positions(self.positions)))
         for name in self.per_label:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")

@@ -23,12 +23,14 @@ class TokenBatch:
         ids_BT: int64 token ids; None where the model is fed embeddings.
         mask_known: whether a mask or a hint says which positions are real.
         starts_BT: bool, True where another text begins in the middle of a row; None where none does.
+        counted_BT: bool, where the policies of positions hold; None: everywhere. Labels see other positions too.
     """
 
     real_BT: np.ndarray
     ids_BT: np.ndarray | None
     mask_known: bool = True
     starts_BT: np.ndarray | None = None
+    counted_BT: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

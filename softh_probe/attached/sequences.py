@@ -24,7 +24,7 @@ from softh_probe.errors import ProbeError
 REMEMBERED = 256
 
 #: Names of columns that cannot be label sets.
-RESERVED_COLUMNS = ("real", "ids", "segment")
+RESERVED_COLUMNS = ("real", "ids", "segment", "counted")
 
 #: No counted position of a sequence has had a label yet.
 NOT_YET = -2
@@ -43,7 +43,8 @@ class CachedSequences:
 
     Attributes:
         columns: by name, [B, L], the last L columns: `real` (bool), `ids` (token ids; −1 where unknown),
-            `segment` (number of the text packed into a row) and the user's own labels (−1 where there is none).
+            `segment` (number of the text packed into a row), `counted` (whether policies of positions hold; nonzero)
+            and the user's own labels (−1 where there is none).
         prefixes_BL2: uint64, for each column the key of all real tokens up to it; None where prefixes are not counted.
         keys_B: uint64, a key of each sequence that stays the same as it grows.
         drawn_keys_B: uint64, keys that draw the bootstrap weights; those of documents that sequences are windows of.
@@ -137,6 +138,8 @@ class CachedSequences:
         last_segment = self.columns["segment"][:, -1:] if past else np.zeros((n_sequences, 1), dtype=np.int64)
         segment = last_segment + (0 if fed.starts_BT is None else fed.starts_BT.cumsum(axis=1))
         new = {"real": fed.real_BT, "ids": ids, "segment": np.broadcast_to(segment, fed.real_BT.shape), **own}
+        if fed.counted_BT is not None:
+            new["counted"] = fed.counted_BT.astype(np.int64)
         for name in dict.fromkeys([*new, *self.columns]):  # in an order that no hash seed changes
             absent = [np.full((n_sequences, n), -1) for n in (past, n_new)]
             self.columns[name] = np.concatenate([self.columns.get(name, absent[0]), new.get(name, absent[1])], axis=1)
@@ -167,9 +170,10 @@ class CachedSequences:
         return before_BL
 
     def defined(self, n_before: int, n_after: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find positions whose n-gram labels are defined, and positions whose labels later tokens may complete.
+        """Find positions that count: their n-gram labels are defined; and positions whose labels later tokens complete.
 
-        A label is defined where the neighbours, as far as the n-grams reach, are real tokens of the same text.
+        Policies of positions hold at both. A label is
+        defined where the neighbours, as far as the n-grams reach, are real tokens of the same text.
 
         Args:
             n_before, n_after: tokens that labels need before and after a position.
@@ -188,6 +192,8 @@ class CachedSequences:
             may_be_BL[:, :-k] &= follows
             defined_BL[:, :-k] &= follows
             defined_BL[:, -k:] = False
+        if (counted_BL := self.columns.get("counted")) is not None:
+            defined_BL, may_be_BL = defined_BL & (counted_BL != 0), may_be_BL & (counted_BL != 0)
         return defined_BL, may_be_BL & ~defined_BL
 
     def _keep_waiting(self, kept_C: np.ndarray) -> None:

@@ -53,4 +53,9 @@ class StepQueue:
         real_BT = np.concatenate([tokens.real_BT for tokens, _ in steps], axis=1)
         names = dict.fromkeys(name for _, labels in steps for name in labels)
         own = {name: np.concatenate([labels.get(name, none) for _, labels in steps], axis=1) for name in names}
-        return sequences, TokenBatch(real_BT=real_BT, ids_BT=np.concatenate(ids, axis=1)), own
+        counted_BT = None
+        if any(tokens.counted_BT is not None for tokens, _ in steps):
+            everywhere = np.ones((sequences.shape[0], 1), dtype=bool)
+            counted = [everywhere if tokens.counted_BT is None else tokens.counted_BT for tokens, _ in steps]
+            counted_BT = np.concatenate(counted, axis=1)
+        return sequences, TokenBatch(real_BT=real_BT, ids_BT=np.concatenate(ids, axis=1), counted_BT=counted_BT), own

@@ -16,6 +16,7 @@ import torch
 
 from softh_probe.choices import Choice, Choices
 from softh_probe.errors import InputError
+from softh_probe.hashing import arrays_sha256
 
 NO_LABEL = -1
 
@@ -70,6 +71,8 @@ class Corpus:
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """int64 [n_documents], ascending: number of the document's row of the data; documents of several text columns of a
     row share it, as windows do. Where it is not given, each document read is a row of its own."""
+    counted: np.ndarray | None = None
+    """bool [n_tokens], where the policies of positions hold (`softh_probe.positions`); None: at every token."""
 
     def __post_init__(self) -> None:
         if not len(self.rows):
@@ -94,6 +97,8 @@ class Corpus:
         """Give the corpus without its token names as arrays and JSON values, to be stored."""
         columns = {f"column.{i}": column.ids for i, column in enumerate(self.columns.values())}
         own = {name: getattr(self, name) for name in _ARRAYS}
+        if self.counted is not None:
+            own["counted"] = self.counted
         return {**own, **columns}, {
             "columns": [[name, column.names] for name, column in self.columns.items()],
             "counts": {name: getattr(self, name) for name in _COUNTS},
@@ -110,7 +115,7 @@ class Corpus:
         columns = {
             name: LabelColumn(ids=arrays[f"column.{i}"], names=names) for i, (name, names) in enumerate(head["columns"])
         }
-        own: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+        own: dict[str, Any] = {name: arrays[name] for name in (*_ARRAYS, "counted") if name in arrays}
         return cls(
             columns=columns,
             token_name=token_name,
@@ -124,6 +129,19 @@ class Corpus:
     def document(self, index: int) -> np.ndarray:
         """Give the tokens of one document: int32 [length], a view."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def counted_rows(self, documents: np.ndarray, width: int) -> np.ndarray:
+        """Tell where the policies of positions hold in documents padded on the right: bool [B, width]."""
+        mask_BT: np.ndarray = np.arange(width) < self.lengths[documents][:, None]
+        if self.counted is not None:
+            starts = self.offsets[documents][:, None]
+            mask_BT &= self.counted[np.minimum(starts + np.arange(width), self.n_tokens - 1)]
+        return mask_BT
+
+    @cached_property
+    def counted_sha256(self) -> str:
+        """Digest of where the policies of positions hold, in hex; empty where they hold at every token."""
+        return "" if self.counted is None else arrays_sha256(self.counted)
 
     @cached_property
     def sha256(self) -> str:

@@ -33,9 +33,10 @@ from softh_probe.accumulators.sampling import (
 )
 from softh_probe.accumulators.states import WITHOUT_DOCUMENTS
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelRows, LabelSet, context, shortest_document
+from softh_probe.labels import LabelRows, LabelSet, shortest_document
 from softh_probe.planned.document_sample import sample_documents
-from softh_probe.planned.row_allocation import RowAllocation, allocate_rows, label_ids, n_counted, ranges
+from softh_probe.planned.population import NO_POSITION, Population, ranges
+from softh_probe.planned.row_allocation import RowAllocation, allocate_rows, label_ids
 from softh_probe.planned.thresholds import CountHistogram
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class Plan:
     Attributes:
         batches: share by share.
         shares: for each process, the indices of its batches.
-        n_too_short: documents without a position that counts; they are not run.
+        population: the positions that count.
+        n_too_short: documents without a position at which all n-grams are defined; they are not run.
+        n_left_out: other documents without a position that counts; they are not run either.
         source_keys: uint64, for each document of the corpus, the hash of the first window of what was read.
         document_keys: uint64, for each document of the corpus, what draws it in samples of documents (`sampling`).
 
     Raises:
-        InputError: every document is too short for one position to count, or a column has no label.
+        InputError: no position of any document counts, or a column has no label.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Plan:
         self.batches = [batch for share in dealt for batch in share]
         ends = np.cumsum([len(share) for share in dealt]).tolist()
         self.shares = [range(end - len(share), end) for share, end in zip(dealt, ends, strict=True)]
+        self.population = Population(corpus, label_sets)
         needed = shortest_document(label_sets)
         self.n_too_short = int((corpus.lengths < needed).sum())
         if self.n_too_short == corpus.n_documents:
@@ -94,6 +98,9 @@ class Plan:
                 f"labels: every document is too short: one position needs {needed} tokens, the longest document "
                 f"has {corpus.lengths.max()}; ask for lower n-gram orders or longer documents"
             )
+        self.n_left_out = int((self.population.counts() == 0).sum()) - self.n_too_short
+        if self.n_too_short + self.n_left_out == corpus.n_documents:
+            raise InputError(NO_POSITION)
         starts = [share.start for share in self.shares]
         self.allocation = allocation or allocate_rows(
             corpus, label_sets, self.batches, per_label, starts, label_rows, seed, intervals
@@ -106,9 +113,7 @@ class Plan:
         n = self.allocation
         documents = self.batches[index]
         longest = int(self.corpus.lengths[documents].max())
-        before, _ = context(self.label_sets)
-        counts = n_counted(self.corpus, self.label_sets, documents)
-        positions_N = ranges(np.arange(len(documents)) * longest + before, counts)
+        positions_N = self.population.padded(documents)
         groups_SN = self.label_numbers(documents, len(positions_N))
         bags = sort_into_bags(groups_SN, positions_N, n.n_bagged, n_pieced=n.n_kept)
         retiring = n.n_kept + n.retired[n.retired_starts[index] : n.retired_starts[index + 1]]
@@ -149,9 +154,7 @@ class Plan:
         _, first_of_row, row = np.unique(corpus.rows, return_index=True, return_inverse=True)
         place = corpus.source - corpus.source[first_of_row][row]
         self.document_keys = document_keys(keys[first_of_row][row], corpus.rows, place)
-        counts = n_counted(corpus, self.label_sets, documents)
-        before, _ = context(self.label_sets)
-        places = ranges(np.full(len(documents), before), counts)
+        counts, places = self.population.counts(documents), self.population.places(documents)
         chosen = bottom_k(position_keys(np.repeat(keys[documents], counts), places), SAMPLE_SIZE)
         in_order = np.argsort(chosen)
         self._sampled, self._slots = chosen[in_order], in_order
@@ -163,7 +166,7 @@ class Plan:
         """Find the number of the label of each counted position [n_label_sets, N]."""
         groups_SN = np.empty((len(self.label_sets), n_positions), dtype=np.int32)
         for row_N, label_set, numbers in zip(groups_SN, self.label_sets, self.allocation.numbers, strict=True):
-            ids_N = label_ids(self.corpus, self.allocation.ngrams, self.label_sets, label_set, documents)
+            ids_N = label_ids(self.corpus, self.population, self.allocation.ngrams, label_set, documents)
             row_N[:] = numbers[ids_N]
         return groups_SN
 

@@ -11,8 +11,9 @@ from softh_probe.config import RunConfig, tokens_per_batch_on
 from softh_probe.data.corpus import Corpus, length_batches
 from softh_probe.errors import InputError
 from softh_probe.hashing import arrays_sha256
-from softh_probe.labels import parse_label_sets, shortest_document
+from softh_probe.labels import parse_label_sets
 from softh_probe.planned.plan import Plan
+from softh_probe.planned.population import Population
 from softh_probe.planned.row_allocation import RowAllocation
 
 #: Ways to group documents into batches: of similar lengths, with padding; of equal lengths, without; one by one.
@@ -22,7 +23,7 @@ PADDED, EQUAL_LENGTHS, SINGLE_DOCUMENTS = BATCHINGS = ("padded", "equal lengths"
 def batch_documents(
     config: RunConfig, corpus: Corpus, batching: str = PADDED, among: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """Group the documents that are long enough for a position to count into batches.
+    """Group the documents that have a position that counts into batches.
 
     Args:
         config: the run.
@@ -30,7 +31,7 @@ def batch_documents(
         batching: one of the `BATCHINGS`.
         among: bool [n_documents], those to group; None groups all.
     """
-    keep = corpus.lengths >= shortest_document(parse_label_sets(config.labels))
+    keep = Population(corpus, parse_label_sets(config.labels)).counts() > 0
     keep = keep if among is None else keep & among
     tokens_per_batch = config.tokens_per_batch or tokens_per_batch_on("cpu")
     if batching == SINGLE_DOCUMENTS:
@@ -62,6 +63,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
     key = key_of(
         corpus=corpus.sha256,
         columns=arrays_sha256(*(column.ids for column in corpus.columns.values())),
+        counted=corpus.counted_sha256,
         labels=config.labels,
         per_label=config.per_label,
         batches=arrays_sha256(*batches) if batches else "",

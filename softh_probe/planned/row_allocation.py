@@ -9,8 +9,9 @@ sampled, the number after that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ import pandas as pd
 
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelRows, LabelSet, context
+from softh_probe.labels import LabelRows, LabelSet
 from softh_probe.planned.held_sets import choose_held
 from softh_probe.planned.label_sample import sample_labels
 from softh_probe.planned.lifetimes import Lifetimes, lifetimes_of, rows_in_use
+from softh_probe.planned.population import Population
 
 if TYPE_CHECKING:
     from softh_probe.data.corpus import Corpus
@@ -136,12 +138,6 @@ class RowAllocation:
         return cls(**values)
 
 
-def n_counted(corpus: Corpus, label_sets: Sequence[LabelSet], documents: np.ndarray) -> np.ndarray:
-    """Count the positions of each document that count."""
-    counts: np.ndarray = np.maximum(corpus.lengths[documents] - sum(context(label_sets)), 0)
-    return counts
-
-
 def ngram_ids(tokens: np.ndarray, offsets: np.ndarray, max_order: int) -> list[np.ndarray]:
     """Number the n-grams that end at each token exactly and densely, for n = 1 … max_order.
 
@@ -172,16 +168,14 @@ def ngram_ids(tokens: np.ndarray, offsets: np.ndarray, max_order: int) -> list[n
 
 
 def label_ids(
-    corpus: Corpus, ngrams: Sequence[np.ndarray], label_sets: Sequence[LabelSet], label_set: LabelSet, documents: Any
+    corpus: Corpus, population: Population, ngrams: Sequence[np.ndarray], label_set: LabelSet, documents: Any
 ) -> np.ndarray:
     """Find the set's label ids at the counted positions of documents; −1 where there is none."""
-    counts = n_counted(corpus, label_sets, documents)
     if label_set.direction == "column":
-        ids_N: np.ndarray = np.repeat(corpus.columns[label_set.column].ids[documents], counts)
+        ids_N: np.ndarray = np.repeat(corpus.columns[label_set.column].ids[documents], population.counts(documents))
         return ids_N
-    before, _ = context(label_sets)
     ahead = label_set.order if label_set.direction == "output" else 0
-    ids_N = ngrams[label_set.order - 1][ranges(corpus.offsets[documents] + before + ahead, counts)]
+    ids_N = ngrams[label_set.order - 1][population.tokens(documents) + ahead]
     return ids_N
 
 
@@ -213,7 +207,10 @@ def allocate_rows(
     """
     orders = [s.order for s in label_sets]
     ngrams = ngram_ids(corpus.tokens, corpus.offsets, max(orders)) if any(orders) else []
-    lifetimes = _all_lifetimes(corpus, ngrams, label_sets, batches)
+    population = Population(corpus, label_sets)
+
+    lifetimes_in = partial(_lifetimes, corpus, population, ngrams, label_sets)
+    lifetimes = lifetimes_in(batches)
     for s, lifetime in zip(label_sets, lifetimes, strict=True):
         if not len(lifetime.count):
             raise InputError(f"labels: {s.name} is null in every document that is long enough; leave it out")
@@ -232,7 +229,7 @@ def allocate_rows(
         corpus,
         ngrams,
         label_sets,
-        _in_one_process(corpus, ngrams, label_sets, batches, share_starts, lifetimes, may_be_sampled),
+        _in_one_process(lifetimes_in, batches, share_starts, lifetimes, may_be_sampled),
         label_rows=label_rows,
         seed=seed,
     )
@@ -290,7 +287,7 @@ def allocate_rows(
     return RowAllocation(
         ngrams=ngrams,
         numbers=numbers,
-        n_positions=int(n_counted(corpus, label_sets, np.concatenate(batches)).sum()),
+        n_positions=int(population.counts(np.concatenate(batches)).sum()),
         keeps_labels=np.array(kept, dtype=bool),
         kept_sets=np.array(kept_sets, dtype=np.int64),
         kept_ids=np.array(kept_ids, dtype=np.int64),
@@ -315,8 +312,9 @@ def allocate_rows(
     )
 
 
-def _all_lifetimes(
+def _lifetimes(
     corpus: Corpus,
+    population: Population,
     ngrams: Sequence[np.ndarray],
     label_sets: Sequence[LabelSet],
     batches: Sequence[np.ndarray],
@@ -325,15 +323,13 @@ def _all_lifetimes(
     """Find the lifetimes of the labels of all sets, or of some, by number."""
     documents = np.concatenate(batches)
     batch_of_document = np.repeat(np.arange(len(batches)), [len(b) for b in batches])
-    batch_N = np.repeat(batch_of_document, n_counted(corpus, label_sets, documents)).astype(np.int32)
+    batch_N = np.repeat(batch_of_document, population.counts(documents)).astype(np.int32)
     sets = label_sets if which is None else [label_sets[i] for i in which]
-    return [lifetimes_of(label_ids(corpus, ngrams, label_sets, s, documents), batch_N) for s in sets]
+    return [lifetimes_of(label_ids(corpus, population, ngrams, s, documents), batch_N) for s in sets]
 
 
 def _in_one_process(
-    corpus: Corpus,
-    ngrams: Sequence[np.ndarray],
-    label_sets: Sequence[LabelSet],
+    lifetimes_in: Callable[[Sequence[np.ndarray], Sequence[int]], list[Lifetimes]],
     batches: Sequence[np.ndarray],
     share_starts: Sequence[int],
     lifetimes: Sequence[Lifetimes],
@@ -344,7 +340,7 @@ def _in_one_process(
         return {i: lifetimes[i] for i in which}
     shares = [batches[start:end] for start, end in zip(share_starts, [*share_starts[1:], len(batches)], strict=True)]
     in_order = [batch for dealt in zip_longest(*shares) for batch in dealt if batch is not None]
-    return dict(zip(which, _all_lifetimes(corpus, ngrams, label_sets, in_order, which), strict=True))
+    return dict(zip(which, lifetimes_in(in_order, which), strict=True))
 
 
 def _assign_rows(first: np.ndarray, last: np.ndarray, n_batches: int) -> tuple[np.ndarray, int]:
@@ -374,17 +370,6 @@ def _rows_at_peak(first: np.ndarray, last: np.ndarray, set_of: np.ndarray, n_bat
     """Count the live rows of each set in the batch in which most are in use; the sum is the number of rows."""
     peak = int(np.argmax(rows_in_use(first, last, n_batches)))
     return np.bincount(set_of[(first <= peak) & (last >= peak)], minlength=n_sets)
-
-
-def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Concatenate the integers starts[i] … starts[i] + counts[i] − 1 of each i.
-
-    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
-    [5, 6, 0, 1, 2]
-    """
-    ends = np.cumsum(counts)
-    numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-    return numbers
 
 
 def _gather(arrays: list[np.ndarray], indices: list[np.ndarray]) -> np.ndarray:

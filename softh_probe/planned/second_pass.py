@@ -13,9 +13,7 @@ import torch
 from softh_probe.accumulators.dispatch import Dispatch, build_dispatch, in_pieces, sort_into_bags
 from softh_probe.accumulators.influence_sums import DocumentDispatch
 from softh_probe.accumulators.sampling import bottom_k
-from softh_probe.labels import context
 from softh_probe.planned.plan import Plan
-from softh_probe.planned.row_allocation import n_counted, ranges
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -46,7 +44,7 @@ class SecondPass:
         keys, units = plan.source_keys[windows[first]], corpus.rows[windows[first]]
         is_chosen = _choose(plan.document_keys[windows[first]], units, n_documents)
         self.n_documents, self.n_units = len(documents), len(np.unique(units))
-        positions = np.bincount(document_of, weights=n_counted(corpus, plan.label_sets, windows)).astype(np.int64)
+        positions = np.bincount(document_of, weights=plan.population.counts(windows)).astype(np.int64)
         chosen = np.flatnonzero(is_chosen)
         self.documents, self.units = documents[chosen].astype(np.int64), units[chosen].astype(np.int64)
         self.keys, self.positions = keys[chosen], positions[chosen]
@@ -75,9 +73,7 @@ class SecondPass:
         plan, n = self._plan, self._plan.allocation
         lengths, n_sets, n_windows = plan.corpus.lengths[windows], len(plan.label_sets), len(windows)
         longest = int(lengths.max())
-        before, _ = context(plan.label_sets)
-        counts = n_counted(plan.corpus, plan.label_sets, windows)
-        positions_N = ranges(np.arange(n_windows) * longest + before, counts)
+        positions_N = plan.population.padded(windows)
         sequence_N = positions_N // longest
         measured = np.flatnonzero(n.has_rows_at_end)
         numbers_XN = plan.label_numbers(windows, len(positions_N))[measured].astype(np.int64)

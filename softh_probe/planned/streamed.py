@@ -17,8 +17,9 @@ from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.sequences import CachedSequences
 from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.errors import InputError
-from softh_probe.labels import LabelRows, LabelSet, shortest_document
+from softh_probe.labels import LabelRows, LabelSet
 from softh_probe.planned.document_sample import PAIRED
+from softh_probe.planned.population import Population
 from softh_probe.planned.row_allocation import KEPT_LABELS
 
 
@@ -60,7 +61,8 @@ class StreamedRows:
             documents: the documents of the batch, by their index there.
         """
         ids_BT, mask_BT = (tensor.numpy() for tensor in pad_batch(window, documents))
-        fed = TokenBatch(real_BT=mask_BT != 0, ids_BT=ids_BT)
+        counted_BT = None if window.counted is None else window.counted_rows(documents, ids_BT.shape[1])
+        fed = TokenBatch(real_BT=mask_BT != 0, ids_BT=ids_BT, counted_BT=counted_BT)
         own = {}
         for s in self._columns:
             column = window.columns[s.column]
@@ -76,11 +78,11 @@ class StreamedRows:
         return self._rows.batch(fed, own, sequences)
 
     def _tell_documents(self, sequences: CachedSequences, window: Corpus, documents: np.ndarray) -> None:
-        """Set the documents, units and groups that sequences are of; the first that is long enough counts them."""
+        """Set the documents, units and groups that sequences are of; the first with a counted position counts."""
         sequences.documents_B, sequences.units_B = window.source[documents], window.rows[documents]
-        long_enough = window.lengths >= shortest_document(self.label_sets)
-        sequences.is_new_B = first_of_each(window.source, long_enough)[documents]
-        sequences.is_new_unit_B = first_of_each(window.rows, long_enough)[documents]
+        counts = Population(window, self.label_sets).counts() > 0
+        sequences.is_new_B = first_of_each(window.source, counts)[documents]
+        sequences.is_new_unit_B = first_of_each(window.rows, counts)[documents]
         if self._within is not None:
             sequences.groups_B = window.columns[self._within].ids[documents].astype(np.int64)
 

@@ -38,6 +38,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("documents empty", _count(corpus.get("documents_empty"))),
                 ("documents without tokens", _count(corpus.get("documents_without_tokens"))),
                 ("documents too short", _count(corpus.get("documents_too_short"))),
+                ("documents without these positions", _count(corpus.get("documents_left_out") or None)),
                 ("documents longer than max_length", _count(corpus.get("documents_longer_than_max_length"))),
                 ("tokens", _count(info.get("tokens"))),
                 ("unknown tokens", _count(corpus.get("tokens_unknown"))),

@@ -35,6 +35,8 @@ from softh_probe.run.provenance import check_model
 from softh_probe.run.resume import check_sample, load_snapshot
 from softh_probe.run.snapshots import Snapshots
 
+_LEFT_OUT = ("documents_empty", "documents_too_short", "documents_left_out", "documents_longer_than_max_length")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
@@ -94,7 +96,7 @@ class DryRun:
         weights = ", ".join(f"{size:.2f} GiB on {device}" for device, size in model["weights_gib"].items())
         left_out = [
             f"{corpus[name]:,} {name.removeprefix('documents_').replace('_', ' ')}"
-            for name in ("documents_empty", "documents_too_short", "documents_longer_than_max_length")
+            for name in _LEFT_OUT
             if corpus[name]
         ]
         devices = ", ".join(dict.fromkeys(map(str, self.layers.values())))

@@ -113,6 +113,7 @@ class PlannedFeed:
         return {
             "corpus": self.trial.sha256,
             "columns": arrays_sha256(*(column.ids for column in self.trial.columns.values())),
+            **({"counted": self.trial.counted_sha256} if self.trial.counted is not None else {}),
             "batches": arrays_sha256(*self.rows.batches),
         }
 
@@ -136,11 +137,12 @@ class PlannedFeed:
         """Describe the corpus."""
         digests = {name: getattr(self.trial, name) for name in ("sha256", "chained_sha256", "texts_sha256")}
         commit = self.trial.data_commit
-        return corpus_info(self._config, commit, digests, self.trial, n_too_short=self.rows.n_too_short)
+        left_out = {"n_too_short": self.rows.n_too_short, "n_left_out": self.rows.n_left_out}
+        return corpus_info(self._config, commit, digests, self.trial, **left_out)
 
     def warnings(self) -> list[str]:
         """Say how many documents are too short."""
-        return too_short(self._config, self.rows.n_too_short, self.trial.n_documents)
+        return too_short(self._config, self.rows.n_too_short, self.rows.n_left_out, self.trial.n_documents)
 
     @property
     def _share(self) -> range:

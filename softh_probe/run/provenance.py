@@ -65,6 +65,7 @@ def corpus_info(
     counts: Corpus | Counts,
     *,
     n_too_short: int,
+    n_left_out: int = 0,
 ) -> dict[str, Any]:
     """Describe a corpus for a result (JSON values).
 
@@ -73,7 +74,8 @@ def corpus_info(
         commit: of the data set on the hub; None where it is unknown.
         digests: `sha256`, `chained_sha256` and `texts_sha256`; None where it is unknown.
         counts: of what was read.
-        n_too_short: documents without a position that counts.
+        n_too_short: documents without a position at which all n-grams are defined.
+        n_left_out: others without a position at which the policies of positions hold.
     """
     return {
         "data": config.data,
@@ -86,6 +88,7 @@ def corpus_info(
         "documents_longer_than_max_length": counts.n_truncated,
         "documents": counts.n_documents,
         "documents_too_short": n_too_short,
+        "documents_left_out": n_left_out,
         "tokens": counts.n_tokens,
         "tokens_unknown": counts.n_unknown,
     }
@@ -108,13 +111,20 @@ def warnings(result: ProbeResult, of_data: Iterable[str]) -> list[str]:
     return found
 
 
-def too_short(config: RunConfig, n_too_short: int, n_documents: int) -> list[str]:
-    """Say how many documents are too short for a position to count; nothing where none is."""
+def too_short(config: RunConfig, n_too_short: int, n_left_out: int, n_documents: int) -> list[str]:
+    """Say how many documents have no position that counts; nothing where all have."""
+    found = []
+    if n_left_out:
+        found.append(
+            f"{n_left_out:,} of {n_documents:,} documents have no position at which positions {config.positions} hold, "
+            "and were left out"
+        )
     if not n_too_short:
-        return []
+        return found
     return [
+        *found,
         f"{n_too_short:,} of {n_documents:,} documents are shorter than the "
-        f"{shortest_document(parse_label_sets(config.labels))} tokens that one position needs, and were left out"
+        f"{shortest_document(parse_label_sets(config.labels))} tokens that one position needs, and were left out",
     ]
 
 

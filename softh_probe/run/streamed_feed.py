@@ -20,6 +20,7 @@ from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.planned.memory import SumsMemory, place_streamed_sums
+from softh_probe.planned.population import NO_POSITION, Population
 from softh_probe.planned.prepared import PADDED, batch_documents
 from softh_probe.planned.streamed import StreamedRows, check_columns
 from softh_probe.probe import SoftEntropyProbe
@@ -67,11 +68,12 @@ class StreamedFeed:
         self._needed = shortest_document(self._label_sets)
         self._stream, self._identity = open_stream(config, tokenizer, documents)
         self._batching = PADDED
-        self._digest, self._n_too_short, self._n_batches = bytes(32), 0, 0
+        self._digest, self._n_too_short, self._n_left_out, self._n_batches = bytes(32), 0, 0, 0
         if state:
             self._stream.skip_to(state["stream"])
             self._digest = bytes.fromhex(state["chained_sha256"])
             self._n_too_short, self._n_batches = state["documents_too_short"], state["batches"]
+            self._n_left_out = state.get("documents_left_out", 0)
         self.rows = StreamedRows(
             self._label_sets, label_rows=config.label_rows, seed=config.seed, within=config.permute_within
         )
@@ -175,7 +177,9 @@ class StreamedFeed:
         digests = {"sha256": None, "chained_sha256": self._digest.hex(), "texts_sha256": self._stream.texts_sha256}
         commit = self._identity if isinstance(self._identity, str) else None
         counts = self._stream.counts
-        found = corpus_info(self._config, commit, digests, counts, n_too_short=self._n_too_short)
+        found = corpus_info(
+            self._config, commit, digests, counts, n_too_short=self._n_too_short, n_left_out=self._n_left_out
+        )
         known = ("data", "data_revision", "data_commit")
         return found if self._is_read else {name: found[name] if name in known else None for name in found}
 
@@ -183,13 +187,14 @@ class StreamedFeed:
         """Say how many documents are too short; nothing before the last one is read."""
         if not self._is_read:
             return []
-        return too_short(self._config, self._n_too_short, self._stream.counts.n_documents)
+        return too_short(self._config, self._n_too_short, self._n_left_out, self._stream.counts.n_documents)
 
     def _position(self) -> dict[str, Any]:
         return {
             "stream": self._stream.state(),
             "chained_sha256": self._digest.hex(),
             "documents_too_short": self._n_too_short,
+            "documents_left_out": self._n_left_out,
             "batches": self._n_batches,
         }
 
@@ -210,8 +215,10 @@ class StreamedFeed:
             check_columns(window, label_columns(self._config))
             self._digest = chained_digest(window, self._digest)
             is_short = window.lengths < self._needed
+            counts = Population(window, self._label_sets).counts() > 0
             self._n_too_short += int(is_short.sum())
-            if not is_short.all():
+            self._n_left_out += int((~counts & ~is_short).sum())
+            if counts.any():
                 self._window_start = start
                 return window
 
@@ -228,3 +235,5 @@ class StreamedFeed:
                 f"labels: every document is too short: one position needs {self._needed} tokens; ask for lower n-gram "
                 "orders or longer documents"
             )
+        if self._n_too_short + self._n_left_out == self._stream.counts.n_documents:
+            raise InputError(NO_POSITION)

@@ -1,0 +1,117 @@
+"""Policies of positions: which positions of a document count, beside that their n-gram labels are defined.
+
+Policies narrow the population of all label sets of a measurement alike. n-gram labels still see the tokens around a
+position, whether these count or not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softh_probe.errors import InputError
+
+ALL = "all"
+#: Policies that need to know which tokens are whose: of data, and of `generate`.
+ROLES = ("assistant", "completion")
+GENERATED = "generated"
+_BY_PLACE = ("first", "skip", "last")
+_WITH_NUMBER = re.compile(r"(first|skip):([0-9]{1,9})")
+_REMEDY = f"expected {ALL}, {', '.join(ROLES)}, last, first:N or skip:N, or several of these with commas"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """One condition on positions.
+
+    Attributes:
+        name: "first", "skip", "last", "assistant", "completion" or "generated".
+        n: tokens of "first" and "skip".
+    """
+
+    name: str
+    n: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.n}" if self.n else self.name
+
+
+def parse_positions(value: str | Sequence[str], also: Collection[str] = ()) -> tuple[Policy, ...]:
+    """Parse the policies of a measurement; none is "all".
+
+    >>> [str(policy) for policy in parse_positions("assistant, skip:1")]
+    ['assistant', 'skip:1']
+    >>> parse_positions("all")
+    ()
+
+    Args:
+        value: names with commas, or a list of names.
+        also: further names that are known here, such as "generated".
+
+    Raises:
+        InputError: a name is unknown or stands twice, a number is missing or 0, or no position can hold all of them.
+    """
+    names = value.split(",") if isinstance(value, str) else value
+    if isinstance(names, (bytes, dict)) or not isinstance(names, (Sequence, Collection)):
+        raise InputError(f"positions: {_REMEDY}; got {value!r}")
+    found = [_parse(name.strip() if isinstance(name, str) else name, also) for name in names]
+    policies = [policy for policy in found if policy is not None]
+    if not found:
+        raise InputError(f"positions: {_REMEDY}; got nothing")
+    kinds = [policy.name for policy in policies]
+    if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+        raise InputError(f"positions: {', '.join(twice)} stands twice; name each once")
+    numbers = {policy.name: policy.n for policy in policies}
+    if numbers.get("first", 1) <= numbers.get("skip", 0) and "first" in numbers:
+        first, skip = numbers["first"], numbers["skip"]
+        raise InputError(f"positions: first:{first} and skip:{skip} leave no token; both count from the first one")
+    return tuple(policies)
+
+
+def positions_text(policies: Sequence[Policy]) -> str:
+    """Write policies as `parse_positions` reads them.
+
+    >>> positions_text(parse_positions("skip:4"))
+    'skip:4'
+    """
+    return ",".join(map(str, policies)) or ALL
+
+
+def hold_by_place(policies: Sequence[Policy], places: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Tell where the policies by place hold; those by role are not looked at.
+
+    >>> hold_by_place(parse_positions("skip:1,last"), np.array([0, 1, 2]), np.array([3, 3, 3]))
+    array([False, False,  True])
+
+    Args:
+        places: the number of each token in its document, from 0.
+        lengths: the number of tokens of that document.
+    """
+    found = np.ones(np.broadcast_shapes(places.shape, lengths.shape), dtype=bool)
+    for policy in policies:
+        if policy.name == "first":
+            found &= places < policy.n
+        elif policy.name == "skip":
+            found &= places >= policy.n
+        elif policy.name == "last":
+            found &= places == lengths - 1
+    return found
+
+
+def roles_of(policies: Sequence[Policy]) -> tuple[str, ...]:
+    """List the policies that need to know whose tokens are whose."""
+    return tuple(policy.name for policy in policies if policy.name not in _BY_PLACE)
+
+
+def _parse(name: object, also: Collection[str]) -> Policy | None:
+    """Parse one policy; None for "all"."""
+    if name == ALL:
+        return None
+    if name in (*ROLES, *also, "last"):
+        return Policy(name=str(name))
+    if isinstance(name, str) and (found := _WITH_NUMBER.fullmatch(name)) and int(found[2]):
+        return Policy(name=found[1], n=int(found[2]))
+    raise InputError(f"positions: {_REMEDY}; got {name!r}")
