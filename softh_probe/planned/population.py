@@ -41,9 +41,10 @@ class Population:
     def counts(self, documents: Any = slice(None)) -> np.ndarray:
         """Count the positions of each document that count: int64 [n]."""
         if self._tokens is not None:
-            found: np.ndarray = np.diff(self._starts)[documents]
-            return found
-        return np.maximum(self._corpus.lengths[documents] - self._before - self._after, 0)
+            kept: np.ndarray = np.diff(self._starts)[documents]
+            return kept
+        found: np.ndarray = np.maximum(self._corpus.lengths[documents] - self._before - self._after, 0)
+        return found
 
     def tokens(self, documents: np.ndarray) -> np.ndarray:
         """Give the index in the corpus of each position that counts, document by document: int64 [N]."""
