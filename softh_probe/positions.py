@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, short_repr
 
 ALL = "all"
 #: Policies that need to know which tokens are whose: of data, and of `generate`.
@@ -104,6 +106,27 @@ def hold_by_place(policies: Sequence[Policy], places: np.ndarray, lengths: np.nd
 def roles_of(policies: Sequence[Policy]) -> tuple[str, ...]:
     """List the policies that need to know whose tokens are whose."""
     return tuple(policy.name for policy in policies if policy.name not in _BY_PLACE)
+
+
+def special_ids(value: object) -> list[int]:
+    """Give the ids of special tokens, sorted.
+
+    >>> special_ids([2, 0, 2])
+    [0, 2]
+
+    Args:
+        value: a collection of ids, or a tokenizer.
+
+    Raises:
+        InputError: it is neither.
+    """
+    found = getattr(value, "all_special_ids", () if value is False else value)
+    ids: list[Any] = (
+        list(found) if isinstance(found, Collection) and not isinstance(found, (str, bytes, dict)) else [None]
+    )
+    if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i) >= 0 for i in ids):
+        raise InputError(f"skip_special_tokens: expected a tokenizer or a list of token ids, got {short_repr(value)}")
+    return sorted({int(i) for i in ids})
 
 
 def _parse(name: object, also: Collection[str]) -> Policy | None:

@@ -14,13 +14,14 @@ from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.influence_sums import InfluenceSums
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
-from softh_probe.accumulators.states import STATE_VERSION, state_of_today
+from softh_probe.accumulators.states import STATE_VERSION, require_settings, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
-from softh_probe.attached.own_values import checked_labels, checked_mask
+from softh_probe.attached.pass_blocks import PassBlocks
 from softh_probe.attached.pass_context import PassContext
+from softh_probe.attached.position_rules import PositionRules
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
-from softh_probe.estimators.recipes import Kind, how_to_continue
+from softh_probe.estimators.recipes import Kind
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
@@ -40,7 +41,7 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 MAX_INVALID_SHARE = 0.5
 
 
-class SoftEntropyProbe:
+class SoftEntropyProbe(PassBlocks):
     """Measure every layer of a model while something runs it.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -79,10 +80,17 @@ class SoftEntropyProbe:
             the dimensions are: B the batch, D or C the width, others positions ("BCT", "BCHW"). What is not certain of
             these has to be named.
         plan: the rows of the labels of a known or a streamed corpus; each `batch` is announced before its forward pass.
+        positions: positions that count, of those above: "first:N" or "skip:N", the first N tokens of each text or all
+            others; "last", the last token of texts that are fed whole; "generated", tokens that `generate` inside the
+            block wrote and fed back; several with commas, all of which have to hold. `counted` takes a mask of others.
+        skip_special_tokens: ids of tokens whose positions do not count, or a tokenizer, whose special tokens are meant.
 
     Raises:
         InputError: an argument is not what it has to be, or the model's blocks cannot be found.
     """
+
+    #: Policies of positions by role that the code around the model tells of.
+    _roles: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -99,6 +107,8 @@ class SoftEntropyProbe:
         anchors: Kind = "iid",
         modules: Mapping[str, nn.Module | tuple[Any, ...]] | None = None,
         plan: AnnouncedRows | None = None,
+        positions: str | Sequence[str] = "all",
+        skip_special_tokens: object = (),
     ) -> None:
         if count not in COUNTS:
             raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
@@ -107,10 +117,11 @@ class SoftEntropyProbe:
         points = find_hook_points(model, modules or {})
         if count == "unique_prefix":
             require_causal(points)
+        rules = PositionRules(positions, skip_special_tokens, roles=self._roles, is_planned=plan is not None)
         label_rows = check_label_rows(label_rows)
         settings: dict[str, Any] = {"count": count, "label_rows": label_rows, "seed": seed}
         source: LabelSource = label_source(
-            (model, points.entry), labels, plan, **settings, has_backbone=bool(points.blocks)
+            (model, points.entry), labels, plan, **settings, has_backbone=bool(points.blocks), rules=rules
         )
         source.lock = lock_of(points.entry)
         self._model, self._modules, self._plan = model, modules, plan
@@ -123,7 +134,7 @@ class SoftEntropyProbe:
             "calibration": calibration,
         }
         counted = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
-        self._settings: dict[str, Any] = {**estimator, **counted, "label_rows": label_rows}
+        self._settings: dict[str, Any] = {**estimator, **counted, "label_rows": label_rows, **rules.settings}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
@@ -170,7 +181,7 @@ class SoftEntropyProbe:
         if not self._recorder.positions:
             raise ProbeError(
                 "no position was counted: inside the probe's block, run the model in evaluation mode on sequences "
-                f"long enough for the label sets{self._recorder.left_out}"
+                f"long enough for the label sets{self._recorder.left_out}{self._source.why_nothing}"
             )
         rows = self._source.rows.row_labels()
         result = ProbeResult.from_layers(
@@ -184,7 +195,7 @@ class SoftEntropyProbe:
         )
         choices = Choices.from_json(self._recorder.choices_made())
         result.record_limits(choices, told=self._told)
-        result.info["choices"] = choices.to_json()
+        result.info.update({"choices": choices.to_json(), **self._source.positions_policy(self._recorder.positions)})
         return result
 
     def check(self) -> None:
@@ -236,7 +247,7 @@ class SoftEntropyProbe:
         """
         self._flush()
         state = state_of_today(state)
-        self._require_settings(state["settings"], "state")
+        require_settings(self._settings, state["settings"], "state")
         expected = [name for name in self._layer_names() if self._recorder.wants(name)]
         if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:
             raise InputError(f"state: expected layers {', '.join(expected)}, got {', '.join(state['layers'])}")
@@ -255,7 +266,7 @@ class SoftEntropyProbe:
         """
         if other is self:
             raise InputError("merge: a probe cannot be merged with itself")
-        self._require_settings(other._settings, "merge")
+        require_settings(self._settings, other._settings, "merge")
         self._flush()
         other._flush()
         if self._sums.measured and other._sums.measured and self.layers != other.layers:
@@ -287,7 +298,7 @@ class SoftEntropyProbe:
     def new_like(self) -> SoftEntropyProbe:
         """Make a probe of the same model with the same settings that has measured nothing."""
         plan = None if self._plan is None else self._plan.fresh()
-        return SoftEntropyProbe(self._model, modules=self._modules, plan=plan, **self._settings)
+        return type(self)(self._model, modules=self._modules, plan=plan, **self._settings)
 
     # --- attached to a model ----------------------------------------------------------------------------------
 
@@ -308,37 +319,6 @@ class SoftEntropyProbe:
             InputError: the run is planned.
         """
         return self._source.context
-
-    @contextmanager
-    def labelled(self, **labels: Tensor) -> Iterator[None]:
-        """Set labels of one's own for the forward passes inside the block.
-
-        Args:
-            labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none, which
-                leaves a position out of that set, but not of the count: that is what `masked` is for.
-        """
-        with self.context.labelled(checked_labels(labels, self._settings["labels"])):
-            yield
-
-    @contextmanager
-    def masked(self, mask: Tensor) -> Iterator[None]:
-        """Mark the real positions of the forward passes inside the block, where the model gets no mask.
-
-        A mask of another shape is an error. Of pooled hidden states [B, D], a mask [B, T] counts the rows that have any
-        real token.
-
-        Args:
-            mask: [B, T], 0 at padding; of more columns than the tokens that the model is fed, the last ones count.
-                With modules that are fed no token ids, [B, T] of their hidden states, or [B] where these are pooled.
-        """
-        with self.context.masked(checked_mask(mask)):
-            yield
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Exclude the forward passes inside the block."""
-        with self.context.paused():
-            yield
 
     # --- a planned run ----------------------------------------------------------------------------------------
 
@@ -387,10 +367,3 @@ class SoftEntropyProbe:
 
     def _flush(self) -> None:
         self._recorder.flush()
-
-    def _require_settings(self, theirs: Mapping[str, Any], where: str) -> None:
-        for name, ours in self._settings.items():
-            if theirs.get(name) != ours and (name, theirs.get(name)) != ("label_rows", "all"):  # thinned
-                remedy = how_to_continue(theirs.get(name), "anchors=") if name == "anchors" else ""
-                remedy += f"; use label_rows={theirs[name]!r} here, or add 'all'" if name == "label_rows" else ""
-                raise InputError(f"{where}: expected {name}={ours!r}, got {theirs.get(name)!r}{remedy}")

@@ -20,7 +20,7 @@ from softh_probe.accumulators.document_sample import DocumentSample
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import with_kind_of_today
+from softh_probe.estimators.recipes import how_to_continue, with_kind_of_today
 from softh_probe.labels import COLUMN_PREFIX
 
 STATE_VERSION = 7
@@ -32,6 +32,8 @@ VERSION_WITHOUT_RECIPE = 4
 WITHOUT_DOCUMENTS = "without_documents"
 #: Versions that are read.
 VERSIONS = (STATE_VERSION, 6, 5, VERSION_WITHOUT_RECIPE)
+#: Settings that states may lack, as they were before there was a choice.
+_UNTIL_TODAY: Mapping[str, Any] = {"positions": "all", "skip_special_tokens": []}
 
 
 def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -60,6 +62,24 @@ def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
         "rows": _with_documents(_rows_of_today(state["rows"], state["layers"])),
         "choices": choices,
     }
+
+
+def require_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
+    """Refuse to continue from, or to add, a measurement with other settings.
+
+    Args:
+        ours, theirs: settings of two probes.
+        where: what is done with the other.
+
+    Raises:
+        InputError: they differ; "all" label rows can be thinned.
+    """
+    for name, value in ours.items():
+        other = theirs.get(name, _UNTIL_TODAY.get(name))
+        if other != value and (name, other) != ("label_rows", "all"):
+            remedy = how_to_continue(other, "anchors=") if name == "anchors" else ""
+            remedy += f"; use label_rows={other!r} here, or add 'all'" if name == "label_rows" else ""
+            raise InputError(f"{where}: expected {name}={value!r}, got {other!r}{remedy}")
 
 
 def _of_documents(state: Mapping[str, Any]) -> list[Any]:

@@ -64,8 +64,9 @@ class CacheRegistry:
             self.ended.append(entry[1].number)
 
     def waiting(self) -> list[CachedSequences]:
-        """List the sequences of which positions wait for their labels."""
-        return [sequences for _, sequences, _ in list(self._entries.values()) if len(sequences.waiting_rows)]
+        """List the sequences of which positions wait for their labels, or may be noted as not counted."""
+        held = [sequences for _, sequences, _ in list(self._entries.values())]
+        return [sequences for sequences in held if len(sequences.waiting_rows) or "counted" in sequences.columns]
 
     def clear(self) -> None:
         """Forget all caches; their sequences end."""

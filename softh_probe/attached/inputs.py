@@ -42,12 +42,16 @@ class InputHints:
         mask_BL: nonzero at real tokens, of these or of the last columns; None if unknown.
         is_own_mask: whether that mask is the user's, so that it has to fit.
         ends_B: tokens of each sequence that count; later ones are fed for the sake of other sequences; None if unknown.
+        n_generated: how many of these columns, the last ones, the model wrote itself; None if unknown.
+        completion_BL: nonzero at the tokens of a completion, as `mask_BL`; None if unknown.
     """
 
     ids_BL: Tensor | None = None
     mask_BL: Tensor | None = None
     is_own_mask: bool = False
     ends_B: np.ndarray | None = None
+    n_generated: int | None = None
+    completion_BL: Tensor | None = None
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
-from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_dispatch, in_pieces, sort_into_bags
+from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_dispatch, in_pieces
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
 from softh_probe.attached.inputs import TokenBatch
+from softh_probe.attached.label_bags import kept_rows, label_bags, ngrams
 from softh_probe.attached.live_labels import LiveLabels
 from softh_probe.attached.online_documents import OnlineDocuments
+from softh_probe.attached.passed_over import PassedOver, packed, unpacked
+from softh_probe.attached.position_rules import PositionRules
 from softh_probe.attached.sequences import RESERVED_COLUMNS, CachedSequences, empty_sequences
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.labels import LabelRows, LabelSet, context
@@ -41,6 +43,10 @@ class OnlineRows:
         unique_prefixes: count each distinct prefix once, not each time that it is fed.
         label_rows: live rows at most, or "all".
         seed: of the sample of labels that is followed where not all fit.
+        rules: the policies of positions; None: all count.
+
+    Attributes:
+        rules: the same.
     """
 
     def __init__(
@@ -50,7 +56,10 @@ class OnlineRows:
         unique_prefixes: bool = False,
         label_rows: LabelRows = "all",
         seed: int = 0,
+        rules: PositionRules | None = None,
     ) -> None:
+        self.rules = rules or PositionRules()
+        self._passed_over = PassedOver()
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         self.unique_prefixes = unique_prefixes
         self._seen: set[bytes] = set()
@@ -66,6 +75,11 @@ class OnlineRows:
     def set_names(self) -> list[str]:
         """Names of the n-gram sets, then of the user's own sets."""
         return [s.name for s in self.label_sets] + list(self._kept)
+
+    @property
+    def n_passed_over(self) -> int:
+        """Positions that would count, but for the policies."""
+        return self._passed_over.n - len(self._passed_over.prefixes & self._seen)
 
     @property
     def n_live(self) -> int:
@@ -147,6 +161,9 @@ class OnlineRows:
             tentative: whether all positions wait, since their tokens may be taken back.
         """
         past = sequences.extend(fed, own, self.unique_prefixes)
+        self.rules.mark(sequences, past)
+        if not tentative:
+            self._pass_over(sequences, past)
         defined_BL, may_be_BL = sequences.defined(self._before, self._after)
         row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
         n_tokens = fed.real_BT.shape[1]
@@ -168,6 +185,7 @@ class OnlineRows:
     def complete(self, sequences: CachedSequences) -> Dispatch:
         """Build the dispatch of waiting positions whose labels are complete, without a forward pass."""
         none = np.zeros((len(sequences.keys_B), 0), dtype=bool)
+        self._pass_over(sequences, sequences.shape[1])
         defined_BL, may_be_BL = sequences.defined(self._before, self._after)
         rows, columns = sequences.waiting_rows, sequences.waiting_columns
         counts, held = defined_BL[rows, columns], may_be_BL[rows, columns]
@@ -213,14 +231,15 @@ class OnlineRows:
         for name in own:
             self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
         kept = [
-            _rows(table, own[name]) if name in own else np.full(len(row_N), -1) for name, table in self._kept.items()
+            kept_rows(table, own[name]) if name in own else np.full(len(row_N), -1)
+            for name, table in self._kept.items()
         ]
         opened = []
         for i, label_set in enumerate(self.label_sets):
             start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
-            opened.append(self._live.find(i, _ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
+            opened.append(self._live.find(i, ngrams(sequences.columns["ids"], label_set.order, row_N, start_N)))
         n_kept = self.n_kept
-        bags = _bags(kept, opened, place_N, n_kept, len(self._live))
+        bags = label_bags(kept, opened, place_N, n_kept, len(self._live))
         kept_end = np.searchsorted(bags.groups_L, n_kept)
         sizes = np.diff(bags.starts_L, append=len(bags.positions_E))
         labels_L, sizes_L = bags.groups_L[kept_end:] - n_kept, sizes[kept_end:]
@@ -270,14 +289,18 @@ class OnlineRows:
                 "count: with 'unique_prefix' all tokens before a position have to be known, and those in this cache "
                 "were fed outside of the probe's block; feed them inside it, or use count='forwarded'"
             )
-        assert sequences.prefixes_BL2 is not None
-        keys = np.ascontiguousarray(sequences.prefixes_BL2[row_N, column_N]).view("V16").reshape(-1).tolist()
+        keys = sequences.prefix_keys(row_N, column_N)
         fresh = np.zeros(len(keys), dtype=bool)
         for i, key in enumerate(keys):
             if key not in self._seen:
                 self._seen.add(key)
                 fresh[i] = True
         return fresh
+
+    def _pass_over(self, sequences: CachedSequences, past: int) -> None:
+        """Note the positions that would count, but for the policies."""
+        rows, columns = sequences.pass_over(self._before, self._after, past)
+        self._passed_over.add(len(rows), sequences.prefix_keys(rows, columns) if self.unique_prefixes else None)
 
     def _sequence_keys(self, fed: TokenBatch) -> np.ndarray:
         """Compute a key of each sequence: from its real tokens, or from the number of sequences before it."""
@@ -291,7 +314,6 @@ class OnlineRows:
     def state_dict(self) -> dict[str, Any]:
         """Copy the keys in the order of their numbers: tokens [L, n] of each n-gram set, labels [L] of each own set."""
         sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
-        seen = torch.from_numpy(np.frombuffer(b"".join(self._seen), dtype=np.int64).reshape(-1, 2).copy())
         return {
             **self._live.state_dict(),
             "own": {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()},
@@ -299,7 +321,8 @@ class OnlineRows:
             "sample": sample,
             "sequences": self._n_sequences,
             **self.documents.state_dict(),
-            "seen": seen,
+            "seen": packed(self._seen),
+            "passed_over": self._passed_over.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
@@ -307,7 +330,8 @@ class OnlineRows:
         self._sample, self._n_sequences = BottomKSample(), state["sequences"]
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         self.documents.load_state_dict(state)
-        self._seen = set(np.ascontiguousarray(state["seen"].numpy()).view("V16").reshape(-1).tolist())
+        self._seen = unpacked(state["seen"])
+        self._passed_over = PassedOver.of_state(state.get("passed_over"))
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
         self._kept = {}
         for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):
@@ -330,6 +354,7 @@ class OnlineRows:
         if both := len(self._seen & other._seen):
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=4)
         self._seen |= other._seen
+        self._passed_over.merge(other._passed_over)
         kept_rows = np.zeros(other.n_kept, dtype=np.int64)
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
@@ -354,33 +379,3 @@ class OnlineRows:
             ),
         )
         return MergeMap(*tensors)
-
-
-def _bags(
-    kept: Sequence[np.ndarray], opened: Sequence[np.ndarray], place_N: np.ndarray, n_kept: int, n_labels: int
-) -> Bags:
-    """Sort positions by kept row, then by number of the n-gram; negative ones have no bag."""
-    if not kept and not opened:
-        return sort_into_bags(np.zeros((0, len(place_N)), dtype=np.int64), place_N, 0)
-    is_none = [numbers < 0 for numbers in (*kept, *opened)]
-    groups = [*kept, *(n_kept + numbers for numbers in opened)]
-    if not any(none.any() for none in is_none):
-        return sort_into_bags(np.stack(groups), place_N, n_kept + n_labels, n_pieced=n_kept)
-    some = ~np.concatenate(is_none)
-    groups_1E, positions_E = np.concatenate(groups)[None, some], np.tile(place_N, len(groups))[some]
-    return sort_into_bags(groups_1E, positions_E, n_kept + n_labels, n_pieced=n_kept)
-
-
-def _rows(table: Mapping[int, int], labels: np.ndarray) -> np.ndarray:
-    """Find the kept row of each label, and take new ones; −1 for a negative label."""
-    distinct, inverse = np.unique(labels, return_inverse=True)
-    rows = [table[label] if label >= 0 else -1 for label in distinct.tolist()]
-    return np.array(rows, dtype=np.int64)[inverse]
-
-
-def _ngrams(ids_BT: np.ndarray, order: int, sequence_N: np.ndarray, start_N: np.ndarray) -> np.ndarray:
-    """Find the n tokens from `start_N` on, int32 [N, n]."""
-    if not len(start_N):
-        return np.zeros((0, order), dtype=np.int32)
-    tokens_Nn: np.ndarray = sliding_window_view(ids_BT.astype(np.int32), order, axis=1)[sequence_N, start_N]
-    return tokens_Nn

@@ -29,20 +29,24 @@ def checked_labels(labels: Mapping[str, object], ngram_sets: Collection[str]) ->
     return checked
 
 
-def checked_mask(mask: object) -> Tensor:
+def checked_mask(mask: object, block: str = "masked") -> Tensor:
     """Check a mask.
+
+    Args:
+        mask: the mask.
+        block: the probe's method that takes it.
 
     Raises:
         InputError: it is no tensor [B, T] or [B].
     """
     if not isinstance(mask, Tensor) or mask.ndim not in (1, 2):
         raise InputError(f"mask: expected a tensor [B, T], or [B] for pooled hidden states, got {_described(mask)}")
+    no, yes = ("at padding", "at real positions") if block == "masked" else ("where none counts", "where one does")
     if mask.is_complex():
-        raise InputError(f"mask: expected booleans or numbers, 0 at padding, got {_described(mask)}")
+        raise InputError(f"mask: expected booleans or numbers, 0 {no}, got {_described(mask)}")
     if mask.dtype.is_signed and bool((mask < 0).any()):
         raise InputError(
-            "mask: expected 0 at padding and 1 at real positions, got negative values; of a mask that is added to "
-            "logits, give mask >= 0"
+            f"mask: expected 0 {no} and 1 {yes}, got negative values; of a mask that is added to logits, give mask >= 0"
         )
     return mask
 

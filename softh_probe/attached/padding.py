@@ -38,7 +38,9 @@ class Padding(NamedTuple):
     is_certain: bool
 
 
-def fit_mask(mask: Tensor, shape: tuple[int, ...], *, n_past: int = 0, n_virtual: int = 0) -> np.ndarray:
+def fit_mask(
+    mask: Tensor, shape: tuple[int, ...], *, n_past: int = 0, n_virtual: int = 0, block: str = "masked"
+) -> np.ndarray:
     """Fit a mask of the user's to the tokens that the model is fed; give a bool array [B, T].
 
     Args:
@@ -46,6 +48,7 @@ def fit_mask(mask: Tensor, shape: tuple[int, ...], *, n_past: int = 0, n_virtual
         shape: (B, T) of the forward pass.
         n_past: tokens in the cache.
         n_virtual: positions of trained prompts before the first token.
+        block: the probe's method that took the mask.
 
     Raises:
         ProbeError: the mask is of another shape.
@@ -60,18 +63,19 @@ def fit_mask(mask: Tensor, shape: tuple[int, ...], *, n_past: int = 0, n_virtual
             return np.pad(_is_nonzero(mask), ((0, 0), (n_virtual, 0)))
     past = f" or, with those in the cache, {[n_sequences, n_past + n_tokens]}" if n_past else ""
     raise ProbeError(
-        f"mask: expected [B, T] = {list(shape)}{past} as the model is fed, got {list(mask.shape)}; give probe.masked a "
-        "mask for each forward pass"
+        f"mask: expected [B, T] = {list(shape)}{past} as the model is fed, got {list(mask.shape)}; give probe.{block} "
+        "a mask for each forward pass"
     )
 
 
-def fit_position_mask(mask: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+def fit_position_mask(mask: Tensor, shape: tuple[int, ...], block: str = "masked") -> np.ndarray:
     """Fit a mask of the user's to hidden states of a model that is fed no tokens; give a bool array [B, T].
 
     Args:
         mask: [B, T]; for pooled hidden states [B, D] also [B], and of [B, T] a row counts if any of its positions is
             real.
         shape: (B, T), or (B,) of pooled hidden states.
+        block: the probe's method that took the mask.
 
     Raises:
         ProbeError: the mask is of another shape.
@@ -80,8 +84,8 @@ def fit_position_mask(mask: Tensor, shape: tuple[int, ...]) -> np.ndarray:
         return _by_row(_is_nonzero(mask), shape)
     expected = f"[B, T] = {list(shape)}" if len(shape) > 1 else f"[B] = {list(shape)} or [B, T]"
     raise ProbeError(
-        f"mask: expected {expected} as the hidden states are, got {list(mask.shape)}; give probe.masked a value for "
-        "each of their positions (a class token is one, too)"
+        f"mask: expected {expected} as the hidden states are, got {list(mask.shape)}; give probe.{block} a value "
+        "for each of their positions (a class token is one, too)"
     )
 
 

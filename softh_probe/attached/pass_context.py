@@ -73,6 +73,12 @@ class PassContext:
             yield
 
     @contextmanager
+    def counted(self, mask: Tensor) -> Iterator[None]:
+        """Set the positions [B, T] that count, of the forward passes inside the block."""
+        with self._setting("counted", mask):
+            yield
+
+    @contextmanager
     def fallback_mask(self, mask: Tensor | None, decoder_mask: Tensor | None = None) -> Iterator[None]:
         """Set the masks [B, T] of forward passes inside the block for which nothing else gives one.
 
@@ -81,6 +87,12 @@ class PassContext:
             decoder_mask: of a decoder that also reads an encoder's output.
         """
         with self._setting("fallback_masks", (mask, decoder_mask)):
+            yield
+
+    @contextmanager
+    def completions(self, mask: Tensor | None, decoder_mask: Tensor | None = None) -> Iterator[None]:
+        """Set which tokens [B, T] of the forward passes are a completion's; `fallback_mask` tells the two apart."""
+        with self._setting("completions", (mask, decoder_mask)):
             yield
 
     @contextmanager
@@ -114,6 +126,17 @@ class PassContext:
         return mask
 
     @property
+    def counted_of_positions(self) -> Tensor | None:
+        """The positions that count as the user gave them, [B, T] or [B]."""
+        mask: Tensor | None = self._get("counted")
+        return mask
+
+    def counted_mask(self, hints: InputHints | None, n_past: int) -> Tensor | None:
+        """Give the positions of a forward pass that count as the user says, with its past or without."""
+        mask = self.counted_of_positions
+        return None if mask is None else self._grown(mask, None if hints is None else hints.ids_BL, n_past)
+
+    @property
     def fallback(self) -> Tensor | None:
         """The mask [B, T] that holds where nothing else gives one."""
         mask: Tensor | None = self._get("fallback_masks", (None, None))[0]
@@ -129,23 +152,35 @@ class PassContext:
         """Names of the user's own label sets that are given [B, T], one label for each position."""
         return [name for name, values in self._get("labels", {}).items() if values.ndim > 1]
 
-    def take_hints(self, inputs: Mapping[str, Any]) -> InputHints | None:
-        """Take the hints for a forward pass, with the user's mask, or else the fallback mask."""
+    def take_hints(self, inputs: Mapping[str, Any], n_past: int = 0) -> InputHints | None:
+        """Take the hints for a forward pass, with the user's mask, or else the fallback mask.
+
+        Args:
+            inputs: the backbone's arguments.
+            n_past: tokens in the cache.
+        """
         hints, self.hints = self.hints, None
+        is_decoder = inputs.get("encoder_hidden_states") is not None
+        completion = self._get("completions", (None, None))[is_decoder]
         mask = self.mask
         if mask is not None and mask.ndim > 1:
             hints = hints or InputHints()
-            return dataclasses.replace(hints, mask_BL=self._grown(mask, hints.ids_BL), is_own_mask=True)
-        if hints is None:
-            fallback = self._get("fallback_masks", (None, None))[inputs.get("encoder_hidden_states") is not None]
-            return None if fallback is None else InputHints(mask_BL=fallback)
-        return hints
+            hints = dataclasses.replace(hints, mask_BL=self._grown(mask, hints.ids_BL, n_past), is_own_mask=True)
+        elif hints is None:
+            fallback = self._get("fallback_masks", (None, None))[is_decoder]
+            hints = None if fallback is None else InputHints(mask_BL=fallback)
+        return hints if hints is None else dataclasses.replace(hints, completion_BL=completion)
 
-    def _grown(self, mask: Tensor, ids_BL: Tensor | None) -> Tensor:
-        """Extend a mask of the prompts of `generate` to the rows it makes of each, and to the tokens that follow."""
-        if not self.is_generating or ids_BL is None:
+    def _grown(self, mask: Tensor, ids_BL: Tensor | None, n_past: int) -> Tensor:
+        """Extend a mask of the prompts of `generate` to the rows it makes of each, and to the tokens that follow.
+
+        Of a prompt that is fed in pieces, it is cut after the piece at hand.
+        """
+        if not self.is_generating or ids_BL is None or mask.ndim < 2:
             return mask
         rows = self._own["generated"]
+        if rows.n_prompt is not None and ids_BL.shape[1] < rows.n_prompt:
+            mask = mask[:, : n_past + ids_BL.shape[1]]
         if len(mask) != len(ids_BL) and len(mask) == rows.n_sequences:
             mask = mask.repeat_interleave(rows.n_each, dim=0)
         n_new = max(0, ids_BL.shape[1] - mask.shape[1])
@@ -213,11 +248,13 @@ class GeneratedRows:
     Attributes:
         n_sequences: sequences that were given; None before they are known.
         n_each: rows of each of them.
+        n_prompt: tokens of the prompts, padding included; None before they are known.
     """
 
     def __init__(self) -> None:
         self.n_sequences: int | None = None
         self.n_each = 1
+        self.n_prompt: int | None = None
 
     def follow(self, values_B: np.ndarray) -> np.ndarray:
         """Repeat values [B] of the sequences for each of their rows; other values are given back as they are."""

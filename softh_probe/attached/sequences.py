@@ -24,7 +24,7 @@ from softh_probe.errors import ProbeError
 REMEMBERED = 256
 
 #: Names of columns that cannot be label sets.
-RESERVED_COLUMNS = ("real", "ids", "segment", "counted")
+RESERVED_COLUMNS = ("real", "ids", "segment", "counted", "place", "passed")
 
 #: No counted position of a sequence has had a label yet.
 NOT_YET = -2
@@ -43,8 +43,9 @@ class CachedSequences:
 
     Attributes:
         columns: by name, [B, L], the last L columns: `real` (bool), `ids` (token ids; −1 where unknown),
-            `segment` (number of the text packed into a row), `counted` (whether policies of positions hold; nonzero)
-            and the user's own labels (−1 where there is none).
+            `segment` (number of the text packed into a row), `counted` (whether policies of positions hold; nonzero),
+            `place` (number of the token in its text), `passed` (1: it was noted that the position does not count) and
+            the user's own labels (−1 where there is none).
         prefixes_BL2: uint64, for each column the key of all real tokens up to it; None where prefixes are not counted.
         keys_B: uint64, a key of each sequence that stays the same as it grows.
         drawn_keys_B: uint64, keys that draw the bootstrap weights; those of documents that sequences are windows of.
@@ -111,6 +112,10 @@ class CachedSequences:
         for name in _OF_DOCUMENTS:
             setattr(self, name, getattr(self, name)[rows])
         self.labels_B = {name: labels_B[rows] for name, labels_B in self.labels_B.items()}
+        if "passed" in self.columns:
+            repeated = np.ones(len(rows), dtype=bool)
+            repeated[np.unique(rows, return_index=True)[1]] = False
+            self.columns["passed"][repeated] = 1
         first = np.full(int(max(self.waiting_rows.max(initial=0), rows.max(initial=0))) + 1, -1)
         first[rows[::-1]] = np.arange(len(rows))[::-1]
         self._keep_waiting(first[self.waiting_rows] >= 0)
@@ -169,11 +174,51 @@ class CachedSequences:
         before_BL: np.ndarray = self.n_before_B[:, None] + self.real.cumsum(axis=1) - self.real
         return before_BL
 
+    def places_in_texts(self, past: int) -> np.ndarray:
+        """Count the real tokens of its text before each column [B, L]; they are kept as the column `place`.
+
+        Args:
+            past: columns whose places are known, if any are.
+        """
+        places_BL = self.columns.get("place")
+        start = 0 if places_BL is None else past
+        real_BL, segment_BL = self.real[:, start:], self.columns["segment"]
+        n_so_far_B = np.zeros(len(real_BL), dtype=np.int64)
+        if places_BL is not None and start:
+            n_so_far_B = places_BL[:, start - 1] + self.real[:, start - 1]
+        before_BL = real_BL.cumsum(axis=1) - real_BL
+        begins_BL = np.diff(segment_BL, prepend=segment_BL[:, :1], axis=1)[:, start:] != 0
+        texts_BL = np.maximum.accumulate(np.where(begins_BL, before_BL, -n_so_far_B[:, None]), axis=1)
+        found: np.ndarray = before_BL - texts_BL
+        if places_BL is not None:
+            found = np.concatenate([places_BL[:, :start], found], axis=1)
+        self.columns["place"] = found
+        return found
+
+    def pass_over(self, n_before: int, n_after: int, past: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Find positions, by rows and columns, that policies alone leave out and that were not found before.
+
+        Args:
+            n_before, n_after: as `defined` takes them.
+            past: columns that were there before the first forward pass that is asked about.
+        """
+        if (counted_BL := self.columns.get("counted")) is None:
+            none = np.zeros(0, dtype=np.int64)
+            return none, none
+        if (passed_BL := self.columns.get("passed")) is None:
+            passed_BL = np.zeros(self.real.shape, dtype=np.int64)
+            passed_BL[:, :past] = 1
+        defined_BL, _ = self._have_labels(n_before, n_after)
+        found_BL = defined_BL & (counted_BL == 0) & (passed_BL != 1)
+        self.columns["passed"] = np.where(found_BL, 1, passed_BL)
+        rows, columns = np.nonzero(found_BL)
+        return rows, columns
+
     def defined(self, n_before: int, n_after: int) -> tuple[np.ndarray, np.ndarray]:
         """Find positions that count: their n-gram labels are defined; and positions whose labels later tokens complete.
 
-        Policies of positions hold at both. A label is
-        defined where the neighbours, as far as the n-grams reach, are real tokens of the same text.
+        Policies of positions hold at both. A label is defined where the neighbours, as far as the n-grams reach, are
+        real tokens of the same text.
 
         Args:
             n_before, n_after: tokens that labels need before and after a position.
@@ -181,6 +226,13 @@ class CachedSequences:
         Returns:
             Two disjoint masks, bool [B, L].
         """
+        defined_BL, may_be_BL = self._have_labels(n_before, n_after)
+        if (counted_BL := self.columns.get("counted")) is not None:
+            defined_BL, may_be_BL = defined_BL & (counted_BL != 0), may_be_BL & (counted_BL != 0)
+        return defined_BL, may_be_BL & ~defined_BL
+
+    def _have_labels(self, n_before: int, n_after: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the positions whose labels are defined, and those together with others whose labels may be completed."""
         real_BL, segment_BL = self.real, self.columns["segment"]
         defined_BL = real_BL.copy()
         for k in range(1, n_before + 1):
@@ -192,9 +244,13 @@ class CachedSequences:
             may_be_BL[:, :-k] &= follows
             defined_BL[:, :-k] &= follows
             defined_BL[:, -k:] = False
-        if (counted_BL := self.columns.get("counted")) is not None:
-            defined_BL, may_be_BL = defined_BL & (counted_BL != 0), may_be_BL & (counted_BL != 0)
-        return defined_BL, may_be_BL & ~defined_BL
+        return defined_BL, may_be_BL
+
+    def prefix_keys(self, rows: np.ndarray, columns: np.ndarray) -> list[bytes]:
+        """Give the keys of the prefixes that end at positions."""
+        assert self.prefixes_BL2 is not None
+        keys: list[bytes] = np.ascontiguousarray(self.prefixes_BL2[rows, columns]).view("V16").reshape(-1).tolist()
+        return keys
 
     def _keep_waiting(self, kept_C: np.ndarray) -> None:
         self.waiting_rows, self.waiting_columns = self.waiting_rows[kept_C], self.waiting_columns[kept_C]

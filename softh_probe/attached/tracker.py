@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -24,7 +24,6 @@ from softh_probe.attached.sequences import CachedSequences
 from softh_probe.attached.step_queue import StepQueue
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
-from softh_probe.labels import LabelRows, parse_label_sets
 
 
 class InputTracker:
@@ -88,10 +87,10 @@ class InputTracker:
         """Find the labels of a forward pass; see `LabelSource.begin`."""
         if self._has_backbone:
             require_tokens(inputs, outer, self.context.n_virtual)
-        hints = self.context.take_hints(inputs)
         self._cache = find_cache(inputs)
         known = self._caches.sequences_of(self._cache, self._current)
         n_past = known.n_fed if known else cache_length(self._cache) or 0
+        hints = self.context.take_hints(inputs, n_past)
         tokens = read_inputs(inputs, outer, hints, n_past=n_past, n_virtual=self.context.n_virtual)
         self._fed, self._arguments = None, flat({**outer, **inputs})
         if tokens is None:
@@ -100,6 +99,10 @@ class InputTracker:
             tokens = self._with_padding(tokens, self._arguments)
         self._admit(tokens)
         self._warn_of_padding(tokens)
+        tokens = self.rows.rules.narrow(tokens, self.context, hints, n_past=n_past)
+        sequences = known or self._new_sequences(tokens, hints, n_past)
+        begins = known is None and n_past in (0, self.context.n_virtual)
+        self.rows.rules.check_past(sequences, begins=begins, is_tentative=self.context.tentative)
         if known is not None and tokens.real_BT.shape == (known.shape[0], 1) and not self.context.tentative:
             own = self._own_labels(tokens)
             if known is not self._steps.sequences:
@@ -109,7 +112,7 @@ class InputTracker:
             return DecodeStep(shape=(known.shape[0], 1))
         self.flush()
         waits = self._cache is not None or inputs.get("use_cache") is not False
-        fed = _Fed(tokens, known or self._new_sequences(tokens, hints, n_past), waits)
+        fed = _Fed(tokens, sequences, waits)
         if self._has_backbone or self._has_ngrams:
             return self._dispatch(fed)
         self._fed = fed  # named modules may give pooled hidden states
@@ -120,13 +123,15 @@ class InputTracker:
     ) -> Dispatch:
         """Find the labels of a forward pass by its first hidden states; see `LabelSource.begin_positions`."""
         if real_BT is not None:  # padded to the longest sequence, where masks may be wider
-            shape = (shape[0], widest(shape, {"attention_mask": self.context.mask}, flat(given), self._arguments))
+            own = [{"attention_mask": mask} for mask in (self.context.mask, self.context.counted_of_positions)]
+            shape = (shape[0], widest(shape, *own, flat(given), self._arguments))
             real_BT = np.pad(real_BT, ((0, 0), (0, shape[1] - real_BT.shape[1])))
         self._pooled = shape if len(shape) == 1 else None
         fed = self._fed
         if fed is None or shape != fed.tokens.real_BT.shape:
             tokens = self._positions(shape, given, None if fed is None else fed.tokens)
             self._admit(tokens)
+            tokens = self.rows.rules.narrow(tokens, self.context, shape=shape)
             fed = _Fed(tokens, self.rows.new_sequences(tokens))
         if real_BT is not None and not fed.tokens.mask_known:
             fed = replace(fed, tokens=replace(fed.tokens, real_BT=fed.tokens.real_BT & real_BT, mask_known=True))
@@ -154,8 +159,18 @@ class InputTracker:
         return (
             self._has_ngrams
             or self.context.has_labels
-            or (self._counted is not None and not self._counted.real_BT.all())
+            or self.rows.rules.is_asked
+            or (self._counted is not None and (self._counted.counted_BT is not None or not self._counted.real_BT.all()))
         )
+
+    def positions_policy(self, n_left: int) -> dict[str, Any]:
+        """Describe the policies of positions in a result; see `LabelSource.positions_policy`."""
+        return self.rows.rules.described(n_left, self.rows.n_passed_over)
+
+    @property
+    def why_nothing(self) -> str:
+        """Why policies leave nothing, to end an error with."""
+        return self.rows.rules.why_nothing(self.rows.n_passed_over)
 
     def finish(self, output: Any) -> None:
         """End the forward pass that began last; `output` is None where it failed."""
@@ -252,9 +267,10 @@ class InputTracker:
 
     def _own_labels(self, tokens: TokenBatch) -> dict[str, np.ndarray]:
         """Give the user's own labels [B, T]; a mask [B] is none of tokens [B, T]."""
-        mask, shape = self.context.mask, tokens.real_BT.shape
-        if mask is not None and mask.ndim < 2 and tokens.ids_BT is not None:
-            fit_mask(mask, shape)
+        shape = tokens.real_BT.shape
+        for block, mask in (("masked", self.context.mask), ("counted", self.context.counted_of_positions)):
+            if mask is not None and mask.ndim < 2 and tokens.ids_BT is not None:
+                fit_mask(mask, shape, block=block)
         self.rows.documents.label_positions(self.context.position_label_sets)
         return self.context.own_labels(shape)
 
@@ -356,35 +372,3 @@ class _Fed:
     tokens: TokenBatch
     sequences: CachedSequences
     waits: bool = False
-
-
-def track_inputs(
-    models: Sequence[nn.Module],
-    labels: Sequence[str],
-    *,
-    count: str,
-    label_rows: LabelRows,
-    seed: int,
-    has_backbone: bool,
-) -> InputTracker:
-    """Make the tracker of an attached probe.
-
-    Args:
-        models: the model, and the part of it that is measured; the first that has a configuration tells its pad token.
-        labels, count, label_rows, seed: as `SoftEntropyProbe` takes them.
-        has_backbone: as `InputTracker` takes it.
-
-    Raises:
-        InputError: a label set is unknown, or needs a data set.
-    """
-    label_sets = parse_label_sets(labels)
-    if columns := [s.name for s in label_sets if s.direction == "column"]:
-        raise InputError(f"labels: {columns[0]} needs a data set; for labels of your own use probe.labelled()")
-    config = next((model.config for model in models if getattr(model, "config", None)), None)
-    pad_id = getattr(config, "pad_token_id", None)
-    return InputTracker(
-        OnlineRows(label_sets, unique_prefixes=count == "unique_prefix", label_rows=label_rows, seed=seed),
-        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None),
-        has_ngrams=bool(label_sets),
-        has_backbone=has_backbone,
-    )

@@ -71,6 +71,11 @@ class LabelSource(Protocol):
     choices: Choices
 
     @property
+    def why_nothing(self) -> str:
+        """Why policies of positions leave nothing, to end an error with; empty where they do not."""
+        ...
+
+    @property
     def rows(self) -> LabelRows:
         """The rows of all labels."""
         ...
@@ -149,6 +154,14 @@ class LabelSource(Protocol):
     @property
     def tells_positions_apart(self) -> bool:
         """Whether masks or labels are not the same for all positions of the forward pass that began last."""
+        ...
+
+    def positions_policy(self, n_left: int) -> dict[str, Any]:
+        """Give the entry of a result's `info` on the policies of positions; nothing where none was asked for.
+
+        Args:
+            n_left: positions that count.
+        """
         ...
 
     def finish(self, output: Any) -> None:

@@ -13,7 +13,9 @@ from torch import nn
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.attached.inputs import require_tokens
 from softh_probe.attached.pass_context import PassContext
-from softh_probe.attached.tracker import InputTracker, track_inputs
+from softh_probe.attached.position_rules import PositionRules
+from softh_probe.attached.track_inputs import track_inputs
+from softh_probe.attached.tracker import InputTracker
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.labels import LabelRows
@@ -37,6 +39,7 @@ class AnnouncedBatches:
     n_rejected = 0
     is_paused = False
     tells_positions_apart = True
+    why_nothing = ""
 
     def __init__(self, rows: AnnouncedRows, *, has_backbone: bool) -> None:
         self.rows = rows
@@ -89,6 +92,10 @@ class AnnouncedBatches:
     def check_padding(self, given: Mapping[str, Any], real_BT: np.ndarray | None) -> None:
         """Do nothing: the corpus has no padding."""
 
+    def positions_policy(self, n_left: int) -> dict[str, Any]:
+        """Describe nothing: the run knows its corpus."""
+        return {}
+
     def finish(self, output: Any) -> None:
         """Do nothing: no sequence lasts longer than its batch."""
 
@@ -116,6 +123,7 @@ def label_source(
     label_rows: LabelRows,
     seed: int,
     has_backbone: bool,
+    rules: PositionRules | None = None,
 ) -> AnnouncedBatches | InputTracker:
     """Choose the source of labels: the plan of a known corpus, or the tokens that other code feeds.
 
@@ -123,6 +131,7 @@ def label_source(
         modules: the model, and the module whose calls are forward passes.
         labels, count, label_rows, seed, plan: as `SoftEntropyProbe` takes them.
         has_backbone: whether the hooked model has to be fed tokens.
+        rules: the policies of positions, which a corpus has applied itself.
 
     Raises:
         InputError: they do not go together.
@@ -131,4 +140,6 @@ def label_source(
         if count == "unique_prefix":
             raise InputError("count: a planned run counts what it feeds, 'forwarded'")
         return AnnouncedBatches(plan, has_backbone=has_backbone)
-    return track_inputs(modules, labels, count=count, label_rows=label_rows, seed=seed, has_backbone=has_backbone)
+    return track_inputs(
+        modules, labels, count=count, label_rows=label_rows, seed=seed, has_backbone=has_backbone, rules=rules
+    )

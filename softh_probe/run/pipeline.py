@@ -259,6 +259,8 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) ->
         calibration=config.calibration,
         layers=config.layers,
         plan=plan,
+        positions=config.positions,
+        skip_special_tokens=config.skip_special_tokens,
     )
 
 

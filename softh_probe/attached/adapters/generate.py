@@ -63,6 +63,7 @@ class _Observer:
         wrappers: dict[str, Callable[..., Any]] = {
             "_expand_inputs_for_generation": self.expand,
             "prepare_inputs_for_generation": self.prepare_inputs,
+            "_prepare_generated_length": self.prompt_length,
             "_get_stopping_criteria": self.stopping_criteria,
             "_get_candidate_generator": self.drafts,
         }
@@ -79,6 +80,11 @@ class _Observer:
         self._rows.n_sequences, self._rows.n_each = len(input_ids) // expand_size, expand_size
         return input_ids, model_kwargs
 
+    def prompt_length(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        n_prompt = kwargs.get("input_ids_length")
+        self._rows.n_prompt = n_prompt if isinstance(n_prompt, int) else None
+        return original(*args, **kwargs)
+
     def prepare_inputs(self, original: Callable[..., Any], input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         inputs = original(input_ids, *args, **kwargs)
         mask = kwargs.get(self._mask)
@@ -86,7 +92,9 @@ class _Observer:
         if ends is not None and len(ends) != len(input_ids):
             ends = None
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self._tracker.context.hints = InputHints(ids_BL=input_ids, mask_BL=mask, ends_B=ends)
+        n_prompt = self._rows.n_prompt
+        n_generated = None if n_prompt is None else max(0, input_ids.shape[1] - n_prompt)
+        self._tracker.context.hints = InputHints(ids_BL=input_ids, mask_BL=mask, ends_B=ends, n_generated=n_generated)
         return inputs
 
     def stopping_criteria(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

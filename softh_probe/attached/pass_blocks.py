@@ -1,0 +1,68 @@
+"""Blocks in which users say of the next forward passes what a model's arguments do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from softh_probe.attached.own_values import checked_labels, checked_mask
+from softh_probe.attached.pass_context import PassContext
+
+
+class PassBlocks:
+    """The blocks of a probe, each of which holds for the forward passes inside it."""
+
+    _settings: dict[str, Any]
+
+    @property
+    def context(self) -> PassContext:
+        """Facts about the next forward passes, for code that runs the model."""
+        raise NotImplementedError
+
+    @contextmanager
+    def labelled(self, **labels: Tensor) -> Iterator[None]:
+        """Set labels of one's own for the forward passes inside the block.
+
+        Args:
+            labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none, which
+                leaves a position out of that set, but not of the count: that is what `counted` is for.
+        """
+        with self.context.labelled(checked_labels(labels, self._settings["labels"])):
+            yield
+
+    @contextmanager
+    def masked(self, mask: Tensor) -> Iterator[None]:
+        """Mark the real positions of the forward passes inside the block, where the model gets no mask.
+
+        Other positions are padding: n-gram labels do not reach them, as they do those that `counted` leaves out. A
+        mask of another shape is an error. Of pooled hidden states [B, D], a mask [B, T] counts the rows that have any
+        real token.
+
+        Args:
+            mask: [B, T], 0 at padding; of more columns than the tokens that the model is fed, the last ones count.
+                With modules that are fed no token ids, [B, T] of their hidden states, or [B] where these are pooled.
+        """
+        with self.context.masked(checked_mask(mask)):
+            yield
+
+    @contextmanager
+    def counted(self, mask: Tensor) -> Iterator[None]:
+        """Choose the positions that count in the forward passes inside the block, among the real ones.
+
+        Other positions are text, which n-gram labels see, unlike what `masked` says is padding. Inside `generate`, a
+        mask of the prompts also counts all tokens that follow.
+
+        Args:
+            mask: [B, T], 0 where a position does not count; of the shapes that `masked` takes.
+        """
+        with self.context.counted(checked_mask(mask, "counted")):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the forward passes inside the block."""
+        with self.context.paused():
+            yield
