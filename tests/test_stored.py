@@ -70,6 +70,7 @@ def as_today(state: dict[str, Any]) -> dict[str, Any]:
     """A stored state as this version writes it: another name of its anchors, no choices, and what is new of labels."""
     assert state["version"] == VERSION_WITHOUT_RECIPE
     settings = {**state["settings"], "anchors": KIND_TODAY[state["settings"]["anchors"]], "label_rows": 65_536}
+    settings |= {"positions": "all", "skip_special_tokens": []}
     head = {name: value for name, value in state.items() if name != "layers"}
     rows = {**state["rows"], **followed_labels(state["rows"], state["layers"]["layer.1"]["open"][:, -1])}
     choices = [_OF_DOCUMENTS] if rows["own"] else []

@@ -322,7 +322,7 @@ class OnlineRows:
             "sequences": self._n_sequences,
             **self.documents.state_dict(),
             "seen": packed(self._seen),
-            "passed_over": self._passed_over.state_dict(),
+            **self._passed_over.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
@@ -331,7 +331,7 @@ class OnlineRows:
         self._sample.keys = state["sample"].numpy().view(np.uint64).copy()
         self.documents.load_state_dict(state)
         self._seen = unpacked(state["seen"])
-        self._passed_over = PassedOver.of_state(state.get("passed_over"))
+        self._passed_over = PassedOver.of_state(state)
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
         self._kept = {}
         for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):

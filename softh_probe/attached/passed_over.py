@@ -36,13 +36,14 @@ class PassedOver:
         self.prefixes |= other.prefixes
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what `of_state` reads."""
-        return {"positions": self.n, "prefixes": packed(self.prefixes)}
+        """Give what `of_state` reads; nothing where all positions counted."""
+        return {"passed_over": {"positions": self.n, "prefixes": packed(self.prefixes)}} if self.n else {}
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Any] | None) -> PassedOver:
-        """Continue from a state; states of before have none."""
-        return cls() if state is None else cls(state["positions"], unpacked(state["prefixes"]))
+    def of_state(cls, state: Mapping[str, Any]) -> PassedOver:
+        """Continue from the state of rows."""
+        part = state.get("passed_over")
+        return cls() if part is None else cls(part["positions"], unpacked(part["prefixes"]))
 
 
 def packed(keys: Collection[bytes]) -> Tensor:

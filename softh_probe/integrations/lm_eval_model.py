@@ -4,8 +4,10 @@ r"""The model type `hf-softh` of lm-evaluation-harness: a model that is probed w
         --output_path out
 
 The command is `lm_eval` with this model type registered. `hf-softh` takes the arguments of the harness's `hf`, and
-those of `SoftEntropyProbe`, with `softh_` before their names and `+` between several labels or layers; they are checked
-before the model is loaded. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`.
+those of `SoftEntropyProbe`, with `softh_` before their names and `+` between several labels, layers or positions; they
+are checked before the model is loaded. `softh_positions=completion` counts the tokens of continuations as far as they
+are fed (all but the last), and those that `generate_until` writes; `softh_skip_special_tokens=True` leaves out the
+tokenizer's special tokens. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`.
 """
 
 from __future__ import annotations
@@ -33,9 +35,8 @@ except ImportError as error:
 
 from softh_probe.distributed import gather
 from softh_probe.errors import InputError, ProbeError
-from softh_probe.integrations.lm_eval_settings import split_settings
+from softh_probe.integrations.lm_eval_settings import HarnessProbe, split_settings
 from softh_probe.patching import replaced
-from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
 
 
@@ -64,7 +65,9 @@ class SoftEntropyLM(HFLM):
     def __init__(self, *args: Any, **arguments: Any) -> None:
         settings, arguments = split_settings(arguments, theirs=inspect.signature(HFLM).parameters)
         super().__init__(*args, **arguments)
-        self.probe = SoftEntropyProbe(self.model, **settings)
+        if settings.get("skip_special_tokens") is True:
+            settings["skip_special_tokens"] = self.tokenizer
+        self.probe = HarnessProbe(self.model, **settings)
         SoftEntropyLM.latest = self
 
     def loglikelihood(self, *args: Any, **kwargs: Any) -> Any:

@@ -16,9 +16,16 @@ from softh_probe.probe import COUNTS, SoftEntropyProbe
 
 PREFIX = "softh_"
 _NOT_HERE = {"model", "modules", "plan"}  # not to be written as text
+_LISTS = ("labels", "layers", "positions", "skip_special_tokens")
 #: The probe's arguments that can be given here.
 SETTINGS = tuple(name for name in inspect.signature(SoftEntropyProbe).parameters if name not in _NOT_HERE)
 _LAYER = re.compile(r"-?\d+|embeddings|final_norm|layer\..+")
+
+
+class HarnessProbe(SoftEntropyProbe):
+    """A probe of a model that the harness evaluates, which knows the tokens of continuations."""
+
+    _roles = ("completion",)
 
 
 def split_settings(arguments: Mapping[str, Any], theirs: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,11 +52,21 @@ def split_settings(arguments: Mapping[str, Any], theirs: Collection[str] = ()) -
     for name in others:
         if name not in theirs:
             _check_other(name)
-    for name in ("labels", "layers"):
+    for name in _LISTS:
         if isinstance(given.get(name), str):
             given[name] = [part for part in given[name].split("+") if part]
+    _read_special(given)
     _check_values(given)
     return given, others
+
+
+def _read_special(given: dict[str, Any]) -> None:
+    """Read True, False or token ids."""
+    ids = given.get("skip_special_tokens")
+    if isinstance(ids, int) and not isinstance(ids, bool):
+        given["skip_special_tokens"] = [ids]
+    elif isinstance(ids, list) and all(isinstance(i, str) and i.isdigit() for i in ids):
+        given["skip_special_tokens"] = [int(i) for i in ids]
 
 
 def _unknown(name: str) -> str:
@@ -81,9 +98,11 @@ def _check_values(given: dict[str, Any]) -> None:
     settings = {name: value for name, value in given.items() if name != "layers"}
     if settings.get("count") in COUNTS:
         del settings["count"]  # which one a model admits is the model's
+    if settings.get("skip_special_tokens") is True:
+        del settings["skip_special_tokens"]  # the tokenizer's
     nothing = nn.Identity()
     try:
-        SoftEntropyProbe(nothing, modules={"nothing": nothing}, **settings)
+        HarnessProbe(nothing, modules={"nothing": nothing}, **settings)
     except InputError as error:
         raise InputError(f"{PREFIX}{error}") from None
     except (TypeError, ValueError) as error:

@@ -37,7 +37,8 @@ class SoftEntropyCallback(TrainerCallback):
         metrics: names of the metrics that are logged; `result` has all of them.
         unit: "efficiency", "nats" or "bits".
         model: the model that is probed; by default the trainer's.
-        settings: arguments of `SoftEntropyProbe`, such as labels and anchor_sets.
+        settings: arguments of `SoftEntropyProbe`, such as labels and anchor_sets; skip_special_tokens=True means those
+            of the trainer's tokenizer (`processing_class`).
 
     Attributes:
         result: the result of the last evaluation; None before the first.
@@ -57,6 +58,9 @@ class SoftEntropyCallback(TrainerCallback):
     ) -> None:
         self.result: ProbeResult | None = None
         self._trainer, self._metrics, self._unit = trainer, tuple(metrics), unit
+        if settings.get("skip_special_tokens") is True and trainer.processing_class is not None:
+            tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+            settings["skip_special_tokens"] = tokenizer
         self._model, self._settings = model, settings
         self._probe: SoftEntropyProbe | None = None
         self.probe()  # raises here, not in the first evaluation, if an argument is wrong

@@ -44,7 +44,7 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
         return
     huggingface = importlib.import_module(_MODULE)
     padding = _Padding(tracker)
-    repeats = _Repeats(tracker)
+    repeats = _Repeats(tracker, padding)
     with ExitStack() as undo:
         for owner, name, wrapper in (
             (huggingface, "pad_and_concat", padding.pad_and_concat),
@@ -62,9 +62,14 @@ def install(model: nn.Module, tracker: InputTracker) -> Iterator[None]:
 
 
 class _Padding:
-    """Masks of padded batches; the search for a batch size does not count."""
+    """Masks of padded batches, and of the continuations in them; the search for a batch size does not count.
+
+    Attributes:
+        n_continuation: tokens of the continuation in each row of the batch at hand; None where it has none.
+    """
 
     def __init__(self, tracker: InputTracker) -> None:
+        self.n_continuation: list[int] | None = None
         self._tracker = tracker
         self._padded: list[tuple[Tensor, Tensor]] = []  # of the batch at hand: padded tokens and their mask
 
@@ -83,8 +88,19 @@ class _Padding:
         labels = kwargs.get("labels", args[1] if len(args) > 1 else None)
         masks = [next((mask for padded, mask in self._padded if padded is fed), None) for fed in (inps, labels)]
         self._padded = []
-        with self._tracker.context.fallback_mask(*masks):
+        context = self._tracker.context
+        with context.fallback_mask(*masks), context.completions(*self._continuations(*masks)):
             return original(lm, inps, *args, **kwargs)
+
+    def _continuations(self, mask: Tensor | None, decoder_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Mark the tokens of continuations, whose last ones are not fed; a decoder is fed a start token before them."""
+        if decoder_mask is not None:
+            return None, decoder_mask & (torch.arange(decoder_mask.shape[1]) > 0)
+        if mask is None or self.n_continuation is None or len(self.n_continuation) != len(mask):
+            return None, None
+        n_fed = torch.tensor(self.n_continuation) - 1
+        n_context = mask.sum(dim=1) - n_fed
+        return mask & (torch.arange(mask.shape[1]) >= n_context[:, None]), None
 
     def detect_batch_size(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self._tracker.context.paused():
@@ -98,8 +114,9 @@ class _Repeats:
     times.
     """
 
-    def __init__(self, tracker: InputTracker) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: InputTracker, padding: _Padding) -> None:
+        self._tracker, self._padding = tracker, padding
+        self._has_continuations = False
         self._requests: deque[bool] = deque()  # of long texts that are yet to be cut into windows: is it one's own?
         self._texts: deque[bool] = deque()  # the same of what is yet to be fed
         self._left: Counter[str] | None = None  # of the texts of a call, how often each still may count
@@ -122,6 +139,7 @@ class _Repeats:
     def tokens(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
         own = [bool(self._texts) and self._texts.popleft() for _ in requests]
         with self._expecting(lm, requests, own, _fed_tokens if lm.backend == "causal" else str):
+            self._has_continuations = True
             return original(lm, requests, *a, **k)
 
     def generate_until(self, original: Callable[..., Any], lm: Any, requests: Sequence[Any], *a: Any, **k: Any) -> Any:
@@ -136,10 +154,11 @@ class _Repeats:
             with self._tracker.context.only_sequences(None):
                 yield
         finally:
-            self._left = None
+            self._left, self._has_continuations, self._padding.n_continuation = None, False, None
 
     def batches(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
         for batch in original(*args, **kwargs):
+            self._padding.n_continuation = [len(text[2]) for text in batch] if self._has_continuations else None
             with self._tracker.context.only_sequences(self._count(batch)):
                 yield batch
 
