@@ -163,7 +163,7 @@ class OnlineRows:
         past = sequences.extend(fed, own, self.unique_prefixes)
         self.rules.mark(sequences, past)
         if not tentative:
-            self._pass_over(sequences, past)
+            self._pass_over(sequences)
         defined_BL, may_be_BL = sequences.defined(self._before, self._after)
         row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
         n_tokens = fed.real_BT.shape[1]
@@ -185,7 +185,7 @@ class OnlineRows:
     def complete(self, sequences: CachedSequences) -> Dispatch:
         """Build the dispatch of waiting positions whose labels are complete, without a forward pass."""
         none = np.zeros((len(sequences.keys_B), 0), dtype=bool)
-        self._pass_over(sequences, sequences.shape[1])
+        self._pass_over(sequences)
         defined_BL, may_be_BL = sequences.defined(self._before, self._after)
         rows, columns = sequences.waiting_rows, sequences.waiting_columns
         counts, held = defined_BL[rows, columns], may_be_BL[rows, columns]
@@ -297,9 +297,9 @@ class OnlineRows:
                 fresh[i] = True
         return fresh
 
-    def _pass_over(self, sequences: CachedSequences, past: int) -> None:
+    def _pass_over(self, sequences: CachedSequences) -> None:
         """Note the positions that would count, but for the policies."""
-        rows, columns = sequences.pass_over(self._before, self._after, past)
+        rows, columns = sequences.pass_over(self._before, self._after)
         self._passed_over.add(len(rows), sequences.prefix_keys(rows, columns) if self.unique_prefixes else None)
 
     def _sequence_keys(self, fed: TokenBatch) -> np.ndarray:

@@ -195,19 +195,20 @@ class CachedSequences:
         self.columns["place"] = found
         return found
 
-    def pass_over(self, n_before: int, n_after: int, past: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def forget(self) -> None:
+        """Note of all columns that they were fed unseen, so that none of them counts, or is passed over."""
+        self.columns["passed"] = np.ones(self.shape, dtype=np.int64)
+
+    def pass_over(self, n_before: int, n_after: int) -> tuple[np.ndarray, np.ndarray]:
         """Find positions, by rows and columns, that policies alone leave out and that were not found before.
 
         Args:
             n_before, n_after: as `defined` takes them.
-            past: columns that were there before the first forward pass that is asked about.
         """
         if (counted_BL := self.columns.get("counted")) is None:
             none = np.zeros(0, dtype=np.int64)
             return none, none
-        if (passed_BL := self.columns.get("passed")) is None:
-            passed_BL = np.zeros(self.real.shape, dtype=np.int64)
-            passed_BL[:, :past] = 1
+        passed_BL = self.columns.get("passed", np.zeros(self.shape, dtype=np.int64))
         defined_BL, _ = self._have_labels(n_before, n_after)
         found_BL = defined_BL & (counted_BL == 0) & (passed_BL != 1)
         self.columns["passed"] = np.where(found_BL, 1, passed_BL)

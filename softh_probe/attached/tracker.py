@@ -362,6 +362,7 @@ class InputTracker:
         past = TokenBatch(real_BT=real[:, :n_past], ids_BT=ids[:, :n_past])
         sequences = self.rows.new_sequences(past)
         sequences.extend(past, {}, self.rows.unique_prefixes)
+        sequences.forget()
         return sequences
 
 
