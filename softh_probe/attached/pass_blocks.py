@@ -55,6 +55,15 @@ class PassBlocks:
         Other positions are text, which n-gram labels see, unlike what `masked` says is padding. Inside `generate`, a
         mask of the prompts also counts all tokens that follow.
 
+        >>> import torch
+        >>> from softh_probe import SoftEntropyProbe
+        >>> net = torch.nn.Linear(4, 8).eval()
+        >>> probe = SoftEntropyProbe(net, modules={"out": net})
+        >>> with probe, probe.counted(torch.tensor([[0, 1, 1], [0, 0, 1]])):
+        ...     _ = net(torch.randn(2, 3, 4))
+        >>> probe.positions
+        3
+
         Args:
             mask: [B, T], 0 where a position does not count; of the shapes that `masked` takes.
         """

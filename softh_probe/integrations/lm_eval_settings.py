@@ -12,7 +12,7 @@ from torch import nn
 
 from softh_probe.errors import InputError, short_repr
 from softh_probe.labels import NGRAM_SETS
-from softh_probe.probe import COUNTS, SoftEntropyProbe
+from softh_probe.probe import COUNTS, DEFAULT_LABELS, SoftEntropyProbe
 
 PREFIX = "softh_"
 _NOT_HERE = {"model", "modules", "plan"}  # not to be written as text
@@ -95,7 +95,7 @@ def _check_values(given: dict[str, Any]) -> None:
                     f"with +, got {short_repr(layer)}"
                 )
         given["layers"] = [int(layer) if str(layer).lstrip("-").isdigit() else layer for layer in layers] or None
-    settings = {name: value for name, value in given.items() if name != "layers"}
+    settings = {"labels": list(DEFAULT_LABELS), **{name: v for name, v in given.items() if name != "layers"}}
     if settings.get("count") in COUNTS:
         del settings["count"]  # which one a model admits is the model's
     if settings.get("skip_special_tokens") is True:

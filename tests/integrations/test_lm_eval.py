@@ -25,6 +25,8 @@ from transformers import (
 
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.distributed import gather
+from softh_probe.errors import InputError
+from softh_probe.integrations.lm_eval_settings import HarnessProbe
 from softh_probe.patching import replaced
 
 LABELS = ["input_unigram", "output_unigram"]
@@ -132,12 +134,69 @@ def test_encoder_decoders(tokenizer, kind):
     with probes[0], probes[1]:
         lm.loglikelihood(requests(PAIRS), disable_tqdm=True)
     expected = [SoftEntropyProbe(stack, labels=LABELS) for stack in stacks]
+    written = HarnessProbe(stacks[1], labels=(), positions="completion")
+    with written:
+        lm.loglikelihood(requests(PAIRS), disable_tqdm=True)
+    assert written.positions == sum(len(tokenizer(continuation).input_ids) - 1 for _, continuation in PAIRS)
     with expected[0], expected[1], torch.no_grad():
         for context, continuation in PAIRS:
             question, answer = (tokenizer(text, return_tensors="pt").input_ids for text in (context, continuation))
             model(input_ids=question, labels=answer, use_cache=False)
     for probe, alone_probe in zip(probes, expected, strict=True):
         assert_same(probe, alone_probe)
+
+
+def only(model, texts, starts, positions="all"):
+    """Measure each text from a token on."""
+    probe = SoftEntropyProbe(model, labels=(), positions=positions)
+    with probe, torch.no_grad():
+        for ids, start in zip(texts, starts, strict=True):
+            with probe.counted(torch.arange(len(ids))[None] >= start):
+                model(input_ids=torch.tensor([ids]), use_cache=False)
+    return probe
+
+
+@pytest.mark.parametrize("positions", ["completion", "completion,skip:5"])
+@pytest.mark.parametrize("logits_cache", [True, False])
+def test_continuations(model, tokenizer, positions, logits_cache):
+    """Their last tokens are not fed, so that those of one token have no position."""
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, max_length=8, logits_cache=logits_cache)
+    pairs = [*PAIRS, ("a b c d e f g", " h i j"), ("a b", " c d e f g h i")]
+    probe = HarnessProbe(model, labels=(), positions=positions)
+    with probe:
+        lm.loglikelihood(requests(pairs), disable_tqdm=True)
+    fed, starts = [], []
+    for context, continuation in pairs:
+        ids, n = tokenizer(context + continuation).input_ids[:-1], len(tokenizer(continuation).input_ids) - 1
+        fed.append(ids[-8:])
+        starts.append(len(fed[-1]) - n)
+    assert_same(probe, only(model, fed, starts, positions.removeprefix("completion").strip(",") or "all"))
+
+
+def test_all_of_a_rolled_text_is_its_continuation(lm, tokenizer):
+    text = " ".join(list("abcdefghijklmnopqrst"))
+    probe = HarnessProbe(lm.model, labels=(), positions="completion")
+    with probe:
+        lm.loglikelihood_rolling(requests([(text,), ("a b",)], "loglikelihood_rolling"), disable_tqdm=True)
+    fed = [[1, *tokenizer(t).input_ids[:-1]] for t in (text, "a b")]
+    assert_same(probe, only(lm.model, fed, [1, 1]))
+
+
+def test_what_it_writes_is_its_completion(lm):
+    arguments = {"until": ["<eos>"], "max_gen_toks": 5, "do_sample": False}
+    probe = HarnessProbe(lm.model, labels=(), positions="completion")
+    generated = SoftEntropyProbe(lm.model, labels=(), positions="generated")
+    asked = requests([(c, dict(arguments)) for c in ("a b c d e", "x y")], "generate_until")
+    with probe, generated:
+        lm.loglikelihood(requests(PAIRS[-1:]), disable_tqdm=True)  # whose continuation is not fed
+        lm.generate_until(asked, disable_tqdm=True)
+    assert probe.positions == 8
+    assert torch.equal(probe.sums, generated.sums)
+
+
+def test_only_the_harness_knows_continuations(lm):
+    with pytest.raises(InputError, match="positions: completion is known of data only"):
+        SoftEntropyProbe(lm.model, labels=(), positions="completion")
 
 
 def test_simple_evaluate(lm, task, monkeypatch):

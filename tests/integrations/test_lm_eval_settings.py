@@ -29,6 +29,10 @@ MISTAKES = {
     "softh_calibration=precise": "softh_calibration: expected exact or leading_order",
     "softh_count=once": "softh_count: expected 'forwarded' or 'unique_prefix', got 'once'",
     "softh_anchors=random": "softh_anchors: expected ",
+    "softh_positions=assistant": "softh_positions: assistant is known of data only",
+    "softh_positions=skip": "softh_positions: expected all, ",
+    "softh_positions=last": "softh_positions: no token follows the last one, and output_unigram needs one",
+    "softh_skip_special_tokens=yes": "softh_skip_special_tokens: expected a tokenizer or a list of token ids",
     "softh_layers=first": "softh_layers: expected embeddings, .* got 'first'",
     "softh_layers=0.5": r"softh_layers: expected embeddings, .* got 0\.5",
     "softh_layers=true": "softh_layers: expected embeddings, .* got True",
@@ -48,6 +52,14 @@ def test_right_arguments_reach_the_probe_and_the_others_the_model():
     settings, others = split_settings(simple_parse_args_string(text), theirs={"pretrained", "dtype"})
     assert settings == {"count": "unique_prefix", "layers": [-1, "layer.2"], "labels": [], "seed": 3}
     assert others == {"pretrained": "gpt2", "dtype": "float32"}
+    text = "softh_positions=completion+skip:4,softh_skip_special_tokens=0+2"
+    assert split_settings(simple_parse_args_string(text))[0] == {
+        "positions": ["completion", "skip:4"],
+        "skip_special_tokens": [0, 2],
+    }
+    for value, read in (("True", True), ("7", [7])):
+        settings, _ = split_settings(simple_parse_args_string(f"softh_skip_special_tokens={value}"))
+        assert settings == {"skip_special_tokens": read}
     assert split_settings({"softh_layers": 4})[0] == {"layers": [4]}
     assert split_settings({"softh_layers": "4"})[0] == {"layers": [4]}
 

@@ -94,6 +94,23 @@ def test_each_text_counts_as_if_it_stood_alone(model, tmp_path, collator):
     assert callback.result is not None
 
 
+@pytest.mark.parametrize("collator", [with_a_mask, without_a_mask, flattened])
+def test_policies_of_positions(model, tmp_path, collator):
+    model.config.use_cache = False
+    trainer = make_trainer(model, tmp_path, collator)
+    trainer.processing_class = SimpleNamespace(all_special_ids=[5, 6])
+    callback = SoftEntropyCallback(trainer, labels=LABELS, positions="skip:2", skip_special_tokens=True)
+    trainer.add_callback(callback)
+    trainer.evaluate()
+    counted = [t for text in texts(9, 4, 12, 7, 5) for t in text[2:-1].tolist() if t not in (5, 6)]
+    assert callback.result.info["positions_policy"] == {
+        "positions": "skip:2",
+        "skip_special_tokens": [5, 6],
+        "left": len(counted),
+        "of": 37 - 5,
+    }
+
+
 def test_evaluations_during_training_are_logged_and_training_is_not_measured(model, tmp_path):
     trainer = make_trainer(model, tmp_path, with_a_mask, num_train_epochs=2, eval_strategy="epoch", save_strategy="no")
     callback = SoftEntropyCallback(trainer, labels=LABELS)
