@@ -10,11 +10,12 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from softh_probe.errors import InputError, short_repr
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALL = "all"
 #: Policies that need to know which tokens are whose: of data, and of `generate`.
@@ -85,6 +86,7 @@ def positions_text(policies: Sequence[Policy]) -> str:
 def hold_by_place(policies: Sequence[Policy], places: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Tell where the policies by place hold; those by role are not looked at.
 
+    >>> import numpy as np
     >>> hold_by_place(parse_positions("skip:1,last"), np.array([0, 1, 2]), np.array([3, 3, 3]))
     array([False, False,  True])
 
@@ -92,6 +94,8 @@ def hold_by_place(policies: Sequence[Policy], places: np.ndarray, lengths: np.nd
         places: the number of each token in its document, from 0.
         lengths: the number of tokens of that document.
     """
+    import numpy as np  # not for commands that only read configurations
+
     found = np.ones(np.broadcast_shapes(places.shape, lengths.shape), dtype=bool)
     for policy in policies:
         if policy.name == "first":
