@@ -25,6 +25,7 @@ from softh_probe.data.columns import (
 )
 from softh_probe.data.file_text import Notes
 from softh_probe.data.kinds import Kind
+from softh_probe.data.prompts import PROMPT, joined, with_prompt
 from softh_probe.data.sampling import permuted, sample
 from softh_probe.data.sources import open_splits, reading
 from softh_probe.data.tables import Row, Table
@@ -35,7 +36,7 @@ SAMPLE_BY = ("line", "paragraph", "document")
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROWS_AT_ONCE = 256
-_OfRow = tuple[list[Any], list[dict[str, Any]]]  # contents and labels of the documents of a row
+_OfRow = tuple[list[Any], list[dict[str, Any]]]  # contents with prompts, and labels of the documents of a row
 _WHOLE = re.compile(r"-?\d+\.0")
 _EXACT = 2**53  # floats below it hold whole numbers exactly
 
@@ -57,6 +58,9 @@ class Document:
     row: int | None = None
     """Number of its row of the data among those that are read; documents of several text columns of a row share it, and
     follow one another. None for a document that is a row of its own."""
+    prompt: str | list[dict[str, Any]] | None = None
+    """What the content begins with that is no completion, where that is known: a text or messages; for positions
+    `completion`."""
 
 
 class _Wanted(NamedTuple):
@@ -64,6 +68,8 @@ class _Wanted(NamedTuple):
 
     texts: dict[str, Path]
     labels: dict[str, Path]
+    prompt: Path | None
+    """Path of the prompts with which the texts begin; None where they are whole."""
     within: str | None
     """The column among `labels` that is no label, but a group of documents."""
 
@@ -74,7 +80,8 @@ class _Wanted(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """Names of the columns that hold them."""
-        return list(dict.fromkeys(path[0] for path in (*self.texts.values(), *self.labels.values())))
+        prompt = [] if self.prompt is None else [self.prompt]
+        return list(dict.fromkeys(path[0] for path in (*prompt, *self.texts.values(), *self.labels.values())))
 
 
 def read_documents(
@@ -88,6 +95,7 @@ def read_documents(
     shuffle_seed: int | None = None,
     label_columns: Sequence[str] = (),
     permute_within: str | None = None,
+    with_prompts: bool = False,
     revision: str | None = None,
     choices: Choices | None = None,
 ) -> Iterator[Document]:
@@ -125,6 +133,9 @@ def read_documents(
         label_columns: names of the columns to read as labels, dotted inside structs. Whole numbers are the same label
             with and without ".0".
         permute_within: a further column, read as labels are: that of the groups within which a null exchanges labels.
+        with_prompts: join columns `prompt` and `completion` into one document that knows its prompt, as positions
+            `completion` needs it: where both exist and `text_column` is None, or where `text_column` names `prompt` and
+            others, of which each makes a document with it.
         revision: branch, tag or commit on the hub.
         choices: collects what is chosen here for the user, such as the text column; None warns of what is not certain.
 
@@ -139,7 +150,7 @@ def read_documents(
     choices = Choices(warn=True) if choices is None else choices
     splits = open_splits(data, subset, revision, sample_by)
     tables = splits[_pick_split(splits, split, data)]
-    wanted = _find_columns(tables, text_column, label_columns, permute_within, data, choices)
+    wanted = _find_columns(tables, text_column, label_columns, permute_within, data, choices, with_prompts)
     notes = Notes(choices)
     return _documents(_rows(tables, wanted, notes), wanted, notes, max_documents, shuffle_seed)
 
@@ -161,6 +172,7 @@ def _find_columns(
     within: str | None,
     data: str,
     choices: Choices,
+    with_prompts: bool,
 ) -> _Wanted:
     """Find the columns to read by the first rows of the data, and by later rows where they show none of that name."""
     first, kinds = next(((table, kinds) for table in tables if (kinds := _kinds(table))), (None, {}))
@@ -168,17 +180,21 @@ def _find_columns(
         raise InputError(f"data: {data} has no rows; give a file or data set that holds text")
     labels = list(dict.fromkeys(label_columns))
     asked = _asked(text_column, kinds)
+    prompt = None
+    if with_prompts:
+        asked, prompt = with_prompt(asked, kinds, choices)
     if len(asked) > 1 and PREFERENCE_LABEL in labels:
         labels.remove(PREFERENCE_LABEL)
     within = None if within in labels else within
     if within is not None:
         _check_within(within, labels, asked)
         labels.append(within)
-    kinds = _with_later_columns(tables, kinds, [*asked, *labels])
+    kinds = _with_later_columns(tables, kinds, [*asked, *labels, *([prompt] if prompt else [])])
     names = asked or [infer_text_column(kinds, labels, first.has_sure_names, data, choices)]
     wanted = _Wanted(
         texts={name: _path(name, kinds, "text_column", data) for name in names},
         labels={},
+        prompt=_path(prompt, kinds, "text_column", data) if prompt else None,
         within=within,
     )
     return wanted._replace(labels={name: _path(name, kinds, wanted.argument(name), data) for name in labels})
@@ -246,8 +262,8 @@ def _documents(
         if shuffle_seed is not None and max_documents is None:
             of_rows = permuted(of_rows, shuffle_seed)
         for number, (contents, labels) in enumerate(of_rows):
-            for content, columns in zip(contents, labels, strict=True):
-                yield Document(content=content, columns=columns, row=number)
+            for (content, prompt), columns in zip(contents, labels, strict=True):
+                yield Document(content=content, columns=columns, row=number, prompt=prompt)
     finally:
         notes.finish()
 
@@ -259,8 +275,14 @@ def _of_row(where: str, row: Row, wanted: _Wanted) -> _OfRow:
         for name, path in wanted.labels.items()
     }
     contents = [_content(value_at(row, path, where), name, where) for name, path in wanted.texts.items()]
+    prompt = None
+    if wanted.prompt is not None:
+        prompt = _content(value_at(row, wanted.prompt, where), PROMPT, where)
+        contents = [joined(prompt, content, where) for content in contents]
     several = len(contents) > 1
-    return contents, [{**labels, PREFERENCE_LABEL: name} if several else labels for name in wanted.texts]
+    return [(content, prompt) for content in contents], [
+        {**labels, PREFERENCE_LABEL: name} if several else labels for name in wanted.texts
+    ]
 
 
 def _rows(tables: Sequence[Table], wanted: _Wanted, notes: Notes) -> Iterator[tuple[str, Row]]:

@@ -18,6 +18,7 @@ from softh_probe.data.token_stream import TokenStream, tokenize
 from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets
+from softh_probe.positions import parse_positions, roles_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,9 @@ def check_groups(permute_within: str | None, names: Mapping[str, Collection[str]
 def _source(config: RunConfig) -> dict[str, Any]:
     """Select what decides which documents are read; arguments of `read_documents`."""
     names = ("split", "subset", "text_column", "sample_by", "max_documents", "shuffle_seed", "permute_within")
-    return {**{name: getattr(config, name) for name in names}, "label_columns": label_columns(config)}
+    with_prompts = "completion" in roles_of(parse_positions(config.positions))
+    found = {name: getattr(config, name) for name in names}
+    return {**found, "label_columns": label_columns(config), "with_prompts": with_prompts}
 
 
 def label_columns(config: RunConfig) -> list[str]:
@@ -121,7 +124,10 @@ def _column_names(config: RunConfig) -> list[str]:
 
 def _cutting(config: RunConfig) -> dict[str, Any]:
     """Select what decides how documents are cut into tokens; arguments of `tokenize`."""
-    names = ("overflow", "add_special_tokens", "chat_template_kwargs", "max_tokens")
+    names = (
+        *("overflow", "add_special_tokens", "chat_template_kwargs", "max_tokens"),
+        *("positions", "skip_special_tokens"),
+    )
     return {"max_length": config.max_length or DEFAULT_MAX_LENGTH, **{name: getattr(config, name) for name in names}}
 
 

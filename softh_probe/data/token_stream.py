@@ -14,12 +14,14 @@ from tqdm import tqdm
 from softh_probe.choices import Choices
 from softh_probe.data.chat_template import check_template_kwargs
 from softh_probe.data.corpus import NO_LABEL, Corpus, LabelColumn
+from softh_probe.data.counting import Counting
 from softh_probe.data.documents import Document
 from softh_probe.data.row_numbers import RowNumbers
 from softh_probe.data.texts_digest import TextsDigest, has_text
 from softh_probe.data.tokenizing import Windows, encodable_content, encode, n_special_tokens, tell_special_tokens
 from softh_probe.data.unknown_tokens import tell_dropped, tell_left_out, tell_unknown, unknown_ids
 from softh_probe.errors import InputError
+from softh_probe.positions import ALL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +54,8 @@ class Chunk(NamedTuple):
     source: list[int]
     rows: list[int]
     columns: dict[str, list[int]]
+    counted: np.ndarray | None
+    """bool [n_tokens], where the policies of positions hold; None where there are none."""
 
 
 class TokenStream:
@@ -63,7 +67,8 @@ class TokenStream:
     Args:
         documents: documents with the same label columns. Empty ones are counted and left out.
         tokenizer: the model's tokenizer.
-        max_length, overflow, add_special_tokens, chat_template_kwargs, max_tokens, choices: as `tokenize` takes them.
+        max_length, overflow, add_special_tokens, chat_template_kwargs, max_tokens, positions, skip_special_tokens,
+            choices: as `tokenize` takes them.
 
     Attributes:
         counts: of what was read so far.
@@ -84,6 +89,8 @@ class TokenStream:
         add_special_tokens: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
+        positions: str = ALL,
+        skip_special_tokens: bool = False,
         choices: Choices | None = None,
     ) -> None:
         if overflow not in OVERFLOW:
@@ -105,6 +112,14 @@ class TokenStream:
             "add_special_tokens": special,
             "chat_template_kwargs": chat_template_kwargs,
         }
+        self._counting = Counting(
+            positions,
+            skip_special_tokens,
+            tokenizer,
+            add_special_tokens=special,
+            chat_template_kwargs=chat_template_kwargs or {},
+            choices=self.choices,
+        )
 
     @property
     def texts_sha256(self) -> str:
@@ -114,7 +129,7 @@ class TokenStream:
     def chunks(self) -> Iterator[Chunk]:
         """Read and tokenise the documents, up to the one that reaches `max_tokens`."""
         if not self._is_full:
-            for documents in _chunks(self._documents):
+            for documents in _chunks(self._documents, self._counting.keeps_rows):
                 if self.counts.n_read == 0:
                     self._tell_dropped(documents)
                 yield self._chunk(documents)
@@ -137,8 +152,10 @@ class TokenStream:
             )
             for name, names in self.names.items()
         }
+        counted = [chunk.counted for chunk in chunks if chunk.counted is not None]
         return Corpus(
             tokens=np.concatenate([chunk.tokens for chunk in chunks]),
+            counted=np.concatenate(counted) if counted else None,
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             source=np.array(source, dtype=np.int64 if source and source[-1] >= 2**31 else np.int32),
             rows=np.array(rows, dtype=np.int64),
@@ -162,7 +179,7 @@ class TokenStream:
         """
         n_read = state["counts"]["n_read"]
         n_skipped = 0
-        for documents in _chunks(itertools.islice(self._documents, n_read)):
+        for documents in _chunks(itertools.islice(self._documents, n_read), keep_rows=False):
             if not n_skipped:
                 self._tell_dropped(documents)
             n_skipped += len(documents)
@@ -210,13 +227,14 @@ class TokenStream:
     def _chunk(self, documents: Sequence[Document]) -> Chunk:
         """Tokenise documents that were read one after the other, and count them."""
         windows, n_long = self._encode(documents)
+        counted = self._count(documents, windows)  # by all documents of a row, even where the last ones are cut off
         if self._max_tokens is not None:
             ends = self.counts.n_tokens + np.cumsum([sum(map(len, of_document)) for of_document in windows])
             n_wanted = int(np.searchsorted(ends, self._max_tokens)) + 1
             if n_wanted < len(documents):
                 documents = documents[:n_wanted]
                 windows, n_long = self._encode(documents)
-        chunk = self._joined(documents, windows)
+        chunk = self._joined(documents, windows, counted)
         self.counts.n_documents += len(chunk.lengths)
         self.counts.n_tokens += len(chunk.tokens)
         self.counts.n_unknown += int(np.isin(chunk.tokens, self._unknown).sum()) if self._unknown else 0
@@ -227,7 +245,14 @@ class TokenStream:
         contents, first = [document.content for document in documents], self.counts.n_read + 1
         return encode(self._tokenizer, contents, first_number=first, **self._cutting)
 
-    def _joined(self, documents: Sequence[Document], windows: Sequence[Windows]) -> Chunk:
+    def _count(self, documents: Sequence[Document], windows: Sequence[Windows]) -> list[np.ndarray] | None:
+        if not self._counting.is_asked:
+            return None
+        return self._counting.counted(documents, windows, self.counts.n_read + 1)
+
+    def _joined(
+        self, documents: Sequence[Document], windows: Sequence[Windows], counted: Sequence[np.ndarray] | None
+    ) -> Chunk:
         """Count the documents and number their labels."""
         n = self.counts
         if n.n_read == 0:
@@ -251,7 +276,8 @@ class TokenStream:
         flat = [ids for of_document in windows for ids in of_document]
         lengths = [len(ids) for ids in flat]
         tokens = np.fromiter(itertools.chain.from_iterable(flat), np.int32, count=sum(lengths))
-        return Chunk(tokens, lengths, source, rows, columns)
+        of_tokens = None if counted is None else np.concatenate(counted[: len(documents)])
+        return Chunk(tokens, lengths, source, rows, columns, of_tokens)
 
 
 def tokenize(
@@ -263,6 +289,8 @@ def tokenize(
     add_special_tokens: bool | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
+    positions: str = ALL,
+    skip_special_tokens: bool = False,
     progress: bool = True,
     choices: Choices | None = None,
 ) -> Corpus:
@@ -293,12 +321,16 @@ def tokenize(
             template of a conversation writes its special tokens itself; adding more would double them.
         chat_template_kwargs: variables of the chat template by name.
         max_tokens: tokens of the corpus: it ends with the document that reaches them; None tokenises all documents.
+        positions: policies of positions (`softh_probe.positions`): where a position counts. Places are those in a
+            window.
+        skip_special_tokens: leave out positions whose token is special.
         progress: show a progress bar.
         choices: what was chosen while the documents were read; goes into the corpus with what is chosen here.
 
     Raises:
         InputError: no document has text or tokens, `max_length` leaves no room for text, `overflow` is unknown, or the
-            tokenizer has no chat template that takes a conversation and reads these variables.
+            tokenizer has no chat template that takes a conversation and reads these variables, or a document does not
+            say where the policies hold.
     """
     stream = TokenStream(
         documents,
@@ -308,6 +340,8 @@ def tokenize(
         add_special_tokens=add_special_tokens,
         chat_template_kwargs=chat_template_kwargs,
         max_tokens=max_tokens,
+        positions=positions,
+        skip_special_tokens=skip_special_tokens,
         choices=choices,
     )
     total = len(documents) if isinstance(documents, Sized) else None
@@ -328,15 +362,25 @@ def _label_id(names: dict[str, int], value: Any) -> int:
     return names.setdefault(str(value), len(names))
 
 
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Group documents into chunks: large enough to keep the tokenizer busy, small enough to bound its memory."""
+def _chunks(documents: Iterable[Document], keep_rows: bool) -> Iterator[list[Document]]:
+    """Group documents into chunks: large enough to keep the tokenizer busy, small enough to bound its memory.
+
+    With `keep_rows`, documents of one row are of one chunk; then a document of the next row is read first.
+    """
     chunk: list[Document] = []
     characters = 0
     for document in documents:
+        if _is_large(chunk, characters) and (document.row is None or document.row != chunk[-1].row):
+            yield chunk
+            chunk, characters = [], 0
         chunk.append(document)
         characters += len(document.content) if isinstance(document.content, str) else 0
-        if len(chunk) >= _CHUNK_DOCUMENTS or characters >= _CHUNK_CHARACTERS:
+        if _is_large(chunk, characters) and not keep_rows:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def _is_large(chunk: Sequence[Document], characters: int) -> bool:
+    return len(chunk) >= _CHUNK_DOCUMENTS or characters >= _CHUNK_CHARACTERS

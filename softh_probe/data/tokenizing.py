@@ -73,6 +73,20 @@ def encode(
     return windows, n_long
 
 
+def whole_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Give the token ids of whole texts, of which `encode` gives windows.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        texts: each of them holds text, without lone surrogates.
+        add_special_tokens: add the tokenizer's special tokens.
+    """
+    found: list[list[int]] = _tokenized(tokenizer, list(texts), add_special_tokens)["input_ids"]
+    return found
+
+
 def n_special_tokens(tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> int:
     """Count the special tokens that each text gets."""
     return tokenizer.num_special_tokens_to_add() if add_special_tokens else 0
