@@ -80,6 +80,9 @@ _OTHER_NAMES = {
     "overflow": "truncation",
     "shuffle_seed": "shuffle data_seed",
     "chat_template_kwargs": "apply_chat_template chat_template_args",
+    "positions": "assistant_only_loss completion_only_loss train_on_completions_only train_on_responses_only "
+    "train_on_inputs token_positions which_positions position_policy",
+    "skip_special_tokens": "ignore_special_tokens exclude_special_tokens without_special_tokens remove_special_tokens",
     "labels": "label label_sets ngrams",
     "label_rows": "max_labels max_rows label_sample n_label_rows",
     "permute_within": "permute_by group_by group_column groups strata",
@@ -106,6 +109,7 @@ _DIFFERENCES = {
     "device_map": "cpu, cuda:0, …, or auto",
     "data": "a hub id, a file, or a folder",
     "max_tokens": "it counts tokens of the whole corpus",
+    "positions": "all, assistant, completion, last, first:N, skip:N, or several with commas",
     "tokens_per_batch": "it counts tokens, padding included, not documents",
     "cache": "a folder for tokenised corpora and plans; HF_HOME is that of downloads",
     "calibration": "exact, leading_order, or the temperature as a number",
@@ -181,10 +185,11 @@ class RunConfig:
     chat_template_kwargs: Mapping[str, Any] | None = None
     """Variables of the chat template by name ({enable_thinking: false}), for conversations; null gives none."""
     positions: str = "all"
-    """Positions that count, beside that all n-gram labels are defined: all, last (the last token of a document),
-    first:N or skip:N (its first N tokens, or all but these), assistant (what the assistant says in a conversation),
-    completion (of a pair such as chosen,rejected what follows the common tokens; of prompt and completion the latter).
-    With commas, all have to hold. Labels see the tokens around a position in any case."""
+    """Positions that count, beside that all n-gram labels are defined: all, last (the last token of a document, or of
+    each window of a split one), first:N or skip:N (its first N tokens, or all but these), assistant (what the assistant
+    says in a conversation), completion (of a pair such as chosen,rejected what follows the common tokens; of columns
+    prompt and completion, which are joined, the latter). With commas, all have to hold. Labels see the tokens around a
+    position in any case."""
     skip_special_tokens: bool = False
     """Leave out positions whose token is one of the tokenizer's special tokens (<s>, <|im_end|>, …)."""
     labels: str | Sequence[str] = ("input_unigram", "output_unigram")

@@ -7,7 +7,7 @@ position, whether these count or not.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,35 @@ def special_ids(value: object) -> list[int]:
     if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i) >= 0 for i in ids):
         raise InputError(f"skip_special_tokens: expected a tokenizer or a list of token ids, got {short_repr(value)}")
     return sorted({int(i) for i in ids})
+
+
+def describe_policy(policy: Mapping[str, Any]) -> str:
+    """Describe a policy that a result records, as its `info["positions_policy"]`.
+
+    >>> describe_policy({"positions": "assistant", "skip_special_tokens": True, "left": 1200, "of": 4800})
+    'assistant, without special tokens: 1,200 of 4,800 positions'
+
+    Args:
+        policy: positions, skip_special_tokens (whether, or which tokens); and left, the positions that count, of those
+            without the policy, where that is known.
+    """
+    special = ", without special tokens" if policy.get("skip_special_tokens") else ""
+    left, of = policy.get("left"), policy.get("of")
+    share = f": {left:,} of {of:,} positions" if isinstance(left, int) and isinstance(of, int) else ""
+    return f"{policy.get('positions', ALL)}{special}{share}"
+
+
+def same_policy(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Tell whether two results have the same policy; None is that of all positions.
+
+    >>> same_policy({"positions": "skip:1,assistant"}, {"positions": "assistant,skip:1", "skip_special_tokens": False})
+    True
+    """
+    names = [sorted(str((policy or {}).get("positions", ALL)).split(",")) for policy in (one, other)]
+    skipped = [(policy or {}).get("skip_special_tokens") or False for policy in (one, other)]
+    if True in skipped:  # a run knows the tokens by its tokenizer, and another measurement by their ids
+        skipped = [bool(tokens) for tokens in skipped]
+    return names[0] == names[1] and skipped[0] == skipped[1]
 
 
 def _parse(name: object, also: Collection[str]) -> Policy | None:

@@ -1,4 +1,4 @@
-"""Checks of whether results are comparable: measured on the same text, with the same anchors, of the same labels."""
+"""Checks of whether results are comparable: of the same text and positions, with the same anchors and labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
+from softh_probe.positions import describe_policy, same_policy
 from softh_probe.result import ProbeResult
 
 #: Settings from which anchors are drawn. Equal recipes at equal widths give equal anchors.
@@ -37,11 +38,12 @@ def check_comparable(
         Notes for the reader: allowed differences, and different tokens, widths and numbers of positions.
 
     Raises:
-        InputError: corpora or anchors differ, or are not known.
+        InputError: corpora, policies of positions or anchors differ, or are not known.
     """
     notes = []
     for other, title in zip(results[1:], titles[1:], strict=True):
-        different = [*corpus_differences(results[0], other), *_anchors_differ(results[0], other)]
+        of_populations = [*corpus_differences(results[0], other), *population_differences(results[0], other)]
+        different = [*of_populations, *_anchors_differ(results[0], other)]
         if different and not allow_different:
             raise InputError(
                 f"folders: {titles[0]} and {title} differ in {'; in '.join(different)}; add --allow-different to show "
@@ -75,6 +77,26 @@ def corpus_differences(one: ProbeResult, other: ProbeResult) -> list[str]:
     data = [str((result.info.get("corpus") or {}).get("data")) for result in (one, other)]
     named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, {_how_corpora_differ(one, other)}"
     return [f"their corpus ({named}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
+
+
+def population_differences(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Say in which way the policies of positions of two results differ; nothing where they are the same."""
+    policies = [result.info.get("positions_policy") or {} for result in (one, other)]
+    if same_policy(*policies):
+        return []
+    return [f"the positions that count ({' and '.join(describe_policy({**p, 'left': None}) for p in policies)})"]
+
+
+def policy_notes(policies: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say of the results of a sweep whether other positions count in some of them, by their policies of positions."""
+    different: list[Mapping[str, Any]] = []
+    for policy in policies:
+        if not any(same_policy(policy, known) for known in different):
+            different.append(policy)
+    if len(different) < 2:
+        return []
+    named = "; ".join(describe_policy({**policy, "left": None}) for policy in different)
+    return [f"positions that count differ ({named}): values are not comparable between them"]
 
 
 def _how_corpora_differ(one: ProbeResult, other: ProbeResult) -> str:
@@ -184,7 +206,7 @@ def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
                 f"{cut[0]:,} and {cut[1]:,} documents were cut at max_length, so other parts of their texts were "
                 "measured; a longer max_length or overflow=split takes whole texts."
             )
-    elif positions[0] != positions[1] and not corpus_differences(one, other):
+    elif positions[0] != positions[1] and not corpus_differences(one, other) + population_differences(one, other):
         found.append(
             f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
             "other ends of documents."

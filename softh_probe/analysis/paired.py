@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 
 from softh_probe.analysis.alignment import equally_deep, interpolated
-from softh_probe.analysis.comparable import check_anchors, corpus_differences, is_same_text, notes_on, tokens_differ
+from softh_probe.analysis.comparable import (
+    check_anchors,
+    corpus_differences,
+    is_same_text,
+    notes_on,
+    population_differences,
+    tokens_differ,
+)
 from softh_probe.analysis.holm import ALPHA, holm, p_values
 from softh_probe.analysis.pairing import Pairing
 from softh_probe.influence import DocumentInfluence, Name
@@ -128,7 +135,7 @@ def pair(a: ProbeResult, b: ProbeResult) -> Pairing | None:
 def comparison_notes(a: ProbeResult, b: ProbeResult, titles: Sequence[str] = ("a", "b")) -> list[str]:
     """Say what a reader of a comparison should know: different texts, tokens and widths, and missing intervals."""
     names = f"{titles[0]} and {titles[1]}"
-    notes = [f"{names} differ in {what}." for what in corpus_differences(a, b)]
+    notes = [f"{names} differ in {what}." for what in (*corpus_differences(a, b), *population_differences(a, b))]
     notes += [f"{names}: {what}" for what in notes_on(a, b)]
     if not equally_deep([a.places, b.places]):
         notes.append(

@@ -80,8 +80,8 @@ class _Wanted(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """Names of the columns that hold them."""
-        prompt = [] if self.prompt is None else [self.prompt]
-        return list(dict.fromkeys(path[0] for path in (*prompt, *self.texts.values(), *self.labels.values())))
+        paths = filter(None, (self.prompt, *self.texts.values(), *self.labels.values()))
+        return list(dict.fromkeys(path[0] for path in paths))
 
 
 def read_documents(
@@ -133,9 +133,8 @@ def read_documents(
         label_columns: names of the columns to read as labels, dotted inside structs. Whole numbers are the same label
             with and without ".0".
         permute_within: a further column, read as labels are: that of the groups within which a null exchanges labels.
-        with_prompts: join columns `prompt` and `completion` into one document that knows its prompt, as positions
-            `completion` needs it: where both exist and `text_column` is None, or where `text_column` names `prompt` and
-            others, of which each makes a document with it.
+        with_prompts: for positions `completion`: join `prompt` and `completion` into one document where both are there
+            and `text_column` is None, or `prompt` and each of the others where it names several.
         revision: branch, tag or commit on the hub.
         choices: collects what is chosen here for the user, such as the text column; None warns of what is not certain.
 
@@ -180,16 +179,14 @@ def _find_columns(
         raise InputError(f"data: {data} has no rows; give a file or data set that holds text")
     labels = list(dict.fromkeys(label_columns))
     asked = _asked(text_column, kinds)
-    prompt = None
-    if with_prompts:
-        asked, prompt = with_prompt(asked, kinds, choices)
+    asked, prompt = with_prompt(asked, kinds, choices) if with_prompts else (asked, None)
     if len(asked) > 1 and PREFERENCE_LABEL in labels:
         labels.remove(PREFERENCE_LABEL)
     within = None if within in labels else within
     if within is not None:
         _check_within(within, labels, asked)
         labels.append(within)
-    kinds = _with_later_columns(tables, kinds, [*asked, *labels, *([prompt] if prompt else [])])
+    kinds = _with_later_columns(tables, kinds, [*asked, *labels, *filter(None, [prompt])])
     names = asked or [infer_text_column(kinds, labels, first.has_sure_names, data, choices)]
     wanted = _Wanted(
         texts={name: _path(name, kinds, "text_column", data) for name in names},

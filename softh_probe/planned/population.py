@@ -38,6 +38,11 @@ class Population:
             self._tokens = np.flatnonzero(counts)
             self._starts = np.concatenate([[0], np.cumsum(counts)])[corpus.offsets]
 
+    @property
+    def n_defined(self) -> int:
+        """Number of positions at which every n-gram is defined, whether policies hold there or not."""
+        return int(np.maximum(self._corpus.lengths - self._before - self._after, 0).sum())
+
     def counts(self, documents: Any = slice(None)) -> np.ndarray:
         """Count the positions of each document that count: int64 [n]."""
         if self._tokens is not None:

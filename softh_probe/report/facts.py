@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softh_probe.choices import Choices
+from softh_probe.positions import describe_policy
 from softh_probe.result import ProbeResult
 
 Facts = list[tuple[str, str]]
@@ -42,6 +43,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("documents longer than max_length", _count(corpus.get("documents_longer_than_max_length"))),
                 ("tokens", _count(info.get("tokens"))),
                 ("unknown tokens", _count(corpus.get("tokens_unknown"))),
+                ("positions", describe_policy(info["positions_policy"]) if info.get("positions_policy") else None),
                 ("positions counted", _count(info.get("positions"))),
                 ("tokens SHA-256", corpus.get("sha256")),
                 ("tokens SHA-256, chained", None if corpus.get("sha256") else corpus.get("chained_sha256")),
@@ -76,8 +78,10 @@ def summary(result: ProbeResult) -> str:
     corpus = result.info.get("corpus") or {}
     of_what = f" of {str(corpus['data']).rstrip('/').rpartition('/')[2]}" if corpus.get("data") else ""
     sets = result.tensors["mass"].shape[1]
+    policy = result.info.get("positions_policy")
+    which = f" ({describe_policy({**policy, 'left': None})})" if policy else ""
     return (
-        f"{_count(result.info.get('positions'))} positions{of_what} · {len(result.rows)} layers · "
+        f"{_count(result.info.get('positions'))} positions{which}{of_what} · {len(result.rows)} layers · "
         f"{sets} set{'s' * (sets > 1)} of {result.n_anchors} anchors"
     )
 

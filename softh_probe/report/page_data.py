@@ -25,6 +25,7 @@ _DIGITS = 6
 #: Types of the entries of a result's `info` that pages read. Callers may have put anything into it.
 _INFO: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("settings", "model", "corpus", "config", "versions", "seconds", "peak_memory_gib"), (dict,)),
+    "positions_policy": (dict,),
     **dict.fromkeys(("anchors", "choices", "warnings"), (list,)),
     **dict.fromkeys(("positions", "tokens", "tokens_per_second"), (int, float)),
 }

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softh_probe.positions import describe_policy
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.label_samples import sample_line
 from softh_probe.report.wide_table import wide_table
@@ -29,11 +30,14 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
 
     On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless
     NO_COLOR is set; columns that do not fit are printed below the others. Elsewhere the columns are plain. What chance
-    gives for labels of whole documents, and that labels were sampled, is said below, elsewhere on standard error.
+    gives for labels of whole documents, that labels were sampled, and which positions count where not all do, is said
+    below, elsewhere on standard error.
     """
     file = file or sys.stdout
     table = wide_table(result)
-    notes = [*chance_lines(result), *filter(None, [sample_line(result)])]
+    policy = result.info.get("positions_policy")
+    of_positions = [f"positions: {describe_policy(policy)}"] if policy else []
+    notes = [*of_positions, *chance_lines(result), *filter(None, [sample_line(result)])]
     if not file.isatty():
         print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)
         for line in notes:

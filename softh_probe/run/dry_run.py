@@ -26,12 +26,13 @@ from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
 from softh_probe.planned.memory import ALL_POSITIONS, GIB, SumsMemory
 from softh_probe.planned.prepared import PADDED
+from softh_probe.positions import describe_policy
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
 from softh_probe.run.output_folder import UNFINISHED, check_folder
 from softh_probe.run.pipeline import open_feed
 from softh_probe.run.processes import ALONE, Processes, own_device
-from softh_probe.run.provenance import check_model
+from softh_probe.run.provenance import check_model, policy_info
 from softh_probe.run.resume import check_sample, load_snapshot
 from softh_probe.run.snapshots import Snapshots
 
@@ -73,6 +74,7 @@ class DryRun:
             "model": self.model,
             "corpus": self.corpus,
             **self.feed.sizes(),
+            **self.policy(),
             "label_sets": {
                 name: {
                     "labels": memory.labels_by_set[name],
@@ -90,6 +92,10 @@ class DryRun:
             "warnings": self.warnings,
         }
 
+    def policy(self) -> dict[str, Any]:
+        """Describe the policy of positions (JSON values); nothing where none was asked for."""
+        return policy_info(self.config, self.feed.sizes()["positions"], self.feed.n_defined)
+
     def describe(self) -> str:
         """Format as text."""
         model, corpus = self.model, self.corpus
@@ -105,6 +111,7 @@ class DryRun:
             f"model: {model['class']}, {model['n_parameters']:,} weights in {model['dtype']}: {weights}",
             self.feed.describe_corpus() + f" ({', '.join(left_out)})" * bool(left_out),
             self.feed.describe_batches(),
+            *(f"positions: {describe_policy(policy)}" for policy in self.policy().values()),
             f"layers: {len(self.layers)}, {next(iter(self.layers))} to {list(self.layers)[-1]}, on {devices}",
             f"sums:\n{self.memory.describe()}",
             f"results: {Path(self.config.out).expanduser().resolve()}{resumes}",

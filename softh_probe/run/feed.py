@@ -62,6 +62,11 @@ class Feed(Protocol):
         """
         ...
 
+    @property
+    def n_defined(self) -> int | None:
+        """Positions that count without policies of positions; None before the last document is read."""
+        ...
+
     def describe_corpus(self) -> str:
         """Describe the documents, for a log line."""
         ...

@@ -38,7 +38,7 @@ from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
 from softh_probe.run.planned_feed import PlannedFeed
 from softh_probe.run.processes import ALONE, Processes, own_device
-from softh_probe.run.provenance import check_model, choices, provenance, warnings
+from softh_probe.run.provenance import check_model, choices, policy_info, provenance, warnings
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
@@ -201,6 +201,7 @@ def _run(
         settings = Choices()
         record_max_length(given, config, settings, n_longer=feed.n_longer)
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
+        result.info.update(policy_info(config, result.info["positions"], feed.n_defined))
         result.info.update(interruptions=start.interruptions, processes=processes.count)
         result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()
         result.info["warnings"] = warnings(result, feed.warnings())

@@ -75,6 +75,11 @@ class PlannedFeed:
         """Tokens of the batches of this process."""
         return sum(int(self.trial.lengths[self.rows.batches[index]].sum()) for index in self._share)
 
+    @property
+    def n_defined(self) -> int:
+        """Positions that count without policies of positions."""
+        return self.rows.population.n_defined
+
     def group(self, batching: str) -> None:
         """Plan batches in one of the `BATCHINGS`, or load the plan from the cache."""
         self.rows = plan_run(self._config, self.trial, self._processes.count, batching)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import resource
 import sys
@@ -19,6 +20,7 @@ from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.lengths import longest_document
+from softh_probe.positions import ALL, describe_policy
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import input_embeddings
 
@@ -94,6 +96,20 @@ def corpus_info(
     }
 
 
+def policy_info(config: RunConfig, left: int | None, of: int | None) -> dict[str, Any]:
+    """Describe the policy of positions for a result (JSON values); nothing where none was asked for.
+
+    Args:
+        config: the run.
+        left: positions that count; None where nobody knows yet.
+        of: positions that would count without the policy.
+    """
+    if config.positions == ALL and not config.skip_special_tokens:
+        return {}
+    asked = {"positions": config.positions, "skip_special_tokens": config.skip_special_tokens}
+    return {"positions_policy": {**asked, "left": left, "of": of}}
+
+
 def choices(result: ProbeResult, settings: Choices, checkpoint: Checkpoint, of_data: Iterable[Choice]) -> Choices:
     """Gather what was chosen for the user: in the settings, for the corpus, the checkpoint and the measurement."""
     gathered = Choices((*settings, *of_data))
@@ -116,8 +132,8 @@ def too_short(config: RunConfig, n_too_short: int, n_left_out: int, n_documents:
     found = []
     if n_left_out:
         found.append(
-            f"{n_left_out:,} of {n_documents:,} documents have no position at which positions {config.positions} hold, "
-            "and were left out"
+            f"{n_left_out:,} of {n_documents:,} documents have no position that counts (positions "
+            f"{describe_policy(dataclasses.asdict(config))}), and were left out"
         )
     if not n_too_short:
         return found

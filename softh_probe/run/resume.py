@@ -13,6 +13,7 @@ from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
+from softh_probe.positions import ALL
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.snapshots import Progress, Snapshots
 
@@ -136,8 +137,15 @@ def check_sample(unfinished: Unfinished | None, rows: object) -> None:
 
 
 def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the fields that configurations of before lack, all of whose runs were planned and had no intervals."""
-    return {"stream": False, "intervals": False, "interval_documents": DEFAULT_INTERVAL_DOCUMENTS, **config}
+    """Add the fields that configurations of before lack: all runs were planned, without intervals, of all positions."""
+    since = {
+        "stream": False,
+        "intervals": False,
+        "interval_documents": DEFAULT_INTERVAL_DOCUMENTS,
+        "positions": ALL,
+        "skip_special_tokens": False,
+    }
+    return {**since, **config}
 
 
 def _config_of(config: RunConfig) -> dict[str, Any]:

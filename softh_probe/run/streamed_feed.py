@@ -69,11 +69,13 @@ class StreamedFeed:
         self._stream, self._identity = open_stream(config, tokenizer, documents)
         self._batching = PADDED
         self._digest, self._n_too_short, self._n_left_out, self._n_batches = bytes(32), 0, 0, 0
+        self._n_defined = 0
         if state:
             self._stream.skip_to(state["stream"])
             self._digest = bytes.fromhex(state["chained_sha256"])
             self._n_too_short, self._n_batches = state["documents_too_short"], state["batches"]
             self._n_left_out = state.get("documents_left_out", 0)
+            self._n_defined = state.get("positions_defined", 0)
         self.rows = StreamedRows(
             self._label_sets, label_rows=config.label_rows, seed=config.seed, within=config.permute_within
         )
@@ -116,6 +118,11 @@ class StreamedFeed:
             in_all = counts.n_tokens * max(self._config.max_documents, counts.n_read) // counts.n_read
             most = in_all if most is None else min(most, in_all)
         return None if most is None else most // self._processes.count
+
+    @property
+    def n_defined(self) -> int | None:
+        """Positions that count without policies of positions; None before the last document is read."""
+        return self._n_defined if self._is_read else None
 
     def group(self, batching: str) -> None:
         """Group the documents of each window in one of the `BATCHINGS`."""
@@ -195,6 +202,7 @@ class StreamedFeed:
             "chained_sha256": self._digest.hex(),
             "documents_too_short": self._n_too_short,
             "documents_left_out": self._n_left_out,
+            "positions_defined": self._n_defined,
             "batches": self._n_batches,
         }
 
@@ -215,7 +223,9 @@ class StreamedFeed:
             check_columns(window, label_columns(self._config))
             self._digest = chained_digest(window, self._digest)
             is_short = window.lengths < self._needed
-            counts = Population(window, self._label_sets).counts() > 0
+            population = Population(window, self._label_sets)
+            counts = population.counts() > 0
+            self._n_defined += population.n_defined
             self._n_too_short += int(is_short.sum())
             self._n_left_out += int((~counts & ~is_short).sum())
             if counts.any():

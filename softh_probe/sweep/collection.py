@@ -17,7 +17,7 @@ import yaml
 from pyarrow.csv import CSVWriter
 from pyarrow.csv import WriteOptions as CsvOptions
 
-from softh_probe.analysis.comparable import corpus_notes
+from softh_probe.analysis.comparable import corpus_notes, policy_notes
 from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
@@ -149,7 +149,7 @@ def _results(
         if (result := read_intact(folder.result(point))) is None:
             continue
         of_result, own = result
-        kept = ("model", "anchors", "corpus", "n_blocks", "label_sampling")
+        kept = ("model", "anchors", "corpus", "n_blocks", "label_sampling", "positions_policy")
         info[point.folder] = {name: of_result[name] for name in kept if name in of_result}
         head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
         columns = {
@@ -272,6 +272,7 @@ def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
         found.append(f"anchors are of several draws ({', '.join(recipes)}): values are not comparable between them")
     elif len(anchors) > 1:
         found.append(f"hidden states have several widths, so there are {len(anchors)} sets of anchors")
+    found += policy_notes(one.get("positions_policy") or {} for one in info.values())
     notes = corpus_notes(one.get("corpus", {}) for one in info.values())
     return found + (notes or sample_notes(distinct_samples(info.values())[1]))
 
