@@ -20,7 +20,7 @@ Render = Callable[[Messages, bool | None], str]
 Span = tuple[int, int]  # start and end, in characters
 
 #: Characters for private use, which no text or template has a meaning for.
-_MARKER = "\ue0a7\uf0b3\ue0a7"
+_MARKER, _NEIGHBOUR = "\ue0a7\uf0b3\ue0a7", "\ue0a8\uf0b4\ue0a8"
 _THOUGHT = "</think>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -71,10 +71,6 @@ class _Marked(NamedTuple):
     after: str
     closing: str
     """What follows the marker where the turn is the last one."""
-    lead: str | None
-    """What stands between the generation prompt and the marker there; None where that is not certain."""
-    header: str
-    """The generation prompt, as far as it stands there."""
 
 
 class _Turn:
@@ -102,7 +98,7 @@ class _Turn:
         if prompt and n_same == len(prompt):
             return n_same
         if before is None or prompt is None or not whole.startswith(before):
-            return self._start_by_header()
+            return self._start_after_neighbour() if self._index else self._start_of_first()
         # The template writes another header into a history, or the answer begins as the header's rest does.
         for marked in self._marked:
             if len(before) <= len(marked.before) <= n_same and prompt.startswith(marked.before):
@@ -128,54 +124,55 @@ class _Turn:
         before_end = marked.closing.removesuffix(self._end_of_text)
         return before_end if before_end and marked.after.startswith(before_end) else None
 
-    def _start_by_header(self) -> int | None:
-        """Find where the turn begins by what stands before its text, as the history is rendered otherwise."""
-        for marked in self._marked:
-            if _ends_with_start_of(marked.before, self._header):
-                return len(marked.before)
-            if marked.lead is not None and marked.before.endswith(marked.header + marked.lead):
-                return len(marked.before) - len(marked.lead)
+    def _start_of_first(self) -> int | None:
+        """Find where a turn without messages before it begins: behind the generation prompt, or a first part of it."""
+        alone, prompted = (self._rendered(self._messages, prompt) for prompt in (False, True))
+        if alone is None or prompted is None or not prompted.startswith(alone):
+            return None
+        header = prompted[len(alone) :]
+        for before in (marked.before for marked in self._marked):
+            if header and before.count(header) == 1:
+                return before.index(header) + len(header)
+            if _ends_with_start_of(before, header):
+                return len(before)
         return None
 
-    @cached_property
-    def _header(self) -> str:
-        """The generation prompt; empty where there is none, or it is not certain."""
-        before, prompt = self._before, self._prompt
-        if not self._index:
-            before, prompt = (self._rendered(self._messages, wanted) for wanted in (False, True))
-        return prompt[len(before) :] if before and prompt and prompt.startswith(before) else ""
+    def _start_after_neighbour(self) -> int | None:
+        """Find where the turn begins by what follows the text of the message before it: here, and in a prompt."""
+        history, after = self._messages[: self._index - 1], self._messages[self._index + 1 :]
+        for neighbour in _marked_messages(self._messages[self._index - 1], _NEIGHBOUR):
+            asked = (self._rendered([*history, neighbour], True) or "").split(_NEIGHBOUR)
+            for message, marked in self._marked_by_message:
+                found = (self._rendered([*history, neighbour, message, *after], None) or "").split(_NEIGHBOUR)
+                between = found[-1].split(_MARKER)[0]
+                if len(asked) != 2 or len(found) != 2 or not marked.before.endswith(between):
+                    continue
+                n_same = _n_common(asked[1], between)
+                if n_same in (len(asked[1]), len(between)):
+                    return len(marked.before) - len(between) + n_same
+        return None
 
-    @cached_property
+    @property
     def _marked(self) -> list[_Marked]:
         """The conversation with a marker in place of the turn's text, in the ways that render it once."""
-        found = [self._with_marker(message) for message in _marked_messages(self._messages[self._index])]
-        return [marked for marked in found if marked is not None]
+        return [marked for _, marked in self._marked_by_message]
+
+    @cached_property
+    def _marked_by_message(self) -> list[tuple[Mapping[str, Any], _Marked]]:
+        """The same with the messages that hold the marker."""
+        messages = list(_marked_messages(self._messages[self._index], _MARKER))
+        found = [(message, self._with_marker(message)) for message in messages]
+        return [(message, marked) for message, marked in found if marked is not None]
 
     def _with_marker(self, message: Mapping[str, Any]) -> _Marked | None:
         messages = [*self._messages[: self._index], message, *self._messages[self._index + 1 :]]
         parts = (self._rendered(messages, None) or "").split(_MARKER)
         last = (self._rendered(messages[: self._index + 1], False) or "").split(_MARKER)
-        if len(parts) != 2 or len(last) != 2 or not self._whole.startswith(parts[0]):
+        if len(parts) != 2 or len(last) != 2:
             return None
-        if not self._whole.endswith(parts[1]):
+        if not self._whole.startswith(parts[0]) or not self._whole.endswith(parts[1]):
             return None
-        lead, header = self._lead(last[0])
-        return _Marked(parts[0], parts[1], last[1], lead, header)
-
-    def _lead(self, until_marker: str) -> tuple[str | None, str]:
-        """Split what stands between the messages before a last turn and its text: the lead, and the header before it.
-
-        The lead is None where it is not certain: without a header it may be white space alone.
-        """
-        if self._before is None or self._prompt is None:
-            header = self._header
-            return (until_marker.partition(header)[2], header) if until_marker.count(header) == 1 else (None, "")
-        n_same = _n_common(self._prompt, until_marker)
-        lead, header = until_marker[n_same:], until_marker[len(self._before) : n_same]
-        is_whole = n_same == len(self._prompt) and bool(header or not lead.strip())
-        is_cut = n_same < len(self._prompt) and bool(header) and not lead
-        certain = n_same >= len(self._before) and (is_whole or is_cut)
-        return (lead if certain else None), header
+        return _Marked(parts[0], parts[1], last[1])
 
     def _rendered(self, messages: Messages, generation_prompt: bool | None) -> str | None:
         """Render messages; None where the template does not take them."""
@@ -187,12 +184,12 @@ class _Turn:
             return None
 
 
-def _marked_messages(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Put the marker in place of a message's text: behind its thinking and with its tool calls; then alone."""
+def _marked_messages(message: Mapping[str, Any], marker: str) -> Iterator[Mapping[str, Any]]:
+    """Put a marker in place of a message's text: behind its thinking and with its tool calls; then alone."""
     content = message.get("content", "")
-    yield {**message, "content": _with_text(content, _behind_thought(_text_of(content)))}
+    yield {**message, "content": _with_text(content, _thought_before(_text_of(content)) + marker)}
     bare = {key: value for key, value in message.items() if key not in ("tool_calls", *_REASONING)}
-    yield {**bare, "content": _with_text(content, _MARKER)}
+    yield {**bare, "content": _with_text(content, marker)}
 
 
 def _text_of(content: Any) -> str:
@@ -213,9 +210,10 @@ def _with_text(content: Any, text: str) -> Any:
     return [part for i, part in enumerate(parts) if i not in places[1:]]
 
 
-def _behind_thought(text: str) -> str:
+def _thought_before(text: str) -> str:
+    """Give the part of a text up to the end of a thought, and the white space behind that; nothing without one."""
     thought, found, rest = text.rpartition(_THOUGHT)
-    return thought + found + rest[: len(rest) - len(rest.lstrip())] + _MARKER
+    return thought + found + rest[: len(rest) - len(rest.lstrip())] if found else ""
 
 
 def _ends_with_start_of(text: str, header: str) -> bool:
