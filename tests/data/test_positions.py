@@ -223,7 +223,7 @@ def test_completions_of_pairs_of_conversations(chatting):
 
 
 def test_a_lone_document_is_no_pair(tokenizer):
-    with pytest.raises(InputError, match="completion needs a pair .* document 3 stands alone"):
+    with pytest.raises(InputError, match=r"completion needs a pair .* document 3 stands alone"):
         counted(
             [*pairs(ROWS[0]), Document(content="a b", row=5, columns={"text_column": "x"})], tokenizer, "completion"
         )
@@ -248,13 +248,14 @@ def test_prompt_and_completion_are_one_document(tmp_path, tokenizer):
         {"prompt": "a b", "completion": " c d"},
         {"prompt": "a", "completion": ""},
         {"prompt": None, "completion": "e"},
+        {"prompt": "a", "completion": None},
     ]
     choices = Choices()
     for asked in (None, "prompt,completion"):
         documents = read(tmp_path, rows, choices, with_prompts=True, text_column=asked)
-        assert [document.content for document in documents] == ["a b c d", "a", "e"]
-        assert counted(documents, tokenizer, "completion") == ["c d", "", "e"]
-        assert counted(documents, tokenizer, "completion", max_length=3) == ["c", "", "e"]
+        assert [document.content for document in documents] == ["a b c d", "a", "e", "a"]
+        assert counted(documents, tokenizer, "completion") == ["c d", "", "e", ""]
+        assert counted(documents, tokenizer, "completion", max_length=3) == ["c", "", "e", ""]
     assert [choice.about for choice in choices] == ["text_column", "text_column"]
     assert not choices.warnings()
 
@@ -292,7 +293,9 @@ def test_a_prompt_and_a_completion_of_two_kinds_are_refused(tmp_path):
 
 
 def test_a_prompt_that_is_rendered_otherwise_is_refused(chatting):
-    chatting.chat_template = "{% for m in messages %}{{ m['content'] + ' [end] ' if not loop.last else m['content'] + ' <eos> ' }}{% endfor %}"
+    chatting.chat_template = (
+        "{% for m in messages %}{{ m['content'] + (' <eos> ' if loop.last else ' [end] ') }}{% endfor %}"
+    )
     document = Document(content=chat("a", "b"), prompt=chat("a"))
     with pytest.raises(InputError, match="where the completion of document 1 begins is not certain"):
         counted([document], chatting, "completion")
