@@ -227,13 +227,14 @@ class TokenStream:
     def _chunk(self, documents: Sequence[Document]) -> Chunk:
         """Tokenise documents that were read one after the other, and count them."""
         windows, n_long = self._encode(documents)
-        counted = self._count(documents, windows)  # by all documents of a row, even where the last ones are cut off
+        n_wanted = len(documents)
         if self._max_tokens is not None:
             ends = self.counts.n_tokens + np.cumsum([sum(map(len, of_document)) for of_document in windows])
-            n_wanted = int(np.searchsorted(ends, self._max_tokens)) + 1
-            if n_wanted < len(documents):
-                documents = documents[:n_wanted]
-                windows, n_long = self._encode(documents)
+            n_wanted = min(n_wanted, int(np.searchsorted(ends, self._max_tokens)) + 1)
+        counted = self._count(documents, windows, n_wanted)
+        if n_wanted < len(documents):
+            documents = documents[:n_wanted]
+            windows, n_long = self._encode(documents)
         chunk = self._joined(documents, windows, counted)
         self.counts.n_documents += len(chunk.lengths)
         self.counts.n_tokens += len(chunk.tokens)
@@ -245,10 +246,16 @@ class TokenStream:
         contents, first = [document.content for document in documents], self.counts.n_read + 1
         return encode(self._tokenizer, contents, first_number=first, **self._cutting)
 
-    def _count(self, documents: Sequence[Document], windows: Sequence[Windows]) -> list[np.ndarray] | None:
+    def _count(
+        self, documents: Sequence[Document], windows: Sequence[Windows], n_wanted: int
+    ) -> list[np.ndarray] | None:
+        """Tell at which tokens of the first documents policies hold; where they need it, by all documents of a row."""
         if not self._counting.is_asked:
             return None
-        return self._counting.counted(documents, windows, self.counts.n_read + 1)
+        n, row = n_wanted, documents[n_wanted - 1].row
+        while self._counting.keeps_rows and row is not None and n < len(documents) and documents[n].row == row:
+            n += 1
+        return self._counting.counted(documents[:n], windows[:n], self.counts.n_read + 1)[:n_wanted]
 
     def _joined(
         self, documents: Sequence[Document], windows: Sequence[Windows], counted: Sequence[np.ndarray] | None
@@ -276,7 +283,7 @@ class TokenStream:
         flat = [ids for of_document in windows for ids in of_document]
         lengths = [len(ids) for ids in flat]
         tokens = np.fromiter(itertools.chain.from_iterable(flat), np.int32, count=sum(lengths))
-        of_tokens = None if counted is None else np.concatenate(counted[: len(documents)])
+        of_tokens = None if counted is None else np.concatenate(counted)
         return Chunk(tokens, lengths, source, rows, columns, of_tokens)
 
 

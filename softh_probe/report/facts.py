@@ -86,6 +86,12 @@ def summary(result: ProbeResult) -> str:
     )
 
 
+def policy_lines(result: ProbeResult) -> list[str]:
+    """Say which positions count; nothing where all do."""
+    policy = result.info.get("positions_policy")
+    return [f"positions: {describe_policy(policy)}"] if policy else []
+
+
 def _anchors(anchors: list[dict[str, Any]]) -> Facts:
     """List temperature and digest of the anchors of each width."""
     several = len(anchors) > 1

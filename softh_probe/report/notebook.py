@@ -7,7 +7,7 @@ import base64
 from markupsafe import Markup, escape
 
 from softh_probe.report.document_chance import chance_lines
-from softh_probe.report.facts import summary
+from softh_probe.report.facts import policy_lines, summary
 from softh_probe.report.figures import overview
 from softh_probe.report.label_samples import sample_sentences
 from softh_probe.report.page_data import title_of, warnings_of
@@ -20,7 +20,9 @@ def to_html(result: ProbeResult) -> str:
     picture = base64.b64encode(overview(result)._repr_png_()).decode()  # type: ignore[attr-defined]
     table = wide_table(result).to_html(index=False, float_format=lambda x: f"{x:.4f}", border=0, escape=True)
     warnings = Markup("").join(Markup('<p style="color:#b45f06">⚠ {}</p>').format(text) for text in warnings_of(result))
-    notes = "".join(f"<br>{escape(text)}" for text in (*chance_lines(result), *sample_sentences(result)))
+    notes = "".join(
+        f"<br>{escape(text)}" for text in (*policy_lines(result), *chance_lines(result), *sample_sentences(result))
+    )
     return (
         f"<div><b>{escape(title_of(result))}</b><br>{escape(summary(result))}{notes}{warnings}"
         f'<img alt="entropy, information, optimality and the information plane, layer by layer" '

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softh_probe.positions import describe_policy
 from softh_probe.report.document_chance import chance_lines
+from softh_probe.report.facts import policy_lines
 from softh_probe.report.label_samples import sample_line
 from softh_probe.report.wide_table import wide_table
 from softh_probe.result import ProbeResult
@@ -35,9 +35,7 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     table = wide_table(result)
-    policy = result.info.get("positions_policy")
-    of_positions = [f"positions: {describe_policy(policy)}"] if policy else []
-    notes = [*of_positions, *chance_lines(result), *filter(None, [sample_line(result)])]
+    notes = [*policy_lines(result), *chance_lines(result), *filter(None, [sample_line(result)])]
     if not file.isatty():
         print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)
         for line in notes:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from softh_probe.choices import Choices
 from softh_probe.data.completions import Completions
@@ -220,6 +220,26 @@ def test_completions_of_pairs_of_conversations(chatting):
     assert counted(pairs(*rows), chatting, "assistant") == [
         *("b c [end]", "b d [end]", "b [end] d [end]", "b [end] e f [end]")
     ]
+
+
+def test_turns_of_truncated_and_split_conversations(chatting):
+    messages = [Document(content=chat("a b c", "d e", "f", "g h i j"))]
+    assert counted(messages, chatting, "assistant") == ["d e [end] g h i j [end]"]
+    assert counted(messages, chatting, "assistant", max_length=7) == ["d"]
+    assert counted(messages, chatting, "assistant", max_length=7, overflow="split") == ["d", "e [end] g", "h i j [end]"]
+    chatting.truncation_side = "left"
+    assert counted(messages, chatting, "assistant", max_length=7) == ["g h i j [end]"]
+    assert counted(messages, chatting, "assistant", max_length=2) == ["j [end]"]
+
+
+def test_documents_behind_max_tokens_may_be_any(chatting):
+    documents = [Document(content=chat("a", "b")), Document(content="plain text")]
+    assert counted(documents, chatting, "assistant", max_tokens=2) == ["b [end]"]
+
+
+def test_turns_need_a_tokenizer_that_tells_the_characters_of_its_tokens():
+    with pytest.raises(InputError, match="assistant needs a fast tokenizer"):
+        counted([Document(content=chat("a", "b"))], ByT5Tokenizer(), "assistant")
 
 
 def test_a_lone_document_is_no_pair(tokenizer):

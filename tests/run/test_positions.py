@@ -250,6 +250,7 @@ def test_the_policy_stands_in_facts_summary_table_and_dry_run(config):
     printed.isatty = lambda: True
     print_table(result, printed)
     assert expected in " ".join(printed.getvalue().split())
+    assert f"positions: {expected}" in result._repr_html_()
     assert f"positions: {expected}" in planned.describe().splitlines()
     assert planned.to_json()["positions_policy"] == result.info["positions_policy"]
     assert "positions: assistant, without special tokens" in streamed.describe().splitlines()
