@@ -119,18 +119,20 @@ def special_ids(value: object) -> list[int]:
     [0, 2]
 
     Args:
-        value: a collection of ids, or a tokenizer.
+        value: a collection of ids, or a tokenizer, of which those with a name (<s>, <pad>, …) and the added tokens that
+            are marked as special are meant.
 
     Raises:
         InputError: it is neither.
     """
     found = getattr(value, "all_special_ids", () if value is False else value)
+    added = getattr(value, "added_tokens_decoder", {})
     ids: list[Any] = (
         list(found) if isinstance(found, Collection) and not isinstance(found, (str, bytes, dict)) else [None]
     )
     if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i) >= 0 for i in ids):
         raise InputError(f"skip_special_tokens: expected a tokenizer or a list of token ids, got {short_repr(value)}")
-    return sorted({int(i) for i in ids})
+    return sorted({int(i) for i in ids} | {int(i) for i, token in added.items() if token.special})
 
 
 def describe_policy(policy: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from softh_probe.data.assistant import AssistantTurns
 from softh_probe.data.completions import Completions
 from softh_probe.data.documents import Document
 from softh_probe.data.windows import OfDocument, counted_in_windows
-from softh_probe.positions import hold_by_place, parse_positions, roles_of
+from softh_probe.positions import hold_by_place, parse_positions, roles_of, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,9 +83,3 @@ class Counting:
         if self._special is not None:
             found &= ~np.isin(ids, self._special)
         return found
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """List the special tokens of a tokenizer: those with a name (<s>, <pad>, …), and added ones that are marked so."""
-    marked = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return np.array(sorted(marked | set(tokenizer.all_special_ids)), dtype=np.int64)

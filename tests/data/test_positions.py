@@ -9,10 +9,10 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from softh_probe.choices import Choices
 from softh_probe.data.completions import Completions
-from softh_probe.data.counting import special_ids
 from softh_probe.data.documents import Document, read_documents
 from softh_probe.data.token_stream import TokenStream, tokenize
 from softh_probe.errors import InputError
+from softh_probe.positions import special_ids
 
 TEXTS = ["a b c d e", "a b c", "a", "", "x y z a b c d e f"]
 
@@ -73,7 +73,7 @@ def test_special_tokens_are_left_out(framed):
     assert counted(["a b c"], framed, "skip:2", skip_special_tokens=True) == ["b c"]
     framed.add_tokens([AddedToken("[marked]", special=True), AddedToken("[word]", special=False)])
     assert counted(["a [marked] [word]"], framed, skip_special_tokens=True) == ["a [word]"]
-    names = framed.convert_ids_to_tokens(special_ids(framed).tolist())
+    names = framed.convert_ids_to_tokens(special_ids(framed))
     assert set(names) == {"<pad>", "<eos>", "<unk>", "[CLS]", "[SEP]", "[marked]"}
 
 
