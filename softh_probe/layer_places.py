@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softh_probe.errors import InputError, short_repr
+
 EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
+RESIDUAL = "residual"
+#: The sites of a layer, in the order of their rows. The residual stream, which is what a block gives, comes last.
+SITES = ("attention", "attention_heads", "router", "mlp", RESIDUAL)
+_SITE_ROWS = re.compile(r"layer\.[1-9]\d{0,8}\.(?:(attention|router|mlp)|head\.\d{1,8})")
 _BLOCK = re.compile(r"layer\.([1-9]\d{0,8})(?:\..+)?", re.DOTALL)
 
 
@@ -23,6 +29,52 @@ def block_name(index: int) -> str:
     'layer.1'
     """
     return f"layer.{index}"
+
+
+def site_name(block: str, site: str) -> str:
+    """Name the row of a site of a block.
+
+    >>> site_name("layer.3", "mlp")
+    'layer.3.mlp'
+    """
+    return f"{block}.{site}"
+
+
+def head_name(block: str, head: int) -> str:
+    """Name the row of an attention head, counted from 0 as models do.
+
+    >>> head_name("layer.3", 0)
+    'layer.3.head.0'
+    """
+    return f"{block}.head.{head}"
+
+
+def site_of(name: str) -> str:
+    """Find the site of a row by its name; that of rows with other names is the residual stream.
+
+    >>> [site_of(name) for name in ("layer.3.mlp", "layer.3.head.5", "layer.3", "final_norm")]
+    ['mlp', 'attention_heads', 'residual', 'residual']
+    """
+    found = _SITE_ROWS.fullmatch(name)
+    return RESIDUAL if found is None else found[1] or "attention_heads"
+
+
+def parse_sites(sites: object) -> tuple[str, ...]:
+    """Read names of sites: a sequence, or a text with commas; in the order of rows.
+
+    >>> parse_sites("residual,mlp")
+    ('mlp', 'residual')
+
+    Raises:
+        InputError: one of them is no site's, or there is none.
+    """
+    names = sites.split(",") if isinstance(sites, str) else sites
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"sites: expected any of {', '.join(SITES)}, got {short_repr(sites)}")
+    asked = [name.strip() for name in names]
+    if unknown := [name for name in asked if name not in SITES]:
+        raise InputError(f"sites: no site {unknown[0]!r}; expected any of {', '.join(SITES)}")
+    return tuple(site for site in SITES if site in asked)
 
 
 def block_index(name: str) -> int | None:

@@ -27,7 +27,7 @@ from softh_probe.hooks.hook_points import find_hook_points, require_causal, sele
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
-from softh_probe.layer_places import FINAL_NORM
+from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
 from softh_probe.result import ProbeResult
@@ -68,7 +68,7 @@ class SoftEntropyProbe(PassBlocks):
         anchor_sets: independent sets, all measured in the same pass; results carry the spread over them.
         seed: of the first set; set s uses seed + s.
         calibration: "exact", "leading_order", or the temperature as a float.
-        layers: layers to measure, by name or index (0 the embeddings, −1 the last); None measures all.
+        layers: rows to measure, by name, or all sites of a layer by index (0 the embeddings, −1 the last); None is all.
         count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
             distinct sequence of tokens up to a position once, in causal models.
         label_rows: rows of n-gram labels that a layer holds at most, or "all". Where more would be needed, a sample of
@@ -77,8 +77,9 @@ class SoftEntropyProbe(PassBlocks):
             entropies vary less between draws (see `sample_anchors`).
         modules: name -> module whose outputs [B, T, D] are measured instead of transformer blocks; with outputs [B, D]
             a position is a row. (module, "key" or index) names one of several tensors, (module, None, "TBD") says what
-            the dimensions are: B the batch, D or C the width, others positions ("BCT", "BCHW"). What is not certain of
-            these has to be named.
+            the dimensions are: B the batch, D or C the width, others positions ("BCT", "BCHW"), where not certain.
+        sites: what is measured of each block, see `softh_probe.hooks.sites`: "residual" (what the block gives),
+            "attention", "attention_heads", "router", "mlp". Rows are named layer.3, layer.3.mlp, layer.3.head.5.
         plan: the rows of the labels of a known or a streamed corpus; each `batch` is announced before its forward pass.
         positions: positions that count, of those above: "first:N" or "skip:N", the first N tokens of each text or all
             others; "last", the last token of texts that are fed whole; "generated", tokens that `generate` inside the
@@ -106,6 +107,7 @@ class SoftEntropyProbe(PassBlocks):
         *,
         anchors: Kind = "iid",
         modules: Mapping[str, nn.Module | tuple[Any, ...]] | None = None,
+        sites: Sequence[str] | str = (RESIDUAL,),
         plan: AnnouncedRows | None = None,
         positions: str | Sequence[str] = "all",
         skip_special_tokens: object = (),
@@ -114,7 +116,7 @@ class SoftEntropyProbe(PassBlocks):
             raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
         if modules is not None and labels is DEFAULT_LABELS:
             labels = ()  # a module other than a language model need not have tokens
-        points = find_hook_points(model, modules or {})
+        points = find_hook_points(model, modules or {}, parse_sites(sites))
         if count == "unique_prefix":
             require_causal(points)
         rules = PositionRules(positions, skip_special_tokens, roles=self._roles, is_planned=plan is not None)
@@ -134,13 +136,15 @@ class SoftEntropyProbe(PassBlocks):
             "calibration": calibration,
         }
         counted = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
-        self._settings: dict[str, Any] = {**estimator, **counted, "label_rows": label_rows, **rules.settings}
+        settings_of_rows = {"label_rows": label_rows, "sites": list(points.sites)}
+        self._settings: dict[str, Any] = {**estimator, **counted, **settings_of_rows, **rules.settings}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)
         if layers is not None:
-            self._settings["layers"] = self._recorder.layers = select_layers(layers, self._layer_names())
+            chosen = select_layers(layers, points.measured_places(self._recorder.n_blocks))
+            self._settings["layers"], self._recorder.layers = chosen, frozenset(chosen)
 
     # --- results ----------------------------------------------------------------------------------------------
 
@@ -353,7 +357,7 @@ class SoftEntropyProbe(PassBlocks):
         Args:
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
-        self._sums.reserve(self.layer_devices(), self._points.hidden_size, on_host)
+        self._sums.reserve(self.layer_devices(), self._points.layer_widths(self._recorder.n_blocks), on_host)
 
     # --- parts ------------------------------------------------------------------------------------------------
 

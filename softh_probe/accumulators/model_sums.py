@@ -87,19 +87,20 @@ class ModelSums:
             sums = self._layers[layer] = moved
         return sums
 
-    def reserve(self, devices: Mapping[str, torch.device], dim: int | None, on_host: Collection[str] = ()) -> None:
+    def reserve(
+        self, devices: Mapping[str, torch.device], widths: Mapping[str, int | None], on_host: Collection[str] = ()
+    ) -> None:
         """Take the memory of the sums before the model runs.
 
         Args:
             devices: of each layer, the device of its sums.
-            dim: width of the hidden states; None reserves nothing.
+            widths: of each layer, the width of its hidden states; None, or none, reserves nothing.
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
         self._on_host = frozenset(on_host)
-        if dim is None:
-            return
         for layer, device in devices.items():
-            if layer not in self._layers:
+            dim = widths.get(layer)
+            if dim is not None and layer not in self._layers:
                 self._layers[layer] = self._new(layer, dim, device)
 
     def drop(self, numbers: Iterable[int]) -> None:

@@ -22,6 +22,7 @@ from softh_probe.choices import Choices
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import how_to_continue, with_kind_of_today
 from softh_probe.labels import COLUMN_PREFIX
+from softh_probe.layer_places import RESIDUAL
 
 STATE_VERSION = 7
 #: The version from which on documents are sampled.
@@ -33,7 +34,7 @@ WITHOUT_DOCUMENTS = "without_documents"
 #: Versions that are read.
 VERSIONS = (STATE_VERSION, 6, 5, VERSION_WITHOUT_RECIPE)
 #: Settings that states may lack, as they were before there was a choice.
-_UNTIL_TODAY: Mapping[str, Any] = {"positions": "all", "skip_special_tokens": []}
+_UNTIL_TODAY: Mapping[str, Any] = {"positions": "all", "skip_special_tokens": [], "sites": [RESIDUAL]}
 
 
 def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:

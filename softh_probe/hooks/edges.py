@@ -25,6 +25,10 @@ def _ignore(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     pass
 
 
+def _ignore_output(output: Any) -> None:
+    pass
+
+
 class HookEdges:
     """The hooks of one module that stay at the edges of its calls. They observe, and return nothing.
 
@@ -32,6 +36,7 @@ class HookEdges:
         module: the module.
         arrive: called with the arguments of each call, positional and by name, before the pre-hooks of others.
         enter: called with them after these hooks, when the module takes them.
+        give: called with the output, before the hooks of others.
         leave: called with the output, after the hooks of others.
         unseen: called with the module where another hook runs after ours, so that nobody knows what it makes of it.
     """
@@ -44,9 +49,11 @@ class HookEdges:
         unseen: Callable[[nn.Module], None],
         arrive: BeforeCall = _ignore,
         enter: BeforeCall = _ignore,
+        give: AfterCall = _ignore_output,
     ) -> None:
         self._module = module
         self._observers = arrive, enter, leave, unseen
+        self._give_output = give
         self._handles: tuple[RemovableHandle, ...] = ()
 
     @contextmanager
@@ -59,11 +66,13 @@ class HookEdges:
                 stack.enter_context(hooked(before, self._enter, with_kwargs=True)),
                 stack.enter_context(hooked(after, self._leave)),
             )
+            if self._give_output is not _ignore_output:
+                self._handles += (stack.enter_context(hooked(after, self._give, prepend=True)),)
             yield
 
     def restore(self) -> None:
         """Put the hooks back to the edges."""
-        for handle, is_last in zip(self._handles, (False, True, True), strict=True):
+        for handle, is_last in zip(self._handles, (False, True, True, False), strict=False):
             hooks = handle.hooks_dict_ref()
             if hooks is not None and handle.id in hooks:
                 hooks.move_to_end(handle.id, last=is_last)
@@ -72,6 +81,11 @@ class HookEdges:
     def has_others_before(self) -> bool:
         """Whether hooks of others may change what the module takes."""
         return not all(map(is_own_hook, self._handles[0].hooks_dict_ref() or ()))
+
+    @property
+    def has_others_after(self) -> bool:
+        """Whether hooks of others may change what the module gives."""
+        return not all(map(is_own_hook, self._handles[2].hooks_dict_ref() or ()))
 
     def _arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arrive, *_ = self._observers
@@ -82,6 +96,9 @@ class HookEdges:
         self.restore()
         _, enter, *_ = self._observers
         enter(args, kwargs)
+
+    def _give(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._give_output(output)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._check_order(self._handles[2])

@@ -23,6 +23,7 @@ from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import NESTED, OTHER_ADAPTERS, OTHER_MODEL, OTHER_PROBE, PAUSED, TRACED, TRAINING
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.hooks.seats import Seat, seats_of
+from softh_probe.hooks.site_hooks import site_edges
 from softh_probe.patching import copies_unchanged, replaced, uncompiled
 
 #: The modules that are measured by blocks of a thread, with repeats.
@@ -47,6 +48,7 @@ class ForwardHooks:
         self._adapters: ActiveAdapters | None = None
         self._thread = 0
         self._edges: list[HookEdges] = []
+        self._site_edges: list[HookEdges] = []
         self._seats: list[Seat] = []
 
     def attach(self) -> None:
@@ -86,17 +88,19 @@ class ForwardHooks:
         self._adapters = ActiveAdapters(points.entry, outer)
         installed.enter_context(uncompiled())
         installed.enter_context(self._source.follow(self._model))
-        changed = [*outer, points.entry, *points.modules.values(), *points.blocks, *points.norms]
+        measured_modules = [*points.modules.values(), *points.blocks, *points.norms, *points.site_modules]
+        changed = [*outer, points.entry, *measured_modules]
         installed.enter_context(copies_unchanged(dict.fromkeys(changed), self._recorder.note_replica))
         # Forward methods are wrapped, since some callers call them past the module's hooks.
         for module in outer:
             installed.enter_context(replaced(module, "forward", partial(self._outer_forward, module)))
         installed.enter_context(replaced(points.entry, "forward", self._entry_forward))
-        self._seats = seats_of(self._model, [*points.modules.values(), *points.blocks, *points.norms])
-        self._edges = self._hook_edges()
-        installed.callback(self._edges.clear)  # they hold this object
-        for edges in self._edges:
-            installed.enter_context(edges.installed())
+        self._seats = seats_of(self._model, measured_modules)
+        self._edges, self._site_edges = self._hook_edges(), site_edges(points, self._recorder, self._note_late_hook)
+        for hooks in (self._edges, self._site_edges):
+            installed.callback(hooks.clear)  # they hold this object
+            for edges in hooks:
+                installed.enter_context(edges.installed())
 
     def _hook_edges(self) -> list[HookEdges]:
         """Make the hooks of named modules, blocks and norms."""
@@ -203,7 +207,7 @@ class ForwardHooks:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a forward pass that counts, with our hooks at the edges and every hooked module in its place."""
         entry = self._points.entry
-        for edges in self._edges:
+        for edges in (*self._edges, *self._site_edges):
             edges.restore()
         self._recorder.begin(lambda: arguments(entry, args, kwargs), self._caller.arguments)
         for seat in self._seats:

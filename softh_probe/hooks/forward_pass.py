@@ -24,6 +24,7 @@ class ForwardPass:
     Attributes:
         layers: the layers so far, in their order.
         n_block_calls: calls of blocks so far.
+        block: name of the block that runs, inside its call.
         chain: evidence that these are blocks.
         last: what the last block or norm gave.
         pending: layer and output of the last block, where the state awaits the next block.
@@ -38,6 +39,7 @@ class ForwardPass:
         self.labels = labels
         self.layers: dict[str, None] = {}
         self.n_block_calls = 0
+        self.block: str | None = None
         self.chain = ResidualChain()
         self.last: object = None
         self.pending: tuple[str, object] | None = None

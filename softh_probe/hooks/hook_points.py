@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
 from types import MappingProxyType
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from softh_probe.errors import InputError, ProbeError
+from softh_probe.errors import InputError, ProbeError, abbreviated
 from softh_probe.hooks.layouts import is_sequence_module
 from softh_probe.hooks.outputs import ModuleOutput, parse_modules
-from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
+from softh_probe.hooks.sites import Site, find_sites
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, site_of
 
 #: Model types that have a causal language model.
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -37,6 +38,8 @@ class HookPoints:
         modules: name -> module whose output is measured, where the user names them.
         outputs: name -> what of that output is measured; of layers, where blocks are torch's own, which may put time
             first or leave padding out.
+        sites: names of the sites that are measured, in the order of rows.
+        block_sites: for each block, the sites in it; none for the residual stream, which the block itself gives.
     """
 
     entry: nn.Module
@@ -45,6 +48,8 @@ class HookPoints:
     path: str = ""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     outputs: Mapping[str, ModuleOutput] = field(default_factory=dict)
+    sites: tuple[str, ...] = (RESIDUAL,)
+    block_sites: tuple[tuple[Site, ...], ...] = ()
 
     @property
     def hidden_size(self) -> int | None:
@@ -52,16 +57,54 @@ class HookPoints:
         width = getattr(getattr(self.entry, "config", None), "hidden_size", None)
         return width if isinstance(width, int) else None
 
+    @property
+    def site_modules(self) -> list[nn.Module]:
+        """The modules that give the states of sites, and those around them."""
+        found = [module for sites in self.block_sites for site in sites for module in (site.module, *site.around)]
+        return list(dict.fromkeys(found))
+
+    def sites_of(self, call: int) -> tuple[Site, ...]:
+        """Give the sites of a block call, counted from 0."""
+        return self.block_sites[call % len(self.block_sites)] if self.block_sites else ()
+
+    def places(self, n_calls: int) -> list[list[str]]:
+        """Name the rows of each layer, in the order of calls, for a forward pass of `n_calls` block calls.
+
+        The rows of a block's sites stand before that of the residual stream, all of them whether measured or not.
+        """
+        if self.modules:
+            return [[name] for name in self.modules]
+        blocks = [
+            [*(row for site in self.sites_of(call) for row in site.rows(block_name(call + 1))), block_name(call + 1)]
+            for call in range(n_calls)
+        ]
+        return [[EMBEDDINGS], *blocks, *[[FINAL_NORM]] * bool(self.norms)]
+
+    def measured_places(self, n_calls: int) -> list[list[str]]:
+        """Name the rows of each layer that are measured; a layer may have none."""
+        return [[row for row in rows if self.measures(row)] for rows in self.places(n_calls)]
+
+    def measures(self, row: str) -> bool:
+        """Whether a row belongs to a site that is measured."""
+        return RESIDUAL in self.sites or site_of(row) != RESIDUAL
+
     def block_layers(self, n_calls: int) -> list[str]:
-        """Name the layers that every forward pass measures, for a pass of `n_calls` block calls."""
-        return list(self.modules) or [EMBEDDINGS, *(block_name(i + 1) for i in range(n_calls))]
+        """Name the rows that every forward pass calls, for a pass of `n_calls` block calls."""
+        return [row for rows in self.places(n_calls) for row in rows if row != FINAL_NORM or row in self.modules]
 
     def layer_names(self, n_calls: int) -> list[str]:
-        """Name all layers in the order of calls, for a forward pass of `n_calls` block calls."""
-        return self.block_layers(n_calls) + [FINAL_NORM] * bool(self.norms)
+        """Name all rows that are measured in the order of calls, for a forward pass of `n_calls` block calls."""
+        return [row for rows in self.measured_places(n_calls) for row in rows]
+
+    def layer_widths(self, n_calls: int) -> dict[str, int | None]:
+        """Find the width of each row that is measured, as far as it is known beforehand."""
+        widths: dict[str, int | None] = dict.fromkeys(self.layer_names(n_calls), self.hidden_size)
+        for call in range(n_calls):
+            widths.update((row, site.width) for site in self.sites_of(call) for row in site.rows(block_name(call + 1)))
+        return widths
 
     def layer_devices(self, n_calls: int) -> dict[str, torch.device]:
-        """Find the device of the sums of each layer: that of its block's weights, which must be loaded.
+        """Find the device of the sums of each row: that of its block's weights, which must be loaded.
 
         Apple's GPUs have no float64, and offloaded weights come and go: the sums of these layers are in host memory.
         Empty where modules are named.
@@ -72,8 +115,8 @@ class HookPoints:
         blocks = [self.blocks[i % len(self.blocks)] for i in range(n_calls)]
         devices = [next((p.device for p in block.parameters()), cpu) for block in blocks]
         devices = [cpu if device.type in ("mps", "meta") else device for device in devices]
-        names = self.layer_names(n_calls)
-        return dict(zip(names, [devices[0], *devices, devices[-1]], strict=False))
+        places = zip(self.measured_places(n_calls), [devices[0], *devices, devices[-1]], strict=False)
+        return {row: device for rows, device in places for row in rows}
 
 
 def find_backbone(model: nn.Module) -> nn.Module:
@@ -108,17 +151,23 @@ def stacks(model: nn.Module) -> dict[str, nn.Module]:
     return {"": model}
 
 
-def find_hook_points(model: nn.Module, modules: Mapping[str, Any] = MappingProxyType({})) -> HookPoints:
+def find_hook_points(
+    model: nn.Module, modules: Mapping[str, Any] = MappingProxyType({}), sites: tuple[str, ...] = (RESIDUAL,)
+) -> HookPoints:
     """Find the backbone and its blocks, or take the modules that the user names instead.
 
     Args:
         model: the model that is run.
         modules: see `softh_probe.hooks.outputs.parse_modules`.
+        sites: names of the sites to measure, as `softh_probe.layer_places.parse_sites` gives them.
 
     Raises:
-        InputError: no list of blocks, or several of which none has as many as the config says; or two stacks.
+        InputError: no list of blocks, or several of which none has as many as the config says; or two stacks; or it is
+            not certain which modules give a site.
     """
     if outputs := parse_modules(modules):
+        if sites != (RESIDUAL,):
+            raise InputError("sites: expected none where modules are named, whose outputs are measured instead")
         named = {layer: output.module for layer, output in outputs.items()}
         return HookPoints(entry=model, modules=named, outputs=outputs)
     inner = unwrapped(model)
@@ -149,7 +198,13 @@ def find_hook_points(model: nn.Module, modules: Mapping[str, Any] = MappingProxy
         path=f"{prefix}.{path}".lstrip("."),
     )
     if not is_sequence_module(first := points.blocks[0]):
-        return points
+        found = find_sites(points.blocks, sites, entry=backbone, path=points.path)
+        return replace(points, sites=sites, block_sites=found)
+    if sites != (RESIDUAL,):
+        raise InputError(
+            f"sites: {type(first).__name__} runs its parts without calling them, so they have no outputs to measure; "
+            "leave the argument out"
+        )
     layers = points.layer_names(len(points.blocks))
     return replace(points, outputs={layer: ModuleOutput(module=first) for layer in layers})
 
@@ -225,25 +280,39 @@ def watched_layers(points: HookPoints, see: Callable[[str, nn.Module, object], N
             handle.remove()
 
 
-def select_layers(names: Iterable[str | int] | None, available: list[str]) -> list[str]:
-    """Select layers by name or by index (negative ones from the end), in the model's order.
+def select_layers(names: Iterable[str | int] | None, places: Sequence[Sequence[str]]) -> list[str]:
+    """Select rows by their names, or all rows of a layer by its index (negative ones from the end).
 
-    >>> select_layers([-1, "layer.1"], ["embeddings", "layer.1", "final_norm"])
+    >>> select_layers([-1, "layer.1"], [["embeddings"], ["layer.1.mlp", "layer.1"], ["final_norm"]])
     ['layer.1', 'final_norm']
+    >>> select_layers([1], [["embeddings"], ["layer.1.mlp", "layer.1"], ["final_norm"]])
+    ['layer.1.mlp', 'layer.1']
+
+    Args:
+        names: names or indices; None selects all.
+        places: for each layer of the model, the rows that are measured.
+
+    Returns:
+        The rows, in the model's order.
+
+    Raises:
+        InputError: there is no such row or layer, or a layer of that index has no row.
     """
+    available = [row for rows in places for row in rows]
     if names is None:
         return available
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise InputError("layers: expected at least one, got none; None measures all")
-    chosen = set()
+    chosen: set[str] = set()
     for name in names:
-        if isinstance(name, int) and -len(available) <= name < len(available):
-            chosen.add(available[name])
+        if isinstance(name, int) and -len(places) <= name < len(places) and places[name]:
+            chosen.update(places[name])
         elif name in available:
             chosen.add(str(name))
         else:
-            raise InputError(f"layers: no layer {name!r}; expected any of {', '.join(available)}, or their indices")
+            listed = abbreviated(available, 40)
+            raise InputError(f"layers: no layer {name!r}; expected any of {listed}, or indices of layers that have one")
     return [layer for layer in available if layer in chosen]
 
 

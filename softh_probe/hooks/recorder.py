@@ -15,12 +15,13 @@ from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
 from softh_probe.hooks.callers import modules_that_run
-from softh_probe.hooks.chain import is_time_first
 from softh_probe.hooks.forward_pass import ForwardPass, ThreadsPass
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.left_out import LAYERS_ALONE, PAUSED, LeftOut
 from softh_probe.hooks.outputs import OutputReader
+from softh_probe.hooks.pass_checks import DATA_PARALLEL, PassChecks
+from softh_probe.hooks.sites import Site
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 
 #: Seconds that a forward pass waits for one in another thread.
@@ -63,11 +64,16 @@ class Recorder:
         }
         self._steps: dict[str, list[Tensor]] = {}
         self._thread = ThreadsPass()
-        self._layout_known = False
+        self._checks = PassChecks(points, finds_layout=bool(self._readers))
 
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be measured."""
-        return self.layers is None or layer in self.layers
+        return self._points.measures(layer) if self.layers is None else layer in self.layers
+
+    @property
+    def measures_sites(self) -> bool:
+        """Whether a block that counts runs in this thread."""
+        return self._pass is not None and self._pass.block is not None
 
     # --- a forward pass ---------------------------------------------------------------------------------------
 
@@ -134,8 +140,28 @@ class Recorder:
         taken = args or kwargs
         if (state := current.settle(taken)) is not None:
             self.hidden(*state)
-        if not at_norm and not current.n_block_calls:
+        if at_norm:
+            return
+        if not current.n_block_calls:
             self.hidden(EMBEDDINGS, taken)
+        current.block = block_name(current.n_block_calls + 1)
+
+    def site(self, site: Site, value: object) -> None:
+        """Record the states of a site of the block that runs; other calls of its module do not count."""
+        current = self._pass
+        if current is None or current.block is None:
+            return
+        layer, *_ = rows = site.rows(current.block)
+        if not any(map(self.wants, rows)):
+            current.layers.update(dict.fromkeys(rows))
+            return
+        try:
+            states = list(site.states(current.block, hidden_state(value, layer), current.shapes[0]))
+        except Exception as problem:
+            self.note(problem, layer)
+            return
+        for row, hidden in states:
+            self.hidden(row, hidden)
 
     def block(self, output: object, *, awaits_next: bool = False) -> None:
         """Record the state that a transformer block gave.
@@ -149,6 +175,7 @@ class Recorder:
             self._note_alone()
             return
         current.n_block_calls += 1
+        current.block = None
         layer = block_name(current.n_block_calls)
         if awaits_next:
             current.pending = layer, output
@@ -213,7 +240,8 @@ class Recorder:
         self._source.finish(output)
         self.drain()
         if current is not None:
-            self._check_pass(current, output)
+            self.n_blocks = max(self.n_blocks, current.n_block_calls)
+            self.problems += self._checks.problems(current, self.n_blocks, output)
 
     def discard(self) -> None:
         """Give up the forward pass under way, and all sequences whose caches may be fed again."""
@@ -273,10 +301,7 @@ class Recorder:
 
     def note_replica(self) -> None:
         """Keep the problem that copies of the model run, which nobody looks into."""
-        self.problems.append(
-            "DataParallel runs copies of the model, which cannot be measured; use DistributedDataParallel in processes "
-            "of their own (torchrun, accelerate launch), or give it one GPU"
-        )
+        self.problems.append(DATA_PARALLEL)
 
     def raise_problems(self) -> None:
         """Raise ProbeError if there was any problem; names the first three."""
@@ -364,35 +389,3 @@ class Recorder:
         if counts and accumulator.counts:
             self.positions += accumulator.dispatch.n_counted
             self.tokens += accumulator.dispatch.n_tokens
-
-    def _check_pass(self, current: ForwardPass, output: Any) -> None:
-        """Note layers that were not called, or modules that turn out not to be blocks."""
-        self.n_blocks = max(self.n_blocks, current.n_block_calls)
-        missing = [name for name in self._points.block_layers(self.n_blocks) if name not in current.layers]
-        if missing and output is None and current.layers:
-            failed = f"a forward pass failed after {list(current.layers)[-1]}: later layers lack its positions"
-            self.problems.append(f"{failed}; leave it out with probe.paused()")
-        elif missing and output is not None:
-            names = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
-            self.problems.append(
-                f"{names}: never called in a forward pass (a compiled model skips hooks; some models skip blocks that "
-                "would read images, or run their blocks without calling them as modules)"
-            )
-        elif self._points.blocks and output is not None:
-            self._confirm_blocks(current, output)
-
-    def _confirm_blocks(self, current: ForwardPass, output: Any) -> None:
-        path, chain = self._points.path, current.chain
-        if not chain.holds:
-            self.problems.append(
-                f"{path}: these are not blocks whose outputs are the next one's inputs ({chain.broken} of "
-                f"{chain.links} are not); name the modules to probe with modules={{name: module}}"
-            )
-        n_sequences, n_tokens, *_ = (*current.shapes[0], 1)
-        if (
-            not (self._layout_known or self._readers)
-            and n_sequences == n_tokens > 1
-            and is_time_first(current.last, output)
-        ):
-            self.problems.append(f"{path}: expected hidden states [B, T, D], got [T, B, D]")
-        self._layout_known |= n_sequences != n_tokens

@@ -210,5 +210,5 @@ def _layers(config: RunConfig, skeleton: PreTrainedModel, device_map: str | None
     on_host = ("disk", "mps")  # offloaded weights come and go, and Apple's GPUs have no float64
     return {
         layer: torch.device("cpu" if devices[layer] in on_host else devices[layer])
-        for layer in select_layers(config.layers, list(devices))
+        for layer in select_layers(config.layers, [[row] for row in devices])
     }
