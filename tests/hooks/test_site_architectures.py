@@ -84,7 +84,9 @@ def check_site(model, batch, stack, mask_name, site, model_type) -> str:
 def logits(call):
     """What the one matrix of a router makes of what it takes."""
     (weight,) = [parameter for parameter in call.module.parameters(recurse=False) if parameter.ndim == 2]
-    return torch.nn.functional.linear(call.taken[0].to(weight.dtype), weight, getattr(call.module, "bias", None))
+    return torch.nn.functional.linear(
+        call.taken[0].to(weight.dtype), weight, getattr(call.module, "bias", None)
+    ).detach()
 
 
 def run(model, batch):
