@@ -18,9 +18,10 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from softh_probe.command_words import flag_of, refuse_other_names, spelled, usage_line
-from softh_probe.config import RunConfig
+from softh_probe.config import RunConfig, split_names
 from softh_probe.config_checks import check_config_file, type_hints
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line
+from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.result_files import warn_of_earlier_anchors
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
@@ -148,7 +149,8 @@ def _layers(options: Namespace) -> int:
 
     source = resolve_model(options.model, revision=options.revision, need_weights=False)
     skeleton = load_skeleton(source, trust_remote_code=options.trust_remote_code)
-    table = describe_layers(skeleton, options.device_map)
+    modules = None if options.modules is None else split_names(options.modules)
+    table = describe_layers(skeleton, options.device_map, sites=parse_sites(options.sites), modules=modules)
     print(table.to_string(index=False))
     return 0
 
@@ -277,6 +279,8 @@ def _layers_parser() -> ArgumentParser:
     parser.add_argument("model", type=str, help=help_of["model"])
     parser.add_argument("--revision", type=str | None, help=help_of["revision"])
     parser.add_argument("--device-map", type=str | None, help=help_of["device_map"])
+    parser.add_argument("--sites", type=str, default=RESIDUAL, help=help_of["sites"])
+    parser.add_argument("--modules", type=str | None, help=help_of["modules"])
     parser.add_argument(
         "--trust-remote-code", action=ActionYesNo(no_prefix="no-"), default=False, help=help_of["trust_remote_code"]
     )

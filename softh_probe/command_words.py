@@ -13,7 +13,7 @@ from softh_probe.errors import InputError, short_repr
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 #: Fields of a run that name the model and its device.
-LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code")
+LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code", "sites", "modules")
 REPORT_FIELDS = ("folders", "out", "allow_different")
 COMPARE_FIELDS = ("a", "b", "unit", "metric", "out", "json")
 #: Flags that are no fields.

@@ -20,6 +20,7 @@ from softh_probe.config_checks import (
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
+from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.positions import parse_positions, positions_text
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
@@ -92,6 +93,8 @@ _OTHER_NAMES = {
     "anchor_sets": "n_anchor_sets num_anchor_sets n_sets num_sets",
     "calibration": "temperature epsilon",
     "layers": "layer layer_indices",
+    "sites": "site hook_points components",
+    "modules": "module module_names target_modules hook_modules",
     "tokens_per_batch": "batch_size bs max_batch_size eval_batch_size per_device_batch_size "
     "per_device_eval_batch_size per_device_train_batch_size per_gpu_eval_batch_size",
     "out": "output output_path output_dir output_folder output_file out_dir outdir save_dir save_path results_dir",
@@ -224,7 +227,15 @@ class RunConfig:
     calibration: Literal["exact", "leading_order"] | float = "exact"
     """Temperature of the soft assignment: exact, leading_order, or the temperature itself as a number."""
     layers: str | Sequence[str | int] | None = None
-    """Rows to measure: embeddings, layer.1, …, final_norm, or their indices (-1 the last); null measures all."""
+    """Rows to measure: embeddings, layer.1, …, final_norm, or indices (-1 the last), which stand for all sites of a
+    layer; null measures all."""
+    sites: str | Sequence[str] = (RESIDUAL,)
+    """Places in each block to measure: residual (what the block gives), attention and mlp (what they give, before a
+    norm or the residual stream is added), router (logits of a mixture of experts), attention_heads (what each head
+    gives to the output projection). Rows are layer.3, layer.3.mlp, layer.3.head.0 (heads count from 0), …"""
+    modules: str | Sequence[str] | None = None
+    """Patterns of paths of modules (model.layers.*.mlp.act_fn) whose outputs are measured in place of blocks, as rows
+    of these names: * is one name, ** any number of them; null measures blocks."""
     tokens_per_batch: int | None = None
     """Tokens a forward pass takes at most, padding included; null is 1,024 on a CPU and 8,192 elsewhere."""
     sums_memory_gb: float | None = None
@@ -257,6 +268,8 @@ class RunConfig:
         object.__setattr__(self, "labels", split_names(self.labels))
         object.__setattr__(self, "layers", None if self.layers is None else _split_layers(self.layers))
         object.__setattr__(self, "per_label", split_names(self.per_label))
+        object.__setattr__(self, "sites", parse_sites(split_names(self.sites)))
+        object.__setattr__(self, "modules", None if self.modules is None else split_names(self.modules))
 
     def _check_names(self) -> None:
         parse_label_sets(self.labels)
@@ -267,6 +280,7 @@ class RunConfig:
         check_label_rows(self.label_rows)
         self._check_stream()
         self._check_permute_within()
+        self._check_modules()
         check_model_kwargs(self.model_kwargs)
         for name in ("model", "data", "out"):
             if not getattr(self, name):
@@ -291,6 +305,14 @@ class RunConfig:
                 f"per_label: a stream does not keep all labels of {', '.join(ngrams)} to the end; leave it out, or "
                 "leave out --stream"
             )
+
+    def _check_modules(self) -> None:
+        if self.modules is None:
+            return
+        if not self.modules:
+            raise InputError("modules: expected at least one pattern, got none; null measures blocks")
+        if self.sites != (RESIDUAL,):
+            raise InputError("sites: they are those of blocks, and modules are measured instead; leave one of them out")
 
     def _check_permute_within(self) -> None:
         """Refuse groups where there are no labels to exchange within them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softh_probe.errors import InputError, short_repr
@@ -59,6 +59,15 @@ def site_of(name: str) -> str:
     return RESIDUAL if found is None else found[1] or "attention_heads"
 
 
+def part_of(name: str) -> str:
+    """Say what of its layer a row is.
+
+    >>> part_of("layer.3.head.5"), part_of("layer.3")
+    ('head.5', '')
+    """
+    return name.split(".", 2)[2] if site_of(name) != RESIDUAL else ""
+
+
 def parse_sites(sites: object) -> tuple[str, ...]:
     """Read names of sites: a sequence, or a text with commas; in the order of rows.
 
@@ -95,6 +104,7 @@ class LayerPlaces:
         names: of the rows.
         indices: of the layers in the model, one for each row.
         n_blocks: block calls L of a forward pass; 0 where modules are named.
+        parts: what of its layer each row is, "" for the layer itself: "attention", "head.5".
         is_certain: False where `n_blocks` is that of the last measured block, because an older result that measured
             some layers does not record L. Then the place of the final norm, and relative depths, are least values.
     """
@@ -103,6 +113,22 @@ class LayerPlaces:
     indices: tuple[int, ...]
     n_blocks: int
     is_certain: bool = True
+    parts: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = tuple(part_of(name) if self.n_blocks else "" for name in self.names)
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def sites(self) -> list[str]:
+        """Site of each row; that of modules that a user names is the residual stream."""
+        return [site_of(name) if part else RESIDUAL for name, part in zip(self.names, self.parts, strict=True)]
+
+    def of_part(self, part: str) -> tuple[LayerPlaces, list[int]]:
+        """Give the rows that are one part of their layers, and their numbers."""
+        rows = [row for row, other in enumerate(self.parts) if other == part]
+        found = replace(self, names=tuple(self.names[r] for r in rows), indices=tuple(self.indices[r] for r in rows))
+        return found, rows
 
     @property
     def last(self) -> int:

@@ -348,6 +348,10 @@ class SoftEntropyProbe(PassBlocks):
         devices = self._points.layer_devices(self._recorder.n_blocks)
         return {layer: device for layer, device in devices.items() if self._recorder.wants(layer)}
 
+    def layer_widths(self) -> dict[str, int | None]:
+        """Find the width of each layer's hidden states, as far as it is known beforehand."""
+        return self._points.layer_widths(self._recorder.n_blocks)
+
     def reserve(self, on_host: Collection[str] = ()) -> None:
         """Take the memory of the sums now, so that a lack of it shows before the model runs.
 
@@ -357,7 +361,7 @@ class SoftEntropyProbe(PassBlocks):
         Args:
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
-        self._sums.reserve(self.layer_devices(), self._points.layer_widths(self._recorder.n_blocks), on_host)
+        self._sums.reserve(self.layer_devices(), self.layer_widths(), on_host)
 
     # --- parts ------------------------------------------------------------------------------------------------
 

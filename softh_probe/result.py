@@ -22,7 +22,7 @@ from softh_probe.choices import Choices
 from softh_probe.errors import InputError
 from softh_probe.influence import DocumentInfluence
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
-from softh_probe.layer_places import LayerPlaces, place_layers
+from softh_probe.layer_places import RESIDUAL, SITES, LayerPlaces, place_layers
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
 from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
 
@@ -115,6 +115,11 @@ class ProbeResult:
     def places(self) -> LayerPlaces:
         """Where the rows stand in the model: the index of each layer, and the number of blocks."""
         return place_layers(self.rows, self.info)
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites that the rows are of: "residual" alone unless others were asked for."""
+        return [site for site in SITES if site in self.places.sites]
 
     def single_values(self) -> dict[str, str]:
         """Find the label sets of which all labelled positions have one value, and that value.
@@ -257,6 +262,7 @@ class ProbeResult:
             much information. `layer` is the index in the model, whichever layers
             were measured: 0 the embeddings, i the i-th block call, L + 1 the final norm of a model of L blocks. Modules
             that a probe was given by name have no such index; theirs is the number of the row, in the order given.
+            Last, where sites were asked for, `site`: "residual", "attention", …
 
         Raises:
             InputError: the unit is none of these.
@@ -279,7 +285,11 @@ class ProbeResult:
             parts.append(part)
         table = pd.concat(parts, ignore_index=True)
         columns = ["layer", "name", "label_set", "metric", "value", "sd", *errors]
-        return table[columns].sort_values("layer", kind="stable", ignore_index=True)
+        if self.sites != [RESIDUAL]:
+            table["site"] = np.tile(self.places.sites, len(parts))
+            columns.append("site")
+        row = np.tile(np.arange(len(self.rows)), len(parts))
+        return table[columns].iloc[row.argsort(kind="stable")].reset_index(drop=True)
 
     def conditional_entropy(self, label_set: str, unit: str = "efficiency") -> pd.DataFrame:
         """Build the table of H(Z|X=x), one line for each layer and label of a set that shows its labels one by one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -98,7 +99,8 @@ class HookPoints:
 
     def layer_widths(self, n_calls: int) -> dict[str, int | None]:
         """Find the width of each row that is measured, as far as it is known beforehand."""
-        widths: dict[str, int | None] = dict.fromkeys(self.layer_names(n_calls), self.hidden_size)
+        hidden = None if self.modules else self.hidden_size
+        widths: dict[str, int | None] = dict.fromkeys(self.layer_names(n_calls), hidden)
         for call in range(n_calls):
             widths.update((row, site.width) for site in self.sites_of(call) for row in site.rows(block_name(call + 1)))
         return widths
@@ -107,14 +109,11 @@ class HookPoints:
         """Find the device of the sums of each row: that of its block's weights, which must be loaded.
 
         Apple's GPUs have no float64, and offloaded weights come and go: the sums of these layers are in host memory.
-        Empty where modules are named.
+        Of a named module without weights, the device is that of the model.
         """
-        if not self.blocks:
-            return {}
-        cpu = torch.device("cpu")
-        blocks = [self.blocks[i % len(self.blocks)] for i in range(n_calls)]
-        devices = [next((p.device for p in block.parameters()), cpu) for block in blocks]
-        devices = [cpu if device.type in ("mps", "meta") else device for device in devices]
+        if self.modules:
+            return {name: _device_of(module, self.entry) for name, module in self.modules.items()}
+        devices = [_device_of(self.blocks[i % len(self.blocks)]) for i in range(n_calls)]
         places = zip(self.measured_places(n_calls), [devices[0], *devices, devices[-1]], strict=False)
         return {row: device for rows, device in places for row in rows}
 
@@ -257,6 +256,9 @@ def watched_layers(points: HookPoints, see: Callable[[str, nn.Module, object], N
     """
     n_calls = 0
 
+    def after_named(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        see(name, module, output)
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not n_calls:
             see(EMBEDDINGS, module, args or kwargs)
@@ -270,7 +272,8 @@ def watched_layers(points: HookPoints, see: Callable[[str, nn.Module, object], N
         if n_calls >= len(points.blocks):
             see(FINAL_NORM, module, output)
 
-    handles = [points.blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+    handles = [module.register_forward_hook(partial(after_named, name)) for name, module in points.modules.items()]
+    handles += [block.register_forward_pre_hook(before, with_kwargs=True) for block in points.blocks[:1]]
     handles += [block.register_forward_hook(after_block) for block in dict.fromkeys(points.blocks)]
     handles += [norm.register_forward_hook(after_norm) for norm in points.norms]
     try:
@@ -369,6 +372,12 @@ def _block_lists(backbone: nn.Module) -> dict[str, nn.ModuleList]:
             models.append(path)
     own = {path: blocks for path, blocks in found.items() if not any(path.startswith(f"{m}.") for m in models)}
     return own or found
+
+
+def _device_of(*modules: nn.Module) -> torch.device:
+    """Find the device of the sums of a module: that of its first weight, or that of the next module."""
+    found = next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))
+    return torch.device("cpu") if found.type in ("mps", "meta") else found
 
 
 def _is_norm(module: nn.Module) -> bool:

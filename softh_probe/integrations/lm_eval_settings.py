@@ -12,11 +12,12 @@ from torch import nn
 
 from softh_probe.errors import InputError, short_repr
 from softh_probe.labels import NGRAM_SETS
+from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.probe import COUNTS, DEFAULT_LABELS, SoftEntropyProbe
 
 PREFIX = "softh_"
 _NOT_HERE = {"model", "modules", "plan"}  # not to be written as text
-_LISTS = ("labels", "layers", "positions", "skip_special_tokens")
+_LISTS = ("labels", "layers", "sites", "positions", "skip_special_tokens")
 #: The probe's arguments that can be given here.
 SETTINGS = tuple(name for name in inspect.signature(SoftEntropyProbe).parameters if name not in _NOT_HERE)
 _LAYER = re.compile(r"-?\d+|embeddings|final_norm|layer\..+")
@@ -95,13 +96,15 @@ def _check_values(given: dict[str, Any]) -> None:
                     f"with +, got {short_repr(layer)}"
                 )
         given["layers"] = [int(layer) if str(layer).lstrip("-").isdigit() else layer for layer in layers] or None
-    settings = {"labels": list(DEFAULT_LABELS), **{name: v for name, v in given.items() if name != "layers"}}
+    of_model = ("layers", "sites")
+    settings = {"labels": list(DEFAULT_LABELS), **{name: v for name, v in given.items() if name not in of_model}}
     if settings.get("count") in COUNTS:
         del settings["count"]  # which one a model admits is the model's
     if settings.get("skip_special_tokens") is True:
         del settings["skip_special_tokens"]  # the tokenizer's
     nothing = nn.Identity()
     try:
+        parse_sites(given.get("sites", RESIDUAL))
         HarnessProbe(nothing, modules={"nothing": nothing}, **settings)
     except InputError as error:
         raise InputError(f"{PREFIX}{error}") from None

@@ -6,7 +6,7 @@ describe_layers(skeleton)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,8 +15,18 @@ from accelerate import infer_auto_device_map
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from softh_probe.hooks.block_parts import widths
 from softh_probe.hooks.hook_points import HookPoints, dry_run, find_hook_points, stacks
-from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
+from softh_probe.hooks.named_modules import find_modules
+from softh_probe.layer_places import (
+    EMBEDDINGS,
+    FINAL_NORM,
+    RESIDUAL,
+    block_index,
+    block_name,
+    parse_sites,
+    site_of,
+)
 from softh_probe.models.architecture import body_of, build_skeleton, check_reads_text, model_class, without_head
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.placement import SPREAD, check_placement
@@ -70,8 +80,14 @@ def load_whole_skeleton(source: ModelSource, *, trust_remote_code: bool = False)
         return build_skeleton(model_class(source.name, config), config, **options)
 
 
-def describe_layers(skeleton: PreTrainedModel, device_map: str | None = None) -> pd.DataFrame:
-    """List the layers that a probe would measure.
+def describe_layers(
+    skeleton: PreTrainedModel,
+    device_map: str | None = None,
+    *,
+    sites: Sequence[str] = (RESIDUAL,),
+    modules: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """List the layers that a probe would measure, or their rows where they have several.
 
     Calls and widths come from a forward pass of four tokens on the meta device. Where a model cannot be run on it,
     each block counts as called once, and widths come from the config.
@@ -79,21 +95,25 @@ def describe_layers(skeleton: PreTrainedModel, device_map: str | None = None) ->
     Args:
         skeleton: the model, as `load_skeleton` builds it.
         device_map: placement of the model, as in `load_checkpoint`.
+        sites: what is measured of each block.
+        modules: patterns of paths of modules that are measured instead.
 
     Returns:
-        A line for each layer, in the order of calls: `name`, `module` (path), `class`, `width` (or None), `device`;
+        A line for each row, in the order of calls: `name`, `module` (path), `class`, `width` (or None), `device`;
         for an encoder-decoder also `stack`.
 
     Raises:
-        InputError: the model's blocks cannot be found, or there is no such device.
+        InputError: the model's blocks, sites or modules cannot be found, or there is no such device.
     """
     device_of = _devices(skeleton, check_placement("auto", device_map))
     paths = {id(module): path for path, module in skeleton.named_modules()}
     rows = []
     for name, stack in stacks(skeleton).items():
-        for row, module, width in _calls(find_hook_points(stack)):
+        found = find_modules(stack, modules) if modules else {}
+        for row, module, width in _calls(find_hook_points(stack, found, parse_sites(sites))):
             path = paths[id(module)]
-            kind = f"input of {type(module).__name__}" if row == EMBEDDINGS else type(module).__name__
+            takes = row == EMBEDDINGS or site_of(row) == "attention_heads"
+            kind = f"input of {type(module).__name__}" if takes else type(module).__name__
             line = {"name": row, "module": path, "class": kind, "width": width, "device": device_of(path)}
             rows.append({"stack": name, **line} if name else line)
     return pd.DataFrame(rows)
@@ -131,7 +151,18 @@ def _devices(skeleton: PreTrainedModel, placement: str) -> Callable[[str], str]:
 
 
 def _calls(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
-    """List the layers in the order of calls, each with its module and width."""
+    """List the rows in the order of calls, each with its module and width."""
+    if found.modules:
+        return [(name, module, widths(module)[1] or None) for name, module in found.modules.items()]
+    layers = {row: (row, module, width) for row, module, width in _layer_calls(found)}
+    n_calls = sum(block_index(row) is not None for row in layers)
+    for call in range(n_calls):
+        for site in found.sites_of(call):
+            layers |= {row: (row, site.module, site.width) for row in site.rows(block_name(call + 1))}
+    return [layers[row] for row in found.layer_names(n_calls) if row in layers]
+
+
+def _layer_calls(found: HookPoints) -> list[tuple[str, nn.Module, int | None]]:
     width = getattr(getattr(found.entry, "config", None), "hidden_size", None)
     return dry_run(found) or [
         (EMBEDDINGS, found.blocks[0], width),

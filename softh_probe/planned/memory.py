@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.label_tables import N_SQUARES, columns
 from softh_probe.accumulators.sampling import N_REPLICATES, SAMPLE_SIZE
 from softh_probe.errors import InputError
+from softh_probe.layer_places import RESIDUAL, site_of
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.row_allocation import KEPT_LABELS
 from softh_probe.planned.streamed import StreamedRows
@@ -63,6 +65,7 @@ class SumsMemory:
         devices: the device of each layer.
         on_host: layers whose tables are in host memory although the layer is on an accelerator.
         budgets: bytes that sums may take on each device and, as "cpu", in host memory.
+        anchors: bytes of the anchors on each device, a set of them for each width of hidden states.
     """
 
     bytes_by_set: dict[str, int]
@@ -72,6 +75,7 @@ class SumsMemory:
     devices: dict[str, torch.device]
     on_host: frozenset[str]
     budgets: dict[str, int]
+    anchors: dict[str, int]
 
     @property
     def bytes_per_layer(self) -> int:
@@ -82,7 +86,15 @@ class SumsMemory:
     def bytes_by_place(self) -> dict[str, int]:
         """Bytes on each device, and in host memory as "cpu"."""
         places = ["cpu" if layer in self.on_host else str(device) for layer, device in self.devices.items()]
-        return {place: places.count(place) * self.bytes_per_layer for place in dict.fromkeys(places)}
+        return {
+            place: places.count(place) * self.bytes_per_layer + self.anchors.get(place, 0)
+            for place in dict.fromkeys([*places, *self.anchors])
+        }
+
+    @property
+    def rows_by_site(self) -> dict[str, int]:
+        """Rows of each site."""
+        return dict(Counter(map(site_of, self.devices)))
 
     def info(self) -> dict[str, object]:
         """Describe the memory for a result's records (JSON values), in GiB, and the sample of labels."""
@@ -90,9 +102,20 @@ class SumsMemory:
         return {
             "by_label_set_gib": {name: n * size / GIB for name, size in self.bytes_by_set.items()},
             "by_place_gib": {place: size / GIB for place, size in self.bytes_by_place.items()},
+            **({"by_site_gib": self._by_site_gib()} if set(self.rows_by_site) != {RESIDUAL} else {}),
             "in_host_memory": sorted(self.on_host),
             "label_sets": {name: asdict(sampling) for name, sampling in self.sampling.items()},
         }
+
+    def _by_site_gib(self) -> dict[str, float]:
+        return {site: n * self.bytes_per_layer / GIB for site, n in self.rows_by_site.items()}
+
+    def _describe_sites(self) -> str:
+        parts = [
+            f"{site} {self.rows_by_site[site]:,} rows, {size:.2f} GiB" for site, size in self._by_site_gib().items()
+        ]
+        anchors = sum(self.anchors.values())
+        return "; ".join(parts) + f"; anchors of all widths {anchors / GIB:.2f} GiB" * bool(anchors)
 
     def describe(self) -> str:
         """Format a table of the memory of each label set, over all layers, its labels and their sample; and the place.
@@ -119,6 +142,8 @@ class SumsMemory:
         )
         if sampled:
             lines.append("  se: the standard error of the information to be expected of a sample of labels")
+        if set(self.rows_by_site) != {RESIDUAL}:
+            lines.append(f"  by site: {self._describe_sites()}")
         return "\n".join([*lines, f"  {places}"])
 
 
@@ -159,6 +184,7 @@ def place_sums(
     sums_memory_gb: float | None = None,
     n_processes: int = 1,
     needed: Mapping[str, int] | None = None,
+    widths: Mapping[str, int | None] | None = None,
 ) -> SumsMemory:
     """Decide for each layer whether its tables go to its device or to host memory.
 
@@ -169,6 +195,7 @@ def place_sums(
         sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
         n_processes: on this machine, which share its free host memory.
         needed: bytes that weights will take on each device, where they are not loaded.
+        widths: of each layer, that of its hidden states, as far as it is known; anchors of each width take memory.
 
     Raises:
         InputError: there is not as much memory as they take; the message says how many label
@@ -183,6 +210,7 @@ def place_sums(
         sums_memory_gb,
         n_processes,
         needed or {},
+        _bytes_of_anchors(devices, widths, n_anchors, anchor_sets),
     )
     n_columns, n_layers, n = columns(anchor_sets, n_anchors), len(devices), plan.allocation
     squares = n_layers * 8 * N_SQUARES * len(n.bucket_sets) * (not n.is_sampled)
@@ -199,12 +227,13 @@ def place_streamed_sums(
     sums_memory_gb: float | None = None,
     n_processes: int = 1,
     needed: Mapping[str, int] | None = None,
+    widths: Mapping[str, int | None] | None = None,
 ) -> SumsMemory:
     """Decide as `place_sums` does for a streamed run, by the rows that its labels take at most.
 
     Args:
         rows: the rows of the labels; where all n-grams are followed, theirs grow with the corpus and are left out.
-        devices, n_anchors, anchor_sets, sums_memory_gb, n_processes, needed: as `place_sums` takes them.
+        devices, n_anchors, anchor_sets, sums_memory_gb, n_processes, needed, widths: as `place_sums` takes them.
 
     Raises:
         InputError: there is not as much memory as they take.
@@ -224,6 +253,7 @@ def place_streamed_sums(
         sums_memory_gb,
         n_processes,
         needed or {},
+        _bytes_of_anchors(devices, widths, n_anchors, anchor_sets),
     )
     _check(memory, n_live, n_columns)
     return memory
@@ -238,6 +268,7 @@ def _placed(
     sums_memory_gb: float | None,
     n_processes: int,
     needed: Mapping[str, int],
+    anchors: dict[str, int],
 ) -> SumsMemory:
     budgets = {}
     for place in dict.fromkeys([*map(str, devices.values()), "cpu"]):
@@ -252,7 +283,7 @@ def _placed(
     for place in budgets:
         layers = [layer for layer, device in devices.items() if str(device) == place]
         if place != "cpu":
-            on_host |= set(layers[budgets[place] // max(size, 1) :])
+            on_host |= set(layers[max(0, budgets[place] - anchors.get(place, 0)) // max(size, 1) :])
     return SumsMemory(
         bytes_by_set=bytes_by_set,
         labels_by_set=labels_by_set,
@@ -261,7 +292,19 @@ def _placed(
         devices=dict(devices),
         on_host=frozenset(on_host),
         budgets=budgets,
+        anchors=anchors,
     )
+
+
+def _bytes_of_anchors(
+    devices: Mapping[str, torch.device], widths: Mapping[str, int | None] | None, n_anchors: int, anchor_sets: int
+) -> dict[str, int]:
+    """Compute the bytes of the anchors on each device."""
+    there = {(str(device), (widths or {}).get(layer) or 0) for layer, device in devices.items()}
+    sizes: Counter[str] = Counter()
+    for place, width in there:
+        sizes[place] += 4 * anchor_sets * n_anchors * width
+    return {place: size for place, size in sizes.items() if size}
 
 
 def _check(memory: SumsMemory, n_rows: int, n_columns: int, further: int = 0) -> None:
@@ -342,7 +385,8 @@ def _too_much(memory: SumsMemory, fewer_rows: int) -> str:
     places = ", ".join(f"{size / GIB:.2f} on {place}" for place, size in memory.budgets.items())
     remedies = [f"set --label-rows {fewer_rows}, for a sample of labels"] if fewer_rows else []
     remedies += [f"leave out of labels: {', '.join(dropped)}"] if dropped else []
-    remedies.append("use fewer anchor sets or layers")
+    sites = "" if set(memory.rows_by_site) == {RESIDUAL} else ", sites"
+    remedies.append(f"use fewer anchor sets{sites} or layers")
     return (
         f"sums_memory_gb: the sums of {n} layers take {needed / GIB:.2f} GiB, there are {there / GIB:.2f} GiB for them "
         f"({places}); {'; or '.join(remedies)}"

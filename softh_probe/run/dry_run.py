@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, plain_config, tokens_per_batch_on
 from softh_probe.errors import InputError
-from softh_probe.hooks.hook_points import select_layers
+from softh_probe.hooks.hook_points import find_hook_points, select_layers
+from softh_probe.hooks.named_modules import find_modules
+from softh_probe.layer_places import block_index, parse_sites
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.describe import describe_layers, load_body_skeleton, weights_by_device
 from softh_probe.models.lengths import longest_document
@@ -152,8 +155,8 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     check_model(checkpoint, feed.trial)
     dtype = _dtype(config, skeleton, device)
     weights = weights_by_device(skeleton, device_map, dtype)
-    layers = _layers(config, skeleton, device_map)
-    memory = feed.place_sums(layers, needed=weights)
+    layers, widths = _layers(config, skeleton, device_map)
+    memory = feed.place_sums(layers, needed=weights, widths=widths)
     model = {
         "model": source.name,
         "class": type(skeleton).__name__,
@@ -203,12 +206,22 @@ def _dtype(config: RunConfig, skeleton: PreTrainedModel, device: str) -> torch.d
     return found
 
 
-def _layers(config: RunConfig, skeleton: PreTrainedModel, device_map: str | None) -> dict[str, torch.device]:
-    """Find the layers to measure, and the device of the sums of each."""
-    table = describe_layers(skeleton, device_map)
+def _layers(
+    config: RunConfig, skeleton: PreTrainedModel, device_map: str | None
+) -> tuple[dict[str, torch.device], dict[str, int | None]]:
+    """Find the rows to measure, the device of the sums of each, and the width of its hidden states."""
+    table = describe_layers(skeleton, device_map, sites=config.sites, modules=config.modules)
     devices: Mapping[str, str] = dict(zip(table["name"], table["device"], strict=True))
-    on_host = ("disk", "mps")  # offloaded weights come and go, and Apple's GPUs have no float64
-    return {
-        layer: torch.device("cpu" if devices[layer] in on_host else devices[layer])
-        for layer in select_layers(config.layers, [[row] for row in devices])
+    widths = {
+        name: None if pd.isna(width) else int(width) for name, width in zip(table["name"], table["width"], strict=True)
     }
+    found = find_modules(skeleton, config.modules) if config.modules else {}
+    points = find_hook_points(skeleton, found, parse_sites(config.sites))
+    n_calls = max([block_index(name) or 0 for name in devices], default=0)
+    places = [[row for row in rows if row in devices] for rows in points.measured_places(n_calls)]
+    on_host = ("disk", "mps")  # offloaded weights come and go, and Apple's GPUs have no float64
+    placed = {
+        layer: torch.device("cpu" if devices[layer] in on_host else devices[layer])
+        for layer in select_layers(config.layers, places)
+    }
+    return placed, widths

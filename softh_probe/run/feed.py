@@ -79,7 +79,12 @@ class Feed(Protocol):
         """Give the number of documents, tokens, positions and batches of all processes, where they are known."""
         ...
 
-    def place_sums(self, devices: Mapping[str, torch.device], needed: Mapping[str, int] | None = None) -> SumsMemory:
+    def place_sums(
+        self,
+        devices: Mapping[str, torch.device],
+        needed: Mapping[str, int] | None = None,
+        widths: Mapping[str, int | None] | None = None,
+    ) -> SumsMemory:
         """Decide where the sums of each layer go; see `place_sums`.
 
         Raises:

@@ -31,6 +31,7 @@ from softh_probe.estimators.anchors import sample_anchors
 from softh_probe.estimators.calibration import temperature
 from softh_probe.estimators.soft_entropy import log_assignments
 from softh_probe.hooks.hook_points import find_hook_points, hidden_state, watched_layers
+from softh_probe.hooks.named_modules import find_modules
 from softh_probe.planned.prepared import BATCHINGS, EQUAL_LENGTHS, PADDED, SINGLE_DOCUMENTS, batch_documents
 from softh_probe.run.forward import input_embeddings, quiet_inference, run_backbone
 
@@ -84,7 +85,7 @@ def choose_batching(model: Any, config: RunConfig, corpus: Corpus) -> str:
     Raises:
         ProbeError: what the model gives for a document depends on those that it read before.
     """
-    trial = _Trial(model, corpus)
+    trial = _Trial(model, corpus, config.modules)
     with quiet_inference():
         if not trial.can_be_repeated(np.concatenate(batch_documents(config, corpus))):
             return UNKNOWN
@@ -130,9 +131,9 @@ def telling_batches(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> list[
 class _Trial:
     """Runs documents of a corpus in their batch and alone."""
 
-    def __init__(self, model: Any, corpus: Corpus) -> None:
+    def __init__(self, model: Any, corpus: Corpus, modules: Sequence[str] | None) -> None:
         self._model, self._corpus = model, corpus
-        self._points = find_hook_points(model)
+        self._points = find_hook_points(model, find_modules(model, modules) if modules else {})
         dtype = model.dtype if model.dtype in _LEAST else torch.float32
         self._least = _LEAST[dtype]
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())

@@ -18,6 +18,8 @@ from softh_probe.data.corpus import Corpus
 from softh_probe.data.documents import Document
 from softh_probe.errors import InputError
 from softh_probe.files import write_text
+from softh_probe.hooks.named_modules import find_modules
+from softh_probe.layer_places import RESIDUAL
 from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
 from softh_probe.models.lengths import length_limit
 from softh_probe.models.placement import check_placement
@@ -149,7 +151,7 @@ def _run(
             )
         devices = ", ".join(info["devices"])
         logger.info("model: %s, %s on %s; %s", info["class"], info["dtype"], devices, _measuring(config, probe))
-        memory = feed.place_sums(probe.layer_devices())
+        memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths())
         logger.info("sums:\n%s", memory.describe())
         fingerprint = run_fingerprint(config, checkpoint, feed.fingerprint(), padding)
         processes.agree(fingerprint)
@@ -259,6 +261,8 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) ->
         anchors=config.anchors,
         calibration=config.calibration,
         layers=config.layers,
+        sites=config.sites,
+        modules=find_modules(model, config.modules) if config.modules else None,
         plan=plan,
         positions=config.positions,
         skip_special_tokens=config.skip_special_tokens,
@@ -289,7 +293,8 @@ def _write_report(result: ProbeResult, folder: Path) -> None:
 
 def _measuring(config: RunConfig, probe: SoftEntropyProbe) -> str:
     sets = f"{config.anchor_sets} set{'s' * (config.anchor_sets > 1)} of {config.n_anchors} anchors"
-    return f"measuring {len(probe.layers)} layers with {sets}, labels: {', '.join(config.labels) or 'none'}"
+    rows = f"{len(probe.layers)} {'layers' if config.sites == (RESIDUAL,) else 'rows of ' + ', '.join(config.sites)}"
+    return f"measuring {rows} with {sets}, labels: {', '.join(config.labels) or 'none'}"
 
 
 class _Stopwatch:

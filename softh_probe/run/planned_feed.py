@@ -109,9 +109,15 @@ class PlannedFeed:
             "batches": len(self.rows.batches),
         }
 
-    def place_sums(self, devices: Mapping[str, torch.device], needed: Mapping[str, int] | None = None) -> SumsMemory:
+    def place_sums(
+        self,
+        devices: Mapping[str, torch.device],
+        needed: Mapping[str, int] | None = None,
+        widths: Mapping[str, int | None] | None = None,
+    ) -> SumsMemory:
         """Decide where the sums of each layer go."""
-        return place_sums(self.rows, devices, needed=needed, **placing(self._config, self._processes))
+        settings = placing(self._config, self._processes)
+        return place_sums(self.rows, devices, needed=needed, widths=widths, **settings)
 
     def fingerprint(self) -> dict[str, Any]:
         """Identify tokens, columns and batches."""

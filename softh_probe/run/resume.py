@@ -9,6 +9,7 @@ from typing import Any
 from softh_probe.config import DEFAULT_INTERVAL_DOCUMENTS, EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import how_to_continue
+from softh_probe.layer_places import RESIDUAL
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
@@ -137,13 +138,16 @@ def check_sample(unfinished: Unfinished | None, rows: object) -> None:
 
 
 def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the fields that configurations of before lack: all runs were planned, without intervals, of all positions."""
+    """Add the fields that configurations of before lack: all runs were planned, without intervals, of all
+    positions, of what blocks give.
+    """
     since = {
         "stream": False,
         "intervals": False,
         "interval_documents": DEFAULT_INTERVAL_DOCUMENTS,
         "positions": ALL,
         "skip_special_tokens": False,
+        "sites": [RESIDUAL],
     }
     return {**since, **config}
 

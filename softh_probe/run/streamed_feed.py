@@ -143,9 +143,15 @@ class StreamedFeed:
         """Say that nobody knows."""
         return dict.fromkeys(("documents", "tokens", "positions", "batches"))
 
-    def place_sums(self, devices: Mapping[str, torch.device], needed: Mapping[str, int] | None = None) -> SumsMemory:
+    def place_sums(
+        self,
+        devices: Mapping[str, torch.device],
+        needed: Mapping[str, int] | None = None,
+        widths: Mapping[str, int | None] | None = None,
+    ) -> SumsMemory:
         """Decide where the sums of each layer go, by the rows that labels take at most."""
-        return place_streamed_sums(self.rows, devices, needed=needed, **placing(self._config, self._processes))
+        settings = placing(self._config, self._processes)
+        return place_streamed_sums(self.rows, devices, needed=needed, widths=widths, **settings)
 
     def fingerprint(self) -> dict[str, Any]:
         """Identify the version of the data, and the tokenizer."""

@@ -1,0 +1,49 @@
+"""Results of several sites, one site at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from softh_probe.errors import InputError
+from softh_probe.influence import DocumentInfluence
+from softh_probe.layer_places import RESIDUAL
+from softh_probe.result import ProbeResult
+
+#: The site whose rows are heads, of which a layer has many.
+HEADS = "attention_heads"
+
+
+def of_site(result: ProbeResult, site: str) -> ProbeResult:
+    """Give the rows of one site as a result of their own: one row a layer, but for attention heads.
+
+    Raises:
+        InputError: the site was not measured.
+    """
+    if result.sites == [site]:
+        return result
+    if site not in result.sites:
+        raise InputError(f"site: expected any of {', '.join(result.sites)}, got {site!r}")
+    kept = [row for row, other in enumerate(result.places.sites) if other == site]
+    names = [result.rows[row] for row in kept]
+    tensors = {name: value[kept] for name, value in result.tensors.items()}
+    influence = None if result.influence is None else _of_rows(result.influence, names)
+    return replace(result, rows=names, tensors=tensors, influence=influence)
+
+
+def lead_site(result: ProbeResult) -> str:
+    """Choose the site that stands for a result where one is shown: the residual stream, else the first of its sites."""
+    several = [site for site in result.sites if site != HEADS]
+    return RESIDUAL if RESIDUAL in several else (several or result.sites)[0]
+
+
+def lines_of(result: ProbeResult) -> list[str]:
+    """List the sites that have one row a layer, the one that stands for the result first."""
+    lead = lead_site(result)
+    return [lead, *(site for site in result.sites if site not in (lead, HEADS))]
+
+
+def _of_rows(influence: DocumentInfluence, names: Sequence[str]) -> DocumentInfluence:
+    kept = [row for row, name in enumerate(influence.rows) if name in set(names)]
+    values = {name: psi_RD[kept] for name, psi_RD in influence.values.items()}
+    return replace(influence, rows=[influence.rows[row] for row in kept], values=values)
