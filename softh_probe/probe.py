@@ -136,8 +136,8 @@ class SoftEntropyProbe(PassBlocks):
             "calibration": calibration,
         }
         counted = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
-        settings_of_rows = {"label_rows": label_rows, "sites": list(points.sites)}
-        self._settings: dict[str, Any] = {**estimator, **counted, **settings_of_rows, **rules.settings}
+        counted |= {"label_rows": label_rows, **rules.settings}
+        self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites)}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
