@@ -135,7 +135,7 @@ class SoftEntropyProbe(PassBlocks):
             "anchors": anchors,
             "calibration": calibration,
         }
-        counted = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
+        counted: dict[str, Any] = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
         counted |= {"label_rows": label_rows, **rules.settings}
         self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites)}
         self._sums = ModelSums(source.rows.table_sizes, **estimator)
