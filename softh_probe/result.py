@@ -343,8 +343,9 @@ class ProbeResult:
         """Draw a matplotlib figure, as in `result.plot("plane").savefig("plane.svg")`.
 
         Args:
-            figure: "overview", "entropy", "information", "chance", "optimality", "plane", or a label set that shows
-                its labels one by one ("column:language"), for the entropy of each.
+            figure: "overview", "entropy", "information", "chance", "optimality", "plane", "sites", "heads", or a label
+                set that shows its labels one by one ("column:language"), for the entropy of each. All but "sites" and
+                "heads" are of the residual stream, where that was measured; see `softh_probe.analysis.sites.of_site`.
             unit: as in `to_pandas`.
 
         Raises:

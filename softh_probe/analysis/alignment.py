@@ -1,7 +1,7 @@
 """Layers of several models beside each other: by name where they are equally deep, else by relative depth.
 
 The relative depth of a layer is its index / (L + 1) in a model of L blocks. Embeddings stand beside embeddings and
-final norms beside final norms, never beside a block.
+final norms beside final norms, never beside a block, and the rows of a site beside those of the same one.
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ def interpolated(first: LayerPlaces, other: LayerPlaces, values_RS: np.ndarray) 
     Returns:
         A line for each row of `first`.
     """
+    found = np.full((len(first.names), values_RS.shape[1]), np.nan)
+    for part in dict.fromkeys(first.parts):
+        (ours, own_rows), (theirs, their_rows) = first.of_part(part), other.of_part(part)
+        if their_rows:
+            found[own_rows] = _interpolated_part(ours, theirs, values_RS[their_rows])
+    return found
+
+
+def _interpolated_part(first: LayerPlaces, other: LayerPlaces, values_RS: np.ndarray) -> np.ndarray:
+    """Do so for rows that are the same part of their layers."""
     found = np.full((len(first.names), values_RS.shape[1]), np.nan)
     if equally_deep([first, other]):
         row_of = {index: row for row, index in enumerate(other.indices)}
@@ -116,8 +126,9 @@ class Alignment:
     def _beside(self, name: str, place: float, places: LayerPlaces) -> str | None:
         if self.equally_deep or name in _ENDS or places == self.deepest:
             return name if name in places.names else None
-        pairs = zip(places.names, places.depths, strict=True)
-        blocks = {other: depth for other, depth in pairs if other not in _ENDS}
+        part = self.deepest.parts[self.deepest.names.index(name)] if name in self.deepest.names else ""
+        pairs = zip(places.names, places.depths, places.parts, strict=True)
+        blocks = {other: depth for other, depth, of in pairs if other not in _ENDS and of == part}
         return min(blocks, key=lambda other: round(abs(blocks[other] - place), 9)) if blocks else None
 
 

@@ -42,6 +42,7 @@ def check_comparable(
     """
     notes = []
     for other, title in zip(results[1:], titles[1:], strict=True):
+        check_sites(results[0], other, (titles[0], title))
         of_populations = [*corpus_differences(results[0], other), *population_differences(results[0], other)]
         different = [*of_populations, *_anchors_differ(results[0], other)]
         if different and not allow_different:
@@ -52,6 +53,20 @@ def check_comparable(
         notes += [f"{titles[0]} and {title} differ in {what}: their values are not comparable." for what in different]
         notes += [f"{titles[0]} and {title}: {what}" for what in notes_on(results[0], other)]
     return notes
+
+
+def check_sites(one: ProbeResult, other: ProbeResult, titles: Sequence[str]) -> None:
+    """Check that two results have a site in common.
+
+    Raises:
+        InputError: they have none, so no row of one stands beside one of the other.
+    """
+    if not {*one.sites} & {*other.sites}:
+        sites = [", ".join(result.sites) for result in (one, other)]
+        raise InputError(
+            f"results: {titles[0]} measured {sites[0]} and {titles[1]} {sites[1]}, with no site in common; measure one "
+            "of them again with the --sites of the other"
+        )
 
 
 def check_anchors(one: ProbeResult, other: ProbeResult, titles: Sequence[str]) -> None:
@@ -211,6 +226,9 @@ def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
             f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
             "other ends of documents."
         )
+    if one.sites != other.sites:
+        sites = [", ".join(result.sites) for result in (one, other)]
+        found.append(f"they measured different sites ({' and '.join(sites)}): those of both are compared.")
     sampled = one.sampled_sets or other.sampled_sets
     if sampled and not tokens_differ(one, other) and not follow_same_labels(one, other):
         rows = [str((result.info.get("settings") or {}).get("label_rows", "all")) for result in (one, other)]

@@ -14,6 +14,7 @@ import pandas as pd
 from softh_probe.analysis.alignment import equally_deep, interpolated
 from softh_probe.analysis.comparable import (
     check_anchors,
+    check_sites,
     corpus_differences,
     is_same_text,
     notes_on,
@@ -23,6 +24,7 @@ from softh_probe.analysis.comparable import (
 from softh_probe.analysis.holm import ALPHA, holm, p_values
 from softh_probe.analysis.pairing import Pairing
 from softh_probe.influence import DocumentInfluence, Name
+from softh_probe.layer_places import RESIDUAL
 from softh_probe.metrics import ENTROPIES, unit_scale
 from softh_probe.result import ProbeResult
 
@@ -40,7 +42,7 @@ class Difference:
         label_set, metric: as in the table of a result.
         a_R, b_R: values, in nats where the metric has a unit; NaN where the layer has none.
         se_R: standard error of the difference over documents; NaN where it was not measured.
-        p_R, p_holm_R: p-value of the difference, and after Holm's correction for the number of layers.
+        p_R, p_holm_R: p-value of the difference, and after Holm's correction for the number of layers of its site.
     """
 
     label_set: str
@@ -73,13 +75,15 @@ def compare_results(
 
     Returns:
         Columns layer and name (of a), label_set (empty for entropy), metric (of `COMPARED`), a, b, difference, se,
-        p_value (two-sided, Student's t), p_holm (corrected for the number of layers) and significant (p_holm < 0.05).
+        p_value (two-sided, Student's t), p_holm (corrected for the number of layers) and significant (p_holm < 0.05);
+        where a measured sites, also site, and p_holm is corrected for the layers of each site by itself.
         se and the p-values are missing where a result has no intervals (`softh-probe run --intervals`).
 
     Raises:
         InputError: the results have different kinds of anchors, or the unit is unknown.
     """
     check_anchors(a, b, titles)
+    check_sites(a, b, titles)
     scale = unit_scale(unit, a.n_anchors)
     parts = []
     for found in paired_differences(a, b):
@@ -97,6 +101,7 @@ def compare_results(
                 "p_value": found.p_R,
                 "p_holm": found.p_holm_R,
                 "significant": found.p_holm_R < ALPHA,
+                **({"site": a.places.sites} if a.sites != [RESIDUAL] else {}),
             }
         )
         parts.append(part.dropna(subset="difference"))
@@ -120,9 +125,26 @@ def paired_differences(a: ProbeResult, b: ProbeResult) -> list[Difference]:
                 se_R = pairing.standard_error(psi_RD, interpolated(a.places, b.places, other_RD))
         p_R = p_values(b_R - a_R, se_R, pairing.n_units if pairing else np.inf)
         found.append(
-            Difference(label_set=label_set, metric=metric, a_R=a_R, b_R=b_R, se_R=se_R, p_R=p_R, p_holm_R=holm(p_R))
+            Difference(
+                label_set=label_set,
+                metric=metric,
+                a_R=a_R,
+                b_R=b_R,
+                se_R=se_R,
+                p_R=p_R,
+                p_holm_R=_holm_by_site(p_R, a.places.sites),
+            )
         )
     return found
+
+
+def _holm_by_site(p_R: np.ndarray, sites: Sequence[str]) -> np.ndarray:
+    """Correct p-values for the number of rows, those of each site by themselves: a page shows a site at a time."""
+    corrected_R = np.empty(len(p_R))
+    for site in set(sites):
+        is_here_R = np.array(sites) == site
+        corrected_R[is_here_R] = holm(p_R[is_here_R])
+    return corrected_R
 
 
 def pair(a: ProbeResult, b: ProbeResult) -> Pairing | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from softh_probe.errors import InputError
 from softh_probe.influence import DocumentInfluence
-from softh_probe.layer_places import RESIDUAL
+from softh_probe.layer_places import RESIDUAL, SITES
 from softh_probe.result import ProbeResult
 
 #: The site whose rows are heads, of which a layer has many.
@@ -31,16 +31,32 @@ def of_site(result: ProbeResult, site: str) -> ProbeResult:
     return replace(result, rows=names, tensors=tensors, influence=influence)
 
 
+def ordered_sites(sites: Collection[str]) -> list[str]:
+    """Order sites for readers: the residual stream, those with one row a layer, heads.
+
+    >>> ordered_sites({"mlp", "attention_heads", "residual"})
+    ['residual', 'mlp', 'attention_heads']
+    """
+    rank = {RESIDUAL: 0, HEADS: 2}
+    return sorted((site for site in SITES if site in sites), key=lambda site: rank.get(site, 1))
+
+
 def lead_site(result: ProbeResult) -> str:
-    """Choose the site that stands for a result where one is shown: the residual stream, else the first of its sites."""
-    several = [site for site in result.sites if site != HEADS]
-    return RESIDUAL if RESIDUAL in several else (several or result.sites)[0]
+    """Choose the site that stands for a result where one is shown."""
+    return ordered_sites(result.sites)[0]
 
 
 def lines_of(result: ProbeResult) -> list[str]:
-    """List the sites that have one row a layer, the one that stands for the result first."""
-    lead = lead_site(result)
-    return [lead, *(site for site in result.sites if site not in (lead, HEADS))]
+    """List the sites with one row a layer, the one that stands for the result first; heads if there is no other."""
+    ordered = ordered_sites(result.sites)
+    return [site for site in ordered if site != HEADS] or ordered
+
+
+def common_lines(results: Sequence[ProbeResult]) -> list[str]:
+    """List the sites with one row a layer that all results have; heads if there is no other."""
+    common = {site for site in results[0].sites if all(site in result.sites for result in results)}
+    ordered = ordered_sites(common)
+    return [site for site in ordered if site != HEADS] or ordered
 
 
 def _of_rows(influence: DocumentInfluence, names: Sequence[str]) -> DocumentInfluence:

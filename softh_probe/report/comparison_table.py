@@ -69,7 +69,7 @@ def to_json(table: pd.DataFrame, notes: Sequence[str], titles: Sequence[str], un
         {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
         for record in table.to_dict("records")
     ]
-    said = {f"{metric}|{label_set}": sentence(part) for (metric, label_set), part in _groups(table)}
+    said = {"|".join(filter(None, (f"{m}|{s}", site))): sentence(part) for (m, s, site), part in _groups(table)}
     return {"a": titles[0], "b": titles[1], "unit": unit, "notes": [*notes], "sentences": said, "records": records}
 
 
@@ -96,17 +96,20 @@ def sentence(part: pd.DataFrame) -> str:
     return f"{len(beyond)} of {of} {verb} beyond noise: {mostly}{which}"
 
 
-def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """Give the lines of each metric, label set and site; the site is "" where there is one alone."""
     for metric in COMPARED:
         for label_set in table.label_set[table.metric == metric].unique():
-            yield (metric, label_set), table[(table.metric == metric) & (table.label_set == label_set)]
+            part = table[(table.metric == metric) & (table.label_set == label_set)]
+            for site in part.site.unique() if "site" in part else [""]:
+                yield (metric, label_set, site), part[part.site == site] if site else part
 
 
 def _lines(table: pd.DataFrame, notes: Sequence[str], titles: Sequence[str], unit: str) -> Iterator[str]:
     yield f"{titles[1]} minus {titles[0]}; ± is the standard error over documents, p is corrected for the layers (Holm)"
     width = max((len(name) for name in table.name), default=5)
-    for (metric, label_set), part in _groups(table):
-        title = f"{metric.replace('_', ' ')}{f' · {label_set}' if label_set else ''}"
+    for (metric, label_set, site), part in _groups(table):
+        title = " · ".join(filter(None, (metric.replace("_", " "), label_set, site.replace("_", " "))))
         yield f"\n{title} ({UNIT_NAMES[unit] if metric in ENTROPIES else 'ratio'}): {sentence(part)}"
         yield f"{'layer'.ljust(width)}       A       B         Δ"
         for line in part.itertuples(index=False):

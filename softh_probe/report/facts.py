@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softh_probe.choices import Choices
+from softh_probe.layer_places import RESIDUAL
 from softh_probe.positions import describe_policy
 from softh_probe.result import ProbeResult
 
@@ -80,8 +81,10 @@ def summary(result: ProbeResult) -> str:
     sets = result.tensors["mass"].shape[1]
     policy = result.info.get("positions_policy")
     which = f" ({describe_policy({**policy, 'left': None})})" if policy else ""
+    several = result.sites != [RESIDUAL]
+    rows = f"{len(result.rows)} {'rows of ' + ', '.join(result.sites).replace('_', ' ') if several else 'layers'}"
     return (
-        f"{_count(result.info.get('positions'))} positions{which}{of_what} · {len(result.rows)} layers · "
+        f"{_count(result.info.get('positions'))} positions{which}{of_what} · {rows} · "
         f"{sets} set{'s' * (sets > 1)} of {result.n_anchors} anchors"
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from softh_probe.analysis.sites import HEADS, common_lines, lines_of, of_site
 from softh_probe.files import replacing
 from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
 from softh_probe.report.sweep_data import Sweep
@@ -22,23 +23,38 @@ _MAX_BYTES = 120  # of a name; file systems allow 255, suffixes included
 
 
 def write_figures(result: ProbeResult, folder: Path) -> None:
-    """Write the figures of one result."""
+    """Write the figures of one result; of several sites, those of each, with its name before theirs."""
     sets = dict.fromkeys(label_set for label_set, _ in result.labels)
     _write(((name, FIGURES[name](result)) for name in figures_of(result)), folder)
-    _write(((f"entropy_by_{name.removeprefix('column:')}", entropy_by_label(result, name)) for name in sets), folder)
+    lead, *others = lines_of(result)
+    for site in others:
+        own = of_site(result, site)
+        _write(((f"{site}_{name}", FIGURES[name](own)) for name in figures_of(own)), folder)
+    if lead != HEADS:
+        own = of_site(result, lead)
+        _write(((f"entropy_by_{name.removeprefix('column:')}", entropy_by_label(own, name)) for name in sets), folder)
 
 
 def write_comparison_figures(results: Sequence[ProbeResult], titles: Sequence[str], folder: Path) -> None:
-    """Write figures in which several results are overlaid."""
+    """Write figures in which several results are overlaid, of each site that all of them have."""
+    sites = common_lines(results)
+    for site in sites:
+        prefix = "" if site == sites[0] else f"{site}_"
+        _write_compared([of_site(result, site) for result in results], titles, folder, prefix)
+
+
+def _write_compared(results: Sequence[ProbeResult], titles: Sequence[str], folder: Path, prefix: str) -> None:
     metrics = {"entropy": "entropy"}
     if any(result.label_sets for result in results):
         metrics |= {"information": "mutual_information", "corrected": "mutual_information_corrected"}
-    _write(((name, compared_by_depth(results, titles, metric)) for name, metric in metrics.items()), folder)
+    drawn = ((f"{prefix}{name}", compared_by_depth(results, titles, metric)) for name, metric in metrics.items())
+    _write(drawn, folder)
 
 
 def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
     """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane."""
-    _write(_sweep_figures(sweep), folder)
+    before = "" if sweep.site == sweep.sites[0] else f"{sweep.site}_"
+    _write(((f"{before}{name}", figure) for name, figure in _sweep_figures(sweep)), folder)
 
 
 def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Figure]]:

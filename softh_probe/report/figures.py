@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from softh_probe.analysis.alignment import equally_deep
+from softh_probe.analysis.sites import HEADS, lead_site, lines_of, of_site
 from softh_probe.labels import ORDERS
 from softh_probe.report.figure_style import (
     COLOURS,
@@ -36,6 +38,7 @@ from softh_probe.report.figure_style import (
 )
 from softh_probe.report.label_samples import TOLD
 from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
+from softh_probe.report.site_figures import heads_by_layer, sites_by_layer
 from softh_probe.result import ProbeResult
 
 _CHANCE_LINES = (
@@ -238,14 +241,26 @@ def compared_by_depth(
     return figure
 
 
+def _of_lead(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw the site that stands for a result of several: figures of layers have one value a layer."""
+
+    @wraps(draw)
+    def of_lead(result: ProbeResult, *args: Any, **kwargs: Any) -> Figure:
+        return draw(of_site(result, lead_site(result)), *args, **kwargs)
+
+    return of_lead
+
+
 #: Figures by name, as in `ProbeResult.plot` and in file names.
 FIGURES: dict[str, Callable[..., Figure]] = {
-    "overview": overview,
-    "entropy": entropy_by_layer,
-    "information": information_by_layer,
-    "chance": chance_by_layer,
-    "optimality": optimality_by_layer,
-    "plane": information_plane,
+    "overview": _of_lead(overview),
+    "entropy": _of_lead(entropy_by_layer),
+    "information": _of_lead(information_by_layer),
+    "chance": _of_lead(chance_by_layer),
+    "optimality": _of_lead(optimality_by_layer),
+    "plane": _of_lead(information_plane),
+    "sites": sites_by_layer,
+    "heads": heads_by_layer,
 }
 
 
@@ -254,6 +269,10 @@ def figures_of(result: ProbeResult) -> list[str]:
     orders, sets = bool(_orders(result)), bool(result.label_sets)
     missing = {"optimality", "plane"} if not orders else set()
     missing |= {"information", "chance"} if not sets else set()
+    missing |= {"heads"} if HEADS not in result.sites else set()
+    missing |= {"sites"} if len(lines_of(result)) < 2 else set()
+    if lead_site(result) == HEADS:  # lines of many heads cannot be told apart
+        return ["heads"]
     return [name for name in FIGURES if name not in missing]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softh_probe.analysis.layers import Extreme, extreme
+from softh_probe.analysis.sites import lead_site, of_site
 from softh_probe.errors import abbreviated
 from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
 from softh_probe.report.document_chance import document_chance
@@ -34,7 +35,36 @@ class Finding:
 
 
 def findings(result: ProbeResult) -> list[Finding]:
-    """Summarise entropy, information about past and future tokens or labels, and the share due to chance."""
+    """Summarise entropy, information about past and future tokens or labels, and the share due to chance.
+
+    Of several sites, these are of one, and a last finding tells where information is the most.
+    """
+    lead = of_site(result, lead_site(result))
+    return [*_of_one(lead), *_of_sites(result)]
+
+
+def _of_sites(result: ProbeResult) -> list[Finding]:
+    """Name the row with the most in each site, heads among them."""
+    if len(result.sites) < 2:
+        return []
+    name = next(iter(result.label_sets), "")
+    metric, what = ("mutual_information", f"information about {name}") if name else ("entropy", "entropy")
+    answers, texts = [], []
+    for site in result.sites:
+        own = of_site(result, site)
+        value_R = np.asarray(values_by_key(own)[f"{metric}|{name}"].mean(dim=1))
+        if np.isfinite(value_R).any():
+            most = int(np.nanargmax(value_R))
+            answers.append((float(value_R[most]), site.replace("_", " ")))
+            texts.append(f"{site.replace('_', ' ')}: {own.rows[most]} ({_percent(value_R[most])})")
+    if not answers:
+        return []
+    where = f"{max(answers)[1]}, {_percent(max(answers)[0])}"
+    text = f"The row with the most {what} of each site: {'; '.join(texts)}. Widths differ from site to site."
+    return [Finding("Where is the most of it?", where, text)]
+
+
+def _of_one(result: ProbeResult) -> list[Finding]:
     means = {key: np.asarray(v.mean(dim=1)) for key, v in values_by_key(result).items()}
     layers, entropy = result.rows, means["entropy|"]
     most, least = (extreme(result, "", "entropy", lowest=lowest) for lowest in (False, True))

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.facts import policy_lines, summary
-from softh_probe.report.figures import overview
+from softh_probe.report.figures import FIGURES, figures_of
 from softh_probe.report.label_samples import sample_sentences
 from softh_probe.report.page_data import title_of, warnings_of
 from softh_probe.report.wide_table import wide_table
@@ -17,7 +17,7 @@ from softh_probe.result import ProbeResult
 
 def to_html(result: ProbeResult) -> str:
     """Render model, summary, warnings, overview figure and a folded table as HTML; all text is escaped."""
-    picture = base64.b64encode(overview(result)._repr_png_()).decode()  # type: ignore[attr-defined]
+    picture = base64.b64encode(FIGURES[figures_of(result)[0]](result)._repr_png_()).decode()  # type: ignore[attr-defined]
     table = wide_table(result).to_html(index=False, float_format=lambda x: f"{x:.4f}", border=0, escape=True)
     warnings = Markup("").join(Markup('<p style="color:#b45f06">⚠ {}</p>').format(text) for text in warnings_of(result))
     notes = "".join(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from softh_probe.analysis.alignment import equally_deep
 from softh_probe.analysis.comparable import check_comparable
+from softh_probe.analysis.sites import common_lines, lines_of, of_site
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
 from softh_probe.metrics import UNITS
@@ -30,10 +32,10 @@ from softh_probe.report.page_data import (
     check_info,
     distinct_titles,
     embedded_json,
-    run_data,
     title_of,
     warnings_of,
 )
+from softh_probe.report.site_data import heads_data, site_data
 from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_files import SWEEP_PARQUET, read_sweep
@@ -65,10 +67,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
     if sweeps and len(paths) > 1:
         raise InputError(f"folders: {sweeps[0]} is a sweep, which has a page of its own; name it alone")
     if sweeps:
-        sweep = read_sweep(paths[0])
-        html = sweep_page(sweep)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_sweep_figures(sweep, page.parent)
+        return _write_sweep(paths[0], page)
     elif len(paths) == 1:
         return write_run_report(_load(paths[0]), page)
     else:
@@ -79,6 +78,18 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_differ
         page.parent.mkdir(parents=True, exist_ok=True)
         write_comparison_figures(results, titles, page.parent)
     _write(page, html)
+    return page
+
+
+def _write_sweep(folder: Path, page: Path) -> Path:
+    """Write the pages and figures of a sweep, a page for each site; the path is that of the first."""
+    lead = read_sweep(folder)
+    pages = {site: page if site == lead.site else page.with_stem(f"{page.stem}_{site}") for site in lead.sites}
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for site, path in pages.items():
+        sweep = lead if site == lead.site else read_sweep(folder, site)
+        write_sweep_figures(sweep, page.parent)
+        _write(path, sweep_page(sweep, {site: other.name for site, other in pages.items()}))
     return page
 
 
@@ -100,8 +111,10 @@ def write_run_report(result: ProbeResult, out: Path) -> Path:
 def run_page(result: ProbeResult) -> str:
     """Render the page of one result."""
     title = title_of(result)
+    lines = lines_of(result)
+    several = len(lines) > 1
     return _render(
-        "run",
+        "sites" if several else "run",
         title=title,
         subtitle=summary(result),
         findings=findings(result),
@@ -110,13 +123,20 @@ def run_page(result: ProbeResult) -> str:
         samples=_samples([result], [""]),
         measured=measured([result]),
         result=result,
-        data={"kind": "run", "runs": [run_data(result, title)]},
+        data={
+            "kind": "sites" if several else "run",
+            "by_depth": False,
+            "runs": [site_data(result, site, site.replace("_", " ") if several else title) for site in lines],
+            **heads_data([result], [title]),
+        },
     )
 
 
 def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes: Sequence[str] = ()) -> str:
     """Render the page of several results side by side; `notes` list their differences."""
     runs = [_Run(title, facts(result), warnings_of(result)) for result, title in zip(results, titles, strict=True)]
+    sites = common_lines(results)
+    pairs = [(result, title, site) for result, title in zip(results, titles, strict=True) for site in sites]
     return _render(
         "comparison",
         title=" · ".join(titles),
@@ -130,14 +150,26 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
         data={
             "kind": "comparison",
             "by_depth": not equally_deep([result.places for result in results]),
-            "runs": [run_data(result, title) for result, title in zip(results, titles, strict=True)],
-            "differences": [differences(results[0], other) for other in results[1:]],
+            "runs": [
+                site_data(result, site, f"{title} · {site.replace('_', ' ')}" if len(sites) > 1 else title)
+                for result, title, site in pairs
+            ],
+            "differences": [
+                {
+                    **differences(of_site(results[0], site), of_site(other, site)),
+                    "first": sites.index(site),
+                    "other": number,
+                }
+                for number, (other, _, site) in enumerate(pairs)
+                if number >= len(sites)
+            ],
+            **heads_data(results, titles),
         },
     )
 
 
-def sweep_page(sweep: Sweep) -> str:
-    """Render the page of a sweep."""
+def sweep_page(sweep: Sweep, pages: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Render the page of one site of a sweep; `pages` are the files of all sites."""
     return _render(
         "sweep",
         title=sweep.title,
@@ -149,6 +181,7 @@ def sweep_page(sweep: Sweep) -> str:
         measured=None,
         result=None,
         sweep=sweep,
+        pages=dict(pages) if len(pages) > 1 else {},
         data=sweep.data(),
     )
 
@@ -182,7 +215,8 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
     scripts = [get_plotlyjs(), *(_asset(name) for name in _SCRIPTS)]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
-    return environment.get_template(f"{kind}.html").render(
+    template = "comparison" if kind == "sites" else kind
+    return environment.get_template(f"{template}.html").render(
         kind=kind,
         units=UNIT_NAMES,
         spreads=SPREADS,
@@ -192,6 +226,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         scripts=[Markup(script) for script in scripts],
         script_hashes=" ".join(_csp_hash(script) for script in scripts),
         data=Markup(embedded_json(data)),
+        has_heads="heads" in data,
         has_intervals=any("se" in of for one in series for of in one.values()),
         has_optimality=any(key.startswith("optimality|") for one in series for key in one),
         **values,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from softh_probe.analysis.alignment import Alignment, align
 from softh_probe.analysis.comparable import corpus_notes
 from softh_probe.errors import abbreviated
-from softh_probe.layer_places import LayerPlaces
+from softh_probe.layer_places import RESIDUAL, LayerPlaces
 from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
 from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences
 from softh_probe.report.page_data import numbers
@@ -48,6 +48,7 @@ class Sweep:
         settings: (name, value) of the sweep's configuration.
         name: of the folder.
         courses: what each metric does through training, by "metric|label set", a line a model.
+        sites: of all rows of the sweep, the one that stands for it first; `site` is that of this table.
     """
 
     table: pd.DataFrame
@@ -60,6 +61,16 @@ class Sweep:
     settings: list[tuple[str, str]]
     name: str
     courses: dict[str, list[str]] = field(default_factory=dict)
+    sites: tuple[str, ...] = (RESIDUAL,)
+    site: str = RESIDUAL
+
+    def of_site(self, site: str) -> Sweep:
+        """Select the rows of one site. Heads, of which a layer has several, stand in the order of rows."""
+        places = {name: _of_site(one, site) for name, one in self.places.items()}
+        names = {name for one in places.values() for name in one.names}
+        table = self.table[self.table.name.isin(names)].reset_index(drop=True)
+        table["name"] = table.name.cat.remove_unused_categories()
+        return replace(self, table=table, places=places, site=site)
 
     @cached_property
     def done(self) -> list[dict[str, Any]]:
@@ -263,3 +274,11 @@ class Sweep:
             "series": series,
             "courses": self.courses,
         }
+
+
+def _of_site(places: LayerPlaces, site: str) -> LayerPlaces:
+    rows = [row for row, other in enumerate(places.sites) if other == site]
+    names, indices = tuple(places.names[row] for row in rows), tuple(places.indices[row] for row in rows)
+    if len(set(indices)) < len(indices):
+        return LayerPlaces(names=names, indices=tuple(range(len(rows))), n_blocks=0)
+    return replace(places, names=names, indices=indices)

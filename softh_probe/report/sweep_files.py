@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from softh_probe.analysis.sites import ordered_sites
 from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.hashing import bytes_sha256
-from softh_probe.layer_places import LayerPlaces, place_layers
+from softh_probe.layer_places import RESIDUAL, LayerPlaces, place_layers
 from softh_probe.report.label_samples import wrong_entries
 from softh_probe.report.sweep_course import courses
 from softh_probe.report.sweep_data import SAMPLING_SD, SE, Sweep
@@ -33,8 +34,12 @@ _MAX_NAMES = 20
 _TEXTS = ("checkpoint", "model", "status")
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path, site: str | None = None) -> Sweep:
     """Read the results of a sweep from its folder.
+
+    Args:
+        folder: of the sweep.
+        site: whose rows; None is the one that stands for the sweep.
 
     Raises:
         InputError: its files are missing or damaged, or no checkpoint is done yet.
@@ -84,6 +89,11 @@ def read_sweep(folder: Path) -> Sweep:
         settings=_flattened({**(info.get("config") or {}), **_anchors(result)}),
         name=folder.resolve().name,
     )
+    sites = tuple(ordered_sites({one for of in places.values() for one in of.sites}))
+    if len(sites) > 1:
+        sweep = replace(sweep, sites=sites).of_site(site or sites[0])
+    elif sites != (RESIDUAL,):
+        sweep = replace(sweep, sites=sites).of_site(sites[0])
     return replace(sweep, courses=courses(sweep, folder))
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softh_probe.analysis.sites import HEADS, lines_of, of_site
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.facts import policy_lines
 from softh_probe.report.label_samples import sample_line
@@ -34,22 +35,32 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     below, elsewhere on standard error.
     """
     file = file or sys.stdout
-    table = wide_table(result)
     notes = [*policy_lines(result), *chance_lines(result), *filter(None, [sample_line(result)])]
     if not file.isatty():
+        table = wide_table(result)
         print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)
         for line in notes:
             print(line, file=sys.stderr)
         return
     console = Console(file=file, highlight=False, width=shutil.get_terminal_size().columns)
+    for site in lines_of(result):
+        if len(result.sites) > 1:
+            console.print(Text(site.replace("_", " "), "bold underline"))
+        _print_blocks(console, wide_table(of_site(result, site)))
+    if HEADS in result.sites and len(result.sites) > 1:
+        console.print(Text("attention heads: in layers.csv, and as heat maps in the report", "dim"))
+    console.print(Text("in units of log m (0 to 1); bars: entropy of 1, information of the most in any layer", "dim"))
+    for line in notes:
+        console.print(Text(line, "dim"))
+
+
+def _print_blocks(console: Console, table: pd.DataFrame) -> None:
+    """Print a line for each layer, in blocks of columns that fit the width."""
     values = [column for column in table.columns if column not in ("layer", "name")]
     can_draw = (console.encoding or "").lower().replace("-", "").startswith("utf")
     names = max(len("layer"), *(len(name) for name in table.name))
     for columns, bar in _blocks(values, console.width - names - 2):
         console.print(_block(table, columns, bar if can_draw else 0))
-    console.print(Text("in units of log m (0 to 1); bars: entropy of 1, information of the most in any layer", "dim"))
-    for line in notes:
-        console.print(Text(line, "dim"))
 
 
 def _blocks(columns: list[str], width: int) -> Iterator[tuple[list[str], int]]:

@@ -47,8 +47,12 @@ SCHEMA = pa.schema(
     ]
 )
 #: Further columns where some checkpoint has them, missing for others: the standard error over documents (with
-#: intervals), that by the sampling of labels (where one was followed), the p-value of labels of whole documents.
-OPTIONAL = tuple(pa.field(name, pa.float64()) for name in ("se", "sampling_sd", "p_value"))
+#: intervals), that by the sampling of labels (where one was followed), the p-value of labels of whole documents, and
+#: the site of a row, where others than the residual stream were measured.
+OPTIONAL = (
+    *(pa.field(name, pa.float64()) for name in ("se", "sampling_sd", "p_value")),
+    pa.field("site", pa.string()),
+)
 
 
 @dataclass(kw_only=True)

@@ -134,10 +134,13 @@ function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, mark
 
 const DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)";
 
+/** Names of rows of blocks: of the block itself, or of a site in it. */
+const SITE_ROW = /^layer\.(\d+)(\.(attention|router|mlp|head\.\d+))?$/;
+
 /** Ticks of an axis on which each layer stands at its index in the model: at most `most` of them, by their short names. */
 function layerTicks(rows, layers, most = 9) {
-  const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(/^layer\./, "")));
-  const numbered = rows.every((row) => /^(embeddings|layer\.\d+|final_norm)$/.test(row));
+  const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(SITE_ROW, "$1")));
+  const numbered = rows.every((row) => /^(embeddings|final_norm)$/.test(row) || SITE_ROW.test(row));
   const [first, last] = [layers[0], layers[layers.length - 1]];
   const step = [1, 2, 5, 10, 20, 50, 100].find((s) => (last - first) / s <= most - 1) || Math.ceil((last - first) / most);
   const chosen = [0];

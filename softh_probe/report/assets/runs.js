@@ -33,7 +33,7 @@ function values(run, metric, labelSet) {
 const depths = (run) => run.layers.map((layer) => (DATA.by_depth ? layer / Math.max(1, run.depth) : layer));
 /** Whether layers were left out, so that marks have to show which were measured. */
 const sparse = (run) => run.rows.length < run.depth;
-const ROW_AT = new Map(RUNS.flatMap((run) => run.layers.map((layer, r) => [layer, run.rows[r]])));
+const ROW_AT = new Map(RUNS.toReversed().flatMap((run) => run.layers.map((layer, r) => [layer, run.rows[r]])));
 const ALL_LAYERS = [...ROW_AT.keys()].sort((a, b) => a - b);
 const layerAxis = (most = 9) => DATA.by_depth
   ? { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : DEPTH_AXIS, standoff: 8 } }
@@ -190,6 +190,36 @@ function labelFigures() {
   }
 }
 
+/** What each attention head holds: a heat map of layers and heads of each result that has them. */
+function headFigures() {
+  const all = DATA.heads || [];
+  if (!all.length) return;
+  const name = ([metric, labelSet]) => (labelSet ? `${METRICS[metric]}: ${plain(labelSet)}` : "entropy");
+  const present = Object.keys(Object.assign({}, ...all.map((one) => one.series))).map((key) => [key, name(key.split("|"))]);
+  const key = choice("heads-key", present, () => redraw("heads"));
+  for (const one of all) {
+    const height = Math.max(...Object.values(one.series).map((lines) => lines.length));
+    figure("heads", all.length > 1 ? one.title : "", () => {
+      const metric = key().split("|")[0];
+      const factor = scaleOf(metric, one.log_m);
+      const lines = one.series[key()] || [];
+      return {
+        traces: [{
+          type: "heatmap", x: one.layers, z: lines.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
+          text: lines.map((line, h) => line.map((v, i) => `<b>layer.${one.layers[i]}.head.${h}</b><br>${shown(v === null ? null : v * factor)} ${unitOf(metric)}`)),
+          hovertemplate: "%{text}<extra></extra>",
+          colorbar: { title: { text: `${metric === "entropy" ? "H(Z)" : "I(X;Z)"}<br>${unitOf(metric)}`, side: "top" }, thickness: 12, outlinewidth: 0 },
+        }],
+        layout: {
+          xaxis: { ...layerTicks(one.layers.map((layer) => `layer.${layer}`), one.layers, 18), showgrid: false },
+          yaxis: { title: { text: "head (from 0)", standoff: 8 }, showgrid: false, dtick: Math.max(1, Math.ceil(height / 16)), tick0: 0 },
+          margin: { l: 60, r: 10, t: 10, b: 44 },
+        },
+      };
+    }, 130 + 16 * height);
+  }
+}
+
 function layerTable() {
   const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
   const metric = choice("table-metric", present.length ? present : [["", "none"]], () => fill());
@@ -207,7 +237,7 @@ function layerTable() {
         return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r], series.se && series.se[r]) : { value: null, text: "–" };
       }),
     ]));
-    fillTable(document.getElementById("layer-table"), ["layer", ...(ONE ? [] : ["result"]), ...columns.map(([heading]) => heading)], rows);
+    fillTable(document.getElementById("layer-table"), ["layer", ...(ONE ? [] : [DATA.kind === "sites" ? "site" : "result"]), ...columns.map(([heading]) => heading)], rows);
   };
   return fill;
 }
@@ -255,7 +285,7 @@ function documentCell({ d, se, h }, r, factor) {
 }
 
 function differenceTable() {
-  const others = RUNS.slice(1).map((run, i) => [String(i), `${run.title} − ${RUNS[0].title}`]);
+  const others = DATA.differences.map(({ first, other }, i) => [String(i), `${RUNS[other].title} − ${RUNS[first].title}`]);
   const measured = DATA.differences.some((one) => Object.values(one.series).some((of) => of.h));
   const which = choice("difference-run", others, () => fill());
   const noise = choice("difference-noise", [...(measured ? [["documents", "over documents"]] : []), ["anchors", "over anchor sets"]], () => fill());
@@ -265,7 +295,7 @@ function differenceTable() {
     const one = DATA.differences[Number(which())];
     const { interpolated, tokens_differ: tokensDiffer, same_labels: sameLabels, series } = one;
     const columns = tableColumns(SETS, metric(), series);
-    const [first, other] = [RUNS[0], RUNS[Number(which()) + 1]];
+    const [first, other] = [RUNS[one.first], RUNS[one.other]];
     const byDocuments = noise() === "documents";
     const spreadKnown = Object.values(series).some((of) => of.s.some((s) => s !== null));
     document.getElementById("differences-read").textContent =
@@ -296,6 +326,7 @@ function buildRuns() {
   informationFigures();
   optimalityFigures();
   planeFigures();
-  if (ONE) labelFigures();
-  return ONE ? [layerTable()] : [differenceTable(), layerTable()];
+  headFigures();
+  if (DATA.kind !== "comparison") labelFigures();
+  return DATA.kind === "comparison" ? [differenceTable(), layerTable()] : [layerTable()];
 }
