@@ -182,8 +182,16 @@ def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
 
 
 def same_anchors(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether both results were measured with identical anchors and temperatures."""
-    described = [{(a["sha256"], a["temperature"]) for a in result.info.get("anchors") or []} for result in (one, other)]
+    """Test whether both results were measured with identical anchors and temperatures.
+
+    Those of widths that one of them lacks, because it measured fewer sites, do not count.
+    """
+    described = [
+        {(a["dim"], a["sha256"], a["temperature"]) for a in result.info.get("anchors") or []} for result in (one, other)
+    ]
+    if one.sites != other.sites:
+        common = _widths(one) & _widths(other)
+        described = [{anchors for anchors in of if anchors[0] in common} for of in described]
     return bool(described[0]) and described[0] == described[1]
 
 

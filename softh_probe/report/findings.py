@@ -61,7 +61,7 @@ def _of_sites(result: ProbeResult) -> list[Finding]:
         return []
     where = f"{max(answers)[1]}, {_percent(max(answers)[0])}"
     text = f"The row with the most {what} of each site: {'; '.join(texts)}. Widths differ from site to site."
-    return [Finding("Where is the most of it?", where, text)]
+    return [Finding(f"Which site holds the most {what}?", where, text)]
 
 
 def _of_one(result: ProbeResult) -> list[Finding]:

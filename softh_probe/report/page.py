@@ -227,6 +227,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         script_hashes=" ".join(_csp_hash(script) for script in scripts),
         data=Markup(embedded_json(data)),
         has_heads="heads" in data,
+        has_labels=any(run["labels"] for run in data.get("runs", [])[:1]),
         has_intervals=any("se" in of for one in series for of in one.values()),
         has_optimality=any(key.startswith("optimality|") for one in series for key in one),
         **values,

@@ -33,8 +33,7 @@ def _mean_over_heads(data: dict[str, Any]) -> dict[str, Any]:
 
     return {
         **data,
-        "title": f"{data['title']}, mean over heads",
-        "rows": [f"layer.{layer}" for layer in layers],
+        "rows": [f"layer.{layer}.head.mean" for layer in layers],
         "layers": layers,
         "series": {key: {"v": averaged(of["v"])} for key, of in data["series"].items()},
         "labels": [],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -53,7 +52,8 @@ def heads_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     heads = of_site(result, HEADS)
     panels = [("entropy", ""), *(("mutual_information", name) for name in panel_order(result.label_sets))]
     figure, grid = _grid(len(panels), 4.0, 0.8 + 0.16 * (1 + max(head_numbers(heads))))
-    table = heads.to_pandas(unit).assign(head=np.tile(head_numbers(heads), len(heads.metrics())))
+    table = heads.to_pandas(unit)
+    table["head"] = table.name.map(dict(zip(heads.rows, head_numbers(heads), strict=True)))
     for axes, (metric, label_set) in zip(grid, panels, strict=False):
         part = table[(table.metric == metric) & (table.label_set == label_set)]
         wide = part.pivot_table(index="head", columns="layer", values="value", dropna=False)

@@ -17,7 +17,16 @@ HOSTILE = "</script><script>alert(1)</script>"
 
 
 def result_of(
-    model, *, labels, topics=("sea", "sky", "land"), corpus="0" * 64, anchor_sets=3, seed=0, n_anchors=20, layers=None
+    model,
+    *,
+    labels,
+    topics=("sea", "sky", "land"),
+    corpus="0" * 64,
+    anchor_sets=3,
+    seed=0,
+    n_anchors=20,
+    layers=None,
+    sites="residual",
 ) -> ProbeResult:
     """A model with random weights on random tokens, of which each document has a topic."""
     generator = torch.Generator().manual_seed(0)
@@ -29,6 +38,7 @@ def result_of(
         anchor_sets=anchor_sets,
         seed=seed,
         layers=layers,
+        sites=sites,
     )
     ids = torch.arange(60) % len(topics)
     with probe, torch.no_grad():

@@ -135,7 +135,7 @@ function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, mark
 const DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)";
 
 /** Names of rows of blocks: of the block itself, or of a site in it. */
-const SITE_ROW = /^layer\.(\d+)(\.(attention|router|mlp|head\.\d+))?$/;
+const SITE_ROW = /^layer\.(\d+)(\.(attention|router|mlp|head\.(\d+|mean)))?$/;
 
 /** Ticks of an axis on which each layer stands at its index in the model: at most `most` of them, by their short names. */
 function layerTicks(rows, layers, most = 9) {
