@@ -103,15 +103,26 @@ def smollm2_gguf() -> Path:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Count the architectures in transformers' lists that are right, refused or not built, with reasons."""
-    found = [
+    found = _properties(terminalreporter, "architecture")
+    if found:
+        _tell_architectures(terminalreporter, found)
+    for site in ("attention", "mlp", "router"):
+        if of_site := _properties(terminalreporter, f"site {site}"):
+            right = sum(line.split(": ")[1] == "right" for line in of_site)
+            terminalreporter.line(f"{site}: {right} right, {len(of_site) - right} refused")
+
+
+def _properties(terminalreporter, name: str) -> list[str]:
+    return [
         value
         for outcome in ("passed", "skipped", "failed")
         for report in terminalreporter.getreports(outcome)
-        for name, value in getattr(report, "user_properties", ())
-        if name == "architecture" and report.when == "call"
+        for own, value in getattr(report, "user_properties", ())
+        if own == name and report.when == "call"
     ]
-    if not found:
-        return
+
+
+def _tell_architectures(terminalreporter, found: list[str]) -> None:
     words = ("right", "refused", "not built")
     counts = {word: sum(line.split(": ")[1] == word for line in found) for word in words}
     terminalreporter.section("architectures")

@@ -43,7 +43,7 @@ def test_sites_are_right_or_refused(kind, model_type, class_name, record_propert
         ]
         refused = [verdict for verdict in verdicts if verdict.startswith("refused")]
         VERDICTS.setdefault(name, dict.fromkeys(SITES, "wrong"))[site] = "refused" if refused else "right"
-        record_property(site, f"{name}: {(refused or verdicts)[0]}")
+        record_property(f"site {site}", f"{name}: {(refused or verdicts)[0]}")
 
 
 def check_site(model, batch, stack, mask_name, site, model_type) -> str:

@@ -78,6 +78,26 @@ def test_everything_is_drawn(page_of_a_run, open_page):
         assert page.locator(f'[data-chart="{chart}"] .scatterlayer .js-line').count() > 0
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_sites_are_overlaid_and_heads_are_maps(open_page, tmp_path, scheme):
+    sites = "residual,attention,mlp,attention_heads"
+    page = open_page(
+        write_report([save(result_of(tiny_llama(), labels=NAMES[:2], sites=sites), tmp_path)], tmp_path), scheme
+    )
+    assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1 + 1 + 1  # three label sets, optimality, plane, heads, a heat map
+    assert page.locator("#run-keys .key").all_text_contents() == ["residual", "attention", "mlp"]
+    lines = page.locator('[data-chart="entropy"] .scatterlayer .js-line')
+    before = lines.count()
+    page.locator("#run-keys .key").nth(1).click()
+    assert lines.count() < before
+    cells = "document.querySelector('[data-chart=heads] .plot').data[0].z"
+    entropy = page.evaluate(cells)
+    assert [len(entropy), len(entropy[0])] == [4, 3]
+    page.locator("#heads-key").select_option("mutual_information|topic")
+    assert page.evaluate(cells) != entropy
+    assert page.locator("#layer-table thead th").nth(1).text_content() == "site"
+
+
 def test_the_unit_switch_rescales_figures_and_table(page_of_a_run, open_page):
     page = open_page(page_of_a_run)
     read = "document.querySelector('[data-chart=entropy] .plot').data.at(-1).y"

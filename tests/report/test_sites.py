@@ -128,6 +128,7 @@ def test_the_map_of_heads_has_a_cell_for_each(several):
     np.testing.assert_allclose(cells, expected)
 
 
+@pytest.mark.slow
 def test_files_of_figures_name_the_site(several, tmp_path):
     several.save(tmp_path)
     write_report([tmp_path], tmp_path)
@@ -208,6 +209,7 @@ def test_different_sites_are_noted_and_anchors_are_compared_at_common_widths(sev
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_has_differences_of_each_site(several, tmp_path):
     other = result(spread=0.7)
     for name, measured in (("one", several), ("two", other)):
@@ -229,6 +231,7 @@ def test_a_comparison_has_differences_of_each_site(several, tmp_path):
 # --- sweeps ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_page_for_each_site(tmp_path):
     results = {(1, step): result(spread=0.4 * step) for step in (1, 2)}
     folder = collected_folder(tmp_path / "sweep", results)
