@@ -138,9 +138,7 @@ def check_sample(unfinished: Unfinished | None, rows: object) -> None:
 
 
 def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the fields that configurations of before lack: all runs were planned, without intervals, of all
-    positions, of what blocks give.
-    """
+    """Add the fields that configurations of before lack: runs had no choice of these."""
     since = {
         "stream": False,
         "intervals": False,
