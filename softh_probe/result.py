@@ -247,7 +247,8 @@ class ProbeResult:
 
         Args:
             unit: unit of the entropies and informations: "efficiency" (the share of log m, their upper bound), "nats"
-                or "bits". coverage, regularity and optimality are ratios in any unit.
+                or "bits". coverage, regularity, optimality, shares and what they leave are ratios in any
+                unit.
 
         Returns:
             Columns layer, name, label_set (empty for entropy), metric, value (mean over anchor sets) and sd (their

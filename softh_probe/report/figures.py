@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from softh_probe.analysis.alignment import equally_deep
-from softh_probe.labels import ORDERS
+from softh_probe.labels import DIRECTIONS, ORDERS
+from softh_probe.metrics import levels_of
 from softh_probe.report.figure_style import (
     COLOURS,
     DEPTH_AXIS,
@@ -36,6 +37,7 @@ from softh_probe.report.figure_style import (
 )
 from softh_probe.report.label_samples import TOLD
 from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
+from softh_probe.report.share_figures import shares_by_layer
 from softh_probe.result import ProbeResult
 
 _CHANCE_LINES = (
@@ -246,6 +248,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "chance": chance_by_layer,
     "optimality": optimality_by_layer,
     "plane": information_plane,
+    "shares": shares_by_layer,
 }
 
 
@@ -254,6 +257,7 @@ def figures_of(result: ProbeResult) -> list[str]:
     orders, sets = bool(_orders(result)), bool(result.label_sets)
     missing = {"optimality", "plane"} if not orders else set()
     missing |= {"information", "chance"} if not sets else set()
+    missing |= {"shares"} if not any(levels_of(d, result.label_sets) for d in DIRECTIONS) else set()
     return [name for name in FIGURES if name not in missing]
 
 

@@ -40,7 +40,7 @@ from softh_probe.report.sweep_files import SWEEP_PARQUET, read_sweep
 from softh_probe.result import ProbeResult
 
 REPORT_HTML = "report.html"
-_SCRIPTS = ("base.js", "table.js", "runs.js", "sweep.js", "start.js")
+_SCRIPTS = ("base.js", "table.js", "shares.js", "runs.js", "sweep.js", "start.js")
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_different: bool = False) -> Path:
@@ -194,6 +194,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         data=Markup(embedded_json(data)),
         has_intervals=any("se" in of for one in series for of in one.values()),
         has_optimality=any(key.startswith("optimality|") for one in series for key in one),
+        has_shares=any(key.startswith("information_share|") for one in series for key in one),
         **values,
     )
 

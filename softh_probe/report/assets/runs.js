@@ -296,6 +296,7 @@ function buildRuns() {
   informationFigures();
   optimalityFigures();
   planeFigures();
+  if (ONE) sharesFigures();
   if (ONE) labelFigures();
   return ONE ? [layerTable()] : [differenceTable(), layerTable()];
 }
