@@ -137,7 +137,8 @@ def check_sample(unfinished: Unfinished | None, rows: object) -> None:
 
 def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
     """Add the fields that configurations of before lack, all of whose runs were planned and had no intervals."""
-    return {"stream": False, "intervals": False, "interval_documents": DEFAULT_INTERVAL_DOCUMENTS, **config}
+    then = {"stream": False, "intervals": False, "by_position": False}
+    return {**then, "interval_documents": DEFAULT_INTERVAL_DOCUMENTS, **config}
 
 
 def _config_of(config: RunConfig) -> dict[str, Any]:
