@@ -24,6 +24,8 @@ BY_POSITION_SUMS, BY_POSITION_CSV, BY_POSITION_PARQUET = (
     "by_position.csv",
     "by_position.parquet",
 )
+#: All files of bins.
+FILES = (BY_POSITION_SUMS, BY_POSITION_CSV, BY_POSITION_PARQUET)
 #: Entries of the information of a bin that are its own.
 _OWN = ("positions", "labelled_positions", "label_sampling", "document_labels")
 #: Those that are the result's.
@@ -42,7 +44,7 @@ def write_bins(folder: Path, result: ProbeResult) -> tuple[dict[str, str], dict[
 
     bins = result.bins
     if not bins:
-        for name in (BY_POSITION_SUMS, BY_POSITION_CSV, BY_POSITION_PARQUET):
+        for name in FILES:
             (folder / name).unlink(missing_ok=True)
         return {}, {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 #: Corrected optimality is missing where the corrected information with the input is below this share of log m: the
 #: ratio would be one of errors.
 LEAST_CORRECTED = 0.01
-#: Shares of a ceiling are missing where it is no more than this, in nats: float32 assignments are no more exact.
-LEAST_CEILING = 1e-6
+#: Ratios are missing where what they divide by is no more than this, in nats: float32 assignments are no more exact.
+LEAST_ROUNDED = 1e-6
 
 
 def as_measured(value: Tensor) -> Tensor:
@@ -84,14 +84,16 @@ def regularity(information: Tensor, labelled_entropy: Tensor) -> Tensor:
 def optimality(output_information: Tensor, input_information: Tensor) -> Tensor:
     """Compute I(output;Z) / I(input;Z), the n-grams that follow a position over those that end there.
 
-    >>> optimality(torch.tensor(0.5), torch.tensor(2.0)).item()
-    0.25
+    NaN where the latter is no more than rounding, as where all positions have the same token.
+
+    >>> optimality(torch.tensor(0.5), torch.tensor([2.0, 1e-9])).tolist()
+    [0.25, nan]
 
     Args:
         output_information: I(X;Z) of the output n-grams, [R, S].
         input_information: I(X;Z) of the input n-grams, [R, S].
     """
-    return output_information / input_information
+    return torch.where(input_information.abs() > LEAST_ROUNDED, output_information / input_information, math.nan)
 
 
 def optimality_corrected(output_corrected: Tensor, input_corrected: Tensor, log_m: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def information_share(information: Tensor, lower_information: Tensor, ceiling: T
         lower_information: that of (n−1)-grams at the same positions, [R, S]; 0 for unigrams.
         ceiling: I_max, the information of labels that are all different, [R, S].
     """
-    return torch.where(ceiling > LEAST_CEILING, (information - lower_information) / ceiling, math.nan)
+    return torch.where(ceiling > LEAST_ROUNDED, (information - lower_information) / ceiling, math.nan)
 
 
 def residual(ceiling: Tensor, information: Tensor) -> Tensor:
