@@ -208,8 +208,9 @@ class RunConfig:
     """Documents of that second pass, a uniform sample of the rows of the data; null takes all."""
     by_position: bool = False
     """Measure the same metrics also by the position in the document (in the window, where documents are split), in bins
-    that double in width: 0, 1, 2-3, 4-7, …; into by_position.csv and .parquet. Each bin has sums of its own, so it
-    takes more time and memory; intervals are of all positions together."""
+    that double in width: 0, 1, 2-3, 4-7, …; into by_position.csv and .parquet. Each bin has sums of its own, whose
+    memory is told before the run; 48 short texts took 1.2 times as long on SmolLM2. Intervals are of all positions
+    together."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
     anchors: Kind = "iid"

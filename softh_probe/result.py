@@ -322,7 +322,8 @@ class ProbeResult:
         """Draw a matplotlib figure, as in `result.plot("plane").savefig("plane.svg")`.
 
         Args:
-            figure: "overview", "entropy", "information", "chance", "optimality", "plane", or a label set that shows
+            figure: "overview", "entropy", "information", "chance", "optimality", "plane", "shares",
+                "by_position" (with bins of positions), or a label set that shows
                 its labels one by one ("column:language"), for the entropy of each.
             unit: as in `to_pandas`.
 

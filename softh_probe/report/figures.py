@@ -37,6 +37,7 @@ from softh_probe.report.figure_style import (
 )
 from softh_probe.report.label_samples import TOLD
 from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
+from softh_probe.report.position_figures import information_by_position
 from softh_probe.report.share_figures import shares_by_layer
 from softh_probe.result import ProbeResult
 
@@ -249,6 +250,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "optimality": optimality_by_layer,
     "plane": information_plane,
     "shares": shares_by_layer,
+    "by_position": information_by_position,
 }
 
 
@@ -257,6 +259,7 @@ def figures_of(result: ProbeResult) -> list[str]:
     orders, sets = bool(_orders(result)), bool(result.label_sets)
     missing = {"optimality", "plane"} if not orders else set()
     missing |= {"information", "chance"} if not sets else set()
+    missing |= {"by_position"} if not (result.bins and sets) else set()
     missing |= {"shares"} if not any(levels_of(d, result.label_sets) for d in DIRECTIONS) else set()
     return [name for name in FIGURES if name not in missing]
 

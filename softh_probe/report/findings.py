@@ -12,6 +12,7 @@ from softh_probe.errors import abbreviated
 from softh_probe.labels import COLUMN_PREFIX, DIRECTIONS, NGRAM_SETS, ORDERS
 from softh_probe.report.document_chance import document_chance
 from softh_probe.report.page_data import values_by_key
+from softh_probe.report.position_words import position_line
 from softh_probe.report.share_words import share_words
 from softh_probe.result import ProbeResult
 
@@ -59,7 +60,7 @@ def findings(result: ProbeResult) -> list[Finding]:
         name = f"{direction}_{order}"
         if name in result.label_sets:
             found.append(_information(result, means, name, question, tokens))
-    found += _context(result)
+    found += [*_context(result), *_positions(result)]
     for name in result.label_sets:
         if name not in NGRAM_SETS and len(found) < 4:
             column = name.removeprefix(COLUMN_PREFIX)
@@ -81,6 +82,15 @@ def _context(result: ProbeResult) -> list[Finding]:
             f"Shares of the ceiling, where longer n-grams add the most: {'; '.join(texts)}.",
         )
     ]
+
+
+def _positions(result: ProbeResult) -> list[Finding]:
+    """Say how information changes with the position, where bins of positions were measured."""
+    line = position_line(result)
+    if line is None:
+        return []
+    _, _, text = line.partition(": ")
+    return [Finding("Does it grow with the position?", f"{len(result.bins) - 1} bins", f"{text[0].upper()}{text[1:]}.")]
 
 
 def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, question: str, of_what: str) -> Finding:

@@ -34,13 +34,14 @@ from softh_probe.report.page_data import (
     title_of,
     warnings_of,
 )
+from softh_probe.report.position_words import position_data
 from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_files import SWEEP_PARQUET, read_sweep
 from softh_probe.result import ProbeResult
 
 REPORT_HTML = "report.html"
-_SCRIPTS = ("base.js", "table.js", "shares.js", "runs.js", "sweep.js", "start.js")
+_SCRIPTS = ("base.js", "table.js", "shares.js", "positions.js", "runs.js", "sweep.js", "start.js")
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_different: bool = False) -> Path:
@@ -110,7 +111,7 @@ def run_page(result: ProbeResult) -> str:
         samples=_samples([result], [""]),
         measured=measured([result]),
         result=result,
-        data={"kind": "run", "runs": [run_data(result, title)]},
+        data={"kind": "run", "runs": [{**run_data(result, title), "by_position": position_data(result)}]},
     )
 
 

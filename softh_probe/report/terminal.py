@@ -15,6 +15,7 @@ from rich.text import Text
 
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.label_samples import sample_line
+from softh_probe.report.position_words import position_line
 from softh_probe.report.share_words import share_lines
 from softh_probe.report.wide_table import wide_table
 from softh_probe.result import ProbeResult
@@ -34,7 +35,7 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     table = wide_table(result)
-    notes = [*chance_lines(result), *share_lines(result), *filter(None, [sample_line(result)])]
+    notes = [*chance_lines(result), *share_lines(result), *filter(None, [position_line(result), sample_line(result)])]
     if not file.isatty():
         print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)
         for line in notes:

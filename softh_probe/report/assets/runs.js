@@ -297,6 +297,7 @@ function buildRuns() {
   optimalityFigures();
   planeFigures();
   if (ONE) sharesFigures();
+  if (ONE) positionFigure();
   if (ONE) labelFigures();
   return ONE ? [layerTable()] : [differenceTable(), layerTable()];
 }
