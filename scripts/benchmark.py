@@ -53,7 +53,7 @@ SHAPES = {"olmo-2-7b": lambda: transformers.Olmo2Config(), "tiny": lambda: trans
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 ATTACHED = ("padded", "attached", "generate", "generate attached")
 GENERATED = 8
-CONDITIONS = ("plain", "limit", "probe, 1 set", "probe, 8 sets", *ATTACHED, "rival")
+CONDITIONS = ("plain", "limit", "probe, 1 set", "by position", "probe, 8 sets", *ATTACHED, "rival")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,8 @@ class Bench:
 
     def steps(self, condition: str) -> Iterator[None]:
         """A condition, batch by batch."""
-        if condition.startswith("probe"):
-            return self.probe(1 if "1 set" in condition else 8)
+        if condition.startswith("probe") or condition == "by position":
+            return self.probe(8 if "8 sets" in condition else 1, by_position=condition == "by position")
         if condition.startswith("generate"):
             return self.generate(attached=condition.endswith("attached"))
         if condition == "limit":
@@ -192,8 +192,8 @@ class Bench:
             backbone(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
             yield
 
-    def probe(self, anchor_sets: int) -> Iterator[None]:
-        config = RunConfig(**{**asdict(self.config), "anchor_sets": anchor_sets})
+    def probe(self, anchor_sets: int, *, by_position: bool = False) -> Iterator[None]:
+        config = RunConfig(**{**asdict(self.config), "anchor_sets": anchor_sets, "by_position": by_position})
         backbone = self.model.get_decoder()
         backbone.config.use_cache = False
         plan = plan_run(config, self.corpus)
@@ -335,6 +335,7 @@ def main(options: Benchmark) -> None:
             f"{one} / {other}": median[one] / median[other]
             for one, other in (
                 ("probe, 1 set", "limit"),
+                ("by position", "probe, 1 set"),
                 ("probe, 8 sets", "limit"),
                 ("probe, 1 set", "plain"),
                 ("probe, 8 sets", "plain"),

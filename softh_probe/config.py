@@ -214,6 +214,11 @@ class RunConfig:
     none."""
     interval_documents: int | None = DEFAULT_INTERVAL_DOCUMENTS
     """Documents of that second pass, a uniform sample of the rows of the data; null takes all."""
+    by_position: bool = False
+    """Measure the same metrics also by the position in the document (in the window, where documents are split), in bins
+    that double in width: 0, 1, 2-3, 4-7, …; into by_position.csv and .parquet. Each bin has sums of its own, whose
+    memory is told before the run; 48 short texts took 1.2 times as long on SmolLM2. Intervals are of all positions
+    together."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
     anchors: Kind = "iid"
@@ -294,6 +299,11 @@ class RunConfig:
             raise InputError(
                 "intervals: a stream cannot be read twice, and they need a second pass over its documents; leave out "
                 "--intervals, or leave out --stream"
+            )
+        if self.by_position:
+            raise InputError(
+                "by_position: a stream does not know the labels of each bin of positions beforehand; leave out "
+                "--by-position, or leave out --stream"
             )
         if self.shuffle_seed is not None and self.max_documents is None:
             raise InputError(

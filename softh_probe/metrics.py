@@ -1,7 +1,7 @@
 """Every metric of the tidy table, by its formula.
 
 `METRICS` declares the metrics in the order of the table. To add one, write its formula as a pure function on tensors
-and add one entry: the table, its units and the report's values follow.
+(`softh_probe.formulas`) and add one entry: the table, its units and the report's values follow.
 
 Z is the anchor that a hidden state is assigned to, X the label of its position, and q the soft assignment of one
 position (Conklin 2025, arXiv 2505.23960). Entropies and informations are computed in nats.
@@ -12,8 +12,9 @@ Shape suffixes: R rows (of the table: layers), X label sets, S anchor sets, M an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,14 +22,22 @@ from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import entropy
+from softh_probe.formulas import (
+    as_measured,
+    coverage,
+    information_share,
+    mutual_information,
+    mutual_information_max,
+    optimality,
+    optimality_corrected,
+    regularity,
+    residual,
+)
 from softh_probe.labels import DIRECTIONS, ORDERS
 
 #: End of the names of tensors that are the error of another one by the sampling of labels.
 SAMPLING_SD = "_sampling_sd"
 UNITS = ("efficiency", "nats", "bits")
-#: Corrected optimality is missing where the corrected information with the input is below this share of log m: the
-#: ratio would be one of errors.
-LEAST_CORRECTED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,113 +47,25 @@ class Metric:
     Attributes:
         name: as the table carries it.
         scope: "positions", one value for all counted positions; "label_set", one for each label set; "order", one for
-            each n-gram order of which the input and the output were both measured.
+            each n-gram order of which the input and the output were both measured; "level", one for each n-gram label
+            set of whose direction all lower orders were measured too; "direction", one for each direction with levels.
         has_unit: True for entropies and informations, False for ratios.
         compute: the formula, a function of the tensors `inputs`; gives [R, S], or [R] if it is the same for all anchor
             sets.
         inputs: names of its arguments. With scope "positions", a tensor of the result; with "label_set", a tensor
             [R, X, …] of the result, at the label set, or a metric declared earlier; with "order", "input_" or
             "output_" and a metric of the label set of that direction, or "log_m", the logarithm of the number of
-            anchors.
+            anchors; with "level", a metric of the label set, "lower_" and one of the order below it (0 below unigrams),
+            or "highest_" and one of the direction's highest level; with "direction", the latter.
         is_optional: whether it is left out where an input was not measured.
     """
 
     name: str
-    scope: Literal["positions", "label_set", "order"]
+    scope: Literal["positions", "label_set", "order", "level", "direction"]
     has_unit: bool
     compute: Callable[..., Tensor]
     inputs: tuple[str, ...]
     is_optional: bool = False
-
-
-def as_measured(value: Tensor) -> Tensor:
-    """Return a quantity that results hold as such.
-
-    >>> as_measured(torch.tensor(0.5)).item()
-    0.5
-    """
-    return value
-
-
-def mutual_information(labelled_entropy: Tensor, conditional_entropy: Tensor) -> Tensor:
-    """Compute I(X;Z) = H(Z) − H(Z|X), in the unit of its arguments.
-
-    >>> mutual_information(torch.tensor(1.5), torch.tensor(1.0)).item()
-    0.5
-
-    Args:
-        labelled_entropy: H(Z) of the positions that have a label, [R, S].
-        conditional_entropy: H(Z|X) = Σ_x P(x) H(p̂_x), [R, S].
-    """
-    return labelled_entropy - conditional_entropy
-
-
-def mutual_information_max(labelled_entropy: Tensor, labelled_position_entropy: Tensor) -> Tensor:
-    """Compute H(Z) − E H(q), the information of labels that are all different; no labels have more.
-
-    >>> mutual_information_max(torch.tensor(1.5), torch.tensor(0.25)).item()
-    1.25
-
-    Args:
-        labelled_entropy: H(Z) of the positions that have a label, [R, S].
-        labelled_position_entropy: E H(q), mean entropy of these positions' own assignments, [R, S].
-    """
-    return labelled_entropy - labelled_position_entropy
-
-
-def coverage(covered_positions: Tensor, labelled_positions: Tensor) -> Tensor:
-    """Compute the share of labelled positions whose label occurs at least twice.
-
-    >>> coverage(torch.tensor(3.0), torch.tensor(4.0)).item()
-    0.75
-
-    Args:
-        covered_positions: number of positions whose label occurs at least twice, [R].
-        labelled_positions: number of positions that have a label, [R].
-    """
-    return covered_positions / labelled_positions
-
-
-def regularity(information: Tensor, labelled_entropy: Tensor) -> Tensor:
-    """Compute I(X;Z) / H(Z), the share of the entropy that the label accounts for.
-
-    >>> regularity(torch.tensor(0.5), torch.tensor(2.0)).item()
-    0.25
-
-    Args:
-        information: I(X;Z), [R, S].
-        labelled_entropy: H(Z) of the positions that have a label, [R, S].
-    """
-    return information / labelled_entropy
-
-
-def optimality(output_information: Tensor, input_information: Tensor) -> Tensor:
-    """Compute I(output;Z) / I(input;Z), the n-grams that follow a position over those that end there.
-
-    >>> optimality(torch.tensor(0.5), torch.tensor(2.0)).item()
-    0.25
-
-    Args:
-        output_information: I(X;Z) of the output n-grams, [R, S].
-        input_information: I(X;Z) of the input n-grams, [R, S].
-    """
-    return output_information / input_information
-
-
-def optimality_corrected(output_corrected: Tensor, input_corrected: Tensor, log_m: Tensor) -> Tensor:
-    """Compute optimality from corrected informations; NaN where the input's is below `LEAST_CORRECTED`·log m.
-
-    >>> log_m = torch.tensor(4.0)
-    >>> optimality_corrected(torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.03]), log_m).tolist()
-    [0.25, nan]
-
-    Args:
-        output_corrected: corrected I(X;Z) of the output n-grams in nats, [R, S].
-        input_corrected: corrected I(X;Z) of the input n-grams in nats, [R, S].
-        log_m: entropy of the uniform distribution over the m anchors in nats, [].
-    """
-    ratio = optimality(output_corrected, input_corrected)
-    return torch.where(input_corrected > LEAST_CORRECTED * log_m, ratio, math.nan)
 
 
 METRICS = (
@@ -233,6 +154,38 @@ METRICS = (
         compute=optimality_corrected,
         inputs=("output_mutual_information_corrected", "input_mutual_information_corrected", "log_m"),
     ),
+    Metric(
+        name="information_share",
+        scope="level",
+        has_unit=False,
+        compute=information_share,
+        inputs=("mutual_information", "lower_mutual_information", "highest_mutual_information_max"),
+    ),
+    Metric(
+        name="information_share_corrected",
+        scope="level",
+        has_unit=False,
+        compute=information_share,
+        inputs=(
+            "mutual_information_corrected",
+            "lower_mutual_information_corrected",
+            "highest_mutual_information_max",
+        ),
+    ),
+    Metric(
+        name="residual",
+        scope="direction",
+        has_unit=False,
+        compute=residual,
+        inputs=("highest_mutual_information_max", "highest_mutual_information"),
+    ),
+    Metric(
+        name="residual_corrected",
+        scope="direction",
+        has_unit=False,
+        compute=residual,
+        inputs=("highest_mutual_information_max", "highest_mutual_information_corrected"),
+    ),
 )
 
 #: Names of the metrics that carry a unit; the others are ratios.
@@ -240,7 +193,7 @@ ENTROPIES = tuple(metric.name for metric in METRICS if metric.has_unit)
 
 
 class Computed(NamedTuple):
-    """A metric of one label set (empty for all positions; the order for optimality).
+    """A metric of one label set (empty for all positions; the order for optimality, the direction for what is left).
 
     Attributes:
         values_RS: in nats if the metric has a unit.
@@ -296,6 +249,40 @@ def compute_metrics(tensors: Mapping[str, Tensor], label_sets: Sequence[str]) ->
         if all(f"{direction}_{order}" in of_sets for direction in DIRECTIONS):
             for name, measured in _compute("order", {**known, "log_m": log_m}, shape):
                 yield Computed(order, name, *measured)
+    yield from _levels(of_sets, shape)
+
+
+def levels_of(direction: str, label_sets: Collection[str]) -> list[str]:
+    """List the n-gram label sets of a direction from unigrams on, up to the first order that is not there.
+
+    >>> levels_of("input", ["input_unigram", "output_unigram", "input_bigram", "input_quadgram"])
+    ['input_unigram', 'input_bigram']
+    """
+    return [*takewhile(label_sets.__contains__, (f"{direction}_{order}" for order in ORDERS))]
+
+
+def _levels(of_sets: Mapping[str, Mapping[str, _Measured]], shape: tuple[int, int]) -> Iterator[Computed]:
+    """Compute the shares of the ceiling that each order of a direction adds, and what the highest leaves.
+
+    Label sets of n-grams have one population, and so one ceiling; that of the highest order stands for all.
+    """
+    nothing = _Measured(torch.zeros(shape, dtype=torch.float64))
+    for direction in DIRECTIONS:
+        if not (levels := levels_of(direction, of_sets)):
+            continue
+        highest = _prefixed("highest_", of_sets[levels[-1]])
+        lower: Mapping[str, _Measured] = dict.fromkeys(of_sets[levels[0]], nothing)
+        for level in levels:
+            known = {**of_sets[level], **_prefixed("lower_", lower), **highest}
+            for name, measured in _compute("level", known, shape):
+                yield Computed(level, name, *measured)
+            lower = of_sets[level]
+        for name, measured in _compute("direction", highest, shape):
+            yield Computed(direction, name, *measured)
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, _Measured]) -> dict[str, _Measured]:
+    return {prefix + name: measured for name, measured in metrics.items()}
 
 
 class _Measured(NamedTuple):

@@ -296,8 +296,7 @@ class SoftEntropyProbe(PassBlocks):
 
     def retire(self) -> None:
         """Retire, after all batches of a plan, the labels that shares have in common, or that were held to the end."""
-        rows = self._source.rows.row_labels()
-        self._sums.retire(self.layers, *map(torch.from_numpy, (rows.retired_rows, rows.retired_buckets)))
+        self._sums.retire(self.layers, self._source.rows.row_labels())
 
     def new_like(self) -> SoftEntropyProbe:
         """Make a probe of the same model with the same settings that has measured nothing."""

@@ -14,15 +14,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.document_labels import record_documents
-from softh_probe.accumulators.label_sampling import describe_sample, samples_of
+from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.accumulators.row_labels import RowLabels
-from softh_probe.accumulators.statistics import LayerStatistics
+from softh_probe.accumulators.statistics import TENSORS, LayerStatistics
+from softh_probe.by_position import bins_of_layers, by_position_table
+from softh_probe.by_position_files import read_bins, write_bins
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError
 from softh_probe.influence import DocumentInfluence
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.layer_places import RESIDUAL, SITES, LayerPlaces, place_layers
+from softh_probe.limits import record_limits
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
 from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
 
@@ -61,6 +63,8 @@ class ProbeResult:
             the count from which all are), labels of whole documents by label set (`document_labels`: see
             `DocumentSet.describe`), and any entries that the caller adds (JSON values).
         influence: that of each document on the values, where intervals were measured; see `softh_probe.influence`.
+        bins: the result of each bin of positions by its name, and, as "all", that of the bins as labels of all
+            positions, where these were measured; see `softh_probe.by_position`.
     """
 
     rows: list[str]
@@ -69,6 +73,7 @@ class ProbeResult:
     labels: list[tuple[str, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
     influence: DocumentInfluence | None = None
+    bins: dict[str, ProbeResult] = field(default_factory=dict)
 
     @classmethod
     def from_layers(
@@ -83,8 +88,7 @@ class ProbeResult:
             info: further entries of `info` (JSON values).
         """
         sets = labels.set_names
-        fields = LayerStatistics.__dataclass_fields__
-        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields}
+        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in TENSORS}
         for name in OF_SAMPLE:
             if not tensors[name].any():
                 del tensors[name]
@@ -97,6 +101,7 @@ class ProbeResult:
             label_sets=sets,
             tensors=tensors,
             labels=labels.named_labels(),
+            bins=bins_of_layers(cls.from_layers, layers, labels, settings, info),
             info={
                 "settings": dict(settings),
                 **info,
@@ -160,37 +165,8 @@ class ProbeResult:
         return found
 
     def record_limits(self, choices: Choices, told: Choices) -> None:
-        """Record label sets of a single value, hidden states that were left out, and samples of labels.
-
-        Args:
-            choices: those of this result; counts are exact.
-            told: those that were warned of before; without counts, so that a later result does not warn again.
-        """
-        for name, label in self.single_values().items():
-            reason = "all labelled positions have it, so the information is 0 by construction; label several values"
-            for record in (told, choices):
-                record.add(name, f"the single value {label!r}", reason)
-        for name, n in (invalid := self.invalid_positions()).items():
-            left_out = f"{n:,} of {self.info['positions']:,} positions were left out"
-            choices.add(name, left_out, "their hidden states are zero or not finite, so they have no direction")
-        if invalid:
-            reason = "they have no direction; result.invalid_positions() counts them by layer"
-            told.add("hidden states", "those that are zero or not finite were left out", reason)
-        self._record_samples(choices, told)
-        for name, of_set in self.info.get("document_labels", {}).items():
-            record_documents(name, of_set, choices, told)
-
-    def _record_samples(self, choices: Choices, told: Choices) -> None:
-        rows = self.info["settings"].get("label_rows")
-        at_most = f"at most {rows:,} rows" if isinstance(rows, int) else "a limited number of rows"
-        for name, sample in samples_of(self.info).items():
-            followed = f"{'a sample of ' if sample['labels'] else ''}{describe_sample(sample)} of {name}"
-            reason = f"a layer holds {at_most} of n-gram labels at a time; 'all' follows every label"
-            choices.add("label_rows", followed, reason, certain=True)
-        for name, unknown in self.unknown_by_sampling().items():
-            for record in (told, choices):
-                reason = "too few of its labels were followed; raise label_rows (--label-rows)"
-                record.add(name, f"{unknown} is not known", reason)
+        """Record what limits this result; see `softh_probe.limits`."""
+        record_limits(self, choices, told)
 
     def metrics(self) -> list[tuple[str, str, Tensor]]:
         """Compute every metric, in the order of the table: label set, metric, and values [R, S].
@@ -252,7 +228,8 @@ class ProbeResult:
 
         Args:
             unit: unit of the entropies and informations: "efficiency" (the share of log m, their upper bound), "nats"
-                or "bits". coverage, regularity and optimality are ratios in any unit.
+                or "bits". coverage, regularity, optimality, shares and what they leave are ratios in any
+                unit.
 
         Returns:
             Columns layer, name, label_set (empty for entropy), metric, value (mean over anchor sets) and sd (their
@@ -290,6 +267,18 @@ class ProbeResult:
             columns.append("site")
         row = np.tile(np.arange(len(self.rows)), len(parts))
         return table[columns].iloc[row.argsort(kind="stable")].reset_index(drop=True)
+
+    def by_position(self, unit: str = "efficiency") -> pd.DataFrame:
+        """Build the tidy table of the bins of positions, where these were measured; see `softh_probe.by_position`.
+
+        Returns:
+            The columns of `to_pandas`, and position, the bin ("0", "1", "2-3", …); "all" is of all bins together, with
+            the label sets position, X|position and X,position for each label set X.
+
+        Raises:
+            InputError: the result has no bins, or the unit is unknown.
+        """
+        return by_position_table(self, unit)
 
     def conditional_entropy(self, label_set: str, unit: str = "efficiency") -> pd.DataFrame:
         """Build the table of H(Z|X=x), one line for each layer and label of a set that shows its labels one by one.
@@ -343,9 +332,10 @@ class ProbeResult:
         """Draw a matplotlib figure, as in `result.plot("plane").savefig("plane.svg")`.
 
         Args:
-            figure: "overview", "entropy", "information", "chance", "optimality", "plane", "sites", "heads", or a label
-                set that shows its labels one by one ("column:language"), for the entropy of each. All but "sites" and
-                "heads" are of the residual stream, where that was measured; see `softh_probe.analysis.sites.of_site`.
+            figure: "overview", "entropy", "information", "chance", "optimality", "plane", "shares", "by_position" (with
+                bins of positions), "sites", "heads", or a label set that shows its labels one by one
+                ("column:language"), for the entropy of each. All but "sites" and "heads" are of the residual stream,
+                where that was measured; see `softh_probe.analysis.sites.of_site`.
             unit: as in `to_pandas`.
 
         Raises:
@@ -369,13 +359,16 @@ class ProbeResult:
     # --- files ---------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write layers.csv, layers.parquet, sums.safetensors, documents.parquet where measured and, last, result.json.
+        """Write layers.csv, layers.parquet, sums.safetensors and, last, result.json.
 
+        Where they were measured, there are documents.parquet, and by_position.csv, .parquet and .safetensors.
         Each file appears whole or not at all; a folder with a result.json holds a whole result.
         """
         names = {"rows": self.rows, "label_sets": self.label_sets, "labels": self.labels}
         layers = self.places.indices
-        write_result(Path(folder), names, self.info, self.tensors, self.to_pandas(), self.influence, layers)
+        further, entries = write_bins(Path(folder), self)
+        names |= entries
+        write_result(Path(folder), names, self.info, self.tensors, self.to_pandas(), self.influence, layers, further)
 
     @classmethod
     def load(cls, folder: str | Path) -> ProbeResult:
@@ -388,7 +381,8 @@ class ProbeResult:
         """
         info, tensors, influence = read_result(Path(folder))
         names = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
-        result = cls(**names, tensors=tensors, info=info, influence=influence)
+        bins = read_bins(cls, Path(folder), info, names["rows"])
+        result = cls(**names, tensors=tensors, info=info, influence=influence, bins=bins)
         if note := result.places.note:
             warnings.warn(f"{folder}: {note}", stacklevel=2)
         return result

@@ -1,7 +1,8 @@
 """The files of a result: written, read back, checked, and converted from older formats.
 
 A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safetensors` (the tensors), `documents.parquet`
-where intervals were measured (see `softh_probe.influence`), and `result.json` (names, settings and checksums), which is
+where intervals were measured (see `softh_probe.influence`), files of bins of positions where these were measured (see
+`softh_probe.by_position_files`), and `result.json` (names, settings and checksums), which is
 written last. A result that names no recipe of its anchors is of the published
 draw, and is read with that name. Formats of `result.json`:
 
@@ -98,6 +99,7 @@ def write_result(
     table: pd.DataFrame,
     influence: DocumentInfluence | None = None,
     layers: Sequence[int] = (),
+    further: Mapping[str, str] | None = None,
 ) -> None:
     """Write layers.csv, layers.parquet, sums.safetensors, documents.parquet if there is one, and, last, result.json.
 
@@ -110,15 +112,16 @@ def write_result(
         tensors: those of `SHAPES`, and those of `OPTIONAL` that were measured.
         table: the tidy table.
         influence: that of the documents, where intervals were measured; layers: index of each row in the model.
+        further: SHA-256 of further files of the result by name; they are there.
     """
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     sums = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     files = {
-        LAYERS_CSV: _write(folder / LAYERS_CSV, lambda path: table.to_csv(path, index=False)),
-        LAYERS_PARQUET: _write(folder / LAYERS_PARQUET, lambda path: table.to_parquet(path, index=False)),
+        **write_table(folder, table, LAYERS_CSV, LAYERS_PARQUET),
         SUMS: bytes_sha256(sums),
+        **(further or {}),
     }
     write_bytes(folder / SUMS, sums)  # safetensors' save_file would deny other users access
     (folder / DOCUMENTS_PARQUET).unlink(missing_ok=True)
@@ -127,6 +130,14 @@ def write_result(
     head = {"files": files, **names}
     text = json.dumps(sealed({**head, **info, **head}), indent=2, ensure_ascii=False)
     write_text(folder / RESULT_JSON, f"{text}\n")
+
+
+def write_table(folder: Path, table: pd.DataFrame, csv: str, parquet: str) -> dict[str, str]:
+    """Write a table as two files of these names; give the SHA-256 of each."""
+    return {
+        csv: _write(folder / csv, lambda path: table.to_csv(path, index=False)),
+        parquet: _write(folder / parquet, lambda path: table.to_parquet(path, index=False)),
+    }
 
 
 def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], DocumentInfluence | None]:
@@ -301,13 +312,13 @@ def damaged(where: str, what: str) -> InputError:
     return InputError(f"{where}: the result is damaged: {what}; {remedy}")
 
 
-def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, file: str = SUMS) -> dict[str, Tensor]:
     """Check a result's tensors against its names, and convert them from older formats.
 
     Args:
         head: the content of result.json.
-        tensors: the content of sums.safetensors.
-        where: the result's folder, for error messages.
+        tensors: the content of sums.safetensors, or of another file.
+        where, file: the result's folder and that file's name, for error messages.
 
     Returns:
         The tensors of `SHAPES`, float64; NaN where an older version did not measure.
@@ -326,9 +337,9 @@ def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) 
         tensors["label_positions"] = tensors.pop("kept_positions")
     mass = tensors.get("mass")
     if mass is None or mass.ndim != 3 or mass.shape[1] < 1 or mass.shape[2] < 2:
-        raise damaged(where, "sums.safetensors holds no mass [rows, anchor sets, anchors]")
+        raise damaged(where, f"{file} holds no mass [rows, anchor sets, anchors]")
     if not mass.isfinite().all() or (mass < 0).any():
-        raise damaged(where, "sums.safetensors holds sums that are negative or not finite")
+        raise damaged(where, f"{file} holds sums that are negative or not finite")
     sizes = {"R": len(head["rows"]), "X": len(head["label_sets"]), "L": len(head["labels"])}
     sizes |= {"S": mass.shape[1], "M": mass.shape[2]}
     of_result = {**SHAPES, **{name: letters for name, letters in OPTIONAL.items() if name in tensors}}
@@ -339,7 +350,7 @@ def checked(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) 
         tensor = tensors.get(name)
         if tensor is None or list(tensor.shape) != expected or tensor.dtype != torch.float64:
             got = "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
-            raise damaged(where, f"sums.safetensors: {name}: expected torch.float64 {expected}, got {got}")
+            raise damaged(where, f"{file}: {name}: expected torch.float64 {expected}, got {got}")
     return {name: tensors[name] for name in of_result}
 
 

@@ -96,6 +96,7 @@ class DeviceAccumulator:
         self._valid: list[Tensor | None] = []
         self._logits_GNK: Tensor | None = None
         self._bags: tuple[Tensor, Tensor] | None = None
+        self._bins = [None if one is None else DeviceAccumulator(one) for one in labels.bins]
 
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
@@ -133,9 +134,12 @@ class DeviceAccumulator:
         if self._labels.number is not None:
             rows_GNK = self._with_waiting(layers, rows_GNK)
         if len(self._labels.bag_offsets) > 1:  # something counts
-            self._add_rows(layers, rows_GNK)
+            self.add_rows(layers, rows_GNK)
+        for b, adding in enumerate(self._bins):
+            if adding is not None:
+                adding.add_rows([sums.bins[b] for sums in layers], rows_GNK)
 
-    def _add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
+    def add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
         """Add the rows of sums of single positions to the sums of their layers."""
         labels = self._labels
         bags_GLK = self._sum_bags(rows_GNK)
@@ -212,11 +216,10 @@ class DeviceAccumulator:
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """Repeat bag positions and offsets for each layer; the layers' rows lie one after the other."""
-        assert self._logits_GNK is not None
         positions_E, offsets_L = self._labels.bag_positions, self._labels.bag_offsets
         n_positions, n_bags = len(positions_E), len(offsets_L) - 1
-        if self._bags is None:
-            layers_G1 = torch.arange(len(self._logits_GNK), dtype=torch.int32, device=positions_E.device).unsqueeze(1)
+        if self._bags is None or len(self._bags[1]) <= n_layers * n_bags:  # only the last groups have fewer layers
+            layers_G1 = torch.arange(n_layers, dtype=torch.int32, device=positions_E.device).unsqueeze(1)
             starts_G1 = n_positions * layers_G1
             offsets = torch.cat([(offsets_L[:-1] + starts_G1).flatten(), starts_G1[-1] + n_positions])
             self._bags = (positions_E + n_rows * layers_G1).flatten(), offsets

@@ -60,6 +60,8 @@ class Dispatch:
         n_carried: C, the waiting positions of earlier batches.
         held_positions: int64, positions that wait after this batch.
         made_from: the original in host memory, where this is a copy on an accelerator.
+        bins: dispatches of the bins of positions, whose sums are kept too; None where none of the batch's positions is
+            in a bin. Their positions are numbered as here.
     """
 
     shape: tuple[int, int]
@@ -88,6 +90,7 @@ class Dispatch:
     n_carried: int = 0
     held_positions: Tensor | None = None
     made_from: Dispatch | None = None
+    bins: tuple[Dispatch | None, ...] = ()
 
     @property
     def on_host(self) -> Dispatch:
@@ -107,7 +110,8 @@ class Dispatch:
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **tensors, made_from=self.on_host)
+        bins = tuple(one and one.to(device) for one in self.bins)
+        return dataclasses.replace(self, **tensors, made_from=self.on_host, bins=bins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +251,7 @@ def build_dispatch(
     n_carried: int = 0,
     held: np.ndarray | None = None,
     slots_B: np.ndarray | None = None,
+    like: Dispatch | None = None,
     **others: Any,
 ) -> Dispatch:
     """Build the dispatch of a batch from positions numbered 0 … B·T − 1, then C that waited.
@@ -262,6 +267,7 @@ def build_dispatch(
         n_carried: C.
         held: positions that wait after this batch.
         slots_B: slot of each sequence's document in the sample of documents; negative where it is not in it.
+        like: a dispatch of the same batch, some of whose computed positions these are; they are numbered as there.
         others: further attributes of `Dispatch`, as arrays or plain values.
     """
     n_fed = shape[0] * shape[1]
@@ -269,13 +275,11 @@ def build_dispatch(
     all_bags = [sequences, singletons, labels]
     ends = np.cumsum([len(bags.positions_E) for bags in all_bags])
     offsets = [bags.starts_L + start for bags, start in zip(all_bags, [0, *ends[:-1]], strict=True)]
-    is_used = np.zeros(n_fed + n_carried, dtype=bool)
-    is_used[sequences.positions_E] = True
-    is_used[held] = True
-    computed = np.flatnonzero(is_used[:n_fed])
+    used = np.concatenate([sequences.positions_E, held])
+    computed = _computed(n_fed, used) if like is None else like.computed
     numbers = np.arange(n_fed + n_carried)
-    if picks := len(computed) < DENSE_SHARE * n_fed:
-        numbers[computed] = np.arange(len(computed))
+    if computed is not None:
+        numbers[computed.numpy()] = np.arange(len(computed))
         numbers[n_fed:] -= n_fed - len(computed)
     given: dict[str, Any] = {
         "bag_positions": numbers[np.concatenate([bags.positions_E for bags in all_bags])].astype(np.int32),
@@ -287,4 +291,12 @@ def build_dispatch(
         **others,
     }
     given = {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in given.items()}
-    return Dispatch(shape=shape, computed=torch.from_numpy(computed) if picks else None, n_carried=n_carried, **given)
+    return Dispatch(shape=shape, computed=computed, n_carried=n_carried, **given)
+
+
+def _computed(n_fed: int, used: np.ndarray) -> Tensor | None:
+    """Choose the computed positions among those that are fed; None for all."""
+    is_used = np.zeros(n_fed, dtype=bool)
+    is_used[used[used < n_fed]] = True
+    computed = np.flatnonzero(is_used)
+    return torch.from_numpy(computed) if len(computed) < DENSE_SHARE * n_fed else None

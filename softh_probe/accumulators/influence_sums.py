@@ -130,7 +130,7 @@ class _DeviceInfluence(DeviceAccumulator):
         super().__init__(labels)
         self._documents, self._log_shares, self._found = labels, log_shares, found
 
-    def _add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
+    def add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
         own_GNS = position_entropy(rows_GNK, layers[0].n_sets)
         for sums, bags_LK, own_NS in zip(layers, self._sum_bags(rows_GNK), own_GNS, strict=True):
             self._found[sums] = self._of_layer(sums, bags_LK, own_NS)

@@ -16,7 +16,7 @@ from torch import Tensor
 from softh_probe.accumulators.dispatch import MergeMap
 from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.label_tables import LabelTables, columns
-from softh_probe.accumulators.row_labels import TableSizes
+from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import MAX_DOCUMENTS, N_REPLICATES
 
 
@@ -31,11 +31,16 @@ class LayerSums:
         sample      [R, S·M]  float32  assignments of a uniform sample of positions; zero in empty slots
         documents   [D, K]    float32  sums of each document of a sample of documents; zero in empty slots
 
+    and, where bins of positions are measured, the state of the sums of each, its keys behind "bin.0." and so on.
+
     Args:
         points_SMD: the anchors, on the layer's device.
         temperature: ε.
         host: the worker that fills the tables, if they are in host memory.
-        sizes: P, R, D and the rows of the tables.
+        sizes: P, R, D and the rows of the tables, and those of each bin of positions.
+
+    Attributes:
+        bins: the sums of each bin of positions.
     """
 
     #: Attributes that are the state, and their keys on disk.
@@ -73,6 +78,7 @@ class LayerSums:
             self.replicates = self.sums_XK[1 + sizes.n_singleton_sets :, :n_mass]
             self.sample = torch.zeros(sizes.n_sample, n_mass, dtype=torch.float32, device=here)
             self.documents = torch.zeros(sizes.n_documents, columns(*shape), dtype=torch.float32, device=here)
+        self.bins = tuple(LayerSums(points_SMD, temperature, host=host, sizes=of_bin) for of_bin in sizes.bins)
 
     @property
     def tables(self) -> LabelTables:
@@ -99,7 +105,10 @@ class LayerSums:
         """Copy the state, by its keys on disk."""
         owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
         found = {key: getattr(owner, name).clone() for state, owner in owners for name, key in state.items()}
-        return {**found, "documents": self.documents.clone()}
+        found["documents"] = self.documents.clone()
+        for b, sums in enumerate(self.bins):
+            found |= {f"bin.{b}.{key}": tensor for key, tensor in sums.state_dict().items()}
+        return found
 
     def load_state_dict(self, state: Mapping[str, Tensor], live_rows: Tensor | None = None) -> None:
         """Replace the sums by those of a state; of its live rows, take those that are named, if any are."""
@@ -107,6 +116,17 @@ class LayerSums:
             getattr(self, name).copy_(state[key])
         self._load_documents(state)
         self.tables.load(state, live_rows)
+        for b, sums in enumerate(self.bins):
+            start = f"bin.{b}."
+            sums.load_state_dict({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
+
+    def retire(self, rows: RowLabels) -> None:
+        """Add the live rows that are left after all batches of a plan to their buckets; the rows stay as they are."""
+        tables = self.tables
+        of_rows = (rows.retired_rows, rows.retired_buckets)
+        tables.retire(*(torch.from_numpy(array).to(tables.device) for array in of_rows))
+        for sums, of_bin in zip(self.bins, rows.bins.values(), strict=True):
+            sums.retire(of_bin)
 
     def _load_documents(self, state: Mapping[str, Tensor]) -> None:
         self.documents.zero_()

@@ -11,7 +11,7 @@ from torch import Tensor
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap
 from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.layer_sums import LayerSums
-from softh_probe.accumulators.row_labels import TableSizes
+from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.errors import ProbeError
 from softh_probe.estimators.anchors import Anchors
 
@@ -157,11 +157,10 @@ class ModelSums:
                 add_others(tensor)
             sums.load_state_dict(state)
 
-    def retire(self, layers: Iterable[str], rows: Tensor, buckets: Tensor) -> None:
+    def retire(self, layers: Iterable[str], rows: RowLabels) -> None:
         """Add live rows to their buckets, in layers that are given by name; the rows stay as they are."""
         for layer in layers:
-            tables = self._layers[layer].tables
-            tables.retire(rows.to(tables.device), buckets.to(tables.device))
+            self._layers[layer].retire(rows)
 
     def state(self, layers: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Give the state of each of the layers that were measured, copied when its turn comes."""

@@ -31,6 +31,7 @@ class TableSizes:
         n_sample: positions whose soft assignment is kept.
         n_documents: documents whose sums are kept.
         with_squares: whether buckets hold the squares too from which the error of a sample of labels is computed.
+        bins: sizes of the sums of each bin of positions, where these are measured too.
     """
 
     n_kept: int = 0
@@ -41,6 +42,7 @@ class TableSizes:
     n_sample: int = 0
     n_documents: int = 0
     with_squares: bool = False
+    bins: tuple[TableSizes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class RowLabels:
         sample_order: slots of the sample in the order of their positions' keys.
         document_sets: of each set of labels of whole documents, by its number, those of the sampled documents.
         retired_rows, retired_buckets: live rows that are retired when the shares of several processes are merged.
+        bins: the rows of each bin of positions by its name, where these are measured too.
     """
 
     set_names: list[str] = field(default_factory=list)
@@ -93,6 +96,7 @@ class RowLabels:
     document_sets: dict[int, DocumentSet] = field(default_factory=dict)
     retired_rows: np.ndarray = field(default_factory=_none)
     retired_buckets: np.ndarray = field(default_factory=_none)
+    bins: dict[str, RowLabels] = field(default_factory=dict)
 
     def sampling(self) -> dict[str, dict[str, Any]]:
         """Describe the labels of each set by name: how many there are, how many are followed, and the threshold.

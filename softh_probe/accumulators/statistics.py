@@ -6,7 +6,7 @@ Shape suffixes: X label sets, S anchor sets, M anchors, L labels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from softh_probe.accumulators.label_pools import CountTables, LabelPools, chunks
 from softh_probe.accumulators.label_tables import mass, position_entropy, weighted_entropy
 from softh_probe.accumulators.label_weights import BucketWeights, LiveWeights, bucket_weights, live_weights
 from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.position_labels import bins_as_labels, position_labels
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.sampling_error import (
     SamplingErrors,
@@ -32,6 +33,7 @@ from softh_probe.estimators.bias_correction import (
     null_information,
 )
 from softh_probe.estimators.soft_entropy import entropy
+from softh_probe.position_bins import ALL_BINS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class LayerStatistics:
             covered_positions_sampling_sd: [X], standard errors of these, as means over anchor sets, by the sampling of
             labels; 0 where all labels are followed.
         label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
+        bins: the statistics of each bin of positions by its name, where these are measured too, and, as `ALL_BINS`,
+            those of the bins as labels of all positions.
     """
 
     mass: Tensor
@@ -80,6 +84,11 @@ class LayerStatistics:
     covered_positions_sampling_sd: Tensor
     label_positions: Tensor
     label_entropy: Tensor
+    bins: dict[str, LayerStatistics] = field(default_factory=dict)
+
+
+#: Names of the tensors among them.
+TENSORS = tuple(one.name for one in fields(LayerStatistics) if one.name != "bins")
 
 
 def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
@@ -89,6 +98,16 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         sums: the layer's running sums.
         rows: the label of each of their rows.
     """
+    found = _statistics(sums, rows)
+    if not rows.bins:
+        return found
+    named = zip(rows.bins.items(), sums.bins, strict=True)
+    bins = {name: _statistics(of_bin, labels) for (name, labels), of_bin in named}
+    of_all = _statistics(bins_as_labels(sums), position_labels(rows))
+    return replace(found, bins={**bins, ALL_BINS: of_all})
+
+
+def _statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     layer = _Layer.read(sums, rows)
     n_sets, n_anchors = layer.shape
     total, positions = layer.total, layer.total[-1]

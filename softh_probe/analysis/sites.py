@@ -28,7 +28,8 @@ def of_site(result: ProbeResult, site: str) -> ProbeResult:
     names = [result.rows[row] for row in kept]
     tensors = {name: value[kept] for name, value in result.tensors.items()}
     influence = None if result.influence is None else _of_rows(result.influence, names)
-    return replace(result, rows=names, tensors=tensors, influence=influence)
+    bins = {name: of_site(of_bin, site) for name, of_bin in result.bins.items()}
+    return replace(result, rows=names, tensors=tensors, influence=influence, bins=bins)
 
 
 def ordered_sites(sites: Collection[str]) -> list[str]:

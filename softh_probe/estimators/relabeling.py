@@ -42,7 +42,7 @@ DOCUMENTS_PER_LABEL, FEWEST_DOCUMENTS_PER_LABEL, MAX_VIRTUAL_DOCUMENTS = 64, 16,
 #: null is low by more than relabelings differ.
 MOST_LABELS_OF_SAMPLE = MAX_VIRTUAL_DOCUMENTS // DOCUMENTS_PER_LABEL
 #: Informations that differ by less are equal: the observed one is computed in another way, from float32 sums.
-RELATIVE_ROUNDING, ROUNDING_NATS = 1e-6, 1e-9
+RELATIVE_ROUNDING, ROUNDING_NATS = 1e-6, 5e-7
 #: Values of a temporary tensor: what fits a CPU's cache, and what keeps an accelerator busy (16 MB in float32).
 _CPU_VALUES, _GPU_VALUES = 1 << 17, 1 << 22
 _BLOCK = 128

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,9 @@ SHARE_OF_FREE = 0.8
 
 #: Name for the sums that do not depend on labels: totals, bootstrap replicates and samples.
 ALL_POSITIONS = "all positions"
+
+#: Name for the sums of all bins of positions.
+BINS = "by position"
 
 #: Name for the rows that the n-grams of all sets share in a streamed run.
 NGRAMS = "n-grams, at most"
@@ -201,10 +204,12 @@ def place_sums(
         InputError: there is not as much memory as they take; the message says how many label
             rows would fit, and which label sets to leave out.
     """
+    of_bins = [_bytes_by_set(of_bin, n_anchors, anchor_sets) for of_bin in plan.bins.values()]
+    sizes = _bytes_by_set(plan, n_anchors, anchor_sets)
     memory = _placed(
-        _bytes_by_set(plan, n_anchors, anchor_sets),
-        {ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.labels_by_set.tolist(), strict=True))},
-        {ALL_POSITIONS: 0, **dict(zip(plan.set_names, plan.rows_by_set.tolist(), strict=True))},
+        sizes | ({BINS: sum(size for of_bin in of_bins for size in of_bin.values())} if of_bins else {}),
+        _by_set(plan, lambda one: one.labels_by_set),
+        _by_set(plan, lambda one: one.rows_by_set),
         _sampling(plan),
         devices,
         sums_memory_gb,
@@ -214,7 +219,7 @@ def place_sums(
     )
     n_columns, n_layers, n = columns(anchor_sets, n_anchors), len(devices), plan.allocation
     squares = n_layers * 8 * N_SQUARES * len(n.bucket_sets) * (not n.is_sampled)
-    _check(memory, plan.rows_of_ngrams, n_columns, squares)
+    _check(memory, 0 if plan.bins else plan.rows_of_ngrams, n_columns, squares)
     return memory
 
 
@@ -261,7 +266,7 @@ def place_streamed_sums(
 
 def _placed(
     bytes_by_set: dict[str, int],
-    labels_by_set: dict[str, int | None],
+    labels_by_set: Mapping[str, int | None],
     rows_by_set: dict[str, int],
     sampling: dict[str, SetSampling],
     devices: Mapping[str, torch.device],
@@ -286,7 +291,7 @@ def _placed(
             on_host |= set(layers[max(0, budgets[place] - anchors.get(place, 0)) // max(size, 1) :])
     return SumsMemory(
         bytes_by_set=bytes_by_set,
-        labels_by_set=labels_by_set,
+        labels_by_set=dict(labels_by_set),
         rows_by_set=rows_by_set,
         sampling=sampling,
         devices=dict(devices),
@@ -355,12 +360,25 @@ def _bytes_of_positions(n_anchors: int, anchor_sets: int, n_sample: int, n_docum
     return 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * n_sample + 4 * n_columns * n_documents
 
 
+def _by_set(plan: Plan, count: Callable[[Plan], np.ndarray]) -> dict[str, int]:
+    """Count something of each label set, and of all bins together."""
+    of_bins = {BINS: sum(int(count(of_bin).sum()) for of_bin in plan.bins.values())} if plan.bins else {}
+    return {ALL_POSITIONS: 0, **dict(zip(plan.set_names, count(plan).tolist(), strict=True)), **of_bins}
+
+
 def _sampling(plan: Plan) -> dict[str, SetSampling]:
     values = plan.followed_by_set.tolist(), plan.allocation.thresholds.tolist(), plan.expected_errors.tolist()
-    return {
+    found = {
         name: SetSampling(followed=followed, threshold=threshold, expected_se=error)
         for name, followed, threshold, error in zip(plan.set_names, *values, strict=True)
     }
+    if of_bins := [sampling for of_bin in plan.bins.values() for sampling in _sampling(of_bin).values()]:
+        found[BINS] = SetSampling(
+            followed=_sum(sampling.followed for sampling in of_bins),
+            threshold=_max(sampling.threshold for sampling in of_bins),
+            expected_se=_max(sampling.expected_se for sampling in of_bins),
+        )
+    return found
 
 
 def _fewer_rows(memory: SumsMemory, n_rows: int, n_columns: int, further: int) -> int:
@@ -378,13 +396,15 @@ def _too_much(memory: SumsMemory, fewer_rows: int) -> str:
     for name, size in sorted(memory.bytes_by_set.items(), key=lambda item: -item[1]):
         if excess <= 0:
             break
-        if name in (ALL_POSITIONS, NGRAMS):
+        if name in (ALL_POSITIONS, NGRAMS, BINS):
             continue
         dropped.append(f"{name} ({n * size / GIB:.2f} GiB)")
         excess -= n * size
     places = ", ".join(f"{size / GIB:.2f} on {place}" for place, size in memory.budgets.items())
     remedies = [f"set --label-rows {fewer_rows}, for a sample of labels"] if fewer_rows else []
     remedies += [f"leave out of labels: {', '.join(dropped)}"] if dropped else []
+    if BINS in memory.bytes_by_set:
+        remedies.insert(0, f"leave out --by-position ({n * memory.bytes_by_set[BINS] / GIB:.2f} GiB)")
     sites = "" if set(memory.rows_by_site) == {RESIDUAL} else ", sites"
     remedies.append(f"use fewer anchor sets{sites} or layers")
     return (

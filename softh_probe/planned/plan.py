@@ -7,6 +7,7 @@ checkpoints of a tokenizer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class Plan:
         seed: of the sample of labels that is followed where not all fit.
         within: the column within whose values labels of documents are exchanged for their null; None for none.
         intervals: hold the rows of label sets to the end, as far as they fit (`held_sets`).
+        like: a plan of the same tokens and batches, whose n-grams and keys are taken over.
 
     Attributes:
         batches: share by share.
@@ -64,8 +66,10 @@ class Plan:
         population: the positions that count.
         n_too_short: documents without a position at which all n-grams are defined; they are not run.
         n_left_out: other documents without a position that counts; they are not run either.
+        sequence_keys: uint64, for each document of the corpus, the hash of its tokens.
         source_keys: uint64, for each document of the corpus, the hash of the first window of what was read.
         document_keys: uint64, for each document of the corpus, what draws it in samples of documents (`sampling`).
+        bins: the plan of each bin of positions by its name, where these are measured too (`position_bins`).
 
     Raises:
         InputError: no position of any document counts, or a column has no label.
@@ -83,8 +87,10 @@ class Plan:
         seed: int = 0,
         within: str | None = None,
         intervals: bool = False,
+        like: Plan | None = None,
     ) -> None:
         self.corpus = corpus
+        self.bins: dict[str, Plan] = {}
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         dealt = [batches[share::n_shares] for share in range(n_shares)]
         self.batches = [batch for share in dealt for batch in share]
@@ -102,14 +108,40 @@ class Plan:
         if self.n_too_short + self.n_left_out == corpus.n_documents:
             raise InputError(NO_POSITION)
         starts = [share.start for share in self.shares]
-        self.allocation = allocation or allocate_rows(
-            corpus, label_sets, self.batches, per_label, starts, label_rows, seed, intervals
+        self.allocation: RowAllocation = allocation or allocate_rows(
+            corpus,
+            label_sets,
+            self.batches,
+            per_label,
+            starts,
+            label_rows,
+            seed,
+            intervals,
+            ngrams=None if like is None else like.allocation.ngrams,
         )
+        self._draw_keys(like)
         self._draw(within)
         self._without_documents = False
 
     def batch(self, index: int) -> Dispatch:
         """Build the dispatch of one batch, whose documents are right-padded to the longest."""
+        documents = self.batches[index]
+        weights_WB = poisson_weights(self.source_keys[documents])
+        found = self.dispatch(index, weights_WB)
+        bins = [
+            of_bin.dispatch(index, weights_WB, like=found) if of_bin.population.counts(documents).any() else None
+            for of_bin in self.bins.values()
+        ]
+        return replace(found, bins=tuple(bins))
+
+    def dispatch(self, index: int, weights_WB: np.ndarray, like: Dispatch | None = None) -> Dispatch:
+        """Build the dispatch of one batch without its bins of positions.
+
+        Args:
+            index: of the batch.
+            weights_WB: how often each bootstrap replicate drew each of its documents.
+            like: a dispatch of the same batch, by which its positions are numbered.
+        """
         n = self.allocation
         documents = self.batches[index]
         longest = int(self.corpus.lengths[documents].max())
@@ -127,7 +159,7 @@ class Plan:
             n_tokens=int(self.corpus.lengths[documents].sum()),
             n_counted=len(positions_N),
             sequences=in_pieces(positions_N // longest, positions_N),
-            weights_WB=poisson_weights(self.source_keys[documents]),
+            weights_WB=weights_WB,
             singletons=singletons,
             singleton_PL=singleton_PL,
             labels=bags,
@@ -141,12 +173,20 @@ class Plan:
             n_live=n.n_live,
             n_documents=self.n_documents,
             slots_B=self._documents.slots[documents],
+            like=like,
         )
 
-    def _draw(self, within: str | None) -> None:
-        """Draw the positions and the documents whose sums are kept, and compute the documents' keys."""
-        corpus, documents = self.corpus, np.concatenate(self.batches)
-        keys = np.zeros(corpus.n_documents, dtype=np.uint64)
+    def _draw_keys(self, like: Plan | None) -> None:
+        """Compute the keys of the documents, or take over those of another plan."""
+        self.sequence_keys: np.ndarray
+        self.source_keys: np.ndarray
+        self.document_keys: np.ndarray
+        if like is not None:
+            self.sequence_keys, self.source_keys = like.sequence_keys, like.source_keys
+            self.document_keys = like.document_keys
+            return
+        corpus = self.corpus
+        self.sequence_keys = keys = np.zeros(corpus.n_documents, dtype=np.uint64)
         for d in range(corpus.n_documents):
             keys[d] = sequence_key(corpus.document(d))
         _, first_window, source = np.unique(corpus.source, return_index=True, return_inverse=True)
@@ -154,6 +194,10 @@ class Plan:
         _, first_of_row, row = np.unique(corpus.rows, return_index=True, return_inverse=True)
         place = corpus.source - corpus.source[first_of_row][row]
         self.document_keys = document_keys(keys[first_of_row][row], corpus.rows, place)
+
+    def _draw(self, within: str | None) -> None:
+        """Draw the positions and the documents whose sums are kept."""
+        corpus, documents, keys = self.corpus, np.concatenate(self.batches), self.sequence_keys
         counts, places = self.population.counts(documents), self.population.places(documents)
         chosen = bottom_k(position_keys(np.repeat(keys[documents], counts), places), SAMPLE_SIZE)
         in_order = np.argsort(chosen)
@@ -194,6 +238,7 @@ class Plan:
             document_sets=({} if self._without_documents else self._documents.sets(self.corpus, self.label_sets, n)),
             retired_rows=n.live_rows[retired],
             retired_buckets=n.bucket_of[retired],
+            bins={name: of_bin.row_labels() for name, of_bin in self.bins.items()},
         )
 
     def table_sizes(self) -> TableSizes:
@@ -207,6 +252,7 @@ class Plan:
             n_sample=self.n_sample,
             n_documents=self.n_documents,
             with_squares=n.is_sampled,
+            bins=tuple(of_bin.table_sizes() for of_bin in self.bins.values()),
         )
 
     def fresh(self) -> Plan:

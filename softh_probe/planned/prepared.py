@@ -14,6 +14,7 @@ from softh_probe.hashing import arrays_sha256
 from softh_probe.labels import parse_label_sets
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.population import Population
+from softh_probe.planned.position_bins import plan_bins
 from softh_probe.planned.row_allocation import RowAllocation
 
 #: Ways to group documents into batches: of similar lengths, with padding; of equal lengths, without; one by one.
@@ -43,7 +44,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
     """Group a corpus into batches and allocate the rows of its labels, or load the allocation from the cache.
 
     Args:
-        config: the run's configuration: label sets, their rows, seed, tokens of a batch, cache.
+        config: the run's configuration: label sets, their rows, seed, tokens of a batch, bins of positions, cache.
         corpus: the tokenised documents.
         n_processes: processes that share the batches.
         batching: one of the `BATCHINGS`.
@@ -88,4 +89,14 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
     )
     if not stored:
         cache.store("plan", key, plan.allocation.arrays(), {})
+    if config.by_position:
+        plan.bins = plan_bins(
+            plan,
+            batches,
+            config.per_label,
+            n_processes,
+            label_rows=config.label_rows,
+            seed=config.seed,
+            within=config.permute_within,
+        )
     return plan

@@ -167,6 +167,11 @@ def ngram_ids(tokens: np.ndarray, offsets: np.ndarray, max_order: int) -> list[n
     return ids
 
 
+def _ngrams(corpus: Corpus, label_sets: Sequence[LabelSet]) -> list[np.ndarray]:
+    highest = max((s.order for s in label_sets), default=0)
+    return ngram_ids(corpus.tokens, corpus.offsets, highest) if highest else []
+
+
 def label_ids(
     corpus: Corpus, population: Population, ngrams: Sequence[np.ndarray], label_set: LabelSet, documents: Any
 ) -> np.ndarray:
@@ -188,6 +193,7 @@ def allocate_rows(
     label_rows: LabelRows = "all",
     seed: int = 0,
     intervals: bool = False,
+    ngrams: list[np.ndarray] | None = None,
 ) -> RowAllocation:
     """Number the labels of all sets and allocate their rows.
 
@@ -201,12 +207,12 @@ def allocate_rows(
             where their labels need more, a sample takes part. "all" is no limit.
         seed: of the sample.
         intervals: hold the rows of label sets to the end, as far as they fit (`held_sets`).
+        ngrams: the ids of the n-grams of all orders, where they are known (`ngram_ids`).
 
     Raises:
         InputError: a column has no label anywhere.
     """
-    orders = [s.order for s in label_sets]
-    ngrams = ngram_ids(corpus.tokens, corpus.offsets, max(orders)) if any(orders) else []
+    ngrams = _ngrams(corpus, label_sets) if ngrams is None else ngrams
     population = Population(corpus, label_sets)
 
     lifetimes_in = partial(_lifetimes, corpus, population, ngrams, label_sets)

@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 from softh_probe.analysis.alignment import equally_deep
 from softh_probe.analysis.sites import HEADS, lead_site, lines_of, of_site
-from softh_probe.labels import ORDERS
+from softh_probe.labels import DIRECTIONS, ORDERS
+from softh_probe.metrics import levels_of
 from softh_probe.report.figure_style import (
     COLOURS,
     DEPTH_AXIS,
@@ -38,6 +39,8 @@ from softh_probe.report.figure_style import (
 )
 from softh_probe.report.label_samples import TOLD
 from softh_probe.report.page_data import MOST_LABELS, UNIT_NAMES
+from softh_probe.report.position_figures import information_by_position
+from softh_probe.report.share_figures import shares_by_layer
 from softh_probe.report.site_figures import heads_by_layer, sites_by_layer
 from softh_probe.result import ProbeResult
 
@@ -259,6 +262,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "chance": _of_lead(chance_by_layer),
     "optimality": _of_lead(optimality_by_layer),
     "plane": _of_lead(information_plane),
+    "shares": _of_lead(shares_by_layer),
+    "by_position": _of_lead(information_by_position),
     "sites": sites_by_layer,
     "heads": heads_by_layer,
 }
@@ -269,6 +274,8 @@ def figures_of(result: ProbeResult) -> list[str]:
     orders, sets = bool(_orders(result)), bool(result.label_sets)
     missing = {"optimality", "plane"} if not orders else set()
     missing |= {"information", "chance"} if not sets else set()
+    missing |= {"by_position"} if not (result.bins and sets) else set()
+    missing |= {"shares"} if not any(levels_of(d, result.label_sets) for d in DIRECTIONS) else set()
     missing |= {"heads"} if HEADS not in result.sites else set()
     missing |= {"sites"} if len(lines_of(result)) < 2 else set()
     if lead_site(result) == HEADS:  # lines of many heads cannot be told apart

@@ -10,9 +10,11 @@ import numpy as np
 from softh_probe.analysis.layers import Extreme, extreme
 from softh_probe.analysis.sites import lead_site, of_site
 from softh_probe.errors import abbreviated
-from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
+from softh_probe.labels import COLUMN_PREFIX, DIRECTIONS, NGRAM_SETS, ORDERS
 from softh_probe.report.document_chance import document_chance
 from softh_probe.report.page_data import values_by_key
+from softh_probe.report.position_words import position_line
+from softh_probe.report.share_words import share_words
 from softh_probe.result import ProbeResult
 
 #: Most layers that are listed as not distinguishable from the highest one.
@@ -88,11 +90,37 @@ def _of_one(result: ProbeResult) -> list[Finding]:
         name = f"{direction}_{order}"
         if name in result.label_sets:
             found.append(_information(result, means, name, question, tokens))
+    found += [*_context(result), *_positions(result)]
     for name in result.label_sets:
         if name not in NGRAM_SETS and len(found) < 4:
             column = name.removeprefix(COLUMN_PREFIX)
             found.append(_information(result, means, name, f"What do layers say of {column}?", column))
     return found
+
+
+def _context(result: ProbeResult) -> list[Finding]:
+    """Say which share of the ceiling each order of n-grams adds, where several orders were measured."""
+    said = [(direction, share_words(result, direction)) for direction in DIRECTIONS]
+    known = [(direction, words) for direction, words in said if words is not None]
+    if not known:
+        return []
+    texts = [f"{direction}, {words.layer}: {words.shares}" for direction, words in known]
+    return [
+        Finding(
+            "How much do longer contexts add?",
+            "; ".join(f"{direction} {words.added}" for direction, words in known),
+            f"Shares of the ceiling, where longer n-grams add the most: {'; '.join(texts)}.",
+        )
+    ]
+
+
+def _positions(result: ProbeResult) -> list[Finding]:
+    """Say how information changes with the position, where bins of positions were measured."""
+    line = position_line(result)
+    if line is None:
+        return []
+    _, _, text = line.partition(": ")
+    return [Finding("Does it grow with the position?", f"{len(result.bins) - 1} bins", f"{text[0].upper()}{text[1:]}.")]
 
 
 def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, question: str, of_what: str) -> Finding:

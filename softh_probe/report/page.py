@@ -35,6 +35,7 @@ from softh_probe.report.page_data import (
     title_of,
     warnings_of,
 )
+from softh_probe.report.position_words import position_data
 from softh_probe.report.site_data import heads_data, site_data
 from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_data import Sweep
@@ -42,7 +43,7 @@ from softh_probe.report.sweep_files import SWEEP_PARQUET, read_sweep
 from softh_probe.result import ProbeResult
 
 REPORT_HTML = "report.html"
-_SCRIPTS = ("base.js", "table.js", "runs.js", "sweep.js", "start.js")
+_SCRIPTS = ("base.js", "table.js", "shares.js", "positions.js", "runs.js", "sweep.js", "start.js")
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_different: bool = False) -> Path:
@@ -113,6 +114,8 @@ def run_page(result: ProbeResult) -> str:
     title = title_of(result)
     lines = lines_of(result)
     several = len(lines) > 1
+    runs = [site_data(result, site, site.replace("_", " ") if several else title) for site in lines]
+    runs[0]["by_position"] = position_data(of_site(result, lines[0]))
     return _render(
         "sites" if several else "run",
         title=title,
@@ -126,7 +129,7 @@ def run_page(result: ProbeResult) -> str:
         data={
             "kind": "sites" if several else "run",
             "by_depth": False,
-            "runs": [site_data(result, site, site.replace("_", " ") if several else title) for site in lines],
+            "runs": runs,
             **heads_data([result], [title]),
         },
     )
@@ -230,6 +233,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         has_labels=any(run["labels"] for run in data.get("runs", [])[:1]),
         has_intervals=any("se" in of for one in series for of in one.values()),
         has_optimality=any(key.startswith("optimality|") for one in series for key in one),
+        has_shares=any(key.startswith("information_share|") for one in series for key in one),
         **values,
     )
 

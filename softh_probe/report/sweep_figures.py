@@ -29,6 +29,7 @@ from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from softh_probe.errors import InputError
 from softh_probe.labels import ORDERS
+from softh_probe.metrics import METRICS
 from softh_probe.report.figure_style import (
     NotebookFigure,
     heat_map,
@@ -44,7 +45,7 @@ from softh_probe.report.figure_style import (
 from softh_probe.report.page_data import UNIT_NAMES
 
 _UNIT = UNIT_NAMES["efficiency"]
-_RATIOS = ("coverage", "regularity", "optimality", "optimality_corrected")
+_RATIOS = tuple(metric.name for metric in METRICS if not metric.has_unit)
 LAYER_AXIS = "layer (0: embeddings; last: final norm)"
 _STEP_AXIS = "training step (log scale)"
 #: Most checkpoints whose paths through the information plane are drawn.

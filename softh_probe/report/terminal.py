@@ -17,6 +17,8 @@ from softh_probe.analysis.sites import HEADS, lines_of, of_site
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.facts import policy_lines
 from softh_probe.report.label_samples import sample_line
+from softh_probe.report.position_words import position_line
+from softh_probe.report.share_words import share_lines
 from softh_probe.report.wide_table import wide_table
 from softh_probe.result import ProbeResult
 
@@ -35,7 +37,12 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     below, elsewhere on standard error.
     """
     file = file or sys.stdout
-    notes = [*policy_lines(result), *chance_lines(result), *filter(None, [sample_line(result)])]
+    notes = [
+        *policy_lines(result),
+        *chance_lines(result),
+        *share_lines(result),
+        *filter(None, [position_line(result), sample_line(result)]),
+    ]
     if not file.isatty():
         table = wide_table(result)
         print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"), file=file)

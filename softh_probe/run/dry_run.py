@@ -27,7 +27,7 @@ from softh_probe.models.describe import describe_layers, load_body_skeleton, wei
 from softh_probe.models.lengths import longest_document
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
-from softh_probe.planned.memory import ALL_POSITIONS, GIB, SumsMemory
+from softh_probe.planned.memory import ALL_POSITIONS, BINS, GIB, SumsMemory
 from softh_probe.planned.prepared import PADDED
 from softh_probe.positions import describe_policy
 from softh_probe.run.document_length import record_max_length, with_max_length
@@ -86,7 +86,7 @@ class DryRun:
                     **dataclasses.asdict(memory.sampling[name]),
                 }
                 for name in memory.labels_by_set
-                if name != ALL_POSITIONS
+                if name not in (ALL_POSITIONS, BINS)
             },
             "sums_memory": {**memory.info(), "total_gib": sum(memory.bytes_by_place.values()) / GIB},
             "layers": {layer: str(device) for layer, device in self.layers.items()},

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from softh_probe.by_position_files import FILES
 from softh_probe.errors import InputError
 from softh_probe.result_files import DOCUMENTS_PARQUET, RESULT_JSON, is_result
 
@@ -48,7 +49,7 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         try:
             _clear(work)  # files of a killed run
             yield work
-            for name in (RESULT_JSON, DOCUMENTS_PARQUET):  # a result without intervals has no influences
+            for name in (RESULT_JSON, DOCUMENTS_PARQUET, *FILES):  # the new result may have no intervals and no bins
                 (target / name).unlink(missing_ok=True)
             # result.json marks results as complete: it moves last.
             for file in sorted(_files(work), key=lambda file: file.name == RESULT_JSON):

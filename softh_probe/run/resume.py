@@ -146,6 +146,7 @@ def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
         "positions": ALL,
         "skip_special_tokens": False,
         "sites": [RESIDUAL],
+        "by_position": False,
     }
     return {**since, **config}
 

@@ -76,7 +76,7 @@ def test_a_column_of_a_single_value_is_told_once(config, tmp_path):
 def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, checkpoint, tmp_path):
     result = run(config(report=True, labels=["input_unigram", "output_unigram"], anchor_sets=2), progress=False)
     out = tmp_path / "out"
-    drawn = ("overview", "entropy", "information", "chance", "optimality", "plane")
+    drawn = ("overview", "entropy", "information", "chance", "optimality", "plane", "shares")
     figures = {f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")}
     names = {"config.yaml", "layers.csv", "layers.parquet", "report.html", "result.json"} | figures
     assert {path.name for path in out.iterdir()} == names | {"sums.safetensors"}

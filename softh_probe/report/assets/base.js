@@ -7,7 +7,7 @@ const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 /** The colour of a line, from the first (0) to the last (1); the end of the scale that the paper would swallow is left out. */
 const colourAlong = (share) => { const scale = DARK.matches ? VIRIDIS.slice(3) : VIRIDIS.slice(0, -1); return scale[Math.round(share * (scale.length - 1))]; };
-const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected"]);
+const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected", "information_share", "information_share_corrected", "residual", "residual_corrected"]);
 const METRICS = {
   mutual_information: "raw information",
   mutual_information_corrected: "corrected information",
@@ -17,6 +17,8 @@ const METRICS = {
   conditional_entropy: "conditional entropy",
   regularity: "regularity",
   coverage: "coverage",
+  information_share: "share of the ceiling that the order adds",
+  information_share_corrected: "share of the ceiling that the order adds, corrected",
 };
 const ORDERS = ["unigram", "bigram", "trigram", "quadgram"];
 let unit = "efficiency";

@@ -327,6 +327,10 @@ function buildRuns() {
   optimalityFigures();
   planeFigures();
   headFigures();
-  if (DATA.kind !== "comparison") labelFigures();
+  if (DATA.kind !== "comparison") {
+    sharesFigures();
+    positionFigure();
+    labelFigures();
+  }
   return DATA.kind === "comparison" ? [differenceTable(), layerTable()] : [layerTable()];
 }

@@ -43,12 +43,14 @@ function tableRow(cells) {
   }));
 }
 
-/** Columns of a table of layers: entropy, one metric of each label set, optimality; as [heading, key]. */
+/** Columns of a table of layers: entropy, one metric of each label set, optimality, what shares leave; as [heading, key]. */
 function tableColumns(labelSets, metric, series) {
   const columns = [["H(Z)", "entropy|"]];
   for (const name of labelSets) columns.push([plain(name), `${metric}|${name}`]);
   const optimality = metric === "mutual_information_corrected" ? "optimality_corrected" : "optimality";
   for (const order of ORDERS) columns.push([`optimality ${order}`, `${optimality}|${order}`]);
+  if (metric.startsWith("information_share")) // what the longest n-grams leave
+    for (const direction of ["input", "output"]) columns.push([`${direction} left`, `${metric.replace("information_share", "residual")}|${direction}`]);
   return columns.filter(([, key]) => key in series);
 }
 
