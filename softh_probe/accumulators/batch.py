@@ -16,17 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.assigned_layers import AssignedLayers, assigned_layers
 from softh_probe.accumulators.dispatch import Dispatch
-from softh_probe.accumulators.label_tables import add_bags, mass, position_entropy
+from softh_probe.accumulators.label_tables import add_bags
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.errors import ProbeError
-from softh_probe.estimators.soft_entropy import anchor_logits, assignments
-
-#: Limits on the layers of one group: their number, and the bytes of their logits on a CPU (whose caches are small) and
-#: on an accelerator. The later steps briefly take about four times as many bytes.
-MOST_LAYERS = 32
-MOST_BYTES = {"cpu": 2**22}
-MOST_BYTES_ELSEWHERE = 2**26
 
 
 class BatchAccumulator:
@@ -63,7 +57,7 @@ class BatchAccumulator:
 
     def add_waiting_only(self, sums: LayerSums) -> None:
         """Add the waiting positions of a layer, in a batch that has no others."""
-        self.add(sums, sums.points_SMD.new_empty(0, sums.dim))
+        self.add(sums, sums.projection.points_SMD.new_empty(0, sums.dim))
 
     def finish(self) -> None:
         """Add the last group of layers; sums are complete after this."""
@@ -92,44 +86,32 @@ class DeviceAccumulator:
         self.changed: list[LayerSums] = []
         self.added: list[LayerSums] = []
         self._labels = labels
-        self._layers: list[LayerSums] = []
-        self._valid: list[Tensor | None] = []
-        self._logits_GNK: Tensor | None = None
+        self._group: AssignedLayers | None = None
         self._bags: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Project a layer's hidden states; see `BatchAccumulator.add`."""
-        if self._layers and self._layers[0].host is not sums.host:
+        if self._group is not None and self._group.host is not sums.host:
             self._add_layers()
         h_ND = hidden.detach().reshape(-1, sums.dim)
         if self._labels.computed is not None:
             h_ND = h_ND.index_select(0, self._labels.computed)
-        if self._logits_GNK is None:
-            self._logits_GNK = self._new_logits(len(h_ND), sums)
-        out_NK = self._logits_GNK[len(self._layers)]
-        _, valid_N = anchor_logits(h_ND.float(), sums.points_SMD, sums.temperature, out=out_NK)
-        self._layers.append(sums)
-        self._valid.append(valid_N)
-        if len(self._layers) == len(self._logits_GNK):
+        if self._group is None:
+            self._group = assigned_layers(sums, len(h_ND), self._labels.n_carried)
+        self._group.add(sums, h_ND)
+        if self._group.is_full:
             self._add_layers()
 
     @torch.inference_mode()
     def finish(self) -> None:
         """Add the last group of layers."""
-        if self._layers:
-            self._add_layers()
-
-    def _new_logits(self, n: int, sums: LayerSums) -> Tensor:
-        n_mass = sums.n_sets * sums.n_anchors
-        most = MOST_BYTES.get(sums.points_SMD.device.type, MOST_BYTES_ELSEWHERE)
-        n_layers = most // (4 * max(n + self._labels.n_carried, 1) * n_mass)
-        return sums.points_SMD.new_empty(min(max(n_layers, 1), MOST_LAYERS), n, n_mass)
+        self._add_layers()
 
     def _add_layers(self) -> None:
-        layers, self._layers = self._layers, []
-        valid, self._valid = self._valid, []
-        rows_GNK = self._rows(layers, valid)
+        if self._group is None or self._group.is_empty:
+            return
+        layers, rows_GNK = self._group.take()
         if self._labels.number is not None:
             rows_GNK = self._with_waiting(layers, rows_GNK)
         if len(self._labels.bag_offsets) > 1:  # something counts
@@ -169,21 +151,6 @@ class DeviceAccumulator:
             for sums, documents_LK in zip(layers, documents_GLK, strict=True):
                 sums.documents.index_add_(0, labels.document_slots, documents_LK)
 
-    def _rows(self, layers: list[LayerSums], valid: list[Tensor | None]) -> Tensor:
-        """Compute the row of sums of each single position; zero where the hidden state has no direction."""
-        assert self._logits_GNK is not None
-        logits_GNK = self._logits_GNK[: len(layers)]
-        n_sets, n_anchors, n_columns = layers[0].n_sets, layers[0].n_anchors, layers[0].sums_XK.shape[1]
-        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], n_columns)
-        mass_GNSM = mass(rows_GNK, n_sets, n_anchors)
-        _, entropy_GNS = assignments(logits_GNK.unflatten(2, (n_sets, n_anchors)), out=mass_GNSM)
-        position_entropy(rows_GNK, n_sets).copy_(entropy_GNS)
-        rows_GNK[..., -1] = 1.0
-        for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
-            if valid_N is not None:
-                rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
-        return rows_GNK
-
     def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> Tensor:
         """Append the rows of positions that waited, and keep those of positions that wait after this batch."""
         labels = self._labels
@@ -212,11 +179,11 @@ class DeviceAccumulator:
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """Repeat bag positions and offsets for each layer; the layers' rows lie one after the other."""
-        assert self._logits_GNK is not None
+        assert self._group is not None
         positions_E, offsets_L = self._labels.bag_positions, self._labels.bag_offsets
         n_positions, n_bags = len(positions_E), len(offsets_L) - 1
         if self._bags is None:
-            layers_G1 = torch.arange(len(self._logits_GNK), dtype=torch.int32, device=positions_E.device).unsqueeze(1)
+            layers_G1 = torch.arange(self._group.most_layers, dtype=torch.int32, device=positions_E.device).unsqueeze(1)
             starts_G1 = n_positions * layers_G1
             offsets = torch.cat([(offsets_L[:-1] + starts_G1).flatten(), starts_G1[-1] + n_positions])
             self._bags = (positions_E + n_rows * layers_G1).flatten(), offsets

@@ -96,7 +96,7 @@ class InfluenceSums:
 def _log_shares(sums: LayerSums, rows: RowLabels) -> Tensor:
     """Compute log p̂ of all positions, and of those that have a label of each set: [A, S, M], float64."""
     total = torch.cat([sums.total.cpu().unsqueeze(0), labelled_sums(sums, rows)])
-    return _log_share(mass(total, sums.n_sets, sums.n_anchors)).to(sums.points_SMD.device)
+    return _log_share(mass(total, sums.n_sets, sums.n_anchors)).to(sums.device)
 
 
 def _log_share(mass_LSM: Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""Assign the hidden states of several layers to anchors, as they come, into rows of sums of single positions.
+
+A CPU computes each layer's logits as the layer runs, while its states are in the caches. An accelerator launches as few
+kernels as it can for each layer: the products with the anchors and the norms. The rest runs for all layers together.
+
+Shape suffixes: G layers, N positions, S anchor sets, M anchors, D width, K columns of a row of sums (see
+`softh_probe.accumulators.label_tables`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softh_probe.accelerators import is_accelerator
+from softh_probe.accumulators.host_offload import HostWorker
+from softh_probe.accumulators.label_tables import columns, mass, position_entropy
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.estimators.soft_entropy import anchor_logits, assignments
+
+#: Limits on the layers of one group: their number, and the bytes of their logits on a CPU (whose caches are small) and
+#: on an accelerator. The later steps briefly take about four times as many bytes.
+MOST_LAYERS = 32
+MOST_BYTES = 2**22
+MOST_BYTES_ELSEWHERE = 2**26
+#: Norms whose squares float32 holds with all their digits. On an accelerator states outside have no direction: to find
+#: their norm would take another read of all states.
+NORMS = (1e-15, 1e19)
+
+
+class AssignedLayers:
+    """The rows of sums of a group of layers, all on one CPU.
+
+    Args:
+        sums: of the first layer; all have as many anchors.
+        n: positions of each layer.
+        n_more: positions that are added to them later, for the memory that they take.
+    """
+
+    def __init__(self, sums: LayerSums, n: int, n_more: int) -> None:
+        n_products, self._shape = sums.projection.n_products, (sums.n_sets, sums.n_anchors)
+        n_layers = self.most_bytes() // (4 * max(n + n_more, 1) * n_products)
+        self.most_layers = min(max(n_layers, 1), MOST_LAYERS)
+        self._logits_GNK = sums.projection.points_SMD.new_empty(self.most_layers, n, n_products)
+        self._layers: list[LayerSums] = []
+        self._valid: list[Tensor | None] = []
+
+    @staticmethod
+    def most_bytes() -> int:
+        """Bytes that logits may take."""
+        return MOST_BYTES
+
+    @property
+    def host(self) -> HostWorker | None:
+        """The worker of the layers so far, if their tables are in host memory."""
+        return self._layers[0].host if self._layers else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no layer."""
+        return not self._layers
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other layer fits."""
+        return len(self._layers) == self.most_layers
+
+    def add(self, sums: LayerSums, h_ND: Tensor) -> None:
+        """Project the hidden states of the next layer."""
+        points_SMD, temperature = sums.projection.points_SMD, sums.projection.temperature
+        _, valid_N = anchor_logits(h_ND.float(), points_SMD, temperature, out=self._logits_GNK[len(self._layers)])
+        self._layers.append(sums)
+        self._valid.append(valid_N)
+
+    def take(self) -> tuple[list[LayerSums], Tensor]:
+        """Take the layers and their rows [G, N, K], zero where a hidden state has no direction; none is left."""
+        layers, self._layers = self._layers, []
+        rows_GNK = self._rows(self._logits_GNK[: len(layers)], layers)
+        rows_GNK[..., -1] = 1.0
+        self._leave_out(rows_GNK)
+        return layers, rows_GNK
+
+    def _rows(self, logits_GNK: Tensor, layers: list[LayerSums]) -> Tensor:
+        """Compute soft assignments and their entropies, in new rows whose last column is not set."""
+        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], columns(*self._shape))
+        _, entropy_GNS = assignments(logits_GNK.unflatten(2, self._shape), out=mass(rows_GNK, *self._shape))
+        position_entropy(rows_GNK, self._shape[0]).copy_(entropy_GNS)
+        return rows_GNK
+
+    def _leave_out(self, rows_GNK: Tensor) -> None:
+        """Empty the rows of states without direction."""
+        valid, self._valid = self._valid, []
+        for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
+            if valid_N is not None:
+                rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
+
+
+class LayersOnAccelerator(AssignedLayers):
+    """The rows of sums of a group of layers, all on one accelerator."""
+
+    def __init__(self, sums: LayerSums, n: int, n_more: int) -> None:
+        super().__init__(sums, n, n_more)
+        self._norms_GN = self._logits_GNK.new_empty(self._logits_GNK.shape[:2])
+
+    @staticmethod
+    def most_bytes() -> int:
+        """Bytes that logits may take."""
+        return MOST_BYTES_ELSEWHERE
+
+    def add(self, sums: LayerSums, h_ND: Tensor) -> None:
+        """Compute the products of the next layer with the anchors, and its norms."""
+        sums.projection.products(h_ND, out=self._logits_GNK[len(self._layers)])
+        torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=self._norms_GN[len(self._layers)])
+        self._layers.append(sums)
+
+    def _rows(self, logits_GNK: Tensor, layers: list[LayerSums]) -> Tensor:
+        n_sets = self._shape[0]
+        norms_GN = self._norms_GN[: len(layers)]
+        temperatures = {sums.projection.temperature for sums in layers}
+        if len(temperatures) == 1:
+            scale_GN = norms_GN * temperatures.pop()
+        else:  # states of different widths
+            scale_GN = torch.stack([n * s.projection.temperature for n, s in zip(norms_GN, layers, strict=True)])
+        logits_GNSM = logits_GNK.div_(scale_GN.unsqueeze(-1)).unflatten(2, self._shape)
+        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], columns(*self._shape))
+        log_q = torch.log_softmax(logits_GNSM, dim=-1, out=logits_GNSM)
+        q = torch.exp(log_q, out=mass(rows_GNK, *self._shape))
+        torch.sum(torch.special.entr(q, out=log_q), dim=-1, out=position_entropy(rows_GNK, n_sets))
+        return rows_GNK
+
+    def _leave_out(self, rows_GNK: Tensor) -> None:
+        least, most = NORMS
+        norms_GN = self._norms_GN[: len(rows_GNK)]
+        valid_GN = (norms_GN > least) & (norms_GN < most)  # not where one is NaN
+        rows_GNK.masked_fill_(~valid_GN.unsqueeze(-1), 0.0)
+
+
+def assigned_layers(sums: LayerSums, n: int, n_more: int) -> AssignedLayers:
+    """Make an empty group of layers for the device of sums; arguments are those of `AssignedLayers`."""
+    return (LayersOnAccelerator if is_accelerator(sums.device) else AssignedLayers)(sums, n, n_more)
