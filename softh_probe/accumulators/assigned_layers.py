@@ -9,6 +9,8 @@ Shape suffixes: G layers, N positions, S anchor sets, M anchors, D width, K colu
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,47 @@ MOST_BYTES_ELSEWHERE = 2**26
 #: Norms whose squares float32 holds with all their digits. On an accelerator states outside have no direction: to find
 #: their norm would take another read of all states.
 NORMS = (1e-15, 1e19)
+
+
+class PositionRows(NamedTuple):
+    """The rows of sums of the single positions of several layers.
+
+    Attributes:
+        rows_GNK: the rows.
+        flat_PK: the rows of all layers one after the other, and where `valid_GN` is known one more that nothing reads.
+        valid_GN: False where a hidden state has no direction, so that its row must not be added; None where such rows
+            are zero.
+    """
+
+    rows_GNK: Tensor
+    flat_PK: Tensor
+    valid_GN: Tensor | None = None
+
+    def emptied(self) -> PositionRows:
+        """Set the rows of states without direction to zero."""
+        if self.valid_GN is None:
+            return self
+        rows_GNK = self.rows_GNK.masked_fill_(~self.valid_GN.unsqueeze(-1), 0.0)
+        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Copy the rows of some positions [G, R, K]; zero where a state has no direction."""
+        chosen_GRK = self.rows_GNK.index_select(1, positions)
+        if self.valid_GN is not None:
+            chosen_GRK.masked_fill_(~self.valid_GN.index_select(1, positions).unsqueeze(-1), 0.0)
+        return chosen_GRK
+
+    def sum_bags(self, positions_E: Tensor, offsets_L: Tensor) -> Tensor:
+        """Sum rows bag by bag; positions are numbered over all layers: [L, K]."""
+        padding = None
+        if self.valid_GN is not None:
+            padding = len(self.flat_PK) - 1  # a row that bags leave out
+            is_valid_E = self.valid_GN.flatten().index_select(0, positions_E)
+            positions_E = positions_E.masked_fill(~is_valid_E, padding)
+        bags_LK: Tensor = torch.nn.functional.embedding_bag(
+            positions_E, self.flat_PK, offsets_L, mode="sum", include_last_offset=True, padding_idx=padding
+        )
+        return bags_LK
 
 
 class AssignedLayers:
@@ -72,27 +115,23 @@ class AssignedLayers:
         self._layers.append(sums)
         self._valid.append(valid_N)
 
-    def take(self) -> tuple[list[LayerSums], Tensor]:
-        """Take the layers and their rows [G, N, K], zero where a hidden state has no direction; none is left."""
+    def take(self) -> tuple[list[LayerSums], PositionRows]:
+        """Take the layers and their rows; none is left."""
         layers, self._layers = self._layers, []
-        rows_GNK = self._rows(self._logits_GNK[: len(layers)], layers)
-        rows_GNK[..., -1] = 1.0
-        self._leave_out(rows_GNK)
-        return layers, rows_GNK
+        return layers, self._rows(layers)
 
-    def _rows(self, logits_GNK: Tensor, layers: list[LayerSums]) -> Tensor:
-        """Compute soft assignments and their entropies, in new rows whose last column is not set."""
+    def _rows(self, layers: list[LayerSums]) -> PositionRows:
+        """Compute soft assignments and their entropies."""
+        logits_GNK = self._logits_GNK[: len(layers)]
         rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], columns(*self._shape))
         _, entropy_GNS = assignments(logits_GNK.unflatten(2, self._shape), out=mass(rows_GNK, *self._shape))
         position_entropy(rows_GNK, self._shape[0]).copy_(entropy_GNS)
-        return rows_GNK
-
-    def _leave_out(self, rows_GNK: Tensor) -> None:
-        """Empty the rows of states without direction."""
+        rows_GNK[..., -1] = 1.0
         valid, self._valid = self._valid, []
         for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
             if valid_N is not None:
                 rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
+        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
 
 
 class LayersOnAccelerator(AssignedLayers):
@@ -113,26 +152,23 @@ class LayersOnAccelerator(AssignedLayers):
         torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=self._norms_GN[len(self._layers)])
         self._layers.append(sums)
 
-    def _rows(self, logits_GNK: Tensor, layers: list[LayerSums]) -> Tensor:
-        n_sets = self._shape[0]
-        norms_GN = self._norms_GN[: len(layers)]
+    def _rows(self, layers: list[LayerSums]) -> PositionRows:
+        logits_GNK, norms_GN = self._logits_GNK[: len(layers)], self._norms_GN[: len(layers)]
         temperatures = {sums.projection.temperature for sums in layers}
         if len(temperatures) == 1:
             scale_GN = norms_GN * temperatures.pop()
         else:  # states of different widths
             scale_GN = torch.stack([n * s.projection.temperature for n, s in zip(norms_GN, layers, strict=True)])
         logits_GNSM = logits_GNK.div_(scale_GN.unsqueeze(-1)).unflatten(2, self._shape)
-        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], columns(*self._shape))
+        n_rows = norms_GN.numel()
+        flat_PK = logits_GNK.new_empty(n_rows + 1, columns(*self._shape))
+        rows_GNK = flat_PK[:n_rows].unflatten(0, norms_GN.shape)
         log_q = torch.log_softmax(logits_GNSM, dim=-1, out=logits_GNSM)
         q = torch.exp(log_q, out=mass(rows_GNK, *self._shape))
-        torch.sum(torch.special.entr(q, out=log_q), dim=-1, out=position_entropy(rows_GNK, n_sets))
-        return rows_GNK
-
-    def _leave_out(self, rows_GNK: Tensor) -> None:
+        torch.sum(torch.special.entr(q, out=log_q), dim=-1, out=position_entropy(rows_GNK, self._shape[0]))
+        rows_GNK[..., -1] = 1.0
         least, most = NORMS
-        norms_GN = self._norms_GN[: len(rows_GNK)]
-        valid_GN = (norms_GN > least) & (norms_GN < most)  # not where one is NaN
-        rows_GNK.masked_fill_(~valid_GN.unsqueeze(-1), 0.0)
+        return PositionRows(rows_GNK, flat_PK, (norms_GN > least) & (norms_GN < most))  # not where a norm is NaN
 
 
 def assigned_layers(sums: LayerSums, n: int, n_more: int) -> AssignedLayers:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.assigned_layers import AssignedLayers, assigned_layers
+from softh_probe.accumulators.assigned_layers import AssignedLayers, PositionRows, assigned_layers
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import add_bags
 from softh_probe.accumulators.layer_sums import LayerSums
@@ -111,22 +111,21 @@ class DeviceAccumulator:
     def _add_layers(self) -> None:
         if self._group is None or self._group.is_empty:
             return
-        layers, rows_GNK = self._group.take()
+        layers, rows = self._group.take()
         if self._labels.number is not None:
-            rows_GNK = self._with_waiting(layers, rows_GNK)
+            rows = self._with_waiting(layers, rows.emptied().rows_GNK)
         if len(self._labels.bag_offsets) > 1:  # something counts
-            self._add_rows(layers, rows_GNK)
+            self._add_rows(layers, rows)
 
-    def _add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
+    def _add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
         """Add the rows of sums of single positions to the sums of their layers."""
         labels = self._labels
-        bags_GLK = self._sum_bags(rows_GNK)
+        bags_GLK = self._sum_bags(rows)
         n_weighted = labels.weights_XL.shape[1]
         for sums, bags in zip(layers, bags_GLK[:, :n_weighted].double(), strict=True):
             sums.sums_XK.addmm_(labels.weights_XL, bags)
         if len(labels.sample_slots):
-            sampled_GRK = rows_GNK.index_select(1, labels.sample_positions)
-            for sums, sampled in zip(layers, sampled_GRK, strict=True):
+            for sums, sampled in zip(layers, rows.at(labels.sample_positions), strict=True):
                 sums.sample.index_copy_(0, labels.sample_slots, sampled[:, : sums.sample.shape[1]])
         if labels.document_slots is not None or labels.emptied_slots is not None:
             self.added += layers
@@ -151,7 +150,7 @@ class DeviceAccumulator:
             for sums, documents_LK in zip(layers, documents_GLK, strict=True):
                 sums.documents.index_add_(0, labels.document_slots, documents_LK)
 
-    def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> Tensor:
+    def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> PositionRows:
         """Append the rows of positions that waited, and keep those of positions that wait after this batch."""
         labels = self._labels
         assert labels.number is not None
@@ -166,15 +165,12 @@ class DeviceAccumulator:
             held_GCK = rows_GNK.index_select(1, labels.held_positions)
             for sums, held_CK in zip(layers, held_GCK, strict=True):
                 sums.waiting[labels.number] = held_CK
-        return rows_GNK
+        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
 
-    def _sum_bags(self, rows_GNK: Tensor) -> Tensor:
+    def _sum_bags(self, rows: PositionRows) -> Tensor:
         """Sum the rows of single positions bag by bag: [G, L, K]."""
-        positions_E, offsets_L = self._bags_of(len(rows_GNK), rows_GNK.shape[1])
-        bags_LK = torch.nn.functional.embedding_bag(
-            positions_E, rows_GNK.flatten(0, 1), offsets_L, mode="sum", include_last_offset=True
-        )
-        bags_GLK: Tensor = bags_LK.unflatten(0, (len(rows_GNK), -1))
+        n_layers, n_rows = rows.rows_GNK.shape[:2]
+        bags_GLK: Tensor = rows.sum_bags(*self._bags_of(n_layers, n_rows)).unflatten(0, (n_layers, -1))
         return bags_GLK
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from softh_probe.accelerators import is_accelerator
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap
 
 _ROWS_AT_ONCE = 65536
@@ -197,6 +198,8 @@ def weighted_entropy(mass_LSM: Tensor) -> Tensor:
     position has no distribution and no weight.
     """
     n = mass_LSM.sum(dim=-1).double()
+    if is_accelerator(mass_LSM.device):  # half the memory traffic there, but twice the time on a CPU
+        return torch.xlogy(n, n) + torch.special.entr(mass_LSM).sum(dim=-1)
     tiny = torch.finfo(mass_LSM.dtype).tiny
     return torch.xlogy(n, n) - mass_LSM.clamp_min(tiny).log_().mul_(mass_LSM).sum(dim=-1)
 
