@@ -50,7 +50,7 @@ SHAPES = {
 #: Operations that touch rows of their first tensor: where the rows' numbers and, if any, the values stand.
 _OF_ROWS = {"index_add_": (2, 3), "index_copy_": (2, 3), "index_fill_": (2, None)}
 _GATHERS = ("index_select", "embedding", "_embedding_bag", "_embedding_bag_forward_only")
-_FREE = ("empty", "new_empty", "detach", "device")
+_FREE = ("empty", "new_empty", "detach", "device", "lift_fresh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Roofline:
     """Tokens of a sequence."""
     anchor_sets: int = 1
     """Sets of 100 anchors."""
-    blocks: int | None = 6
+    blocks: int | None = None
     """Blocks that stand for all, to save time; null counts all."""
     bytes_per_second: float = 3.0e12
     """Bandwidth of the device's memory."""
@@ -137,8 +137,8 @@ class Count(TorchDispatchMode):
 
 def _is_alias(found: Any, args: tuple[Any, ...]) -> bool:
     """Tell whether an operation gave another view of what it took: reshape and the like copy where they must."""
-    storages = {t.untyped_storage()._cdata for t in _tensors(args)}
-    return all(t.untyped_storage()._cdata in storages for t in _tensors(found))
+    storages = {t.untyped_storage()._cdata for t in _tensors(args)}  # noqa: SLF001 - its identity
+    return all(t.untyped_storage()._cdata in storages for t in _tensors(found))  # noqa: SLF001
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -154,12 +154,10 @@ def _bytes(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: A
         values = of_rows if _OF_ROWS[name][1] is not None else 0
         return of_rows + values + (of_rows if name == "index_add_" else 0) + args[_OF_ROWS[name][0]].nbytes
     if name in _GATHERS:
-        table = next(
-            t for t in _tensors(args) if t.is_floating_point() or t.ndim == max(x.ndim for x in _tensors(args))
-        )
-        indices = [t for t in _tensors(args) if t is not table]
-        gathered = max((t.numel() for t in indices), default=0) * table[:1].nbytes
-        return written + min(table.nbytes, gathered) + sum(t.nbytes for t in indices)
+        table = max(_tensors(args), key=lambda t: (t.is_floating_point() and t.ndim > 1, t.nbytes))
+        others = [t for t in _tensors(args) if t is not table]
+        gathered = written if name == "index_select" else max(t.numel() for t in others) * table[:1].nbytes
+        return written + min(table.nbytes, gathered) + sum(t.nbytes for t in others)
     read = sum(t.nbytes for t in _tensors((args, {k: v for k, v in kwargs.items() if k != "out"})))
     in_place = name.endswith("_") and bool(_tensors(args))
     if in_place and name in ("copy_", "fill_", "zero_"):

@@ -92,13 +92,14 @@ class DeviceAccumulator:
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Project a layer's hidden states; see `BatchAccumulator.add`."""
-        if self._group is not None and self._group.host is not sums.host:
+        if self._group is not None and not self._group.goes_with(sums, hidden.dtype):
             self._add_layers()
+            self._group = None
         h_ND = hidden.detach().reshape(-1, sums.dim)
         if self._labels.computed is not None:
             h_ND = h_ND.index_select(0, self._labels.computed)
         if self._group is None:
-            self._group = assigned_layers(sums, len(h_ND), self._labels.n_carried)
+            self._group = assigned_layers(sums, h_ND.dtype, len(h_ND), self._labels.n_carried)
         self._group.add(sums, h_ND)
         if self._group.is_full:
             self._add_layers()

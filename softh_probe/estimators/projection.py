@@ -40,20 +40,22 @@ class Projection:
         """K, the number of anchors of all sets."""
         return self.n_sets * self.n_anchors
 
+    def n_parts(self, dtype: torch.dtype) -> int:
+        """Give the number of parts P that the products of states of a type come in."""
+        return 1 if self._halves_of(dtype) is None else 2
+
     def products(self, h_ND: Tensor, out: Tensor | None = None) -> Tensor:
-        """Compute h·w for hidden states of any float type: [N, K], float32.
+        """Compute the parts of h·w for hidden states of any float type: [N, P·K], float32; their sum is h·w.
 
         Args:
             h_ND: hidden states, on the device of the anchors.
-            out: buffer [N, K] for the products.
+            out: buffer [N, P·K] for the products.
         """
         halves_2KD = self._halves_of(h_ND.dtype)
-        if halves_2KD is None:
-            with full_float32(h_ND.device):
-                return torch.mm(h_ND.float(), self.points_SMD.flatten(0, 1).T, out=out)
-        both_N2K = _product(h_ND, halves_2KD)
-        high_NK, low_NK = both_N2K.tensor_split(2, dim=1)
-        return torch.add(high_NK, low_NK, out=out)
+        if halves_2KD is not None:
+            return _product(h_ND, halves_2KD, out)
+        with full_float32(h_ND.device):
+            return torch.mm(h_ND.float(), self.points_SMD.flatten(0, 1).T, out=out)
 
     def _halves_of(self, dtype: torch.dtype) -> Tensor | None:
         """Give the halves of the anchors in a type, high ones first: [2K, D]; None where products take float32."""
@@ -67,12 +69,12 @@ class Projection:
         return self._halves[dtype]
 
 
-def _product(h_ND: Tensor, w_KD: Tensor) -> Tensor:
+def _product(h_ND: Tensor, w_KD: Tensor, out: Tensor | None) -> Tensor:
     """Multiply in half precision and accumulate in float32."""
     try:
-        return torch.mm(h_ND, w_KD.T, out_dtype=torch.float32)
+        return torch.mm(h_ND, w_KD.T, out_dtype=torch.float32, out=out)
     except NotImplementedError:  # on a CPU
-        return torch.mm(h_ND.float(), w_KD.float().T)
+        return torch.mm(h_ND.float(), w_KD.float().T, out=out)
 
 
 def _gives_float32(halves_2KD: Tensor) -> bool:
