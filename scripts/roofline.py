@@ -22,31 +22,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jsonargparse import auto_cli
+from random_models import model_config, random_corpus
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoModel, LlamaConfig, Olmo2Config, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from softh_probe.accelerators import accelerator_path
 from softh_probe.accumulators.batch import BatchAccumulator
-from softh_probe.data.corpus import Corpus, length_batches
+from softh_probe.data.corpus import length_batches
 from softh_probe.estimators.anchors import Anchors
 from softh_probe.labels import NGRAM_SETS, parse_label_sets
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 
-#: Width, blocks, heads, key-value heads, width of the MLP, vocabulary.
-SHAPES = {
-    "smollm2-135m": (LlamaConfig, 576, 30, 9, 3, 1536, 49_152),
-    "olmo-2-1b": (Olmo2Config, 2048, 16, 16, 16, 8192, 100_352),
-    "olmo-2-7b": (Olmo2Config, 4096, 32, 32, 32, 11_008, 100_352),
-    "olmo-2-32b": (Olmo2Config, 5120, 64, 40, 8, 27_648, 100_352),
-}
 #: Operations that touch rows of their first tensor: where the rows' numbers and, if any, the values stand.
 _OF_ROWS = {"index_add_": (2, 3), "index_copy_": (2, 3), "index_fill_": (2, None)}
 _GATHERS = ("index_select", "embedding", "_embedding_bag", "_embedding_bag_forward_only")
@@ -203,36 +196,6 @@ def _counting_probe(count: Count) -> Iterator[None]:
             setattr(BatchAccumulator, name, own[name])
 
 
-def random_corpus(options: Roofline, vocabulary: int) -> Corpus:
-    """Make eight batches of documents, whose tokens are about as frequent as words of English."""
-    n_documents = 8 * options.sequences
-    drawn = np.random.default_rng(0).pareto(0.9, n_documents * options.tokens) * 20
-    return Corpus(
-        tokens=np.minimum(drawn.astype(np.int64), vocabulary - 1).astype(np.int32),
-        offsets=np.arange(n_documents + 1, dtype=np.int64) * options.tokens,
-        source=np.arange(n_documents, dtype=np.int32),
-        columns={},
-        n_read=n_documents,
-        n_empty=0,
-        n_truncated=0,
-    )
-
-
-def model_config(options: Roofline) -> PreTrainedConfig:
-    """Make the configuration of the shape, with as many blocks as are counted."""
-    kind, width, n_blocks, heads, kv_heads, inner, vocabulary = SHAPES[options.shape]
-    return kind(
-        hidden_size=width,
-        num_hidden_layers=n_blocks if options.blocks is None else min(n_blocks, options.blocks),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=inner,
-        vocab_size=vocabulary,
-        max_position_embeddings=4096,
-        pad_token_id=None,
-    )
-
-
 def _real(work: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function compute with values in the midst of fake tensors."""
 
@@ -250,9 +213,9 @@ def count(options: Roofline) -> dict[str, Any]:
         `model` and `probe`, each with seconds, kernels, bytes and flops of a layer; `share`, the probe's seconds over
         the model's; and `operations` of the probe, in microseconds of a layer.
     """
-    config = model_config(options)
+    config = model_config(options.shape, options.blocks)
     sets = parse_label_sets(NGRAM_SETS)
-    corpus = random_corpus(options, config.vocab_size)
+    corpus = random_corpus(8 * options.sequences, options.tokens, config.vocab_size)
     plan = Plan(corpus, sets, length_batches(corpus.lengths, options.sequences * options.tokens), label_rows=65_536)
     middle = len(plan.batches) // 2
     dispatch = plan.batch(middle)

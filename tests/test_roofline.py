@@ -12,12 +12,14 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "roofline.py"
 
 @pytest.fixture(scope="module")
 def roofline():
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("roofline", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["roofline"] = module  # its dataclasses look their names up there
     spec.loader.exec_module(module)
     yield module
     del sys.modules["roofline"]
+    sys.path.remove(str(SCRIPT.parent))
 
 
 def counted(roofline, work):
