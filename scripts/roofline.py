@@ -34,6 +34,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from softh_probe.accelerators import accelerator_path
 from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.label_tables import columns
 from softh_probe.data.corpus import length_batches
 from softh_probe.estimators.anchors import Anchors
 from softh_probe.labels import NGRAM_SETS, parse_label_sets
@@ -70,6 +71,8 @@ class Roofline:
     """FLOPs a second in float32, without tensor cores, and in float64."""
     kernel_seconds: float = 2.5e-6
     """Time to start a kernel."""
+    host_bytes_per_second: float = 25e9
+    """Bandwidth between the device and host memory, for label tables that lie there (--sums-memory-gb)."""
     json: str | None = None
     """File for all figures, as JSON."""
 
@@ -211,7 +214,8 @@ def count(options: Roofline) -> dict[str, Any]:
 
     Returns:
         `model` and `probe`, each with seconds, kernels, bytes and flops of a layer; `share`, the probe's seconds over
-        the model's; and `operations` of the probe, in microseconds of a layer.
+        the model's; `operations` of the probe, in microseconds of a layer; and `to_host`, bytes and seconds of the
+        copy of a layer's sums where its label tables lie in host memory. It runs beside the model.
     """
     config = model_config(options.shape, options.blocks)
     sets = parse_label_sets(NGRAM_SETS)
@@ -236,9 +240,12 @@ def count(options: Roofline) -> dict[str, Any]:
         Anchors.sample = anchors  # type: ignore[method-assign]
     n_blocks, n_layers = config.num_hidden_layers, len(probe.layers)
     found = {"model": counted.model.per_layer(n_blocks), "probe": counted.probe.per_layer(n_layers)}
+    n_label_bags = len(dispatch.bag_offsets) - 1 - dispatch.weights_XL.shape[1]
+    of_labels = n_label_bags * columns(options.anchor_sets, 100) * 4
     return {
         "options": asdict(options),
         **found,
+        "to_host": {"bytes": of_labels, "seconds": of_labels / options.host_bytes_per_second},
         "share": found["probe"]["seconds"] / found["model"]["seconds"],
         "operations": {name: 1e6 * t / n_layers for name, t in counted.probe.seconds.most_common()},
     }
@@ -256,6 +263,11 @@ def main(options: Roofline) -> None:
         )
     print(f"the probe costs {found['share']:.1%}; its operations in µs:")
     print(", ".join(f"{name} {us:.1f}" for name, us in found["operations"].items()))
+    to_host, block = found["to_host"], found["model"]["seconds"]
+    print(
+        f"with label tables in host memory, {to_host['bytes'] / 1e6:.0f} MB of a layer go there in "
+        f"{1e6 * to_host['seconds']:.0f} µs, {'hidden' if to_host['seconds'] < block else 'NOT hidden'} behind the model"
+    )
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2))
 

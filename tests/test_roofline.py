@@ -83,6 +83,13 @@ def test_a_layer_of_a_7b_model_costs_no_more(roofline, anchor_sets, most):
     )
 
 
+@pytest.mark.parametrize(("shape", "anchor_sets", "is_hidden"), [("olmo-2-7b", 8, True), ("smollm2-135m", 8, False)])
+def test_what_goes_to_host_memory_is_counted(roofline, shape, anchor_sets, is_hidden):
+    found = roofline.count(roofline.Roofline(shape=shape, anchor_sets=anchor_sets, blocks=2, sequences=16))
+    assert found["to_host"]["bytes"] % (4 * (100 * anchor_sets + anchor_sets + 1)) == 0
+    assert (found["to_host"]["seconds"] < found["model"]["seconds"]) == is_hidden
+
+
 def test_float32_states_take_one_product(roofline):
     found = roofline.count(roofline.Roofline(dtype="float32", blocks=2))
     assert found["probe"]["flops"] == pytest.approx(2 * 8192 * 4096 * 100, rel=0.01)
