@@ -263,10 +263,11 @@ def main(options: Roofline) -> None:
         )
     print(f"the probe costs {found['share']:.1%}; its operations in µs:")
     print(", ".join(f"{name} {us:.1f}" for name, us in found["operations"].items()))
-    to_host, block = found["to_host"], found["model"]["seconds"]
+    to_host = found["to_host"]
+    hidden = "hidden" if to_host["seconds"] < found["model"]["seconds"] else "NOT hidden"
     print(
         f"with label tables in host memory, {to_host['bytes'] / 1e6:.0f} MB of a layer go there in "
-        f"{1e6 * to_host['seconds']:.0f} µs, {'hidden' if to_host['seconds'] < block else 'NOT hidden'} behind the model"
+        f"{1e6 * to_host['seconds']:.0f} µs, {hidden} behind the model"
     )
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2))
