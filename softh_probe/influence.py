@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 #: Label set and metric.
 Name = tuple[str, str]
@@ -77,6 +75,9 @@ class DocumentInfluence:
             path: the file.
             layers: index of each row in the model.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         n_rows, n_documents = len(self.rows), len(self.documents)
         of_documents = {
             "document": self.documents,
@@ -109,6 +110,8 @@ class DocumentInfluence:
         Raises:
             OSError, ValueError, KeyError: the file is none of these.
         """
+        import pyarrow.parquet as pq
+
         table = pq.read_table(path)
         head: dict[str, Any] = json.loads(_text(table.schema.metadata)["softh_probe"])
         frame = table.to_pandas()

@@ -1,5 +1,6 @@
 """The example programs run and show what they promise."""
 
+import json
 import re
 import subprocess
 import sys
@@ -99,3 +100,35 @@ def test_the_fuzzer_notices_a_wrong_number_a_traceback_and_a_hang(tmp_path):
     for said in ("WrongError: 1 documents, another reader finds", "ZeroDivisionError", "TooLong: more than"):
         assert said in done.stdout
     assert len(list((tmp_path / "out/fuzz").glob("txt-0-*/case.txt"))) == 3
+
+
+def test_the_benchmark_of_gpus_runs_with_few_packages(tmp_path):
+    blocked = (
+        "datasets",
+        "pyarrow",
+        "jsonargparse",
+        "accelerate",
+        "submitit",
+        "matplotlib",
+        "plotly",
+        "gguf",
+        "jinja2",
+    )
+    options = ["--shape", "tiny", "--device", "cpu", "--sequences", "2", "--tokens", "64", "--batches", "4"]
+    program = f"""
+import importlib.util, runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in {blocked} else find(name, package)
+sys.path.insert(0, "{ROOT / "scripts"}")
+sys.argv = ["benchmark_gpu.py", *{options}, "--out", "found.json"]
+runpy.run_path("{ROOT / "scripts" / "benchmark_gpu.py"}", run_name="__main__")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True, text=True)
+    found = json.loads((tmp_path / "found.json").read_text())["conditions"]
+    assert found["probe, 8 sets"]["batch_ms"] > found["backbone"]["batch_ms"] > 0
+    assert found["probe, 1 set"]["hooks_host_us_per_layer"] > 0 == found["backbone"]["hooks_host_us_per_layer"]

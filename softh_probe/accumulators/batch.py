@@ -16,17 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.assigned_layers import AssignedLayers, PositionRows, assigned_layers
 from softh_probe.accumulators.dispatch import Dispatch
-from softh_probe.accumulators.label_tables import add_bags, mass, position_entropy
+from softh_probe.accumulators.label_tables import add_bags
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.errors import ProbeError
-from softh_probe.estimators.soft_entropy import anchor_logits, assignments
-
-#: Limits on the layers of one group: their number, and the bytes of their logits on a CPU (whose caches are small) and
-#: on an accelerator. The later steps briefly take about four times as many bytes.
-MOST_LAYERS = 32
-MOST_BYTES = {"cpu": 2**22}
-MOST_BYTES_ELSEWHERE = 2**26
 
 
 class BatchAccumulator:
@@ -63,7 +57,7 @@ class BatchAccumulator:
 
     def add_waiting_only(self, sums: LayerSums) -> None:
         """Add the waiting positions of a layer, in a batch that has no others."""
-        self.add(sums, sums.points_SMD.new_empty(0, sums.dim))
+        self.add(sums, sums.projection.points_SMD.new_empty(0, sums.dim))
 
     def finish(self) -> None:
         """Add the last group of layers; sums are complete after this."""
@@ -92,63 +86,51 @@ class DeviceAccumulator:
         self.changed: list[LayerSums] = []
         self.added: list[LayerSums] = []
         self._labels = labels
-        self._layers: list[LayerSums] = []
-        self._valid: list[Tensor | None] = []
-        self._logits_GNK: Tensor | None = None
+        self._group: AssignedLayers | None = None
         self._bags: tuple[Tensor, Tensor] | None = None
         self._bins = [None if one is None else DeviceAccumulator(one) for one in labels.bins]
 
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Project a layer's hidden states; see `BatchAccumulator.add`."""
-        if self._layers and self._layers[0].host is not sums.host:
+        if self._group is not None and not self._group.goes_with(sums, hidden.dtype):
             self._add_layers()
+            self._group = None
         h_ND = hidden.detach().reshape(-1, sums.dim)
         if self._labels.computed is not None:
             h_ND = h_ND.index_select(0, self._labels.computed)
-        if self._logits_GNK is None:
-            self._logits_GNK = self._new_logits(len(h_ND), sums)
-        out_NK = self._logits_GNK[len(self._layers)]
-        _, valid_N = anchor_logits(h_ND.float(), sums.points_SMD, sums.temperature, out=out_NK)
-        self._layers.append(sums)
-        self._valid.append(valid_N)
-        if len(self._layers) == len(self._logits_GNK):
+        if self._group is None:
+            self._group = assigned_layers(sums, h_ND.dtype, len(h_ND), self._labels.n_carried)
+        self._group.add(sums, h_ND)
+        if self._group.is_full:
             self._add_layers()
 
     @torch.inference_mode()
     def finish(self) -> None:
         """Add the last group of layers."""
-        if self._layers:
-            self._add_layers()
-
-    def _new_logits(self, n: int, sums: LayerSums) -> Tensor:
-        n_mass = sums.n_sets * sums.n_anchors
-        most = MOST_BYTES.get(sums.points_SMD.device.type, MOST_BYTES_ELSEWHERE)
-        n_layers = most // (4 * max(n + self._labels.n_carried, 1) * n_mass)
-        return sums.points_SMD.new_empty(min(max(n_layers, 1), MOST_LAYERS), n, n_mass)
+        self._add_layers()
 
     def _add_layers(self) -> None:
-        layers, self._layers = self._layers, []
-        valid, self._valid = self._valid, []
-        rows_GNK = self._rows(layers, valid)
+        if self._group is None or self._group.is_empty:
+            return
+        layers, rows = self._group.take()
         if self._labels.number is not None:
-            rows_GNK = self._with_waiting(layers, rows_GNK)
+            rows = self._with_waiting(layers, rows.emptied().rows_GNK)
         if len(self._labels.bag_offsets) > 1:  # something counts
-            self.add_rows(layers, rows_GNK)
+            self.add_rows(layers, rows)
         for b, adding in enumerate(self._bins):
             if adding is not None:
-                adding.add_rows([sums.bins[b] for sums in layers], rows_GNK)
+                adding.add_rows([sums.bins[b] for sums in layers], rows)
 
-    def add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
+    def add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
         """Add the rows of sums of single positions to the sums of their layers."""
         labels = self._labels
-        bags_GLK = self._sum_bags(rows_GNK)
+        bags_GLK = self._sum_bags(rows)
         n_weighted = labels.weights_XL.shape[1]
         for sums, bags in zip(layers, bags_GLK[:, :n_weighted].double(), strict=True):
             sums.sums_XK.addmm_(labels.weights_XL, bags)
         if len(labels.sample_slots):
-            sampled_GRK = rows_GNK.index_select(1, labels.sample_positions)
-            for sums, sampled in zip(layers, sampled_GRK, strict=True):
+            for sums, sampled in zip(layers, rows.at(labels.sample_positions), strict=True):
                 sums.sample.index_copy_(0, labels.sample_slots, sampled[:, : sums.sample.shape[1]])
         if labels.document_slots is not None or labels.emptied_slots is not None:
             self.added += layers
@@ -173,22 +155,7 @@ class DeviceAccumulator:
             for sums, documents_LK in zip(layers, documents_GLK, strict=True):
                 sums.documents.index_add_(0, labels.document_slots, documents_LK)
 
-    def _rows(self, layers: list[LayerSums], valid: list[Tensor | None]) -> Tensor:
-        """Compute the row of sums of each single position; zero where the hidden state has no direction."""
-        assert self._logits_GNK is not None
-        logits_GNK = self._logits_GNK[: len(layers)]
-        n_sets, n_anchors, n_columns = layers[0].n_sets, layers[0].n_anchors, layers[0].sums_XK.shape[1]
-        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], n_columns)
-        mass_GNSM = mass(rows_GNK, n_sets, n_anchors)
-        _, entropy_GNS = assignments(logits_GNK.unflatten(2, (n_sets, n_anchors)), out=mass_GNSM)
-        position_entropy(rows_GNK, n_sets).copy_(entropy_GNS)
-        rows_GNK[..., -1] = 1.0
-        for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
-            if valid_N is not None:
-                rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
-        return rows_GNK
-
-    def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> Tensor:
+    def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> PositionRows:
         """Append the rows of positions that waited, and keep those of positions that wait after this batch."""
         labels = self._labels
         assert labels.number is not None
@@ -203,15 +170,12 @@ class DeviceAccumulator:
             held_GCK = rows_GNK.index_select(1, labels.held_positions)
             for sums, held_CK in zip(layers, held_GCK, strict=True):
                 sums.waiting[labels.number] = held_CK
-        return rows_GNK
+        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
 
-    def _sum_bags(self, rows_GNK: Tensor) -> Tensor:
+    def _sum_bags(self, rows: PositionRows) -> Tensor:
         """Sum the rows of single positions bag by bag: [G, L, K]."""
-        positions_E, offsets_L = self._bags_of(len(rows_GNK), rows_GNK.shape[1])
-        bags_LK = torch.nn.functional.embedding_bag(
-            positions_E, rows_GNK.flatten(0, 1), offsets_L, mode="sum", include_last_offset=True
-        )
-        bags_GLK: Tensor = bags_LK.unflatten(0, (len(rows_GNK), -1))
+        n_layers, n_rows = rows.rows_GNK.shape[:2]
+        bags_GLK: Tensor = rows.sum_bags(*self._bags_of(n_layers, n_rows)).unflatten(0, (n_layers, -1))
         return bags_GLK
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,8 @@ class Dispatch:
         retired_buckets: int64, buckets in which the labels of the last two groups are pooled.
         sample_positions, sample_slots: int64, positions whose assignments are kept, and their slots in the sample.
         n_kept, n_live, n_documents: rows that must exist before the batch is added.
+        n_new: how many of `live_rows`, the last ones, no label has used before, or another one that left its sums
+            there. None: unused rows are zero, and rows that labels leave are emptied.
         left_rows, taken_rows: int64, live rows that labels shared until now, and rows of their own that they take
             instead. The former are added to the latter before the batch is.
         freed_rows: int64, live rows whose labels are given up; they are emptied before all else, and may be among
@@ -79,6 +81,7 @@ class Dispatch:
     sample_slots: Tensor
     n_kept: int
     n_live: int
+    n_new: int | None = None
     left_rows: Tensor | None = None
     taken_rows: Tensor | None = None
     freed_rows: Tensor | None = None

@@ -22,6 +22,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from softh_probe.accumulators.assigned_layers import PositionRows
 from softh_probe.accumulators.batch import BatchAccumulator, DeviceAccumulator
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import mass, position_entropy
@@ -96,7 +97,7 @@ class InfluenceSums:
 def _log_shares(sums: LayerSums, rows: RowLabels) -> Tensor:
     """Compute log p̂ of all positions, and of those that have a label of each set: [A, S, M], float64."""
     total = torch.cat([sums.total.cpu().unsqueeze(0), labelled_sums(sums, rows)])
-    return _log_share(mass(total, sums.n_sets, sums.n_anchors)).to(sums.points_SMD.device)
+    return _log_share(mass(total, sums.n_sets, sums.n_anchors)).to(sums.device)
 
 
 def _log_share(mass_LSM: Tensor) -> Tensor:
@@ -130,9 +131,10 @@ class _DeviceInfluence(DeviceAccumulator):
         super().__init__(labels)
         self._documents, self._log_shares, self._found = labels, log_shares, found
 
-    def add_rows(self, layers: list[LayerSums], rows_GNK: Tensor) -> None:
-        own_GNS = position_entropy(rows_GNK, layers[0].n_sets)
-        for sums, bags_LK, own_NS in zip(layers, self._sum_bags(rows_GNK), own_GNS, strict=True):
+    def add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
+        rows = rows.emptied()
+        own_GNS = position_entropy(rows.rows_GNK, layers[0].n_sets)
+        for sums, bags_LK, own_NS in zip(layers, self._sum_bags(rows), own_GNS, strict=True):
             self._found[sums] = self._of_layer(sums, bags_LK, own_NS)
 
     def _of_layer(self, sums: LayerSums, bags_LK: Tensor, own_NS: Tensor) -> DocumentSums:

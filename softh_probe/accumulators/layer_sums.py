@@ -18,6 +18,7 @@ from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.label_tables import LabelTables, columns
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import MAX_DOCUMENTS, N_REPLICATES
+from softh_probe.estimators.projection import Projection
 
 
 class LayerSums:
@@ -34,8 +35,7 @@ class LayerSums:
     and, where bins of positions are measured, the state of the sums of each, its keys behind "bin.0." and so on.
 
     Args:
-        points_SMD: the anchors, on the layer's device.
-        temperature: ε.
+        projection: the anchors, on the layer's device.
         host: the worker that fills the tables, if they are in host memory.
         sizes: P, R, D and the rows of the tables, and those of each bin of positions.
 
@@ -48,17 +48,16 @@ class LayerSums:
 
     def __init__(
         self,
-        points_SMD: Tensor,
-        temperature: float,
+        projection: Projection,
         *,
         host: HostWorker | None = None,
         sizes: TableSizes = TableSizes(),  # noqa: B008 - frozen
     ) -> None:
-        self.points_SMD, self.temperature = points_SMD, temperature
-        self.n_sets, self.n_anchors, self.dim = points_SMD.shape
+        self.projection, self.dim = projection, projection.dim
+        self.n_sets, self.n_anchors = projection.n_sets, projection.n_anchors
         n_mass = self.n_sets * self.n_anchors
         self.host = host
-        here = points_SMD.device
+        here = self.device
         shape = (self.n_sets, self.n_anchors)
         on_host = torch.device("cpu") if host else here
         self.unfinished_tables = LabelTables(
@@ -78,7 +77,12 @@ class LayerSums:
             self.replicates = self.sums_XK[1 + sizes.n_singleton_sets :, :n_mass]
             self.sample = torch.zeros(sizes.n_sample, n_mass, dtype=torch.float32, device=here)
             self.documents = torch.zeros(sizes.n_documents, columns(*shape), dtype=torch.float32, device=here)
-        self.bins = tuple(LayerSums(points_SMD, temperature, host=host, sizes=of_bin) for of_bin in sizes.bins)
+        self.bins = tuple(LayerSums(projection, host=host, sizes=of_bin) for of_bin in sizes.bins)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the sums, but for tables in host memory."""
+        return self.projection.points_SMD.device
 
     @property
     def tables(self) -> LabelTables:

@@ -14,6 +14,7 @@ from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.errors import ProbeError
 from softh_probe.estimators.anchors import Anchors
+from softh_probe.estimators.projection import Projection
 
 
 class ModelSums:
@@ -51,7 +52,7 @@ class ModelSums:
         }
         self._layers: dict[str, LayerSums] = {}
         self._anchors: dict[int, Anchors] = {}
-        self._points: dict[tuple[int, torch.device], Tensor] = {}
+        self._projections: dict[tuple[int, torch.device], Projection] = {}
         self._on_host: frozenset[str] = frozenset()
         self._host = HostWorker()
         self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
@@ -190,11 +191,12 @@ class ModelSums:
 
     def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
         anchors = self._anchors_of(dim)
-        if (dim, device) not in self._points:
+        if (dim, device) not in self._projections:
             with torch.inference_mode(False):
-                self._points[dim, device] = anchors.points_SMD.to(device)
+                points_SMD = anchors.points_SMD.to(device)
+                self._projections[dim, device] = Projection(points_SMD, anchors.temperature)
         host = self._host if layer in self._on_host else None
-        return LayerSums(self._points[dim, device], anchors.temperature, host=host, sizes=self._sizes())
+        return LayerSums(self._projections[dim, device], host=host, sizes=self._sizes())
 
     def _anchors_of(self, dim: int) -> Anchors:
         if dim not in self._anchors:

@@ -7,13 +7,15 @@ import torch
 
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
+from softh_probe.estimators.projection import Projection
 from softh_probe.position_bins import POSITION_SET
 
 
 def bins_as_labels(sums: LayerSums) -> LayerSums:
     """Give the sums of a layer with its bins of positions as the only labels, in host memory."""
     sizes = TableSizes(n_kept=len(sums.bins), n_sample=len(sums.sample))
-    found = LayerSums(sums.points_SMD.cpu(), sums.temperature, sizes=sizes)
+    projection = Projection(sums.projection.points_SMD.cpu(), sums.projection.temperature)
+    found = LayerSums(projection, sizes=sizes)
     for name in ("total", "replicates", "sample"):
         getattr(found, name).copy_(getattr(sums, name))
     found.tables.kept.copy_(torch.stack([of_bin.total for of_bin in sums.bins]))

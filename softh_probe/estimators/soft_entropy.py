@@ -16,9 +16,11 @@ import math
 import torch
 from torch import Tensor
 
+from softh_probe.accelerators import is_accelerator
 from softh_probe.errors import InputError
 from softh_probe.estimators.anchors import sample_anchors
 from softh_probe.estimators.calibration import resolve_temperature
+from softh_probe.estimators.float32 import full_float32
 
 #: Norms whose squares float32 can hold.
 _SAFE = (1e-12, 1e15)
@@ -53,7 +55,9 @@ def anchor_logits(
     scale_N = norm_N * temperature
     if valid_N is not None:
         scale_N = torch.where(valid_N, scale_N, 1.0)
-    logits_NK = torch.mm(z_ND, anchors_SMD.reshape(n_sets * n_anchors, dim).T, out=out).div_(scale_N.unsqueeze(-1))
+    with full_float32(z_ND.device):
+        logits_NK = torch.mm(z_ND, anchors_SMD.reshape(n_sets * n_anchors, dim).T, out=out)
+    logits_NK = logits_NK.div_(scale_N.unsqueeze(-1))
     return logits_NK.unflatten(-1, (n_sets, n_anchors)), valid_N
 
 
@@ -97,7 +101,8 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> Te
 
 def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
     """Compute ‖z‖ [N], also where squares over- or underflow in float32, and the mask of valid norms as above."""
-    if z_ND.device.type == "cpu" and len(z_ND):  # float64 would cost a copy here; reading values needs no device sync
+    if not is_accelerator(z_ND.device) and len(z_ND):
+        # Reading values needs no device sync here, and float64 would cost a copy.
         norm_N = torch.linalg.vector_norm(z_ND, dim=-1)
         least, most = (bound.item() for bound in norm_N.aminmax())
         if least > _SAFE[0] and most < _SAFE[1]:

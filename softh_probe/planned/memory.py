@@ -304,11 +304,11 @@ def _placed(
 def _bytes_of_anchors(
     devices: Mapping[str, torch.device], widths: Mapping[str, int | None] | None, n_anchors: int, anchor_sets: int
 ) -> dict[str, int]:
-    """Compute the bytes of the anchors on each device."""
+    """Compute the bytes of the anchors on each device; accelerators hold their halves of 16 bits, too."""
     there = {(str(device), (widths or {}).get(layer) or 0) for layer, device in devices.items()}
     sizes: Counter[str] = Counter()
     for place, width in there:
-        sizes[place] += 4 * anchor_sets * n_anchors * width
+        sizes[place] += (4 if place == "cpu" else 8) * anchor_sets * n_anchors * width
     return {place: size for place, size in sizes.items() if size}
 
 

@@ -152,6 +152,7 @@ class Plan:
         kept_end, live_end = np.searchsorted(bags.groups_L, [n.n_kept, n.n_kept + len(n.live_rows)])
         bags = _moved_back(bags, np.flatnonzero(np.isin(bags.groups_L[:live_end], retiring)), live_end)
         retiring_start = live_end - len(retiring)
+        n_old = int(np.searchsorted(bags.groups_L[kept_end:retiring_start], n.n_kept + n.live_starts[index]))
         singletons, singleton_PL = sort_by_sets(n.occurs_once[groups_SN[n.singleton_sets]], positions_N)
         first, last = np.searchsorted(self._sampled, self._batch_starts[index : index + 2])
         return build_dispatch(
@@ -171,6 +172,8 @@ class Plan:
             sample_slots=self._slots[first:last],
             n_kept=n.n_kept,
             n_live=n.n_live,
+            # Shares are added up row by row, so that what one of them leaves behind would count.
+            n_new=retiring_start - kept_end - n_old if len(self.shares) == 1 else None,
             n_documents=self.n_documents,
             slots_B=self._documents.slots[documents],
             like=like,

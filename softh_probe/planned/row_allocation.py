@@ -51,6 +51,7 @@ class RowAllocation:
         occurs_once: for each number, whether its labels occur once. The last number but one is that of singletons, the
             last that of labels that take no part.
         live_rows: row of each live label; n_live: how many rows there are.
+        live_starts: live labels are ordered by their first batch; those of batch b are live_starts[b:b+2].
         peak_rows: [X], live rows of each set when most are in use.
         retired: live labels ordered by their last batch. Those of batch b are retired_starts[b:b+2]; those of several
             shares, and those that are held, come last.
@@ -72,6 +73,7 @@ class RowAllocation:
     singleton_labels: np.ndarray
     occurs_once: np.ndarray
     live_rows: np.ndarray
+    live_starts: np.ndarray
     n_live: int
     peak_rows: np.ndarray
     retired: np.ndarray
@@ -303,6 +305,7 @@ def allocate_rows(
         ),
         occurs_once=np.concatenate([np.zeros(n_kept, dtype=bool), count_of[: len(bucket_of)] == 1, [True, False]]),
         live_rows=live_rows,
+        live_starts=np.searchsorted(first, np.arange(len(batches) + 1)),
         n_live=n_live,
         peak_rows=_rows_at_peak(first, last, set_of[:n_live_labels], len(batches), n_sets),
         retired=retired,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.accumulators import batch as batch_module
+from softh_probe.accumulators import assigned_layers, batch
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
 from tests.helpers.models import tiny_llama
@@ -53,23 +53,24 @@ def states_without_direction():
 )
 def test_layers_at_a_time_change_nothing(measure, most_layers, most_bytes, monkeypatch):
     together = measure().result().to_pandas("nats")
-    monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)
-    monkeypatch.setattr(batch_module, "MOST_BYTES", {"cpu": most_bytes})
+    monkeypatch.setattr(assigned_layers, "MOST_LAYERS", most_layers)
+    monkeypatch.setattr(assigned_layers, "MOST_BYTES", most_bytes)
     assert_same_values(measure().result().to_pandas("nats"), together)
 
 
 def test_layers_are_added_together_as_far_as_memory_allows(monkeypatch):
-    groups, add_layers = [], batch_module.DeviceAccumulator._add_layers
+    groups, add_layers = [], batch.DeviceAccumulator._add_layers
 
     def watched(self):
-        groups.append(len(self._layers))
+        if not self._group.is_empty:
+            groups.append(len(self._group._layers))
         add_layers(self)
 
-    monkeypatch.setattr(batch_module.DeviceAccumulator, "_add_layers", watched)
+    monkeypatch.setattr(batch.DeviceAccumulator, "_add_layers", watched)
     model, ids = tiny_llama(), torch.ones(2, 10, dtype=torch.int64)
     for most_bytes, expected in ((2**23, [5]), (4 * 20 * 100 * 2, [2, 2, 1]), (1, [1] * 5)):
         groups.clear()
-        monkeypatch.setattr(batch_module, "MOST_BYTES", {"cpu": most_bytes})
+        monkeypatch.setattr(assigned_layers, "MOST_BYTES", most_bytes)
         with SoftEntropyProbe(model, labels=["input_unigram"]), torch.inference_mode():
             model(input_ids=ids, use_cache=False)
         assert groups == expected

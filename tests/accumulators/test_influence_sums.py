@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import softh_probe.accumulators.batch as batch_module
 import softh_probe.accumulators.influence_sums as influence_module
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
+from softh_probe.accumulators import assigned_layers
 from softh_probe.data.corpus import length_batches, pad_batch
 from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.planned import row_allocation
@@ -109,7 +109,7 @@ def test_sums_do_not_depend_on_how_they_are_computed(model, monkeypatch, kind):
     if kind == "few bags at a time":
         monkeypatch.setattr(influence_module, "_BAGS_AT_ONCE", 7)
     if kind == "a layer at a time":
-        monkeypatch.setattr(batch_module, "MOST_BYTES", {"cpu": 1})
+        monkeypatch.setattr(assigned_layers, "MOST_BYTES", 1)
     size = 8 if kind == "gathered" else 1  # padding is left out, or there is none
     _, second, found = both_passes(model, plan, on_host=kind == "tables in host memory", size=size)
     assert_as_expected(model, plan, second, found)

@@ -11,6 +11,7 @@ from softh_probe.accumulators.label_tables import columns, mass, position_entrop
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.statistics import layer_statistics
+from softh_probe.estimators.projection import Projection
 from softh_probe.estimators.soft_entropy import entropy
 
 N_SETS, N_ANCHORS, N_LABELS, SEEDS = 2, 20, 1500, 60
@@ -41,7 +42,9 @@ def population():
 
 def sums_of(population, **sizes) -> LayerSums:
     _, rows, sample = population
-    sums = LayerSums(torch.zeros(N_SETS, N_ANCHORS, 4), 1.0, sizes=TableSizes(n_sample=len(sample), **sizes))
+    sums = LayerSums(
+        Projection(torch.zeros(N_SETS, N_ANCHORS, 4), 1.0), sizes=TableSizes(n_sample=len(sample), **sizes)
+    )
     sums.total.copy_(rows.sum(dim=0))
     sums.sample.copy_(sample.flatten(1))
     return sums

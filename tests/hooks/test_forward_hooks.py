@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.accumulators import batch as batch_module
+from softh_probe.accelerators import accelerator_path
+from softh_probe.accumulators import assigned_layers
 from softh_probe.data.corpus import pad_batch
-from softh_probe.estimators import soft_entropy
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES, around_accumulation, planned
@@ -41,20 +41,15 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Count the kernels of each addition to sums; on a CPU only the norm takes another path."""
+    """Count the kernels of each addition to sums, on the path of accelerators."""
     counts = []
-
-    def as_elsewhere(z_ND):
-        norm_N = torch.linalg.vector_norm(z_ND, dim=-1, dtype=torch.float64).to(z_ND.dtype)
-        return norm_N, (norm_N > 0) & (norm_N < torch.inf)
 
     @contextmanager
     def counted():
-        with Operations() as operations:
+        with Operations() as operations, accelerator_path():
             yield
         counts.append(len(operations.names))
 
-    monkeypatch.setattr(soft_entropy, "_norm", as_elsewhere)
     around_accumulation(monkeypatch, counted)
     return counts
 
@@ -70,7 +65,7 @@ def most_for_a_layer(kernels, n_batches):
 def test_a_planned_runs_hooks_never_wait_and_launch_few_kernels(
     kernels, anchor_sets, most_layers, most_kernels, monkeypatch
 ):
-    monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)
+    monkeypatch.setattr(assigned_layers, "MOST_LAYERS", most_layers)
     language, topic = values_of(60)
     plan = planned(corpus_of(documents(60), language=language, topic=topic), [*NAMES, *COLUMNS], 200)
     model = tiny_llama()
@@ -87,7 +82,7 @@ def test_a_planned_runs_hooks_never_wait_and_launch_few_kernels(
 
 @MOST_KERNELS
 def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels, most_layers, most_kernels, monkeypatch):
-    monkeypatch.setattr(batch_module, "MOST_LAYERS", most_layers)
+    monkeypatch.setattr(assigned_layers, "MOST_LAYERS", most_layers)
     model = tiny_llama()
     probe = SoftEntropyProbe(model, labels=NAMES)
     generator = torch.Generator().manual_seed(0)
@@ -100,9 +95,9 @@ def test_an_attached_probes_hooks_never_wait_and_launch_few_kernels(kernels, mos
 
 @pytest.mark.parametrize("real", [8, 30])
 def test_nothing_is_computed_of_positions_that_do_not_count(monkeypatch, real):
-    computed, project = [], batch_module.anchor_logits
+    computed, project = [], assigned_layers.anchor_logits
     monkeypatch.setattr(
-        batch_module, "anchor_logits", lambda h, *a, **k: computed.append(len(h)) or project(h, *a, **k)
+        assigned_layers, "anchor_logits", lambda h, *a, **k: computed.append(len(h)) or project(h, *a, **k)
     )
     model, ids, mask = tiny_llama(), torch.randint(40, (4, 30)), torch.ones(4, 30, dtype=torch.int64)
     mask[:, real:] = 0

@@ -9,6 +9,7 @@ import torch
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.data.corpus import length_batches, pad_batch
 from softh_probe.errors import InputError
+from softh_probe.labels import parse_label_sets
 from softh_probe.planned import row_allocation
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.row_allocation import RowAllocation, ngram_ids
@@ -135,14 +136,34 @@ def test_a_numbering_reads_back_from_plain_arrays():
             assert torch.equal(a, b) if torch.is_tensor(a) else a == b, field.name
 
 
-def test_rows_are_given_back_and_all_end_empty(model):
+def test_rows_are_given_back(model):
     corpus = corpus_of(documents(60, seed=3))
     plan = planned(corpus, NAMES, 60)
     distinct = sum(len(np.unique(_labels(corpus, name))) for name in NAMES)
     assert plan.labels_by_set.sum() == distinct
     assert 0 < plan.allocation.n_live < distinct / 2
-    probe = run_planned(model, corpus, NAMES, 60)
-    assert all(not sums.tables.live.any() for sums in probe._sums.values())
+    assert plan.allocation.retired_starts[-1] == len(plan.allocation.live_rows)
+
+
+@pytest.mark.parametrize("n_shares", [1, 2])
+def test_rows_that_other_labels_take_are_written_anew_or_were_emptied(n_shares):
+    corpus = corpus_of(documents(60, seed=3))
+    batches = length_batches(corpus.lengths, 60)
+    plan = Plan(corpus, parse_label_sets(NAMES), batches, n_shares=n_shares)
+    for share in plan.shares:
+        used: set[int] = set()
+        left: set[int] = set()
+        for i in share:
+            labels = plan.batch(i)
+            rows, n_new = labels.live_rows.tolist(), labels.n_new
+            assert (n_new is None) == (n_shares > 1)
+            if n_new is not None:
+                added, new = rows[: len(rows) - n_new], rows[len(rows) - n_new :]
+                assert set(added) <= used - left
+                assert set(new) <= left | (set(range(plan.allocation.n_live)) - used)
+                assert set(labels.retiring_rows.tolist()) <= used - left
+            used |= set(rows)
+            left = (left - set(rows)) | set(labels.retiring_rows.tolist())
 
 
 def _labels(corpus, name):

@@ -1,0 +1,277 @@
+"""Count what the probe costs on a GPU, without one: bytes, FLOPs and kernels of each operation give its least time.
+
+    python scripts/roofline.py [--shape olmo-2-7b] [--sequences 16] [--tokens 512] [--anchor_sets 1]
+
+The library's own code runs on fake tensors, which have shapes and no values, by the path that accelerators take. An
+operation takes the time of its bytes or of its FLOPs, whichever is longer, and that of starting a kernel. Printed are
+the time of a block of the model, that of the probe for a layer, and the operations that cost most; `--json FILE` writes
+all of it. The batch is one of a random corpus of Zipf-like tokens, with 8 n-gram label sets.
+
+Counted are the bytes that an operation reads and those that it writes, in place too; of tables the rows that it
+touches; of gathered positions each once, since the caches hold them. A reduction in float64 of other types counts the
+copy that it makes. Constants are those of an H100; give others for another device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import auto_cli
+from random_models import model_config, random_corpus
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import AutoModel, PreTrainedModel
+
+from softh_probe.accelerators import accelerator_path
+from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.label_tables import columns
+from softh_probe.data.corpus import length_batches
+from softh_probe.estimators.anchors import Anchors
+from softh_probe.labels import NGRAM_SETS, parse_label_sets
+from softh_probe.planned.plan import Plan
+from softh_probe.probe import SoftEntropyProbe
+
+#: Operations that touch rows of their first tensor: where the rows' numbers and, if any, the values stand.
+_OF_ROWS = {"index_add_": (2, 3), "index_copy_": (2, 3), "index_fill_": (2, None)}
+_GATHERS = ("index_select", "embedding", "_embedding_bag", "_embedding_bag_forward_only")
+_FREE = ("empty", "new_empty", "detach", "device", "lift_fresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """A model, a batch and a device."""
+
+    shape: Literal["smollm2-135m", "olmo-2-1b", "olmo-2-7b", "olmo-2-32b"] = "olmo-2-7b"
+    """Shape of the model."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of its weights and states."""
+    sequences: int = 16
+    """Sequences of a batch."""
+    tokens: int = 512
+    """Tokens of a sequence."""
+    anchor_sets: int = 1
+    """Sets of 100 anchors."""
+    blocks: int | None = None
+    """Blocks that stand for all, to save time; null counts all."""
+    bytes_per_second: float = 3.0e12
+    """Bandwidth of the device's memory."""
+    half_flops: float = 700e12
+    """FLOPs a second in bfloat16 and float16."""
+    float32_flops: float = 50e12
+    """FLOPs a second in float32, without tensor cores, and in float64."""
+    kernel_seconds: float = 2.5e-6
+    """Time to start a kernel."""
+    host_bytes_per_second: float = 25e9
+    """Bandwidth between the device and host memory, for label tables that lie there (--sums-memory-gb)."""
+    json: str | None = None
+    """File for all figures, as JSON."""
+
+
+@dataclass
+class Cost:
+    """Operations, with what they cost.
+
+    Attributes:
+        seconds, kernels, bytes, flops: of each operation, by its name.
+    """
+
+    seconds: Counter[str] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    flops: Counter[str] = field(default_factory=Counter)
+
+    def per_layer(self, n: int) -> dict[str, float]:
+        """Give the sums for one of n layers."""
+        return {name: sum(found.values()) / n for name, found in vars(self).items()}
+
+
+class Count(TorchDispatchMode):
+    """Count the operations of a model and of the probe inside the block."""
+
+    def __init__(self, device: Roofline) -> None:
+        super().__init__()
+        self.model, self.probe = Cost(), Cost()
+        self._device, self._current = device, self.model
+
+    @contextmanager
+    def of_probe(self) -> Iterator[None]:
+        """Count operations inside the block for the probe."""
+        before, self._current = self._current, self.probe
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        found = operation(*args, **kwargs)
+        name = operation.overloadpacket.__name__
+        if name.startswith(_FREE) or not _tensors(found) or (operation.is_view and _is_alias(found, args)):
+            return found
+        flops = _flops(operation, args, kwargs, found)
+        half = any(t.dtype in (torch.bfloat16, torch.float16) for t in _tensors(args))
+        size, device, cost = _bytes(name, args, kwargs, found), self._device, self._current
+        of_flops = flops / (device.half_flops if half else device.float32_flops)
+        cost.seconds[name] += max(size / device.bytes_per_second, of_flops) + device.kernel_seconds
+        cost.kernels[name] += 1
+        cost.bytes[name] += size
+        cost.flops[name] += flops
+        return found
+
+
+def _is_alias(found: Any, args: tuple[Any, ...]) -> bool:
+    """Tell whether an operation gave another view of what it took: reshape and the like copy where they must."""
+    storages = {t.untyped_storage()._cdata for t in _tensors(args)}  # noqa: SLF001 - its identity
+    return all(t.untyped_storage()._cdata in storages for t in _tensors(found))  # noqa: SLF001
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return list({id(t): t for t in tree_leaves(values) if isinstance(t, Tensor)}.values())
+
+
+def _bytes(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: Any) -> int:
+    """Count the bytes that an operation reads and writes."""
+    written = sum(t.nbytes for t in _tensors(found))
+    if name in _OF_ROWS:
+        rows = args[_OF_ROWS[name][0]].numel()
+        of_rows = rows * args[0][:1].nbytes
+        values = of_rows if _OF_ROWS[name][1] is not None else 0
+        return of_rows + values + (of_rows if name == "index_add_" else 0) + args[_OF_ROWS[name][0]].nbytes
+    if name in _GATHERS:
+        table = max(_tensors(args), key=lambda t: (t.is_floating_point() and t.ndim > 1, t.nbytes))
+        others = [t for t in _tensors(args) if t is not table]
+        gathered = written if name == "index_select" else max(t.numel() for t in others) * table[:1].nbytes
+        return written + min(table.nbytes, gathered) + sum(t.nbytes for t in others)
+    read = sum(t.nbytes for t in _tensors((args, {k: v for k, v in kwargs.items() if k != "out"})))
+    in_place = name.endswith("_") and bool(_tensors(args))
+    if in_place and name in ("copy_", "fill_", "zero_"):
+        read -= args[0].nbytes
+    if name == "linalg_vector_norm" and kwargs.get("dtype") == torch.float64 and args[0].dtype != torch.float64:
+        read += 2 * 8 * args[0].numel()  # the copy in float64, written and read
+    return read + written
+
+
+def _flops(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: Any) -> int:
+    """Count the FLOPs of products; those of other operations are nothing beside their bytes."""
+    name = operation.overloadpacket.__name__
+    if name == "linear":
+        return 2 * found.numel() * args[0].shape[-1]
+    if name in ("mm", "addmm", "addmm_"):
+        left = args[0] if name == "mm" else args[1]
+        return 2 * _tensors(found)[0].numel() * left.shape[-1]
+    if name == "scaled_dot_product_attention":
+        return 4 * args[0].numel() * args[1].shape[-2]
+    formula = flop_registry.get(operation.overloadpacket)
+    return int(formula(*args, **kwargs, out_val=found)) if formula else 0
+
+
+@contextmanager
+def _counting_probe(count: Count) -> Iterator[None]:
+    """Count what the library adds to sums for the probe, inside the block."""
+
+    def counted(work: Callable[..., None]) -> Callable[..., None]:
+        def work_of_probe(*args: Any, **kwargs: Any) -> None:
+            with count.of_probe():
+                work(*args, **kwargs)
+
+        return work_of_probe
+
+    names = ("add", "finish")
+    own = {name: getattr(BatchAccumulator, name) for name in names}
+    for name in names:
+        setattr(BatchAccumulator, name, counted(own[name]))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(BatchAccumulator, name, own[name])
+
+
+def _real(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function compute with values in the midst of fake tensors."""
+
+    def work_with_values(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():
+            return work(*args, **kwargs)
+
+    return work_with_values
+
+
+def count(options: Roofline) -> dict[str, Any]:
+    """Count a batch: of the model by blocks, of the probe by layers (those of blocks, the embeddings, the final norm).
+
+    Returns:
+        `model` and `probe`, each with seconds, kernels, bytes and flops of a layer; `share`, the probe's seconds over
+        the model's; `operations` of the probe, in microseconds of a layer; and `to_host`, bytes and seconds of the
+        copy of a layer's sums where its label tables lie in host memory. It runs beside the model.
+    """
+    config = model_config(options.shape, options.blocks)
+    sets = parse_label_sets(NGRAM_SETS)
+    corpus = random_corpus(8 * options.sequences, options.tokens, config.vocab_size)
+    plan = Plan(corpus, sets, length_batches(corpus.lengths, options.sequences * options.tokens), label_rows=65_536)
+    middle = len(plan.batches) // 2
+    dispatch = plan.batch(middle)
+    anchors = Anchors.sample
+    Anchors.sample = staticmethod(_real(anchors))  # type: ignore[method-assign,assignment]
+    counted = Count(options)
+    try:
+        with accelerator_path(), FakeTensorMode(allow_non_fake_inputs=True):
+            model: PreTrainedModel = AutoModel.from_config(config, dtype=getattr(torch, options.dtype)).eval()
+            probe = SoftEntropyProbe(model, plan=plan, anchor_sets=options.anchor_sets)
+            probe.reserve()
+            ids = torch.zeros(options.sequences, options.tokens, dtype=torch.long)
+            with probe, torch.inference_mode(), _counting_probe(counted):
+                for once in (Count(options), counted):  # the first batch prepares the anchors
+                    with probe.batch(dispatch), once:
+                        model(input_ids=ids, use_cache=False)
+    finally:
+        Anchors.sample = anchors  # type: ignore[method-assign]
+    n_blocks, n_layers = config.num_hidden_layers, len(probe.layers)
+    found = {"model": counted.model.per_layer(n_blocks), "probe": counted.probe.per_layer(n_layers)}
+    n_label_bags = len(dispatch.bag_offsets) - 1 - dispatch.weights_XL.shape[1]
+    of_labels = n_label_bags * columns(options.anchor_sets, 100) * 4
+    return {
+        "options": asdict(options),
+        **found,
+        "to_host": {"bytes": of_labels, "seconds": of_labels / options.host_bytes_per_second},
+        "share": found["probe"]["seconds"] / found["model"]["seconds"],
+        "operations": {name: 1e6 * t / n_layers for name, t in counted.probe.seconds.most_common()},
+    }
+
+
+def main(options: Roofline) -> None:
+    found = count(options)
+    print(f"{options.shape}, {options.sequences} x {options.tokens} tokens, {options.dtype}, by layer:")
+    print(f"{'':<24}{'µs':>10}{'kernels':>10}{'MB':>10}{'GFLOP':>10}")
+    for name, label in (("model", "block of the model"), ("probe", f"probe, {options.anchor_sets} sets")):
+        of = found[name]
+        print(
+            f"{label:<24}{1e6 * of['seconds']:>10.0f}{of['kernels']:>10.1f}{of['bytes'] / 1e6:>10.0f}"
+            f"{of['flops'] / 1e9:>10.0f}"
+        )
+    print(f"the probe costs {found['share']:.1%}; its operations in µs:")
+    print(", ".join(f"{name} {us:.1f}" for name, us in found["operations"].items()))
+    to_host = found["to_host"]
+    hidden = "hidden" if to_host["seconds"] < found["model"]["seconds"] else "NOT hidden"
+    print(
+        f"with label tables in host memory, {to_host['bytes'] / 1e6:.0f} MB of a layer go there in "
+        f"{1e6 * to_host['seconds']:.0f} µs, {hidden} behind the model"
+    )
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main(auto_cli(Roofline, as_positional=False))

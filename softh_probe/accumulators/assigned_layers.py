@@ -1,0 +1,205 @@
+"""Assign the hidden states of several layers to anchors, as they come, into rows of sums of single positions.
+
+A CPU computes each layer's logits as the layer runs, while its states are in the caches. An accelerator launches as few
+kernels as it can for each layer: the products with the anchors and the norms. The rest runs for all layers together.
+
+Shape suffixes: G layers, N positions, S anchor sets, M anchors, D width, K columns of a row of sums (see
+`softh_probe.accumulators.label_tables`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softh_probe.accelerators import is_accelerator
+from softh_probe.accumulators.label_tables import columns, mass, position_entropy
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.estimators.soft_entropy import anchor_logits, assignments
+
+#: Limits on the layers of one group: their number, and the bytes of their logits on a CPU (whose caches are small) and
+#: on an accelerator. The later steps briefly take some five times as many bytes.
+MOST_LAYERS = 32
+MOST_BYTES = 2**22
+MOST_BYTES_ELSEWHERE = 2**27
+#: Norms whose squares float32 holds with all their digits. On an accelerator states outside have no direction: to find
+#: their norm would take another read of all states.
+NORMS = (1e-15, 1e19)
+
+
+class PositionRows(NamedTuple):
+    """The rows of sums of the single positions of several layers.
+
+    Attributes:
+        rows_GNK: the rows.
+        flat_PK: the rows of all layers one after the other, and where `valid_GN` is known one more that nothing reads.
+        valid_GN: False where a hidden state has no direction, so that its row must not be added; None where such rows
+            are zero.
+    """
+
+    rows_GNK: Tensor
+    flat_PK: Tensor
+    valid_GN: Tensor | None = None
+
+    def emptied(self) -> PositionRows:
+        """Set the rows of states without direction to zero."""
+        if self.valid_GN is None:
+            return self
+        rows_GNK = self.rows_GNK.masked_fill_(~self.valid_GN.unsqueeze(-1), 0.0)
+        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Copy the rows of some positions [G, R, K]; zero where a state has no direction."""
+        chosen_GRK = self.rows_GNK.index_select(1, positions)
+        if self.valid_GN is not None:
+            chosen_GRK.masked_fill_(~self.valid_GN.index_select(1, positions).unsqueeze(-1), 0.0)
+        return chosen_GRK
+
+    def sum_bags(self, positions_E: Tensor, offsets_L: Tensor) -> Tensor:
+        """Sum rows bag by bag; positions are numbered over all layers: [L, K]."""
+        padding = None
+        if self.valid_GN is not None:
+            padding = len(self.flat_PK) - 1  # a row that bags leave out
+            is_valid_E = self.valid_GN.flatten().index_select(0, positions_E)
+            positions_E = positions_E.masked_fill(~is_valid_E, padding)
+        bags_LK: Tensor = torch.nn.functional.embedding_bag(
+            positions_E, self.flat_PK, offsets_L, mode="sum", include_last_offset=True, padding_idx=padding
+        )
+        return bags_LK
+
+
+class AssignedLayers:
+    """The rows of sums of a group of layers, all on one CPU.
+
+    Args:
+        sums: of the first layer; all have as many anchors.
+        dtype: of its states.
+        n: positions of each layer.
+        n_more: positions that are added to them later, for the memory that they take.
+    """
+
+    def __init__(self, sums: LayerSums, dtype: torch.dtype, n: int, n_more: int) -> None:
+        self._shape, self._host = (sums.n_sets, sums.n_anchors), sums.host
+        self._n_parts = self._parts(sums, dtype)
+        n_products = sums.projection.n_products
+        n_layers = self.most_bytes() // (4 * max(n + n_more, 1) * n_products)
+        self.most_layers = min(max(n_layers, 1), MOST_LAYERS)
+        shape = (self.most_layers, n, self._n_parts * n_products)
+        self._products_GNJ = sums.projection.points_SMD.new_empty(shape)
+        self._layers: list[LayerSums] = []
+        self._valid: list[Tensor | None] = []
+
+    @staticmethod
+    def most_bytes() -> int:
+        """Bytes that logits may take."""
+        return MOST_BYTES
+
+    @staticmethod
+    def _parts(sums: LayerSums, dtype: torch.dtype) -> int:
+        """Give the number of parts that products come in."""
+        return 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no layer."""
+        return not self._layers
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other layer fits."""
+        return len(self._layers) == self.most_layers
+
+    def goes_with(self, sums: LayerSums, dtype: torch.dtype) -> bool:
+        """Tell whether another layer, with states of a type, can be part of the group."""
+        return self._host is sums.host and self._n_parts == self._parts(sums, dtype)
+
+    def add(self, sums: LayerSums, h_ND: Tensor) -> None:
+        """Project the hidden states of the next layer."""
+        points_SMD, temperature = sums.projection.points_SMD, sums.projection.temperature
+        _, valid_N = anchor_logits(h_ND.float(), points_SMD, temperature, out=self._products_GNJ[len(self._layers)])
+        self._layers.append(sums)
+        self._valid.append(valid_N)
+
+    def take(self) -> tuple[list[LayerSums], PositionRows]:
+        """Take the layers and their rows; none is left."""
+        layers, self._layers = self._layers, []
+        return layers, self._rows(layers)
+
+    def _rows(self, layers: list[LayerSums]) -> PositionRows:
+        """Compute soft assignments and their entropies."""
+        logits_GNK = self._products_GNJ[: len(layers)]
+        rows_GNK = logits_GNK.new_empty(*logits_GNK.shape[:2], columns(*self._shape))
+        _, entropy_GNS = assignments(logits_GNK.unflatten(2, self._shape), out=mass(rows_GNK, *self._shape))
+        position_entropy(rows_GNK, self._shape[0]).copy_(entropy_GNS)
+        rows_GNK[..., -1] = 1.0
+        valid, self._valid = self._valid, []
+        for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
+            if valid_N is not None:
+                rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
+        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
+
+
+class LayersOnAccelerator(AssignedLayers):
+    """The rows of sums of a group of layers, all on one accelerator."""
+
+    def __init__(self, sums: LayerSums, dtype: torch.dtype, n: int, n_more: int) -> None:
+        super().__init__(sums, dtype, n, n_more)
+        self._norms_GN = self._products_GNJ.new_empty(self._products_GNJ.shape[:2])
+        device, n_products = self._products_GNJ.device, self._norms_GN.numel() * self._n_parts
+        self._parts_E = torch.arange(n_products, dtype=torch.int32, device=device)
+        self._offsets = torch.arange(0, n_products + 1, self._n_parts, dtype=torch.int32, device=device)
+
+    @staticmethod
+    def most_bytes() -> int:
+        """Bytes that logits may take."""
+        return MOST_BYTES_ELSEWHERE
+
+    @staticmethod
+    def _parts(sums: LayerSums, dtype: torch.dtype) -> int:
+        return sums.projection.n_parts(dtype)
+
+    def add(self, sums: LayerSums, h_ND: Tensor) -> None:
+        """Compute the products of the next layer with the anchors, and its norms."""
+        sums.projection.products(h_ND, out=self._products_GNJ[len(self._layers)])
+        torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=self._norms_GN[len(self._layers)])
+        self._layers.append(sums)
+
+    def _rows(self, layers: list[LayerSums]) -> PositionRows:
+        norms_GN = self._norms_GN[: len(layers)]
+        logits_GNSM = self._logits(layers, norms_GN).unflatten(-1, self._shape)
+        n_rows = norms_GN.numel()
+        flat_PK = logits_GNSM.new_empty(n_rows + 1, columns(*self._shape))
+        rows_GNK = flat_PK[:n_rows].unflatten(0, norms_GN.shape)
+        log_q = torch.log_softmax(logits_GNSM, dim=-1, out=logits_GNSM)
+        q = torch.exp(log_q, out=mass(rows_GNK, *self._shape))
+        torch.sum(torch.special.entr(q, out=log_q), dim=-1, out=position_entropy(rows_GNK, self._shape[0]))
+        rows_GNK[..., -1] = 1.0
+        least, most = NORMS
+        return PositionRows(rows_GNK, flat_PK, (norms_GN > least) & (norms_GN < most))  # not where a norm is NaN
+
+    def _logits(self, layers: list[LayerSums], norms_GN: Tensor) -> Tensor:
+        """Add the parts of each product and divide by ‖h‖·ε, in one kernel: [G, N, S·M]."""
+        temperatures = {sums.projection.temperature for sums in layers}
+        if len(temperatures) == 1:
+            inverse_GN = (norms_GN * temperatures.pop()).reciprocal_()
+        else:  # states of different widths
+            scaled = [n * s.projection.temperature for n, s in zip(norms_GN, layers, strict=True)]
+            inverse_GN = torch.stack(scaled).reciprocal_()
+        n_parts = norms_GN.numel() * self._n_parts
+        logits_PK: Tensor = torch.nn.functional.embedding_bag(
+            self._parts_E[:n_parts],
+            self._products_GNJ[: len(layers)].flatten(0, 1).reshape(n_parts, -1),
+            self._offsets[: norms_GN.numel() + 1],
+            per_sample_weights=inverse_GN.flatten().repeat_interleave(self._n_parts, output_size=n_parts),
+            mode="sum",
+            include_last_offset=True,
+        )
+        logits_GNK: Tensor = logits_PK.unflatten(0, norms_GN.shape)
+        return logits_GNK
+
+
+def assigned_layers(sums: LayerSums, dtype: torch.dtype, n: int, n_more: int) -> AssignedLayers:
+    """Make an empty group of layers for the device of sums; arguments are those of `AssignedLayers`."""
+    return (LayersOnAccelerator if is_accelerator(sums.device) else AssignedLayers)(sums, dtype, n, n_more)

@@ -1,0 +1,88 @@
+"""Project hidden states onto anchors, in float32 precision whatever their type.
+
+On an accelerator states in bfloat16 or float16 stay as they are. The anchors are split into two halves of that type,
+w = high + low, which together hold 16 bits of each component or more. The products of the halves are exact and
+accumulate in float32, as tensor cores do; their sum is h·w within some 1e-7 of ‖h‖.
+
+Shape suffixes: N positions, D width of a hidden state, S anchor sets, M anchors, K = S·M.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softh_probe.accelerators import is_accelerator
+from softh_probe.estimators.float32 import full_float32
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+class Projection:
+    """Anchors of one width on one device, ready for products with hidden states.
+
+    >>> projection = Projection(torch.eye(2).unsqueeze(0), temperature=0.5)
+    >>> projection.products(torch.tensor([[3.0, 4.0]]))
+    tensor([[3., 4.]])
+
+    Args:
+        points_SMD: anchors, float32.
+        temperature: ε of the softmax over cosine similarities.
+    """
+
+    def __init__(self, points_SMD: Tensor, temperature: float) -> None:
+        self.points_SMD, self.temperature = points_SMD, temperature
+        self.n_sets, self.n_anchors, self.dim = points_SMD.shape
+        self._halves: dict[torch.dtype, Tensor | None] = {}
+
+    @property
+    def n_products(self) -> int:
+        """K, the number of anchors of all sets."""
+        return self.n_sets * self.n_anchors
+
+    def n_parts(self, dtype: torch.dtype) -> int:
+        """Give the number of parts P that the products of states of a type come in."""
+        return 1 if self._halves_of(dtype) is None else 2
+
+    def products(self, h_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        """Compute the parts of h·w for hidden states of any float type: [N, P·K], float32; their sum is h·w.
+
+        Args:
+            h_ND: hidden states, on the device of the anchors.
+            out: buffer [N, P·K] for the products.
+        """
+        halves_2KD = self._halves_of(h_ND.dtype)
+        if halves_2KD is not None:
+            return _product(h_ND, halves_2KD, out)
+        with full_float32(h_ND.device):
+            return torch.mm(h_ND.float(), self.points_SMD.flatten(0, 1).T, out=out)
+
+    def _halves_of(self, dtype: torch.dtype) -> Tensor | None:
+        """Give the halves of the anchors in a type, high ones first: [2K, D]; None where products take float32."""
+        if dtype not in _HALVES or not is_accelerator(self.points_SMD.device):
+            return None
+        if dtype not in self._halves:
+            w_KD = self.points_SMD.flatten(0, 1)
+            high_KD = w_KD.to(dtype)
+            halves_2KD = torch.cat([high_KD, (w_KD - high_KD.float()).to(dtype)])
+            self._halves[dtype] = halves_2KD if _gives_float32(halves_2KD) else None
+        return self._halves[dtype]
+
+
+def _product(h_ND: Tensor, w_KD: Tensor, out: Tensor | None) -> Tensor:
+    """Multiply in half precision and accumulate in float32."""
+    try:
+        return torch.mm(h_ND, w_KD.T, out_dtype=torch.float32, out=out)
+    except NotImplementedError:  # on a CPU
+        return torch.mm(h_ND.float(), w_KD.float().T, out=out)
+
+
+def _gives_float32(halves_2KD: Tensor) -> bool:
+    """Tell whether products of half precision can be given in float32: torch from 2.8 on, on CUDA."""
+    if halves_2KD.device.type == "cpu":
+        return True
+    try:
+        torch.mm(halves_2KD[:16], halves_2KD[:16].T, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True

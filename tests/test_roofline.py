@@ -1,0 +1,95 @@
+"""What the probe costs on a GPU, counted: the count is right, and no change makes a 7B layer dearer unseen."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "roofline.py"
+
+
+@pytest.fixture(scope="module")
+def roofline():
+    sys.path.insert(0, str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("roofline", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["roofline"] = module  # its dataclasses look their names up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["roofline"]
+    sys.path.remove(str(SCRIPT.parent))
+
+
+def counted(roofline, work):
+    with roofline.Count(roofline.Roofline()) as count:
+        work()
+    return count.model
+
+
+def test_bytes_are_those_that_are_read_and_written(roofline):
+    x, y, rows = torch.zeros(100, 8), torch.ones(100, 8), torch.tensor([3, 4])
+    half, mask = x.half(), torch.zeros(100, 1, dtype=torch.bool)
+    size, of_rows = x.nbytes, 2 * 8 * 4 + rows.nbytes
+    for work, expected in [
+        (lambda: x + y, 3 * size),
+        (lambda: x.add_(y), 3 * size),
+        (lambda: x.exp_(), 2 * size),
+        (lambda: torch.exp(x, out=y), 2 * size),
+        (lambda: x.masked_fill_(mask, 0.0), 2 * size + 100),
+        (lambda: x.copy_(y), 2 * size),
+        (lambda: x.unflatten(1, (2, 4)), 0),
+        (lambda: x.reshape(200, 4), 0),
+        (lambda: x.index_select(0, rows), of_rows + 2 * 8 * 4),
+        (lambda: x.index_fill_(0, rows, 0.0), of_rows),
+        (lambda: x.index_copy_(0, rows, y[:2]), of_rows + 2 * 8 * 4),
+        (lambda: x.index_add_(0, rows, y[:2]), of_rows + 2 * 2 * 8 * 4),
+        (lambda: torch.linalg.vector_norm(half, dim=1, dtype=torch.float32), half.nbytes + 400),
+        (lambda: torch.linalg.vector_norm(x, dim=1, dtype=torch.float64), size + 4 * size + 800),
+    ]:
+        assert counted(roofline, work).per_layer(1)["bytes"] == expected
+
+
+def test_the_longer_of_bytes_and_flops_is_the_time(roofline):
+    device = roofline.Roofline()
+    for dtype, flops_per_second in ((torch.bfloat16, device.half_flops), (torch.float32, device.float32_flops)):
+        a = torch.zeros(4096, 4096, dtype=dtype, device="meta")
+        for other in (torch.empty_like(a), a.new_empty(4096, 16)):
+            of = counted(roofline, lambda a=a, other=other: torch.mm(a, other)).per_layer(1)
+            assert of["flops"] == 2 * 4096**2 * other.shape[1]
+            assert of["bytes"] == a.nbytes + 2 * other.nbytes
+            longest = max(of["bytes"] / device.bytes_per_second, of["flops"] / flops_per_second)
+            assert of["seconds"] == pytest.approx(longest + device.kernel_seconds)
+
+
+@pytest.mark.parametrize(
+    ("anchor_sets", "most"),
+    [
+        (1, {"seconds": 106e-6, "kernels": 15, "bytes": 205e6, "flops": 13.5e9}),
+        (8, {"seconds": 400e-6, "kernels": 26, "bytes": 680e6, "flops": 107.5e9}),
+    ],
+)
+def test_a_layer_of_a_7b_model_costs_no_more(roofline, anchor_sets, most):
+    found = roofline.count(roofline.Roofline(anchor_sets=anchor_sets, blocks=6))
+    assert {name: found["probe"][name] <= limit for name, limit in most.items()} == dict.fromkeys(most, True), found
+    # The least that there is to do: states are read once, and multiplied with both halves of the anchors.
+    n, width, products = 8192, 4096, 2 * 100 * anchor_sets
+    assert found["probe"]["bytes"] > 2 * n * width
+    assert found["probe"]["flops"] >= 2 * n * width * products
+    assert not {"_to_copy", "bmm"} & found["operations"].keys()
+    assert found["model"]["flops"] == pytest.approx(
+        2 * n * (4 * 4096**2 + 3 * 4096 * 11008) + 4 * n * 512 * 4096, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(("shape", "anchor_sets", "is_hidden"), [("olmo-2-7b", 8, True), ("smollm2-135m", 8, False)])
+def test_what_goes_to_host_memory_is_counted(roofline, shape, anchor_sets, is_hidden):
+    found = roofline.count(roofline.Roofline(shape=shape, anchor_sets=anchor_sets, blocks=2, sequences=16))
+    assert found["to_host"]["bytes"] % (4 * (100 * anchor_sets + anchor_sets + 1)) == 0
+    assert (found["to_host"]["seconds"] < found["model"]["seconds"]) == is_hidden
+
+
+def test_float32_states_take_one_product(roofline):
+    found = roofline.count(roofline.Roofline(dtype="float32", blocks=2))
+    assert found["probe"]["flops"] == pytest.approx(2 * 8192 * 4096 * 100, rel=0.01)
