@@ -21,7 +21,7 @@ from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 from softh_probe.layer_places import RESIDUAL, parse_sites
-from softh_probe.positions import parse_positions, positions_text
+from softh_probe.positions import check_labels, parse_positions, positions_text
 
 #: Fields for where and how results are computed. All other fields decide what is measured.
 EXECUTION_FIELDS = frozenset(
@@ -189,9 +189,10 @@ class RunConfig:
     """Variables of the chat template by name ({enable_thinking: false}), for conversations; null gives none."""
     positions: str = "all"
     """Positions that count, beside that all n-gram labels are defined: all, last (the last token of a document, or of
-    each window of a split one), first:N or skip:N (its first N tokens, or all but these), assistant (what the assistant
-    says in a conversation), completion (of a pair such as chosen,rejected what follows the common tokens; of columns
-    prompt and completion, which are joined, the latter). With commas, all have to hold. Labels see the tokens around a
+    each window of a split one, which no output n-gram follows), first:N or skip:N (its first N tokens, or all but
+    these), assistant (what the assistant says in a conversation), completion (of a pair such as chosen,rejected what
+    follows the common tokens; of columns prompt and completion, which are joined, the latter; text_column
+    prompt,chosen,rejected joins the prompt with each). With commas, all have to hold. Labels see the tokens around a
     position in any case."""
     skip_special_tokens: bool = False
     """Leave out positions whose token is one of the tokenizer's special tokens (<s>, <|im_end|>, …)."""
@@ -277,8 +278,9 @@ class RunConfig:
         object.__setattr__(self, "modules", None if self.modules is None else split_names(self.modules))
 
     def _check_names(self) -> None:
-        parse_label_sets(self.labels)
-        object.__setattr__(self, "positions", positions_text(parse_positions(self.positions)))
+        policies = parse_positions(self.positions)
+        check_labels(policies, parse_label_sets(self.labels))
+        object.__setattr__(self, "positions", positions_text(policies))
         for name in self.per_label:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")

@@ -17,13 +17,22 @@ from softh_probe.errors import InputError, short_repr
 if TYPE_CHECKING:
     import numpy as np
 
+    from softh_probe.labels import LabelSet
+
 ALL = "all"
 #: Policies that need to know which tokens are whose: of data, and of `generate`.
 ROLES = ("assistant", "completion")
 GENERATED = "generated"
-_BY_PLACE = ("first", "skip", "last")
+_BY_PLACE = ("skip", "first", "last")
+#: The order in which policies are written, so that one combination has one text.
+_ORDER = (GENERATED, *ROLES, *_BY_PLACE)
 _WITH_NUMBER = re.compile(r"(first|skip):([0-9]{1,9})")
-_REMEDY = f"expected {ALL}, {', '.join(ROLES)}, last, first:N or skip:N, or several of these with commas"
+_KNOWN_ELSEWHERE = {
+    GENERATED: "is known inside the block of a SoftEntropyProbe only; data has assistant and completion",
+    **dict.fromkeys(
+        ROLES, "is known of data only; an attached probe is told which positions count with probe.counted(mask)"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +51,32 @@ class Policy:
         return f"{self.name}:{self.n}" if self.n else self.name
 
 
-def parse_positions(value: str | Sequence[str], also: Collection[str] = ()) -> tuple[Policy, ...]:
+def parse_positions(value: str | Sequence[str], roles: Collection[str] = ROLES) -> tuple[Policy, ...]:
     """Parse the policies of a measurement; none is "all".
 
-    >>> [str(policy) for policy in parse_positions("assistant, skip:1")]
+    >>> [str(policy) for policy in parse_positions("skip:1, assistant")]
     ['assistant', 'skip:1']
     >>> parse_positions("all")
     ()
 
     Args:
         value: names with commas, or a list of names.
-        also: further names that are known here, such as "generated".
+        roles: the policies by role that are known here.
+
+    Returns:
+        The policies in an order of their own, whichever they were given in.
 
     Raises:
         InputError: a name is unknown or stands twice, a number is missing or 0, or no position can hold all of them.
     """
+    remedy = f"expected {', '.join((ALL, *roles))}, last, first:N or skip:N, or several of these with commas"
     names = value.split(",") if isinstance(value, str) else value
     if isinstance(names, (bytes, dict)) or not isinstance(names, (Sequence, Collection)):
-        raise InputError(f"positions: {_REMEDY}; got {value!r}")
-    found = [_parse(name.strip() if isinstance(name, str) else name, also) for name in names]
+        raise InputError(f"positions: {remedy}; got {value!r}")
+    found = [_parse(name.strip() if isinstance(name, str) else name, roles, remedy) for name in names]
     policies = [policy for policy in found if policy is not None]
     if not found:
-        raise InputError(f"positions: {_REMEDY}; got nothing")
+        raise InputError(f"positions: {remedy}; got nothing")
     kinds = [policy.name for policy in policies]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
         raise InputError(f"positions: {', '.join(twice)} stands twice; name each once")
@@ -71,7 +84,32 @@ def parse_positions(value: str | Sequence[str], also: Collection[str] = ()) -> t
     if numbers.get("first", 1) <= numbers.get("skip", 0) and "first" in numbers:
         first, skip = numbers["first"], numbers["skip"]
         raise InputError(f"positions: first:{first} and skip:{skip} leave no token; both count from the first one")
-    return tuple(policies)
+    return tuple(sorted(policies, key=lambda policy: _ORDER.index(policy.name)))
+
+
+def check_labels(policies: Sequence[Policy], label_sets: Sequence[LabelSet]) -> None:
+    """Refuse policies by place that leave no position at which n-gram label sets are defined.
+
+    Args:
+        policies: the policies.
+        label_sets: the label sets.
+
+    Raises:
+        InputError: no position could count.
+    """
+    first = next((policy.n for policy in policies if policy.name == "first"), None)
+    is_last = any(policy.name == "last" for policy in policies)
+    for label_set in label_sets:
+        if label_set.direction == "output" and is_last:
+            raise InputError(
+                f"positions: no token follows the last one, and {label_set.name} needs one; leave it out of labels, "
+                "as in labels input_unigram"
+            )
+        if label_set.direction == "input" and first is not None and label_set.order > first:
+            raise InputError(
+                f"positions: none of the first {first} tokens has {label_set.order - 1} before it, and "
+                f"{label_set.name} needs them; ask for first:{label_set.order} or more, or for lower n-gram orders"
+            )
 
 
 def positions_text(policies: Sequence[Policy]) -> str:
@@ -164,12 +202,14 @@ def same_policy(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) 
     return names[0] == names[1] and skipped[0] == skipped[1]
 
 
-def _parse(name: object, also: Collection[str]) -> Policy | None:
+def _parse(name: object, roles: Collection[str], remedy: str) -> Policy | None:
     """Parse one policy; None for "all"."""
     if name == ALL:
         return None
-    if name in (*ROLES, *also, "last"):
+    if name in (*roles, "last"):
         return Policy(name=str(name))
+    if isinstance(name, str) and name in _KNOWN_ELSEWHERE:
+        raise InputError(f"positions: {name} {_KNOWN_ELSEWHERE[name]}")
     if isinstance(name, str) and (found := _WITH_NUMBER.fullmatch(name)) and int(found[2]):
         return Policy(name=found[1], n=int(found[2]))
-    raise InputError(f"positions: {_REMEDY}; got {name!r}")
+    raise InputError(f"positions: {remedy}; got {name!r}")

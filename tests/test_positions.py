@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from softh_probe.config import RunConfig
 from softh_probe.errors import InputError
 from softh_probe.positions import (
     Policy,
@@ -32,9 +33,10 @@ def policies(draw) -> tuple[Policy, ...]:
 @given(policies(), st.sampled_from([",", ", ", " ,"]))
 @examples(100)
 def test_what_is_written_is_read(asked, separator):
-    assert parse_positions(positions_text(asked)) == asked
+    found = parse_positions(positions_text(asked))
+    assert set(found) == set(asked)
     names = [str(policy) for policy in asked] or ["all"]
-    assert parse_positions(separator.join(names)) == parse_positions(names) == asked
+    assert parse_positions(separator.join(names)) == parse_positions(names) == parse_positions(names[::-1]) == found
     assert roles_of(asked) == tuple(name for name in map(str, asked) if name in ("assistant", "completion"))
 
 
@@ -74,7 +76,7 @@ def test_policies_by_place_hold_where_a_loop_says(asked, lengths):
         ("skip:1,skip:2", "skip stands twice"),
         ("first:4,skip:4", "first:4 and skip:4 leave no token"),
         ("", "got ''"),
-        ("generated", "got 'generated'"),
+        ("generated", "generated is known inside the block of a SoftEntropyProbe only"),
         ([], "got nothing"),
         (None, "got None"),
         ({"last": 1}, "got {'last': 1}"),
@@ -84,6 +86,34 @@ def test_wrong_policies_are_refused(text, message):
     with pytest.raises(InputError) as caught:
         parse_positions(text)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["skip:1,first:3,assistant", "first:3, assistant, skip:1", "all,assistant,first:3,skip:1"]
+)
+def test_one_combination_has_one_text(text):
+    assert positions_text(parse_positions(text)) == "assistant,skip:1,first:3"
+
+
+@pytest.mark.parametrize(
+    ("positions", "labels", "message"),
+    [
+        ("last", ["input_unigram", "output_unigram"], "no token follows the last one, and output_unigram needs one"),
+        ("skip:2,last", ["output_bigram"], "no token follows the last one, and output_bigram needs one"),
+        ("first:3", ["input_quadgram"], "none of the first 3 tokens has 3 before it, .* first:4 or more"),
+        ("last", ["input_quadgram", "column:language"], None),
+        ("first:4", ["input_quadgram", "output_unigram"], None),
+    ],
+)
+def test_policies_that_leave_no_position_for_any_label_are_refused_before_data_is_read(positions, labels, message):
+    def ask():
+        return RunConfig(model="m", data="d", out="o", positions=positions, labels=labels)
+
+    if message is None:
+        assert ask().positions == positions
+        return
+    with pytest.raises(InputError, match=message):
+        ask()
 
 
 def test_policies_are_the_same_in_any_order():

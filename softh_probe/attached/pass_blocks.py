@@ -53,7 +53,7 @@ class PassBlocks:
         """Choose the positions that count in the forward passes inside the block, among the real ones.
 
         Other positions are text, which n-gram labels see, unlike what `masked` says is padding. Inside `generate`, a
-        mask of the prompts also counts all tokens that follow.
+        mask of the prompts also counts all tokens that follow. A block inside another one takes the place of its mask.
 
         >>> import torch
         >>> from softh_probe import SoftEntropyProbe

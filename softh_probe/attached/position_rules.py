@@ -18,8 +18,7 @@ from softh_probe.attached.inputs import InputHints, TokenBatch
 from softh_probe.attached.padding import fit_mask, fit_position_mask
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.sequences import CachedSequences
-from softh_probe.errors import InputError, ProbeError
-from softh_probe.labels import LabelSet, context
+from softh_probe.errors import ProbeError
 from softh_probe.positions import (
     GENERATED,
     ROLES,
@@ -32,6 +31,8 @@ from softh_probe.positions import (
 )
 
 COMPLETION = "completion"
+#: What results call the positions that a mask alone chose, by `probe.counted`.
+BY_MASK = "counted"
 
 
 class PositionRules:
@@ -59,16 +60,12 @@ class PositionRules:
         roles: Collection[str] = (),
         is_planned: bool = False,
     ) -> None:
-        self.policies: tuple[Policy, ...] = parse_positions(positions, () if is_planned else (GENERATED,))
+        known = ROLES if is_planned else (*roles, GENERATED)
+        self.policies: tuple[Policy, ...] = parse_positions(positions, known)
         self._roles = roles_of(self.policies)
         self._by_place = tuple(policy for policy in self.policies if policy.name not in self._roles)
         by_corpus = is_planned and skip_special_tokens is True
         self._special: bool | list[int] = True if by_corpus else special_ids(skip_special_tokens)
-        if unknown := [role for role in self._roles if role in ROLES and role not in roles and not is_planned]:
-            raise InputError(
-                f"positions: {unknown[0]} is known of data only; an attached probe is told which positions count with "
-                "probe.counted(mask)"
-            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -79,19 +76,6 @@ class PositionRules:
     def is_asked(self) -> bool:
         """Whether a policy was asked for."""
         return bool(self.policies or self._special)
-
-    def check_labels(self, label_sets: Sequence[LabelSet]) -> None:
-        """Refuse label sets that need tokens after the last one.
-
-        Raises:
-            InputError: no position could count.
-        """
-        if context(label_sets)[1] and any(policy.name == "last" for policy in self.policies):
-            first = next(s.name for s in label_sets if s.direction == "output")
-            raise InputError(
-                f"positions: no token follows the last one, and {first} needs one; leave it out of labels, as in "
-                "labels=['input_unigram']"
-            )
 
     # --- as a forward pass begins ----------------------------------------------------------------------------
 
@@ -198,14 +182,16 @@ class PositionRules:
     # --- what results say of it ------------------------------------------------------------------------------
 
     def described(self, n_left: int, n_passed_over: int) -> dict[str, Any]:
-        """Describe the policies in a result; nothing where none was asked for.
+        """Describe the policies in a result; nothing where none was asked for, and no mask left any out.
 
         Args:
-            n_left: positions that count; n_passed_over: others, that count without the policies.
+            n_left: positions that count.
+            n_passed_over: others, that count without the policies.
         """
-        if not self.is_asked:
+        if not self.is_asked and not n_passed_over:
             return {}
-        return {"positions_policy": {**self.settings, "left": n_left, "of": n_left + n_passed_over}}
+        asked = self.settings if self.is_asked else {**self.settings, "positions": BY_MASK}
+        return {"positions_policy": {**asked, "left": n_left, "of": n_left + n_passed_over}}
 
     def why_nothing(self, n_passed_over: int) -> str:
         """Say why no position counted, as far as policies are the reason, to end an error with."""

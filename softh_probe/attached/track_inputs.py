@@ -12,6 +12,7 @@ from softh_probe.attached.position_rules import PositionRules
 from softh_probe.attached.tracker import InputTracker
 from softh_probe.errors import InputError
 from softh_probe.labels import LabelRows, parse_label_sets
+from softh_probe.positions import check_labels
 
 
 def track_inputs(
@@ -39,7 +40,7 @@ def track_inputs(
     if columns := [s.name for s in label_sets if s.direction == "column"]:
         raise InputError(f"labels: {columns[0]} needs a data set; for labels of your own use probe.labelled()")
     rules = rules or PositionRules()
-    rules.check_labels(label_sets)
+    check_labels(rules.policies, label_sets)
     config = next((model.config for model in models if getattr(model, "config", None)), None)
     pad_id = getattr(config, "pad_token_id", None)
     return InputTracker(

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.positions import same_policy
 from tests.helpers.generation import VOCABULARY, alone, assert_same, left_padded, prompts, tokenizer
 from tests.helpers.policies import assert_counts
 
@@ -176,6 +177,27 @@ def test_the_result_says_how_many_of_how_many(model):
     assert "positions_policy" not in alone(model, TEXTS, ()).result().info
 
 
+def test_the_result_says_what_a_mask_left(model):
+    """It is not that of all positions, which comparisons have to know."""
+    batch, probe = left_padded(TEXTS), SoftEntropyProbe(model, labels=())
+    with probe, probe.counted(hand_made("skip:2", batch)), torch.no_grad():
+        model(**batch)
+    policy = probe.result().info["positions_policy"]
+    left = {"left": probe.positions, "of": sum(map(len, TEXTS))}
+    assert policy == {"positions": "counted", "skip_special_tokens": [], **left}
+    assert not same_policy(policy, None)
+
+
+def test_the_order_of_policies_does_not_matter(model):
+    one, other = (SoftEntropyProbe(model, positions=names) for names in ("first:6,skip:1", ["skip:1", "first:6"]))
+    for probe in (one, other):
+        with probe, torch.no_grad():
+            model(**left_padded(TEXTS))
+    n = one.positions
+    one.merge(other)
+    assert one.positions == 2 * n
+
+
 def test_distinct_prefixes_are_counted_of_all(model):
     """Prefixes that do not count are distinct, too, and those that count later are not among them."""
     probe = SoftEntropyProbe(model, labels=(), positions="last", count="unique_prefix")
@@ -264,7 +286,8 @@ def test_a_tokenizer_s_special_tokens(model):
     [
         ({"positions": "assistant"}, r"positions: assistant is known of data only; .* probe\.counted\(mask\)$"),
         ({"positions": "skip:1,completion"}, r"positions: completion is known of data only"),
-        ({"positions": "middle"}, "positions: expected all, .*got 'middle'"),
+        ({"positions": "middle"}, "positions: expected all, generated, last, first:N or skip:N, .*got 'middle'"),
+        ({"positions": "first:1", "labels": ["input_bigram"]}, "none of the first 1 tokens has 1 before it"),
         ({"positions": "last"}, r"positions: no token follows the last one, and output_unigram needs one"),
         ({"skip_special_tokens": True}, "skip_special_tokens: expected a tokenizer or a list of token ids, got True"),
         ({"skip_special_tokens": ["<s>"]}, r"skip_special_tokens: expected .*got \['<s>'\]"),
