@@ -13,7 +13,18 @@ import numpy as np
 
 from softh_probe.labels import LabelRows, LabelSet
 from softh_probe.planned.plan import Plan
-from softh_probe.position_bins import bin_name, bins_of
+from softh_probe.position_bins import bin_name
+
+
+def bins_of(places_N: np.ndarray) -> np.ndarray:
+    """Find the number of the bin of each place in a document, that of its binary digits: int [N].
+
+    >>> bins_of(np.array([0, 1, 2, 3, 4, 7, 8])).tolist()
+    [0, 1, 2, 2, 3, 3, 4]
+    """
+    _, exponents_N = np.frexp(places_N.astype(np.float64))
+    found: np.ndarray = exponents_N.astype(np.int64)
+    return found
 
 
 def plan_bins(

@@ -11,7 +11,8 @@ from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets
 from softh_probe.planned import row_allocation
 from softh_probe.planned.plan import Plan
-from softh_probe.position_bins import bin_name, bins_of, first_place
+from softh_probe.planned.position_bins import bins_of
+from softh_probe.position_bins import bin_name, first_place
 from softh_probe.run.forward import forward
 from tests.helpers import references
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
