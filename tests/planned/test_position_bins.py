@@ -289,3 +289,26 @@ def test_a_sample_of_labels_is_drawn_in_every_bin(model, corpus):
 def test_a_result_without_bins_has_no_such_table(model, corpus):
     with pytest.raises(InputError, match=r"^by_position: the result has no bins of positions; measure again with"):
         run_planned(model, corpus, LABELS, 70).result().by_position()
+
+
+def test_bins_in_host_memory_are_the_same(model, corpus):
+    plan = planned_in_bins(corpus, LABELS, 70)
+    probe = SoftEntropyProbe(model, labels=LABELS, n_anchors=20, plan=plan)
+    probe.reserve(on_host=["layer.1", "layer.2"])
+    forward(probe, model.model, plan, progress=False)
+    probe.retire()
+    found, expected = probe.result().by_position(), result_of(model, corpus).by_position()
+    assert found.label_set.equals(expected.label_set)
+    exact = ~found.metric.str.contains("corrected")
+    np.testing.assert_allclose(found.value[exact], expected.value[exact], rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_of_a_probe_holds_its_bins(model, corpus):
+    plan = planned_in_bins(corpus, LABELS, 70)
+    half = len(plan.batches) // 2
+    first = SoftEntropyProbe(model, n_anchors=20, plan=plan)
+    forward(first, model.model, plan, share=range(half), progress=False)
+    second = first.new_like()
+    second.load_state_dict(first.state_dict())
+    forward(second, model.model, plan, share=range(half, len(plan.batches)), progress=False)
+    assert second.result().by_position().equals(result_of(model, corpus).by_position())
