@@ -212,7 +212,13 @@ def test_the_configuration_of_a_result_is_one_today(folder, capsys):
     assert "warning" not in capsys.readouterr().err
     again, before = ProbeResult.load("again"), ProbeResult.load("run")
     later = dict.fromkeys(again.info["config"])  # fields of later versions are null where they change nothing
-    later |= {"label_rows": 65_536, "stream": False, "intervals": False, "interval_documents": 2048}
+    later |= {
+        "label_rows": 65_536,
+        "stream": False,
+        "intervals": False,
+        "interval_documents": 2048,
+        "by_position": False,
+    }
     assert again.info["config"] == {**later, **before.info["config"], "out": "again"}
     assert again.info["anchors"] == before.info["anchors"]
     found, expected = (chance_left_out(result.to_pandas()) for result in (again, before))

@@ -312,3 +312,18 @@ def test_the_state_of_a_probe_holds_its_bins(model, corpus):
     second.load_state_dict(first.state_dict())
     forward(second, model.model, plan, share=range(half, len(plan.batches)), progress=False)
     assert second.result().by_position().equals(result_of(model, corpus).by_position())
+
+
+def test_states_that_are_all_alike_tell_nothing(model):
+    """The first token of all documents is the same, as with a beginning of sequence: rounding is no information."""
+    docs = [[7, *tokens] for tokens in tokens_of_lengths([12] * 40, vocabulary=12)]
+    corpus = corpus_of(docs, language=[("en", "de")[i % 2] for i in range(40)])
+    names = ["input_unigram", "output_unigram", "column:language"]
+    result = run_planned(model, corpus, names, 100, plan=planned_in_bins(corpus, names, 100)).result()
+    table = result.by_position().set_index(["position", "metric", "label_set"])
+    first = table.loc[("0", "mutual_information", "column:language")]
+    assert (first.value.abs() < 1e-6).all()
+    assert (first.p_value == 1).all()
+    for metric, label_set in (("optimality", "unigram"), ("information_share", "input_unigram"), ("residual", "input")):
+        assert table.loc[("0", metric, label_set)].value.isna().all()
+        assert table.loc[("4-7", metric, label_set)].value.notna().all()
