@@ -19,7 +19,7 @@ from torch import Tensor
 
 from softh_probe.accumulators.position_labels import position_labels
 from softh_probe.accumulators.row_labels import RowLabels
-from softh_probe.accumulators.statistics import LayerStatistics
+from softh_probe.accumulators.statistics import BinnedStatistics, LayerStatistics
 from softh_probe.errors import InputError
 from softh_probe.metrics import SAMPLING_SD
 from softh_probe.position_bins import ALL_BINS, POSITION_SET
@@ -51,7 +51,7 @@ def bins_of_layers(
     shared = {name: info[name] for name in ("anchors", "n_blocks") if name in info}
     found = {}
     for name, of_bin in {**labels.bins, ALL_BINS: position_labels(labels)}.items():
-        of_layers = {layer: statistics.bins[name] for layer, statistics in layers.items()}
+        of_layers = {layer: s.bins[name] for layer, s in layers.items() if isinstance(s, BinnedStatistics)}
         n_positions = max(int(statistics.positions) for statistics in of_layers.values())
         found[name] = make(of_layers, of_bin, settings=settings, positions=n_positions, **shared)
     return found

@@ -123,7 +123,7 @@ def information_share(information: Tensor, lower_information: Tensor, ceiling: T
         lower_information: that of (n−1)-grams at the same positions, [R, S]; 0 for unigrams.
         ceiling: I_max, the information of labels that are all different, [R, S].
     """
-    return torch.where(ceiling > LEAST_ROUNDED, (information - lower_information) / ceiling, math.nan)
+    return torch.where(ceiling.abs() > LEAST_ROUNDED, (information - lower_information) / ceiling, math.nan)
 
 
 def residual(ceiling: Tensor, information: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.accumulators.row_labels import RowLabels
-from softh_probe.accumulators.statistics import TENSORS, LayerStatistics
+from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.by_position import bins_of_layers, by_position_table
 from softh_probe.by_position_files import read_bins, write_bins
 from softh_probe.choices import Choices
@@ -88,7 +88,8 @@ class ProbeResult:
             info: further entries of `info` (JSON values).
         """
         sets = labels.set_names
-        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in TENSORS}
+        fields = LayerStatistics.__dataclass_fields__
+        tensors = {name: torch.stack([getattr(s, name) for s in layers.values()]) for name in fields}
         for name in OF_SAMPLE:
             if not tensors[name].any():
                 del tensors[name]

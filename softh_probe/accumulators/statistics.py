@@ -6,7 +6,7 @@ Shape suffixes: X label sets, S anchor sets, M anchors, L labels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -61,8 +61,6 @@ class LayerStatistics:
             covered_positions_sampling_sd: [X], standard errors of these, as means over anchor sets, by the sampling of
             labels; 0 where all labels are followed.
         label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
-        bins: the statistics of each bin of positions by its name, where these are measured too, and, as `ALL_BINS`,
-            those of the bins as labels of all positions.
     """
 
     mass: Tensor
@@ -84,11 +82,17 @@ class LayerStatistics:
     covered_positions_sampling_sd: Tensor
     label_positions: Tensor
     label_entropy: Tensor
-    bins: dict[str, LayerStatistics] = field(default_factory=dict)
 
 
-#: Names of the tensors among them.
-TENSORS = tuple(one.name for one in fields(LayerStatistics) if one.name != "bins")
+@dataclass(frozen=True, kw_only=True)
+class BinnedStatistics(LayerStatistics):
+    """Those of a layer of which bins of positions are measured too.
+
+    Attributes:
+        bins: the statistics of each bin by its name, and, as `ALL_BINS`, those of the bins as labels of all positions.
+    """
+
+    bins: dict[str, LayerStatistics]
 
 
 def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
@@ -104,7 +108,8 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
     named = zip(rows.bins.items(), sums.bins, strict=True)
     bins = {name: _statistics(of_bin, labels) for (name, labels), of_bin in named}
     of_all = _statistics(bins_as_labels(sums), position_labels(rows))
-    return replace(found, bins={**bins, ALL_BINS: of_all})
+    own = {one.name: getattr(found, one.name) for one in fields(found)}
+    return BinnedStatistics(**own, bins={**bins, ALL_BINS: of_all})
 
 
 def _statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:

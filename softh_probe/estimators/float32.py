@@ -17,10 +17,10 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
     >>> torch.set_float32_matmul_precision("high")
     >>> with full_float32(torch.device("cuda")):
-    ...     torch.backends.cuda.matmul.allow_tf32
-    False
-    >>> torch.backends.cuda.matmul.allow_tf32
-    True
+    ...     torch.backends.cuda.matmul.fp32_precision
+    'ieee'
+    >>> torch.backends.cuda.matmul.fp32_precision
+    'tf32'
     >>> torch.set_float32_matmul_precision("highest")
     """
     backends: Any = torch.backends

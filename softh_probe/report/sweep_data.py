@@ -16,6 +16,7 @@ from softh_probe.analysis.alignment import Alignment, align
 from softh_probe.analysis.comparable import corpus_notes
 from softh_probe.errors import abbreviated
 from softh_probe.layer_places import RESIDUAL, LayerPlaces
+from softh_probe.metrics import METRICS
 from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
 from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences
 from softh_probe.report.page_data import numbers
@@ -24,6 +25,8 @@ from softh_probe.report.page_data import numbers
 SAMPLING_SD, SE = "sampling_sd", "se"
 #: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
 MOST_VALUES = 500_000
+#: Shares of the ceiling and what they leave: a page would hold fewer checkpoints for them.
+_NOT_SHOWN = tuple(metric.name for metric in METRICS if metric.scope in ("level", "direction"))
 #: Most names that a list shows, and most samples of labels that are described.
 _MAX_NAMES, _MAX_SAMPLES = 20, 5
 #: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.
@@ -73,6 +76,11 @@ class Sweep:
         return replace(self, table=table, places=places, site=site)
 
     @cached_property
+    def on_page(self) -> pd.DataFrame:
+        """The table without metrics that pages of sweeps do not show."""
+        return self.table[~self.table.metric.isin(_NOT_SHOWN)]
+
+    @cached_property
     def done(self) -> list[dict[str, Any]]:
         """Checkpoints with values, by model and step; those without a step keep their order."""
         of_name = {c["checkpoint"]: c for c in self.checkpoints}
@@ -81,7 +89,7 @@ class Sweep:
     @cached_property
     def drawn(self) -> np.ndarray:
         """Indices into `done` of the checkpoints that the page draws: all, or evenly chosen ones of each model."""
-        n_series = len(self.table[["metric", "label_set"]].drop_duplicates())
+        n_series = len(self.on_page[["metric", "label_set"]].drop_duplicates())
         n_values = MOST_VALUES * 2 // (2 + self.is_sampled + self.has_intervals)  # numbers of each value
         share = n_values / (len(self.alignment.rows) * n_series * len(self.done))
         if share >= 1:
@@ -228,7 +236,7 @@ class Sweep:
         done = [self.done[i] for i in self.drawn]
         place = np.full(len(self.done), -1)
         place[self.drawn] = np.arange(len(done))
-        table = self.table.assign(place=place[self.table.checkpoint.cat.codes])
+        table = self.on_page.assign(place=place[self.on_page.checkpoint.cat.codes])
         table = table[table.place >= 0]
         aligned = self.alignment
         row_of = {name: row for row, name in enumerate(aligned.rows)}

@@ -289,3 +289,41 @@ def test_a_sample_of_labels_is_drawn_in_every_bin(model, corpus):
 def test_a_result_without_bins_has_no_such_table(model, corpus):
     with pytest.raises(InputError, match=r"^by_position: the result has no bins of positions; measure again with"):
         run_planned(model, corpus, LABELS, 70).result().by_position()
+
+
+def test_bins_in_host_memory_are_the_same(model, corpus):
+    plan = planned_in_bins(corpus, LABELS, 70)
+    probe = SoftEntropyProbe(model, labels=LABELS, n_anchors=20, plan=plan)
+    probe.reserve(on_host=["layer.1", "layer.2"])
+    forward(probe, model.model, plan, progress=False)
+    probe.retire()
+    found, expected = probe.result().by_position(), result_of(model, corpus).by_position()
+    assert found.label_set.equals(expected.label_set)
+    exact = ~found.metric.str.contains("corrected")
+    np.testing.assert_allclose(found.value[exact], expected.value[exact], rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_of_a_probe_holds_its_bins(model, corpus):
+    plan = planned_in_bins(corpus, LABELS, 70)
+    half = len(plan.batches) // 2
+    first = SoftEntropyProbe(model, n_anchors=20, plan=plan)
+    forward(first, model.model, plan, share=range(half), progress=False)
+    second = first.new_like()
+    second.load_state_dict(first.state_dict())
+    forward(second, model.model, plan, share=range(half, len(plan.batches)), progress=False)
+    assert second.result().by_position().equals(result_of(model, corpus).by_position())
+
+
+def test_states_that_are_all_alike_tell_nothing(model):
+    """The first token of all documents is the same, as with a beginning of sequence: rounding is no information."""
+    docs = [[7, *tokens] for tokens in tokens_of_lengths([12] * 40, vocabulary=12)]
+    corpus = corpus_of(docs, language=[("en", "de")[i % 2] for i in range(40)])
+    names = ["input_unigram", "output_unigram", "column:language"]
+    result = run_planned(model, corpus, names, 100, plan=planned_in_bins(corpus, names, 100)).result()
+    table = result.by_position().set_index(["position", "metric", "label_set"])
+    first = table.loc[("0", "mutual_information", "column:language")]
+    assert (first.value.abs() < 1e-6).all()
+    assert (first.p_value == 1).all()
+    for metric, label_set in (("optimality", "unigram"), ("information_share", "input_unigram"), ("residual", "input")):
+        assert table.loc[("0", metric, label_set)].value.isna().all()
+        assert table.loc[("4-7", metric, label_set)].value.notna().all()

@@ -5,13 +5,16 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_files import read_sweep
+from tests.helpers.corpora import corpus_of
 from tests.helpers.influences import documents, planted, result_of_documents
 from tests.helpers.models import tiny_llama
-from tests.helpers.probes import NAMES
+from tests.helpers.position_bins import planned_in_bins, tokens_of_lengths
+from tests.helpers.probes import NAMES, run_planned
 from tests.helpers.report_data import HOSTILE, result_of, sampled, save, sweep_folder, with_chance
 from tests.helpers.sweeps import collected_folder
 
@@ -71,8 +74,8 @@ def numbers(page, selector):
 
 def test_everything_is_drawn(page_of_a_run, open_page):
     page = open_page(page_of_a_run)
-    # entropy, 9 label sets, optimality and plane of 4 orders, a heat map
-    assert page.evaluate(N_DRAWN) == 1 + 9 + 4 + 4 + 1
+    # entropy, 9 label sets, optimality and plane of 4 orders, shares of 2 directions, a heat map
+    assert page.evaluate(N_DRAWN) == 1 + 9 + 4 + 4 + 2 + 1
     assert page.locator(".plot .heatmaplayer image").count() == 1
     for chart in ("entropy", "information", "optimality", "plane"):
         assert page.locator(f'[data-chart="{chart}"] .scatterlayer .js-line').count() > 0
@@ -175,6 +178,44 @@ def test_ink_stands_out_in_both_schemes_and_on_paper(page_of_a_run, open_page, s
 def test_the_page_fits_every_width(page_of_a_run, open_page, width):
     page = open_page(page_of_a_run, width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_shares_are_stacked_to_the_ceiling_raw_and_corrected(open_page, tmp_path, scheme):
+    result = result_of(tiny_llama(), labels=[*NAMES[:2], "input_bigram"])
+    page = open_page(write_report([save(result, tmp_path)], tmp_path / "out"), scheme)
+    edges = "[...document.querySelectorAll('[data-chart=\"shares\"] .plot')].map(p => p.data.map(t => t.y))"
+    for version in ("", "_corrected"):
+        page.select_option("#shares-version", version)
+        table = result.to_pandas()
+        table = table[table.metric == f"information_share{version}"]
+        for direction, orders in (("input", ["unigram", "bigram"]), ("output", ["unigram"])):
+            base, *found = page.evaluate(edges)[direction == "output"]
+            assert base == [0] * len(result.rows)
+            shares = [table[table.label_set == f"{direction}_{order}"].value for order in orders]
+            for edge, expected in zip(found, np.cumsum(shares, axis=0), strict=False):
+                np.testing.assert_allclose(edge, expected, atol=1e-5)
+            np.testing.assert_allclose(found[-1], 1, atol=1e-5)
+    assert page.locator("#shares-keys .key").all_inner_texts() == ["unigram", "bigram", "left of the ceiling"]
+
+
+def test_bins_of_positions_are_shown_for_the_chosen_set_and_metric(open_page, tmp_path):
+    labels = ["input_unigram", "output_unigram"]
+    corpus = corpus_of(tokens_of_lengths([20] * 30))
+    result = run_planned(tiny_llama(), corpus, labels, 80, plan=planned_in_bins(corpus, labels, 80)).result()
+    page = open_page(write_report([save(result, tmp_path)], tmp_path / "out"))
+    table = result.by_position()
+    shown = "document.querySelector('[data-chart=\"by-position\"] .plot').data[0]"
+    for label_set, metric in (("output_unigram", "mutual_information"), ("", "entropy")):
+        page.select_option("#position-set", label_set)
+        if label_set:
+            page.select_option("#position-metric", metric)
+        drawn = page.evaluate(f"{shown}.z")
+        part = table[(table.label_set == label_set) & (table.metric == metric)]
+        wide = part.pivot(index="name", columns="position", values="value")
+        expected = wide.loc[result.rows, ["0", "1", "2-3", "4-7", "8-15", "16-31"]]
+        np.testing.assert_allclose(np.array(drawn, float), expected.to_numpy(), atol=1e-5)
+    assert page.evaluate(f"{shown}.text")[2][3].startswith("<b>layer.2</b><br>position 4-7 (120 positions)<br>")
 
 
 def test_hostile_text_shows_as_text(open_page, tmp_path):
