@@ -27,7 +27,7 @@ from softh_probe.hooks.hook_points import find_hook_points, require_causal, sele
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
-from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites
+from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_layers
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
 from softh_probe.result import ProbeResult
@@ -188,12 +188,14 @@ class SoftEntropyProbe(PassBlocks):
                 f"long enough for the label sets{self._recorder.left_out}{self._source.why_nothing}"
             )
         rows = self._source.rows.row_labels()
+        n_blocks = self._recorder.n_blocks or None
+        sites = place_layers(self.layers, {"n_blocks": n_blocks}).sites
         result = ProbeResult.from_layers(
             {name: layer_statistics(self._sums[name], rows) for name in self.layers},
             rows,
             settings=self._settings,
-            anchors=self._sums.describe_anchors(),
-            n_blocks=self._recorder.n_blocks or None,
+            anchors=self._sums.describe_anchors(dict(zip(self.layers, sites, strict=True))),
+            n_blocks=n_blocks,
             positions=self._recorder.positions,
             tokens=self._tokens,
         )

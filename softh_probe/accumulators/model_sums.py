@@ -15,6 +15,7 @@ from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.errors import ProbeError
 from softh_probe.estimators.anchors import Anchors
 from softh_probe.estimators.projection import Projection
+from softh_probe.layer_places import RESIDUAL, SITES
 
 
 class ModelSums:
@@ -185,9 +186,17 @@ class ModelSums:
             self._layers[layer] = sums
         self.measured = set(self._layers)
 
-    def describe_anchors(self) -> list[dict[str, Any]]:
-        """Describe the anchors of each width, for a result (JSON values)."""
-        return [self._anchors[dim].describe() for dim in sorted(self._anchors)]
+    def describe_anchors(self, site_of: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Describe the anchors of each width, for a result (JSON values).
+
+        Args:
+            site_of: the site of each layer; where these are several, every width has its own (`sites`).
+        """
+        described = [self._anchors[dim].describe() for dim in sorted(self._anchors)]
+        if set(site_of.values()) <= {RESIDUAL}:
+            return described
+        widths = {(site, self._layers[layer].dim) for layer, site in site_of.items()}
+        return [{**one, "sites": [site for site in SITES if (site, one["dim"]) in widths]} for one in described]
 
     def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
         anchors = self._anchors_of(dim)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from softh_probe.accumulators.label_sampling import samples_of
+from softh_probe.analysis.sites import anchors_of
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
 from softh_probe.positions import describe_policy, same_policy
@@ -176,23 +177,20 @@ def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
     if changed:
         settings = ", ".join(f"{key} {recipes[0].get(key)} and {recipes[1].get(key)}" for key in changed)
         return [f"their anchors ({settings})"]
-    if _widths(one) & _widths(other):
+    ours, theirs = ({a["dim"]: (a["sha256"], a["temperature"]) for a in _anchors(result)} for result in (one, other))
+    if any(ours[dim] != theirs[dim] for dim in ours.keys() & theirs.keys()):
         return ["their anchors, though drawn in the same way (SHA-256)"]
     return []
 
 
 def same_anchors(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether both results were measured with identical anchors and temperatures.
-
-    Those of widths that one of them lacks, because it measured fewer sites, do not count.
-    """
-    described = [
-        {(a["dim"], a["sha256"], a["temperature"]) for a in result.info.get("anchors") or []} for result in (one, other)
-    ]
-    if one.sites != other.sites:
-        common = _widths(one) & _widths(other)
-        described = [{anchors for anchors in of if anchors[0] in common} for of in described]
-    return bool(described[0]) and described[0] == described[1]
+    """Test whether the sites of both results were measured with identical anchors and temperatures."""
+    common = _common_sites(one, other)
+    ours, theirs = (
+        {(site, a["dim"], a["sha256"], a["temperature"]) for site in common for a in anchors_of(result, site)}
+        for result in (one, other)
+    )
+    return bool(ours) and ours == theirs
 
 
 def follow_same_labels(one: ProbeResult, other: ProbeResult) -> bool:
@@ -204,18 +202,40 @@ def follow_same_labels(one: ProbeResult, other: ProbeResult) -> bool:
     return bool(digests[0]) and digests[0] == digests[1] and seeds[0] == seeds[1] and same_samples
 
 
-def _widths(result: ProbeResult) -> set[int]:
-    return {int(a["dim"]) for a in result.info.get("anchors") or []}
+def _anchors(result: ProbeResult) -> list[dict[str, Any]]:
+    return result.info.get("anchors") or []
+
+
+def _common_sites(one: ProbeResult, other: ProbeResult) -> list[str]:
+    return [site for site in one.sites if site in other.sites]
+
+
+def _width_note(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Say of which sites of both results the widths differ."""
+    widths = {
+        site: [{int(a["dim"]) for a in anchors_of(result, site)} for result in (one, other)]
+        for site in _common_sites(one, other)
+    }
+    unequal = {site: pair for site, pair in widths.items() if pair[0] != pair[1]}
+    if not unequal:
+        return []
+    of = f" of {', '.join(unequal)}" if len(widths) > 1 else ""
+    both = [", ".join(map(str, sorted(set.union(*(pair[n] for pair in unequal.values()))))) for n in (0, 1)]
+    return [
+        f"hidden states{of} are {' and '.join(both)} wide, so anchors of the same recipe differ; the spread over "
+        "anchor sets says how much that matters."
+    ]
 
 
 def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
     """Say what differs without making results incomparable: widths, tokens, positions, samples of labels."""
-    found = []
-    if _widths(one) != _widths(other):
-        widths = [", ".join(map(str, sorted(_widths(result)))) for result in (one, other)]
+    found = _width_note(one, other)
+    named = [not result.places.n_blocks for result in (one, other)]
+    if named[0] != named[1]:
+        kinds = ["modules that were named" if one_named else "layers" for one_named in named]
         found.append(
-            f"hidden states are {' and '.join(widths)} wide, so anchors of the same recipe differ; the spread over "
-            "anchor sets says how much that matters."
+            f"they measured {' and '.join(kinds)}: rows stand side by side by where they come in each, whatever they "
+            "are."
         )
     positions = [int(result.info.get("positions", 0)) for result in (one, other)]
     if tokens_differ(one, other):

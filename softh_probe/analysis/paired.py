@@ -159,7 +159,7 @@ def comparison_notes(a: ProbeResult, b: ProbeResult, titles: Sequence[str] = ("a
     names = f"{titles[0]} and {titles[1]}"
     notes = [f"{names} differ in {what}." for what in (*corpus_differences(a, b), *population_differences(a, b))]
     notes += [f"{names}: {what}" for what in notes_on(a, b)]
-    if not equally_deep([a.places, b.places]):
+    if a.places.n_blocks and b.places.n_blocks and not equally_deep([a.places, b.places]):
         notes.append(
             f"{names} have unequal numbers of blocks: values of {titles[1]} are those at the relative depth of "
             f"{titles[0]}'s layers, so the other way round layers are other ones."

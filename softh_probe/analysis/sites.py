@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from softh_probe.errors import InputError
 from softh_probe.influence import DocumentInfluence
@@ -29,7 +30,14 @@ def of_site(result: ProbeResult, site: str) -> ProbeResult:
     tensors = {name: value[kept] for name, value in result.tensors.items()}
     influence = None if result.influence is None else _of_rows(result.influence, names)
     bins = {name: of_site(of_bin, site) for name, of_bin in result.bins.items()}
-    return replace(result, rows=names, tensors=tensors, influence=influence, bins=bins)
+    info = {**result.info, "anchors": anchors_of(result, site)}
+    return replace(result, rows=names, tensors=tensors, influence=influence, info=info, bins=bins)
+
+
+def anchors_of(result: ProbeResult, site: str) -> list[dict[str, Any]]:
+    """List the anchors of the widths of a site, as the result describes them."""
+    described = result.info.get("anchors") or []
+    return [one for one in described if site in one.get("sites", result.sites)]
 
 
 def ordered_sites(sites: Collection[str]) -> list[str]:

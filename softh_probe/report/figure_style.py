@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, LayerPlaces
 
 DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)"
+HEAD_AXIS = "layer and head"
 
 #: Half of the 95% interval, in standard errors.
 Z95 = 1.96
@@ -36,6 +37,13 @@ class NotebookFigure(Figure):
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
             self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
+
+
+def head_ticks(axis: Axis, names: Sequence[str], places: Sequence[float]) -> None:
+    """Set a dozen ticks of heads by layer and head: `1.h0` is head 0 of layer 1."""
+    every = -(-len(names) // 12)
+    short_names = [name.removeprefix("layer.").replace(".head.", ".h") for name in names]
+    axis.set_ticks(list(places)[::every], short_names[::every])
 
 
 def layer_axis(places: LayerPlaces) -> str:

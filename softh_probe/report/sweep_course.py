@@ -21,6 +21,7 @@ import pandas as pd
 from softh_probe.analysis.course import course
 from softh_probe.analysis.paired import COMPARED
 from softh_probe.analysis.pairing import Pairing
+from softh_probe.analysis.sites import HEADS
 from softh_probe.errors import InputError
 from softh_probe.influence import DocumentInfluence, Name
 from softh_probe.metrics import ENTROPIES
@@ -68,6 +69,7 @@ def courses(sweep: Sweep, folder: Path) -> dict[str, list[str]]:
         influences = _Influences(checkpoints, folder, {mean.name: mean.layers for mean in means}, sweep.n_anchors)
         has_steps = all(c.get("step") is not None for c in checkpoints)
         steps = [f"{c['step']:,}" if has_steps else str(c["checkpoint"]) for c in checkpoints]
+        rows = "heads" if sweep.site == HEADS else "layers"
         of = f"{Path(model).name}: the" if len(models) > 1 else "The"
         for mean in means:
             noise = _Noise(mean, influences)
@@ -80,7 +82,7 @@ def courses(sweep: Sweep, folder: Path) -> dict[str, list[str]]:
             )
             if said:
                 overstated = " (unpaired, which overstates noise)" * noise.is_unpaired
-                line = f"{of} mean over {len(mean.layers)} layers {said}{overstated}."
+                line = f"{of} mean over {len(mean.layers)} {rows} {said}{overstated}."
                 found.setdefault(f"{mean.name[1]}|{mean.name[0]}", []).append(line)
     return found
 

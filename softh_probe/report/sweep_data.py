@@ -14,10 +14,11 @@ import pandas as pd
 
 from softh_probe.analysis.alignment import Alignment, align
 from softh_probe.analysis.comparable import corpus_notes
+from softh_probe.analysis.sites import HEADS
 from softh_probe.errors import abbreviated
 from softh_probe.layer_places import RESIDUAL, LayerPlaces
 from softh_probe.metrics import METRICS
-from softh_probe.report.figure_style import DEPTH_AXIS, layer_axis
+from softh_probe.report.figure_style import DEPTH_AXIS, HEAD_AXIS, layer_axis
 from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences
 from softh_probe.report.page_data import numbers
 
@@ -73,6 +74,10 @@ class Sweep:
         names = {name for one in places.values() for name in one.names}
         table = self.table[self.table.name.isin(names)].reset_index(drop=True)
         table["name"] = table.name.cat.remove_unused_categories()
+        for kind in set(places.values()) if site == HEADS else ():
+            is_of_kind = table.checkpoint.isin([name for name, one in places.items() if one == kind])
+            row_of = dict(zip(kind.names, kind.indices, strict=True))
+            table.loc[is_of_kind, "layer"] = table.name[is_of_kind].map(row_of).astype(np.int64)
         return replace(self, table=table, places=places, site=site)
 
     @cached_property
@@ -150,6 +155,8 @@ class Sweep:
         places = {name: self.places[name] for name in names}
         aligned = align(list(places.values()))
         if aligned.equally_deep:
+            if self.site == HEADS:
+                return table, HEAD_AXIS
             return table, layer_axis(max(places.values(), key=lambda one: len(layer_axis(one))))
         parts = []
         for one in dict.fromkeys(places.values()):

@@ -31,7 +31,9 @@ from softh_probe.errors import InputError
 from softh_probe.labels import ORDERS
 from softh_probe.metrics import METRICS
 from softh_probe.report.figure_style import (
+    HEAD_AXIS,
     NotebookFigure,
+    head_ticks,
     heat_map,
     interval_edges,
     interval_key,
@@ -68,7 +70,10 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: 
     axes.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
     axes.set_xlabel("training step (checkpoints evenly spaced)")
     axes.set_ylabel(axis)
-    layer_ticks(axes.yaxis, grid.layers)
+    if axis == HEAD_AXIS:
+        head_ticks(axes.yaxis, grid.layer_names, grid.layers)
+    else:
+        layer_ticks(axes.yaxis, grid.layers)
     axes.set_title(_title(metric, label_set), loc="left")
     figure.colorbar(image, ax=axes, label="ratio" if metric in _RATIOS else _UNIT, pad=0.01)
     return figure

@@ -269,7 +269,9 @@ def out_of_order(points: Sequence[GridPoint]) -> list[list[str]]:
 
 def _unlike(info: dict[str, dict[str, Any]]) -> list[str]:
     """Warn of what makes a sweep's results hard to compare: several sets of anchors, or several corpora."""
-    anchors = {a["sha256"] for one in info.values() for a in one.get("anchors", []) if "sha256" in a}
+    # A checkpoint whose sites are of several widths has anchors of each.
+    anchors = {frozenset(a["sha256"] for a in one.get("anchors", []) if "sha256" in a) for one in info.values()}
+    anchors.discard(frozenset())
     recipes = _recipes(info)
     found = []
     if len(recipes) > 1:

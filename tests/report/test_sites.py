@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,16 +11,20 @@ import pytest
 
 from softh_probe import ProbeResult
 from softh_probe.analysis.alignment import align, interpolated
-from softh_probe.analysis.comparable import check_comparable, same_anchors
-from softh_probe.analysis.paired import compare_results
+from softh_probe.analysis.comparable import check_anchors, check_comparable, notes_on, same_anchors
+from softh_probe.analysis.paired import compare_results, comparison_notes
 from softh_probe.analysis.sites import common_lines, lines_of, of_site
 from softh_probe.errors import InputError
 from softh_probe.layer_places import place_layers
+from softh_probe.report.compare import differences
 from softh_probe.report.comparison_table import compare_folders
 from softh_probe.report.figures import figures_of
 from softh_probe.report.findings import findings
 from softh_probe.report.page import run_page, write_report
+from softh_probe.report.sweep_figures import layers_by_step
+from softh_probe.report.sweep_files import read_sweep
 from softh_probe.report.terminal import print_table
+from softh_probe.sweep import collect
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import result_of
@@ -210,6 +215,39 @@ def test_different_sites_are_noted_and_anchors_are_compared_at_common_widths(sev
 
 
 @pytest.mark.slow
+def test_models_of_other_widths_are_compared_by_site():
+    """Heads are as wide in both, the residual stream is not."""
+    sites = "residual,attention_heads"
+    one = result(sites)
+    wide = tiny_llama(hidden_size=48, num_attention_heads=8, num_key_value_heads=8)
+    other = result_of(wide, labels=NAMES[:2], sites=sites)
+    check_anchors(one, other, ["a", "b"])
+    assert [note for note in notes_on(one, other) if "wide" in note] == [
+        "hidden states of residual are 24 and 48 wide, so anchors of the same recipe differ; the spread over anchor "
+        "sets says how much that matters."
+    ]
+    assert not same_anchors(one, other)
+    heads, residual = (
+        differences(of_site(one, site), of_site(other, site)) for site in ("attention_heads", "residual")
+    )
+    assert (heads["paired"], residual["paired"]) == (True, False)
+
+
+def test_widths_of_sites_that_one_result_lacks_are_no_difference(several):
+    residual = result("residual")
+    assert same_anchors(several, residual)
+    assert not [note for note in notes_on(several, residual) if "wide" in note]
+
+
+def test_modules_beside_layers_are_said_to_be_others():
+    layers = result("residual")
+    names = [f"module{row}" for row in range(len(layers.rows))]
+    notes = comparison_notes(replace(layers, rows=names, info={**layers.info, "n_blocks": None}), layers)
+    assert any("they measured modules that were named and layers" in note for note in notes)
+    assert not any("unequal numbers of blocks" in note for note in notes)
+
+
+@pytest.mark.slow
 def test_a_comparison_has_differences_of_each_site(several, tmp_path):
     other = result(spread=0.7)
     for name, measured in (("one", several), ("two", other)):
@@ -248,6 +286,15 @@ def test_a_sweep_has_a_page_for_each_site(tmp_path):
     heads = page_data((folder / "report_attention_heads.html").read_text())
     assert heads["rows"][:2] == ["layer.1.head.0", "layer.1.head.1"]
     assert heads["places"] == list(range(12))
+    assert all("over 12 heads" in line for lines in heads["courses"].values() for line in lines)
+    assert not any("several widths" in warning for warning in collect(folder).warnings)
+    sweep = read_sweep(folder, "attention_heads")
+    of_heads, axis = sweep.table_of(str(sweep.done[0]["model"]))
+    of_heads = of_heads.assign(step=of_heads.checkpoint.cat.codes + 1)
+    assert axis == "layer and head"
+    cells = layers_by_step(of_heads, "entropy", axis=axis).axes[0]
+    assert len(cells.images[0].get_array()) == 12
+    assert [tick.get_text() for tick in cells.get_yticklabels()][:5] == ["1.h0", "1.h1", "1.h2", "1.h3", "2.h0"]
     assert (folder / "mlp_entropy.png").is_file()
 
 

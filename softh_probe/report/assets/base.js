@@ -137,11 +137,13 @@ function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, mark
 const DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final norm)";
 
 /** Names of rows of blocks: of the block itself, or of a site in it. */
+const HEAD_ROW = /^layer\.(\d+)\.head\.(\d+)$/;
 const SITE_ROW = /^layer\.(\d+)(\.(attention|router|mlp|head\.(\d+|mean)))?$/;
 
 /** Ticks of an axis on which each layer stands at its index in the model: at most `most` of them, by their short names. */
 function layerTicks(rows, layers, most = 9) {
-  const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(SITE_ROW, "$1")));
+  const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(HEAD_ROW, "$1.h$2").replace(SITE_ROW, "$1")));
+  const areHeads = rows.every((row) => HEAD_ROW.test(row));
   const numbered = rows.every((row) => /^(embeddings|final_norm)$/.test(row) || SITE_ROW.test(row));
   const [first, last] = [layers[0], layers[layers.length - 1]];
   const step = [1, 2, 5, 10, 20, 50, 100].find((s) => (last - first) / s <= most - 1) || Math.ceil((last - first) / most);
@@ -153,7 +155,7 @@ function layerTicks(rows, layers, most = 9) {
   if (rows.length > 1) chosen.push(rows.length - 1);
   return {
     tickvals: chosen.map((i) => layers[i]), ticktext: chosen.map((i) => text(names[i], 12)), range: [first - 0.4, last + 0.4],
-    title: { text: numbered ? "layer" : "module", standoff: 8 },
+    title: { text: areHeads ? "layer and head" : numbered ? "layer" : "module", standoff: 8 },
   };
 }
 

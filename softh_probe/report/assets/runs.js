@@ -199,13 +199,16 @@ function headFigures() {
   const key = choice("heads-key", present, () => redraw("heads"));
   for (const one of all) {
     const height = Math.max(...Object.values(one.series).map((lines) => lines.length));
-    figure("heads", all.length > 1 ? one.title : "", () => {
+    figure("heads", DATA.kind === "comparison" ? one.title : "", () => {
       const metric = key().split("|")[0];
       const factor = scaleOf(metric, one.log_m);
       const lines = one.series[key()] || [];
+      // One scale for all results, whose colours stand side by side.
+      const known = all.flatMap(({ series, log_m }) => (series[key()] || []).flat().filter((v) => v !== null).map((v) => v * scaleOf(metric, log_m)));
       return {
         traces: [{
           type: "heatmap", x: one.layers, z: lines.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
+          zmin: Math.min(...known), zmax: Math.max(...known),
           text: lines.map((line, h) => line.map((v, i) => `<b>layer.${one.layers[i]}.head.${h}</b><br>${shown(v === null ? null : v * factor)} ${unitOf(metric)}`)),
           hovertemplate: "%{text}<extra></extra>",
           colorbar: { title: { text: `${metric === "entropy" ? "H(Z)" : "I(X;Z)"}<br>${unitOf(metric)}`, side: "top" }, thickness: 12, outlinewidth: 0 },
