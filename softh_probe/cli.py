@@ -151,7 +151,7 @@ def _layers(options: Namespace) -> int:
     skeleton = load_skeleton(source, trust_remote_code=options.trust_remote_code)
     modules = None if options.modules is None else split_names(options.modules)
     table = describe_layers(skeleton, options.device_map, sites=parse_sites(options.sites), modules=modules)
-    print(table.to_string(index=False))
+    print(table.astype({"width": "string"}).fillna({"width": "-"}).to_string(index=False))
     return 0
 
 

@@ -116,7 +116,8 @@ def describe_layers(
             kind = f"input of {type(module).__name__}" if takes else type(module).__name__
             line = {"name": row, "module": path, "class": kind, "width": width, "device": device_of(path)}
             rows.append({"stack": name, **line} if name else line)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.astype({"width": "Int64"})
 
 
 def weights_by_device(skeleton: PreTrainedModel, device_map: str | None, dtype: torch.dtype) -> dict[str, int]:

@@ -179,6 +179,8 @@ def test_layers_lists_the_rows_of_sites_and_modules(checkpoint, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
         f"layers.{i}.mlp" for i in range(3)
     ]
+    assert main(["layers", str(checkpoint), "--modules", "layers.0.mlp,layers.0.mlp.*_proj"]) == 0
+    assert [line.split()[-2] for line in capsys.readouterr().out.splitlines()[1:]] == ["-", "32", "32", "24"]
     assert main(["layers", str(checkpoint), "--sites", "router"]) == 2
     assert "no block of LlamaModel has a mixture of experts" in capsys.readouterr().err
 
