@@ -9,6 +9,7 @@ from softh_probe import ProbeResult, sample_anchors, temperature
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.statistics import layer_statistics
+from softh_probe.estimators.projection import Projection
 from tests.helpers import references
 
 NAMES = ["2-3", "4-7", "8-15"]
@@ -48,9 +49,8 @@ def measured():
     anchors, epsilon = sample_anchors(N_ANCHORS, DIM), temperature(N_ANCHORS, DIM)
     q_NM = references.assignments(states, anchors.numpy(), epsilon)
     of_bin = TableSizes(n_kept=len(TOPICS), n_sample=64)
-    sums = LayerSums(
-        anchors.unsqueeze(0), epsilon, sizes=TableSizes(n_kept=len(TOPICS), n_sample=64, bins=(of_bin,) * 3)
-    )
+    projection = Projection(anchors.unsqueeze(0), epsilon)
+    sums = LayerSums(projection, sizes=TableSizes(n_kept=len(TOPICS), n_sample=64, bins=(of_bin,) * 3))
     fill(sums, q_NM, topic_N)
     for b, own in enumerate(sums.bins):
         fill(own, q_NM[bin_N == b], topic_N[bin_N == b])

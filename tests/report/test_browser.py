@@ -87,7 +87,8 @@ def test_sites_are_overlaid_and_heads_are_maps(open_page, tmp_path, scheme):
     page = open_page(
         write_report([save(result_of(tiny_llama(), labels=NAMES[:2], sites=sites), tmp_path)], tmp_path), scheme
     )
-    assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1 + 1 + 1  # three label sets, optimality, plane, heads, a heat map
+    # three label sets, optimality, plane, heads, two directions of shares, a heat map
+    assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1 + 1 + 2 + 1
     assert page.locator("#run-keys .key").all_text_contents() == ["residual", "attention", "mlp"]
     lines = page.locator('[data-chart="entropy"] .scatterlayer .js-line')
     before = lines.count()
