@@ -41,15 +41,14 @@ class Population:
     @property
     def n_defined(self) -> int:
         """Number of positions at which every n-gram is defined, whether policies hold there or not."""
-        return int(np.maximum(self._corpus.lengths - self._before - self._after, 0).sum())
+        return int(self._defined(slice(None)).sum())
 
     def counts(self, documents: Any = slice(None)) -> np.ndarray:
         """Count the positions of each document that count: int64 [n]."""
         if self._tokens is not None:
             kept: np.ndarray = np.diff(self._starts)[documents]
             return kept
-        found: np.ndarray = np.maximum(self._corpus.lengths[documents] - self._before - self._after, 0)
-        return found
+        return self._defined(documents)
 
     def tokens(self, documents: np.ndarray) -> np.ndarray:
         """Give the index in the corpus of each position that counts, document by document: int64 [N]."""
@@ -70,6 +69,11 @@ class Population:
         longest = int(self._corpus.lengths[documents].max())
         row = np.arange(len(documents)) * longest
         found: np.ndarray = self.places(documents) + np.repeat(row, self.counts(documents))
+        return found
+
+    def _defined(self, documents: Any) -> np.ndarray:
+        """Count the positions of each document at which every n-gram is defined."""
+        found: np.ndarray = np.maximum(self._corpus.lengths[documents] - self._before - self._after, 0)
         return found
 
 

@@ -41,6 +41,8 @@ class StreamedRows:
         self, label_sets: Sequence[LabelSet], *, label_rows: LabelRows, seed: int, within: str | None = None
     ) -> None:
         self._within = within
+        self._window: Corpus | None = None
+        self._is_first: tuple[np.ndarray, np.ndarray]  # that counts, of each document, and row
         self.label_sets: Sequence[LabelSet] = tuple(label_sets)
         self.label_rows = label_rows
         self._seed = seed
@@ -80,9 +82,12 @@ class StreamedRows:
     def _tell_documents(self, sequences: CachedSequences, window: Corpus, documents: np.ndarray) -> None:
         """Set the documents, units and groups that sequences are of; the first with a counted position counts."""
         sequences.documents_B, sequences.units_B = window.source[documents], window.rows[documents]
-        counts = Population(window, self.label_sets).counts() > 0
-        sequences.is_new_B = first_of_each(window.source, counts)[documents]
-        sequences.is_new_unit_B = first_of_each(window.rows, counts)[documents]
+        if self._window is not window:
+            counts = Population(window, self.label_sets).counts() > 0
+            self._window = window
+            self._is_first = first_of_each(window.source, counts), first_of_each(window.rows, counts)
+        is_first_document, is_first_of_unit = self._is_first
+        sequences.is_new_B, sequences.is_new_unit_B = is_first_document[documents], is_first_of_unit[documents]
         if self._within is not None:
             sequences.groups_B = window.columns[self._within].ids[documents].astype(np.int64)
 
