@@ -27,7 +27,7 @@ SAMPLING_SD, SE = "sampling_sd", "se"
 #: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
 MOST_VALUES = 500_000
 #: Shares of the ceiling and what they leave: a page would hold fewer checkpoints for them.
-_NOT_SHOWN = tuple(metric.name for metric in METRICS if metric.scope in ("level", "direction"))
+NOT_SHOWN = tuple(metric.name for metric in METRICS if metric.scope in ("level", "direction"))
 #: Most names that a list shows, and most samples of labels that are described.
 _MAX_NAMES, _MAX_SAMPLES = 20, 5
 #: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.
@@ -83,7 +83,7 @@ class Sweep:
     @cached_property
     def on_page(self) -> pd.DataFrame:
         """The table without metrics that pages of sweeps do not show."""
-        return self.table[~self.table.metric.isin(_NOT_SHOWN)]
+        return self.table[~self.table.metric.isin(NOT_SHOWN)]
 
     @cached_property
     def done(self) -> list[dict[str, Any]]:
