@@ -95,7 +95,7 @@ def _dry_run(config: RunConfig, processes: Processes, *, as_json: bool) -> int:
     from softh_probe.run.dry_run import dry_run
 
     with processes.first_ahead(), redirect_stdout(sys.stderr):  # standard output is for the answer
-        found = dry_run(config, progress=processes.is_first, processes=processes)
+        found = dry_run(config, progress=processes.is_first, processes=processes, timed=True)
     if processes.is_first:
         print(json.dumps(found.to_json(), indent=2) if as_json else found.describe())
     return 0

@@ -18,6 +18,12 @@ def accelerator() -> str | None:
     return device.type if device else None
 
 
+def synchronize() -> None:
+    """Wait until the accelerator has done what it was told; without one there is nothing to wait for."""
+    if accelerator():
+        torch.accelerator.synchronize()
+
+
 def check_placement(dtype: str, device_map: str | None) -> str:
     """Resolve the device or placement of a model from its configuration, without loading it.
 

@@ -158,6 +158,18 @@ def check_weights(
     return files
 
 
+def weights_at_hand(source: ModelSource, allow_pickle: bool, *, variant: str | None = None) -> bool:
+    """Tell whether all weights of a checkpoint are on this machine, in its folder or in the hub's cache."""
+    if source.gguf_file:
+        return True
+    try:
+        folder = source.folder or Path(snapshot_download(source.name, revision=source.revision, local_files_only=True))
+        check_weights(source.name, folder, allow_pickle, variant=variant)
+    except (InputError, hub_errors.LocalEntryNotFoundError):
+        return False
+    return True
+
+
 def _check_shards(name: str, folder: Path, files: list[str], variant: str | None, choices: Choices | None) -> None:
     """Check that no shard is left out by the index; record shards beside a whole file."""
     stem, ending = files[0].split("-")[0].removesuffix(Path(files[0]).suffix), Path(files[0]).suffix

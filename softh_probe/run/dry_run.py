@@ -1,7 +1,7 @@
 """The dry run of one checkpoint: what a run would measure, and the memory and place it would take, without weights.
 
 The corpus is tokenised and planned, and kept in the cache for the run. Of the model, only config and tokenizer are
-read. The output folder is left as it is.
+read; weights are loaded only to time a few batches. The output folder is left as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from softh_probe.choices import Choices
 from softh_probe.config import RunConfig, plain_config, tokens_per_batch_on
+from softh_probe.durations import duration
 from softh_probe.errors import InputError
 from softh_probe.hooks.hook_points import find_hook_points, select_layers
 from softh_probe.hooks.named_modules import find_modules
@@ -38,6 +39,7 @@ from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, policy_info
 from softh_probe.run.resume import check_sample, load_snapshot
 from softh_probe.run.snapshots import Snapshots
+from softh_probe.run.timing import Timing, time_run
 
 _LEFT_OUT = ("documents_empty", "documents_too_short", "documents_left_out", "documents_longer_than_max_length")
 
@@ -55,6 +57,7 @@ class DryRun:
         memory: the sums of all layers.
         done: batches that an unfinished run in the output folder has done.
         choices: what was chosen for the user.
+        timing: how long it takes, or why that is not known; None where nobody asked.
         warnings: what would limit the result or stop the run, as far as it is known.
     """
 
@@ -66,6 +69,7 @@ class DryRun:
     memory: SumsMemory
     done: int
     choices: Choices
+    timing: Timing | str | None
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +95,7 @@ class DryRun:
             "sums_memory": {**memory.info(), "total_gib": sum(memory.bytes_by_place.values()) / GIB},
             "layers": {layer: str(device) for layer, device in self.layers.items()},
             "out": {"folder": str(Path(self.config.out).expanduser().resolve()), "batches_done": self.done},
+            "timing": self.timing._asdict() if isinstance(self.timing, Timing) else self.timing,
             "choices": self.choices.to_json(),
             "warnings": self.warnings,
         }
@@ -117,19 +122,21 @@ class DryRun:
             *(f"positions: {describe_policy(policy)}" for policy in self.policy().values()),
             f"layers: {len(self.layers)}, {next(iter(self.layers))} to {list(self.layers)[-1]}, on {devices}",
             f"sums:\n{self.memory.describe()}",
+            *([] if self.timing is None else [f"time: {_describe_timing(self.timing, self.config)}"]),
             f"results: {Path(self.config.out).expanduser().resolve()}{resumes}",
         ]
         certain = [f"choice: {choice}" for choice in self.choices if choice.certain]
         return "\n".join([*lines, *certain, *(f"warning: {text}" for text in self.warnings)])
 
 
-def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = ALONE) -> DryRun:
+def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = ALONE, timed: bool = False) -> DryRun:
     """Plan a run without weights, and check what can be checked without them.
 
     Args:
         config: the run.
         progress: show a progress bar on standard error while the corpus is tokenised.
         processes: those that would measure the run together.
+        timed: load the weights all the same, where they are on this machine, and time a few batches.
 
     Raises:
         InputError: an error that the run would raise before it loads the weights, or a lack of memory for its sums.
@@ -174,8 +181,20 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
         memory=memory,
         done=unfinished[0].batches if unfinished else 0,
         choices=choices,
+        timing=time_run(config, source, feed, device_map) if timed and processes.is_first else None,
         warnings=[*choices.warnings(), *feed.warnings(), *_missing_weights(config, source)],
     )
+
+
+def _describe_timing(timing: Timing | str, config: RunConfig) -> str:
+    """Say how long forward passes will take."""
+    if isinstance(timing, str):
+        return f"not known: {timing}"
+    expected = "" if timing.seconds is None else f"{duration(timing.seconds)} of forward passes, "
+    passes = "; intervals take a second pass" if config.intervals else ""
+    rate = f"{timing.tokens_per_second:,.0f} tokens/s on {timing.device} with the probe"
+    batches = f"{timing.batches} batch{'es were' if timing.batches > 1 else ' was'} timed"
+    return f"{expected}{rate} ({batches}), {duration(timing.load_seconds)} to load the weights{passes}"
 
 
 class _Untouched(Snapshots):

@@ -6,9 +6,10 @@ There are two: `softh_probe.run.planned_feed.PlannedFeed`, whose corpus is known
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from softh_probe.choices import Choice
@@ -19,6 +20,8 @@ from softh_probe.planned.memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.forward import Batch
 from softh_probe.run.processes import Processes
+
+T = TypeVar("T")
 
 
 class Feed(Protocol):
@@ -108,6 +111,15 @@ class Feed(Protocol):
         """
         ...
 
+    def some_batches(self, n: int, check: Callable[[Corpus], None]) -> Iterator[Batch]:
+        """Give up to n batches of this process, evenly chosen among those that are known, to time them.
+
+        Args:
+            n: their number.
+            check: as `batches` takes it.
+        """
+        ...
+
     def state(self) -> dict[str, Any]:
         """Give where reading goes on after the batch that was given last (JSON values); nothing where all is read."""
         ...
@@ -133,3 +145,13 @@ def placing(config: RunConfig, processes: Processes) -> dict[str, Any]:
     """Select what decides how large sums are and where they go; arguments of `place_sums`."""
     names = ("n_anchors", "anchor_sets", "sums_memory_gb")
     return {**{name: getattr(config, name) for name in names}, "n_processes": processes.local_count}
+
+
+def evenly_chosen(given: Sequence[T], n: int) -> list[T]:
+    """Choose up to n of a sequence, evenly and in order.
+
+    >>> evenly_chosen(range(10), 3), evenly_chosen(range(2), 3)
+    ([0, 4, 9], [0, 1])
+    """
+    places = np.linspace(0, len(given) - 1, min(n, len(given))).astype(int)
+    return [given[place] for place in places]

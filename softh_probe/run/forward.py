@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def forward(
     )
 
 
-def planned_batches(plan: Plan, share: range) -> Iterator[Batch]:
+def planned_batches(plan: Plan, share: Iterable[int]) -> Iterator[Batch]:
     """Give planned batches by their indices."""
     for index in share:
         yield Batch(plan.corpus, plan.batches[index], plan.batch(index))

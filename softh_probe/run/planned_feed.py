@@ -18,7 +18,7 @@ from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
 from softh_probe.planned.second_pass import SecondPass
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.run.feed import placing
+from softh_probe.run.feed import evenly_chosen, placing
 from softh_probe.run.forward import Batch, planned_batches
 from softh_probe.run.processes import Processes
 from softh_probe.run.provenance import corpus_info, too_short
@@ -131,6 +131,10 @@ class PlannedFeed:
     def batches(self, first: int, check: Callable[[Corpus], None]) -> Iterator[Batch]:
         """Give the batches of this process's share; the documents were checked before."""
         return planned_batches(self.rows, self._share[first:])
+
+    def some_batches(self, n: int, check: Callable[[Corpus], None]) -> Iterator[Batch]:
+        """Give some batches of this process's share, evenly chosen."""
+        return planned_batches(self.rows, evenly_chosen(self._share, n))
 
     def state(self) -> dict[str, Any]:
         """Give nothing: all is read."""

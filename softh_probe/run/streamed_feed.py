@@ -24,7 +24,7 @@ from softh_probe.planned.population import NO_POSITION, Population
 from softh_probe.planned.prepared import PADDED, batch_documents
 from softh_probe.planned.streamed import StreamedRows, check_columns
 from softh_probe.probe import SoftEntropyProbe
-from softh_probe.run.feed import placing
+from softh_probe.run.feed import evenly_chosen, placing
 from softh_probe.run.forward import Batch
 from softh_probe.run.processes import Processes, merge_into_first
 from softh_probe.run.provenance import corpus_info, too_short
@@ -172,6 +172,12 @@ class StreamedFeed:
                         yield Batch(window, documents, self.rows.batch(window, documents))
             self._n_batches += len(groups)
             window = self._read_window()
+
+    def some_batches(self, n: int, check: Callable[[Corpus], None]) -> Iterator[Batch]:
+        """Give some batches of the first window, evenly chosen."""
+        check(self.trial)
+        for documents in evenly_chosen(batch_documents(self._config, self.trial, self._batching), n):
+            yield Batch(self.trial, documents, self.rows.batch(self.trial, documents))
 
     def state(self) -> dict[str, Any]:
         """Give the start of the window of the batch that was given last."""

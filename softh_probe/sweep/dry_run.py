@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from huggingface_hub.errors import RevisionNotFoundError
 
+from softh_probe.durations import duration
 from softh_probe.errors import first_sentence
 from softh_probe.result_files import RESULT_JSON
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import GB, size_on_hub
-from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder, duration
+from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand, inferred_steps
 from softh_probe.sweep.pools import new_pool
 from softh_probe.sweep.status import MOST_NAMES, count_states, describe_states

@@ -300,18 +300,3 @@ def config_yaml(config: SweepConfig) -> str:
     """Format the configuration as a file for `softh-probe sweep --config`."""
     plain = {name: value for name, value in plain_config(config).items() if name not in SWEEP_CONTROLLED_FIELDS}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
-def duration(seconds: float) -> str:
-    """Format a length of time.
-
-    >>> duration(42), duration(200), duration(90_000), duration(400_000)
-    ('42 s', '3 min', '25 h 00 min', '4.6 days')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    return f"{seconds / 86400:.1f} days"

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from softh_probe.durations import duration
 from softh_probe.errors import InputError
-from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, CheckpointStatus, SweepFolder, duration
+from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, CheckpointStatus, SweepFolder
 from softh_probe.sweep.grid import GridPoint
 
 #: Names of a list that are shown.

@@ -3,15 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
 from softh_probe.cache import cache_folder
 from softh_probe.cli import main
+from softh_probe.data.corpus import pad_batch
 from softh_probe.errors import InputError, Interrupted
-from softh_probe.run import run
+from softh_probe.run import forward, run
 from softh_probe.run.dry_run import dry_run
+from softh_probe.run.timing import Timing
 from tests.helpers.interruptions import stop_after_three_batches
 from tests.run.test_processes import options_of
 
@@ -26,6 +30,7 @@ def no_weights(request, monkeypatch):
         monkeypatch.undo()
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("softh_probe.run.dry_run.time_run", lambda *_: "not here")  # the only one that loads them
     return allow
 
 
@@ -172,3 +177,51 @@ def test_weights_to_come_leave_less_memory_for_sums(config, monkeypatch):
     assert found.memory.budgets["cpu"] == 10_000_000 - int(0.8 * 4 * 15192)
     assert found.model["weights_gib"]["cpu"] == pytest.approx(4 * 15192 / 2**30)
     assert found.layers["layer.1"] == torch.device("cpu")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_weights_that_are_at_hand_are_timed_with_the_probe(config, tmp_path, no_weights, stream):
+    no_weights()
+    wanted = config(labels=LABELS, tokens_per_batch=60, anchor_sets=2, stream=stream)
+    found = dry_run(wanted, progress=False, timed=True)
+    assert isinstance(found.timing, Timing)
+    assert found.timing.batches == (5 if found.feed.n_batches is None or found.feed.n_batches > 5 else 1)
+    assert found.timing.tokens_per_second > 0
+    assert found.timing.device == "cpu"
+    if found.feed.n_tokens is not None:
+        assert found.timing.seconds == pytest.approx(found.feed.n_tokens / found.timing.tokens_per_second)
+    assert f"{found.timing.tokens_per_second:,.0f} tokens/s on cpu with the probe" in found.describe()
+    assert found.to_json()["timing"]["batches"] == found.timing.batches
+    assert not (tmp_path / "out").exists()
+    untimed = dry_run(wanted, progress=False).to_json()
+    assert {**found.to_json(), "timing": None} == untimed
+
+
+def test_the_first_pass_is_not_timed_and_batches_are_evenly_chosen(config, no_weights, monkeypatch):
+    no_weights()
+    fed = []
+    monkeypatch.setattr(
+        "softh_probe.run.forward.run_backbone",
+        lambda model, ids, mask, run=forward.run_backbone: (fed.append(ids.tolist()), run(model, ids, mask)),
+    )
+    found = dry_run(config(tokens_per_batch=60), progress=False, timed=True)
+    plan = found.feed.rows
+    chosen = [plan.batches[i] for i in np.linspace(0, len(plan.batches) - 1, 5).astype(int)]
+    expected = [pad_batch(plan.corpus, documents)[0].tolist() for documents in chosen]
+    assert fed == [expected[0], *expected]
+
+
+def test_a_reason_is_told_where_nothing_can_be_timed(config, no_weights, tmp_path):
+    no_weights()
+    folder = tmp_path / "bare"
+    shutil.copytree(config().model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    found = dry_run(config(model=str(folder)), progress=False, timed=True)
+    assert "time: not known: the weights are not on this machine yet" in found.describe()
+    shutil.copytree(config().model, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    save_file(
+        {name: value * float("nan") for name, value in weights.items()}, tmp_path / "broken" / "model.safetensors"
+    )
+    found = dry_run(config(model=str(tmp_path / "broken")), progress=False, timed=True)
+    assert "time: not known: " in found.describe()
+    assert "not finite" in found.describe()
