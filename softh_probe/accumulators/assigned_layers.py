@@ -162,6 +162,8 @@ class LayersOnAccelerator(AssignedLayers):
 
     def add(self, sums: LayerSums, h_ND: Tensor) -> None:
         """Compute the products of the next layer with the anchors, and its norms."""
+        if self._n_parts == 1:
+            h_ND = h_ND.float()  # one copy for both, and norms of float64 cannot be taken in float32
         sums.projection.products(h_ND, out=self._products_GNJ[len(self._layers)])
         torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=self._norms_GN[len(self._layers)])
         self._layers.append(sums)
