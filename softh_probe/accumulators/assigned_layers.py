@@ -189,6 +189,9 @@ class LayersOnAccelerator(AssignedLayers):
         else:  # states of different widths
             scaled = [n * s.projection.temperature for n, s in zip(norms_GN, layers, strict=True)]
             inverse_GN = torch.stack(scaled).reciprocal_()
+        n_sets, n_anchors = self._shape
+        if not norms_GN.numel():  # no position is computed; not all kernels take that
+            return norms_GN.new_empty(*norms_GN.shape, n_sets * n_anchors)
         n_parts = norms_GN.numel() * self._n_parts
         logits_PK: Tensor = torch.nn.functional.embedding_bag(
             self._parts_E[:n_parts],

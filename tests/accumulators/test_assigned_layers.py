@@ -153,6 +153,18 @@ def test_a_language_model_gives_the_numbers_of_a_cpu(dtype, most_layers, monkeyp
     np.testing.assert_allclose(*tables, atol=3e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_passes_of_which_no_position_counts_are_none(dtype):
+    """Of a prompt none does where what the model writes alone is counted."""
+    model, sums = tiny_llama(hidden_size=64).to(dtype), []
+    prompt = torch.randint(1, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    for path in (torch.no_grad, accelerator_path):
+        with path(), SoftEntropyProbe(model, labels=["input_bigram"], anchor_sets=1, positions="generated") as probe:
+            model.generate(input_ids=prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        sums.append(probe.sums)
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_the_halves_of_anchors_hold_their_components(dtype):
     points = sample_anchors(100, 4096).unsqueeze(0)
