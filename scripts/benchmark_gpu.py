@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_models import SHAPES, model_config, random_corpus
+from random_models import LONGEST_NGRAM_SPAN, SHAPES, model_config, random_corpus
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
@@ -211,8 +211,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--on_host", action="store_true", help="keep label tables in host memory")
     parser.add_argument("--out", default="out/benchmark_gpu.json", help="file for the figures, as JSON")
     found = parser.parse_args()
-    if found.batches < 4:
-        parser.error("--batches: expected 4 or more")
+    least = {"batches": 4, "blocks": 1, "sequences": 1, "tokens": LONGEST_NGRAM_SPAN}
+    for name, bound in least.items():
+        if (value := getattr(found, name)) is not None and value < bound:
+            parser.error(f"--{name}: expected {bound} or more, got {value}")
+    kind, _, number = found.device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        parser.exit(2, f"--device: expected cpu, cuda or cuda:N, got {found.device}\n")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        parser.exit(2, f"--device: torch finds no {found.device} here\n")
     return found
 
 

@@ -17,6 +17,10 @@ SHAPES: dict[str, tuple[type[PreTrainedConfig], int, int, int, int, int, int]] =
 }
 
 
+#: Tokens that a position needs around it to have a label of each of the 8 n-gram sets.
+LONGEST_NGRAM_SPAN = 8
+
+
 def model_config(shape: str, blocks: int | None = None) -> PreTrainedConfig:
     """Make the configuration of a shape, with so many blocks at most."""
     kind, width, n_blocks, heads, kv_heads, inner, vocabulary = SHAPES[shape]

@@ -4,12 +4,14 @@
 
 The library's own code runs on fake tensors, which have shapes and no values, by the path that accelerators take. An
 operation takes the time of its bytes or of its FLOPs, whichever is longer, and that of starting a kernel. Printed are
-the time of a block of the model, that of the probe for a layer, and the operations that cost most; `--json FILE` writes
-all of it. The batch is one of a random corpus of Zipf-like tokens, with 8 n-gram label sets.
+the time of a block of the model, that of the probe for a layer (there are two more layers than blocks), and the
+operations that cost most; `--json FILE` writes all of it. The batch is one of a random corpus of Zipf-like tokens, with
+8 n-gram label sets.
 
 Counted are the bytes that an operation reads and those that it writes, in place too; of tables the rows that it
-touches; of gathered positions each once, since the caches hold them. A reduction in float64 of other types counts the
-copy that it makes. Constants are those of an H100; give others for another device.
+touches; of gathered positions each once, as if caches held the rows of a layer (32 x 512 tokens and 8 sets make 53 MB,
+and the cache of an H100 has 50). A reduction in float64 of other types counts the copy that it makes. What the host
+does with label tables in its memory is not counted. Constants are those of an H100; give others for another device.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
-from random_models import model_config, random_corpus
+from random_models import LONGEST_NGRAM_SPAN, model_config, random_corpus
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -214,8 +216,9 @@ def count(options: Roofline) -> dict[str, Any]:
 
     Returns:
         `model` and `probe`, each with seconds, kernels, bytes and flops of a layer; `share`, the probe's seconds over
-        the model's; `operations` of the probe, in microseconds of a layer; and `to_host`, bytes and seconds of the
-        copy of a layer's sums where its label tables lie in host memory. It runs beside the model.
+        the model's, and `share_of_batch`, those of all layers over those of all blocks; `operations` of the probe, in
+        microseconds of a layer; and `to_host`, bytes and seconds of the copy of a layer's sums where its label tables
+        lie in host memory. It runs beside the model.
     """
     config = model_config(options.shape, options.blocks)
     sets = parse_label_sets(NGRAM_SETS)
@@ -242,16 +245,35 @@ def count(options: Roofline) -> dict[str, Any]:
     found = {"model": counted.model.per_layer(n_blocks), "probe": counted.probe.per_layer(n_layers)}
     n_label_bags = len(dispatch.bag_offsets) - 1 - dispatch.weights_XL.shape[1]
     of_labels = n_label_bags * columns(options.anchor_sets, 100) * 4
+    share = found["probe"]["seconds"] / found["model"]["seconds"]
+    n_of_shape = model_config(options.shape).num_hidden_layers
     return {
         "options": asdict(options),
         **found,
         "to_host": {"bytes": of_labels, "seconds": of_labels / options.host_bytes_per_second},
-        "share": found["probe"]["seconds"] / found["model"]["seconds"],
+        "share": share,
+        "share_of_batch": share * (n_of_shape + n_layers - n_blocks) / n_of_shape,
         "operations": {name: 1e6 * t / n_layers for name, t in counted.probe.seconds.most_common()},
     }
 
 
+def problem(options: Roofline) -> str | None:
+    """Tell in a line what cannot be counted, if anything."""
+    least = {"sequences": 1, "tokens": LONGEST_NGRAM_SPAN, "anchor_sets": 1, "blocks": 1, "kernel_seconds": 0}
+    for name, bound in least.items():
+        if (value := getattr(options, name)) is not None and value < bound:
+            return f"{name}: expected {bound} or more, got {value}"
+    for name in ("bytes_per_second", "half_flops", "float32_flops", "host_bytes_per_second"):
+        if (value := getattr(options, name)) <= 0:
+            return f"{name}: expected more than 0, got {value}"
+    return None
+
+
 def main(options: Roofline) -> None:
+    if found_problem := problem(options):
+        raise SystemExit(found_problem)
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     found = count(options)
     print(f"{options.shape}, {options.sequences} x {options.tokens} tokens, {options.dtype}, by layer:")
     print(f"{'':<24}{'µs':>10}{'kernels':>10}{'MB':>10}{'GFLOP':>10}")
@@ -261,13 +283,15 @@ def main(options: Roofline) -> None:
             f"{label:<24}{1e6 * of['seconds']:>10.0f}{of['kernels']:>10.1f}{of['bytes'] / 1e6:>10.0f}"
             f"{of['flops'] / 1e9:>10.0f}"
         )
-    print(f"the probe costs {found['share']:.1%}; its operations in µs:")
+    share, of_batch = found["share"], found["share_of_batch"]
+    print(f"a layer of the probe costs {share:.1%} of a block; all of them cost {of_batch:.1%} of all blocks")
+    print("operations of a layer in µs:")
     print(", ".join(f"{name} {us:.1f}" for name, us in found["operations"].items()))
     to_host = found["to_host"]
     hidden = "hidden" if to_host["seconds"] < found["model"]["seconds"] else "NOT hidden"
     print(
         f"with label tables in host memory, {to_host['bytes'] / 1e6:.0f} MB of a layer go there in "
-        f"{1e6 * to_host['seconds']:.0f} µs, {hidden} behind the model"
+        f"{1e6 * to_host['seconds']:.0f} µs, {hidden} behind the model (what the host does with them is not counted)"
     )
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2))

@@ -1,6 +1,7 @@
 """What the probe costs on a GPU, counted: the count is right, and no change makes a 7B layer dearer unseen."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -93,3 +94,27 @@ def test_what_goes_to_host_memory_is_counted(roofline, shape, anchor_sets, is_hi
 def test_float32_states_take_one_product(roofline):
     found = roofline.count(roofline.Roofline(dtype="float32", blocks=2))
     assert found["probe"]["flops"] == pytest.approx(2 * 8192 * 4096 * 100, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"blocks": 0}, "blocks: expected 1 or more, got 0"),
+        ({"sequences": 0}, "sequences: expected 1 or more, got 0"),
+        ({"tokens": 7}, "tokens: expected 8 or more, got 7"),
+        ({"anchor_sets": -1}, "anchor_sets: expected 1 or more, got -1"),
+        ({"bytes_per_second": 0.0}, "bytes_per_second: expected more than 0, got 0.0"),
+        ({"kernel_seconds": -1.0}, "kernel_seconds: expected 0 or more, got -1.0"),
+    ],
+)
+def test_what_cannot_be_counted_is_said_in_a_line(roofline, given, said):
+    with pytest.raises(SystemExit, match=said):
+        roofline.main(roofline.Roofline(**given))
+
+
+def test_the_share_of_a_batch_has_the_layers_beside_the_blocks(roofline, tmp_path, capsys):
+    given = roofline.Roofline(shape="smollm2-135m", blocks=2, sequences=2, tokens=32, json=str(tmp_path / "new/a.json"))
+    roofline.main(given)
+    found = json.loads((tmp_path / "new/a.json").read_text())
+    assert found["share_of_batch"] == pytest.approx(found["share"] * 32 / 30)  # embeddings and final norm, too
+    assert f"{found['share']:.1%} of a block; all of them cost {found['share_of_batch']:.1%}" in capsys.readouterr().out

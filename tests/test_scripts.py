@@ -132,3 +132,21 @@ runpy.run_path("{ROOT / "scripts" / "benchmark_gpu.py"}", run_name="__main__")
     found = json.loads((tmp_path / "found.json").read_text())["conditions"]
     assert found["probe, 8 sets"]["batch_ms"] > found["backbone"]["batch_ms"] > 0
     assert found["probe, 1 set"]["hooks_host_us_per_layer"] > 0 == found["backbone"]["hooks_host_us_per_layer"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "gpu"], "--device: expected cpu, cuda or cuda:N, got gpu"),
+        (["--device", "cuda:99"], "--device: torch finds no cuda:99 here"),
+        (["--blocks", "0"], "--blocks: expected 1 or more, got 0"),
+        (["--tokens", "7"], "--tokens: expected 8 or more, got 7"),
+        (["--sequences", "0"], "--sequences: expected 1 or more, got 0"),
+    ],
+)
+def test_the_benchmark_of_gpus_says_in_a_line_what_it_cannot_do(tmp_path, options, said):
+    command = [sys.executable, ROOT / "scripts" / "benchmark_gpu.py", "--shape", "tiny", "--device", "cpu", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith(said)
+    assert "Traceback" not in done.stderr

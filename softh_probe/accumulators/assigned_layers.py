@@ -162,6 +162,8 @@ class LayersOnAccelerator(AssignedLayers):
 
     def add(self, sums: LayerSums, h_ND: Tensor) -> None:
         """Compute the products of the next layer with the anchors, and its norms."""
+        if self._n_parts == 1:
+            h_ND = h_ND.float()  # one copy for both, and norms of float64 cannot be taken in float32
         sums.projection.products(h_ND, out=self._products_GNJ[len(self._layers)])
         torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=self._norms_GN[len(self._layers)])
         self._layers.append(sums)
@@ -187,6 +189,9 @@ class LayersOnAccelerator(AssignedLayers):
         else:  # states of different widths
             scaled = [n * s.projection.temperature for n, s in zip(norms_GN, layers, strict=True)]
             inverse_GN = torch.stack(scaled).reciprocal_()
+        n_sets, n_anchors = self._shape
+        if not norms_GN.numel():  # no position is computed; not all kernels take that
+            return norms_GN.new_empty(*norms_GN.shape, n_sets * n_anchors)
         n_parts = norms_GN.numel() * self._n_parts
         logits_PK: Tensor = torch.nn.functional.embedding_bag(
             self._parts_E[:n_parts],

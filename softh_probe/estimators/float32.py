@@ -1,4 +1,4 @@
-"""Products of float32 matrices in float32, whatever precision the user allows for those of the model."""
+"""Products in the precision of float32, whatever the user allows for those of the model."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ def full_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _restore(setting, name, before)
+
+
+@contextmanager
+def accumulation_in_float32() -> Iterator[None]:
+    """Let products of float16 on CUDA accumulate in float32 inside the block; the user's setting is kept."""
+    setting: Any = torch.backends.cuda.matmul
+    if not getattr(setting, "allow_fp16_accumulation", False):  # torch < 2.7 has no such setting
+        yield
+        return
+    setting.allow_fp16_accumulation = False
+    try:
+        yield
+    finally:
+        setting.allow_fp16_accumulation = True
 
 
 def _restore(setting: Any, name: str, before: bool | str) -> None:

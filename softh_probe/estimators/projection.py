@@ -2,7 +2,8 @@
 
 On an accelerator states in bfloat16 or float16 stay as they are. The anchors are split into two halves of that type,
 w = high + low, which together hold 16 bits of each component or more. The products of the halves are exact and
-accumulate in float32, as tensor cores do; their sum is h·w within some 1e-7 of ‖h‖.
+accumulate in float32, as tensor cores do; their sum is h·w within some 1e-7 of ‖h‖. In few dimensions it would be
+off by more, and a copy of the states in float32 costs little there.
 
 Shape suffixes: N positions, D width of a hidden state, S anchor sets, M anchors, K = S·M.
 """
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from softh_probe.accelerators import is_accelerator
-from softh_probe.estimators.float32 import full_float32
+from softh_probe.estimators.float32 import accumulation_in_float32, full_float32
 
 _HALVES = (torch.bfloat16, torch.float16)
+#: Width of states from which on the products of halves are right; narrower ones, as of routers, are taken in float32.
+_LEAST_WIDTH = 32
 
 
 class Projection:
@@ -59,7 +62,7 @@ class Projection:
 
     def _halves_of(self, dtype: torch.dtype) -> Tensor | None:
         """Give the halves of the anchors in a type, high ones first: [2K, D]; None where products take float32."""
-        if dtype not in _HALVES or not is_accelerator(self.points_SMD.device):
+        if dtype not in _HALVES or self.dim < _LEAST_WIDTH or not is_accelerator(self.points_SMD.device):
             return None
         if dtype not in self._halves:
             w_KD = self.points_SMD.flatten(0, 1)
@@ -71,10 +74,11 @@ class Projection:
 
 def _product(h_ND: Tensor, w_KD: Tensor, out: Tensor | None) -> Tensor:
     """Multiply in half precision and accumulate in float32."""
-    try:
-        return torch.mm(h_ND, w_KD.T, out_dtype=torch.float32, out=out)
-    except NotImplementedError:  # on a CPU
-        return torch.mm(h_ND.float(), w_KD.float().T, out=out)
+    with accumulation_in_float32():
+        try:
+            return torch.mm(h_ND, w_KD.T, out_dtype=torch.float32, out=out)
+        except NotImplementedError:  # on a CPU
+            return torch.mm(h_ND.float(), w_KD.float().T, out=out)
 
 
 def _gives_float32(halves_2KD: Tensor) -> bool:
@@ -82,7 +86,8 @@ def _gives_float32(halves_2KD: Tensor) -> bool:
     if halves_2KD.device.type == "cpu":
         return True
     try:
-        torch.mm(halves_2KD[:16], halves_2KD[:16].T, out_dtype=torch.float32)
+        with accumulation_in_float32():
+            torch.mm(halves_2KD[:16], halves_2KD[:16].T, out_dtype=torch.float32)
     except (RuntimeError, TypeError):
         return False
     return True

@@ -70,11 +70,35 @@ def test_entropy_and_information_are_within_1e_6_of_the_float32_path_and_of_floa
         assert references.entropy(probe.sums[0, s].numpy()) / math.log(100) == pytest.approx(exact, abs=1e-6)
 
 
+@pytest.mark.parametrize("dim", [6, 8, 16, 24])
+@pytest.mark.parametrize("n", [1, 300])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_narrow_states_have_the_numbers_of_float32(dtype, n, dim):
+    """Errors of halves weigh more there, as those of a router's logits: few components, and a low temperature."""
+    h_1ND = states(n, dim, dtype)
+    on_cpu = values(measured(h_1ND))["entropy"]
+    with accelerator_path():
+        np.testing.assert_allclose(values(measured(h_1ND))["entropy"], on_cpu, atol=1e-6, rtol=0)
+
+
+def test_float64_states_are_taken_in_float32_as_on_a_cpu():
+    h_1ND = states(300, 64, torch.float64)
+    on_cpu = values(measured(h_1ND))
+    with accelerator_path():
+        found = values(measured(h_1ND))
+    for metric in ("entropy", "mutual_information", "mutual_information_max"):
+        np.testing.assert_allclose(found[metric], on_cpu[metric], atol=1e-6, rtol=0, err_msg=metric)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_high_halves_alone_would_not_do(dtype, monkeypatch):
     h_1ND, found = states(600, 4096, dtype), []
-    monkeypatch.setattr(Projection, "n_parts", lambda self, dtype: 1)
-    monkeypatch.setattr(Projection, "_halves_of", lambda self, dtype: self.points_SMD.flatten(0, 1).to(dtype))
+
+    def high_and_zero(projection, dtype):
+        high_KD = projection.points_SMD.flatten(0, 1).to(dtype)
+        return torch.cat([high_KD, torch.zeros_like(high_KD)])
+
+    monkeypatch.setattr(Projection, "_halves_of", high_and_zero)
     with accelerator_path():
         found = values(measured(h_1ND))["entropy"]
     monkeypatch.undo()
@@ -129,6 +153,18 @@ def test_a_language_model_gives_the_numbers_of_a_cpu(dtype, most_layers, monkeyp
     np.testing.assert_allclose(*tables, atol=3e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_passes_of_which_no_position_counts_are_none(dtype):
+    """Of a prompt none does where what the model writes alone is counted."""
+    model, sums = tiny_llama(hidden_size=64).to(dtype), []
+    prompt = torch.randint(1, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    for path in (torch.no_grad, accelerator_path):
+        with path(), SoftEntropyProbe(model, labels=["input_bigram"], anchor_sets=1, positions="generated") as probe:
+            model.generate(input_ids=prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        sums.append(probe.sums)
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_the_halves_of_anchors_hold_their_components(dtype):
     points = sample_anchors(100, 4096).unsqueeze(0)
@@ -148,3 +184,25 @@ def test_what_the_user_allows_for_products_of_the_model_does_not_touch_ours(path
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "allow_fp16_accumulation"), reason="this torch has no such setting"
+)
+def test_halves_accumulate_in_float32_whatever_the_user_allows_for_float16(monkeypatch):
+    setting, seen, product = torch.backends.cuda.matmul, [], torch.mm
+
+    def noting(*args, **kwargs):
+        seen.append(setting.allow_fp16_accumulation)
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "mm", noting)
+    setting.allow_fp16_accumulation = True
+    try:
+        with accelerator_path():
+            measured(states(30, 64, torch.float16))
+        assert seen
+        assert not any(seen)
+        assert setting.allow_fp16_accumulation
+    finally:
+        setting.allow_fp16_accumulation = False
