@@ -20,7 +20,7 @@ from softh_probe.accumulators.statistics import LayerStatistics
 from softh_probe.by_position import bins_of_layers, by_position_table
 from softh_probe.by_position_files import read_bins, write_bins
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, abbreviated, one_line
 from softh_probe.influence import DocumentInfluence
 from softh_probe.labels import COLUMN_PREFIX, ORDERS
 from softh_probe.layer_places import RESIDUAL, SITES, LayerPlaces, place_layers
@@ -110,6 +110,13 @@ class ProbeResult:
                 "label_sampling": labels.sampling(),
                 **({"document_labels": of_documents} if (of_documents := labels.document_labels()) else {}),
             },
+        )
+
+    def __repr__(self) -> str:
+        sets, (n_sets, n_anchors) = abbreviated(self.label_sets, 8) or "none", self.tensors["mass"].shape[1:]
+        return one_line(
+            f"<ProbeResult: {len(self.rows)} rows {self.rows[0]} … {self.rows[-1]}; label sets {sets}; "
+            f"{n_sets} x {n_anchors} anchors; {self.info['positions']:,} positions>"
         )
 
     @property
