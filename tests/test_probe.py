@@ -516,8 +516,8 @@ def test_a_model_without_blocks_is_refused_with_what_was_found():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"topic": torch.rand(2)}, "topic: expected an integer tensor"),
-        ({"topic": [1, 2]}, "topic: expected an integer tensor"),
+        ({"topic": torch.rand(2)}, "topic: expected strings or integers"),
+        ({"topic": [1.5, 2]}, "topic: expected strings or integers"),
         ({"input_unigram": torch.ones(2, dtype=torch.long)}, "choose another name"),
     ],
 )

@@ -40,9 +40,12 @@ def track_inputs(
     check_labels(rules.policies, label_sets)
     config = next((model.config for model in models if getattr(model, "config", None)), None)
     pad_id = getattr(config, "pad_token_id", None)
+    rows = OnlineRows(
+        label_sets, unique_prefixes=count == "unique_prefix", label_rows=label_rows, seed=seed, rules=rules
+    )
     return InputTracker(
-        OnlineRows(label_sets, unique_prefixes=count == "unique_prefix", label_rows=label_rows, seed=seed, rules=rules),
-        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None),
+        rows,
+        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None, kept=rows.kept),
         has_ngrams=bool(label_sets),
         has_backbone=has_backbone,
     )
