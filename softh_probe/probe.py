@@ -66,7 +66,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
     reference that shares the backbone; results say how many. Code compiled by torch.compile runs uncompiled inside
     the block: slower, but its layers are seen. Threads are measured one after the other. Copies have no hooks.
     States that are zero or not finite have no direction and are left out, which results say. Soft assignments are
-    float32; totals and the rows of labels of your own are float64 sums of them, rows of n-grams are float32 sums.
+    float32; totals and the rows of labels of your own are float64 sums of them, rows of n-grams float32 sums.
 
     Args:
         model: a transformers model, or any module if `modules` are named.
