@@ -47,4 +47,5 @@ if not TYPE_CHECKING:  # a type checker would take any name to exist
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """List what users need; other modules are imported by their names."""
+    return sorted(__all__)

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from softh_probe.command_words import flag_of, refuse_other_names, spelled, usage_line
+from softh_probe.command_words import (
+    flag_of,
+    refuse_other_names,
+    refuse_values_of_switches,
+    spelled,
+    usage_line,
+)
 from softh_probe.config import RunConfig, split_names
 from softh_probe.config_checks import check_config_file, type_hints
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line
@@ -39,18 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0; 2 for bad input, with one line on standard error; 128 plus the signal's number for a run that
-        a signal stopped; 1 for any other failure.
+        The exit code: 0; 2 for bad input, with one line on standard error, and where there are no words, with the help;
+        128 plus the signal's number for a run that a signal stopped; 1 for any other failure.
     """
-    words = spelled(arguments or sys.argv[1:])
+    words = spelled(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     command = next((word for word in words if word in COMMANDS), "run")
     if "--version" in words:
         print(f"softh-probe {_version()}")
         return 0
     parser = _parser()
+    if not [word for word in words if word != "--debug"]:
+        parser.print_help(sys.stderr)
+        return EXIT_BAD_INPUT
     try:
         refuse_other_names(words, command)
+        refuse_values_of_switches(words, command)
         parsed = parser.parse_args([w for w in words if w != "--debug"])
         return COMMANDS[parsed.command](parsed[parsed.command])
     except ArgumentError as error:

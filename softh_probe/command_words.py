@@ -25,6 +25,10 @@ _OWN_FIELDS = {
     "status": ("folder",),
     "collect": ("folder",),
 }
+#: Switches that are no fields of a configuration, by command; those that can be negated, and those that cannot.
+_OWN_SWITCHES = {"layers": ("trust_remote_code",), "report": ("allow_different",)}
+_ALONE = {"run": ("dry_run", "json"), "sweep": ("dry_run",), "compare": ("json",)}
+_YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 #: Words that a command takes without a flag, by command and field, as its help writes them.
 _POSITIONAL = {
     ("layers", "model"): "MODEL",
@@ -61,6 +65,42 @@ def refuse_other_names(words: Sequence[str], command: str) -> None:
         name = re.split(r"[=.]", word)[0]
         if name.startswith("--") and (answer := _other_name(name, command)):
             raise InputError(answer)
+
+
+def refuse_values_of_switches(words: Sequence[str], command: str) -> None:
+    """Answer a switch that is given a value, as in `--report false`, with the switch that says so.
+
+    Raises:
+        InputError: there is such a value.
+    """
+    words = words[: words.index("--")] if "--" in words else words
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, is_joined, joined = word.partition("=")
+        value = (joined if is_joined else following).lower()
+        # `0` and `1` may stand beside a switch as the name of a folder.
+        is_value = value in (*_YES, *_NO) and (bool(is_joined) or not value.isdigit())
+        if flag.startswith("--") and is_value and (answer := _switch(flag, value in _YES, command)):
+            raise InputError(f"{flag}: takes no value, got {value!r}; {answer}")
+
+
+def _switch(flag: str, wanted: bool, command: str) -> str | None:
+    """Say how a switch is turned on or off; None where a flag is none."""
+    name = flag.lstrip("-").replace("-", "_")
+    if name in _ALONE.get(command, ()):
+        return f"give {flag} alone" if wanted else f"leave {flag} out"
+    field = name.removeprefix("no_")
+    if field not in _switches(command):
+        return None
+    wanted = wanted != (field != name)
+    return f"give {flag_of(field if wanted else f'no_{field}')}"
+
+
+def _switches(command: str) -> tuple[str, ...]:
+    """List the fields of a command that are a yes or a no."""
+    if command in _OWN_FIELDS:
+        return _OWN_SWITCHES.get(command, ())
+    hints = type_hints(SweepConfig if command == "sweep" else RunConfig)
+    return tuple(field for field in _fields(command) if hints.get(field) is bool)
 
 
 def _other_name(given: str, command: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, Literal
 
@@ -44,11 +45,15 @@ class LabelSet:
     column: str = ""
 
 
-def parse_label_sets(names: Iterable[str]) -> tuple[LabelSet, ...]:
+def parse_label_sets(names: Iterable[str], *, has_columns: bool = True) -> tuple[LabelSet, ...]:
     """Parse the names of label sets, in the order given.
 
     >>> [s.order for s in parse_label_sets(["input_unigram", "output_quadgram", "column:language"])]
     [1, 4, 0]
+
+    Args:
+        names: the names.
+        has_columns: whether there is a data set, whose columns may be label sets.
 
     Raises:
         InputError: an unknown name, or a repeated one.
@@ -59,20 +64,30 @@ def parse_label_sets(names: Iterable[str]) -> tuple[LabelSet, ...]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"labels: {', '.join(repeated)} stands twice; name each label set once")
-    return tuple(_parse_label_set(name) for name in names)
+    return tuple(_parse_label_set(name, has_columns) for name in names)
 
 
-def _parse_label_set(name: str) -> LabelSet:
+def _parse_label_set(name: str, has_columns: bool) -> LabelSet:
+    if not isinstance(name, str):
+        raise InputError(f"labels: expected names of label sets, got {name!r}")
     if name in NGRAM_SETS:
         direction, order = name.split("_")
         return LabelSet(name=name, direction=direction, order=ORDERS[order])
-    column = str(name).removeprefix(COLUMN_PREFIX)
-    if column and column != name:
+    column = name.removeprefix(COLUMN_PREFIX)
+    if has_columns and column and column != name:
         return LabelSet(name=name, direction="column", column=column)
-    raise InputError(
-        f"labels: unknown label set {name!r}; expected any of {', '.join(NGRAM_SETS)}, or column:NAME for a "
-        "column of the data set"
-    )
+    raise InputError(f"labels: unknown label set {name!r}; {_remedy(name, column, has_columns)}")
+
+
+def _remedy(name: str, column: str, has_columns: bool) -> str:
+    """Say what an unknown name of a label set may stand for."""
+    ngrams = ", ".join(NGRAM_SETS)
+    if get_close_matches(name, NGRAM_SETS):
+        return f"expected any of {ngrams}" + ", or column:NAME for a column of the data set" * has_columns
+    if has_columns:
+        return f"for a column of the data set write column:{column or 'NAME'}; n-grams are {ngrams}"
+    block = f"`with probe.labelled({column if column.isidentifier() else 'name'}=…):`"
+    return f"labels of your own are given by {block} around forward passes; n-grams are {ngrams}"
 
 
 def context(label_sets: Sequence[LabelSet]) -> tuple[int, int]:

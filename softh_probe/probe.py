@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
-from softh_probe.accumulators.batch import BatchAccumulator
-from softh_probe.accumulators.dispatch import Dispatch
-from softh_probe.accumulators.influence_sums import InfluenceSums
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
-from softh_probe.accumulators.states import STATE_VERSION, require_settings, state_of_today
+from softh_probe.accumulators.states import require_settings, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.attached.pass_blocks import PassBlocks
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError, ProbeError
+from softh_probe.errors import InputError, ProbeError, abbreviated, one_line
 from softh_probe.estimators.recipes import Kind
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
@@ -31,6 +27,7 @@ from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_la
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
 from softh_probe.result import ProbeResult
+from softh_probe.run_steps import RunSteps
 
 #: Ways to count: every real position each time it is fed, or each distinct prefix once.
 COUNTS = ("forwarded", "unique_prefix")
@@ -41,8 +38,16 @@ DEFAULT_LABELS = ("input_unigram", "output_unigram")
 MAX_INVALID_SHARE = 0.5
 
 
-class SoftEntropyProbe(PassBlocks):
+class SoftEntropyProbe(PassBlocks, RunSteps):
     """Measure every layer of a model while something runs it.
+
+    - `with probe:` is the block inside which forward passes are measured; the model runs there in evaluation mode.
+    - `labelled(language=["de", "en"])`, inside it: labels of your own, beside the n-grams of `labels`.
+    - `masked(mask)`, `counted(mask)`, `paused()`, inside it: which tokens are real, which of these count (those of the
+      assistant alone, say), and which forward passes do not.
+    - `result()`: entropies and information, as a `ProbeResult`: tables, figures, files. `positions`, `layers` and
+      `sums` are what was counted so far.
+    - `merge(other)`, `state_dict()`, `load_state_dict(state)`: other parts of the text, and a measurement to continue.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
@@ -60,6 +65,8 @@ class SoftEntropyProbe(PassBlocks):
     those of other models through the same modules: with other adapters (PEFT) than the block began with, or of a
     reference that shares the backbone; results say how many. Code compiled by torch.compile runs uncompiled inside
     the block: slower, but its layers are seen. Threads are measured one after the other. Copies have no hooks.
+    States that are zero or not finite have no direction and are left out, which results say. Soft assignments are
+    float32; totals and the rows of labels of your own are float64 sums of them, rows of n-grams float32 sums.
 
     Args:
         model: a transformers model, or any module if `modules` are named.
@@ -146,6 +153,13 @@ class SoftEntropyProbe(PassBlocks):
             chosen = select_layers(layers, points.measured_places(self._recorder.n_blocks))
             self._settings["layers"], self._recorder.layers = chosen, frozenset(chosen)
 
+    def __repr__(self) -> str:
+        sets, n = abbreviated(self._source.rows.set_names, 8) or "none", self._settings
+        return one_line(
+            f"<{type(self).__name__} of {type(self._model).__name__}: label sets {sets}; "
+            f"{n['anchor_sets']} x {n['n_anchors']} anchors; {self._recorder.positions:,} positions counted>"
+        )
+
     # --- results ----------------------------------------------------------------------------------------------
 
     @property
@@ -162,9 +176,7 @@ class SoftEntropyProbe(PassBlocks):
     @property
     def layers(self) -> list[str]:
         """Names of the layers, in the order of calls."""
-        self._flush()
-        measured = self._sums.measured
-        return [name for name in self._layer_names() if (name in measured if measured else self._recorder.wants(name))]
+        return self._measured()
 
     @property
     def sums(self) -> Tensor:
@@ -183,9 +195,12 @@ class SoftEntropyProbe(PassBlocks):
         """
         self.check()
         if not self._recorder.positions:
+            left_out = self._recorder.left_out
+            how = "run the model in evaluation mode on sequences long enough for the label sets"
+            if left_out.were_in_training:
+                how = "the model was in training mode, and evaluations alone are measured; call model.eval() first"
             raise ProbeError(
-                "no position was counted: inside the probe's block, run the model in evaluation mode on sequences "
-                f"long enough for the label sets{self._recorder.left_out}{self._source.why_nothing}"
+                f"no position was counted: inside the probe's block, {how}{left_out}{self._source.why_nothing}"
             )
         rows = self._source.rows.row_labels()
         n_blocks = self._recorder.n_blocks or None
@@ -231,20 +246,6 @@ class SoftEntropyProbe(PassBlocks):
         head, layers = self.state_parts()
         return {**head, "layers": dict(layers)}
 
-    def state_parts(self) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
-        """Give a `state_dict` in parts: all but the layers, and each of those in turn, copied when it is due."""
-        self._flush()
-        head = {
-            "version": STATE_VERSION,
-            "settings": dict(self._settings),
-            "positions": self._recorder.positions,
-            "tokens": self._tokens,
-            "n_blocks": self._recorder.n_blocks,
-            "rows": self._source.rows.state_dict(),
-            **self._recorder.notes(),
-        }
-        return head, self._sums.state(self.layers)
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from another probe's `state_dict`, in place of everything measured here.
 
@@ -285,26 +286,6 @@ class SoftEntropyProbe(PassBlocks):
         ours.problems += theirs.problems
         ours.add_notes(theirs.notes())
 
-    def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
-        """Turn the sums of one share of a plan into those of the whole, layer by layer; `retire` is next.
-
-        Args:
-            add_others: adds to a tensor in host memory, in place, the tensors of the probes of all other shares.
-        """
-        counts = torch.tensor([self._recorder.positions, self._recorder.tokens])
-        add_others(counts)
-        self._recorder.positions, self._recorder.tokens = counts.tolist()
-        self._sums.merge_shares(self.layers, add_others)
-
-    def retire(self) -> None:
-        """Retire, after all batches of a plan, the labels that shares have in common, or that were held to the end."""
-        self._sums.retire(self.layers, self._source.rows.row_labels())
-
-    def new_like(self) -> SoftEntropyProbe:
-        """Make a probe of the same model with the same settings that has measured nothing."""
-        plan = None if self._plan is None else self._plan.fresh()
-        return type(self)(self._model, modules=self._modules, plan=plan, **self._settings)
-
     # --- attached to a model ----------------------------------------------------------------------------------
 
     def __enter__(self) -> SoftEntropyProbe:
@@ -325,51 +306,7 @@ class SoftEntropyProbe(PassBlocks):
         """
         return self._source.context
 
-    # --- a planned run ----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def batch(self, dispatch: Dispatch) -> Iterator[None]:
-        """Announce the next forward pass of a planned run; raise at its end the problems that the hooks found."""
-        with self._source.announce(dispatch):
-            yield
-        self._recorder.raise_problems()
-
-    @contextmanager
-    def second_pass(self) -> Iterator[InfluenceSums]:
-        """Take sums of documents from the batches inside the block, whose positions are not counted again."""
-        found = InfluenceSums([self._sums[layer] for layer in self.layers], self._source.rows.row_labels())
-        self._recorder.make_accumulator = found.accumulator
-        try:
-            yield found
-        finally:
-            self._recorder.make_accumulator = BatchAccumulator
-
-    def layer_devices(self) -> dict[str, torch.device]:
-        """Find the device of each layer's sums: that of its block's weights, which must be loaded."""
-        devices = self._points.layer_devices(self._recorder.n_blocks)
-        return {layer: device for layer, device in devices.items() if self._recorder.wants(layer)}
-
-    def layer_widths(self) -> dict[str, int | None]:
-        """Find the width of each layer's hidden states, as far as it is known beforehand."""
-        return self._points.layer_widths(self._recorder.n_blocks)
-
-    def reserve(self, on_host: Collection[str] = ()) -> None:
-        """Take the memory of the sums now, so that a lack of it shows before the model runs.
-
-        Tables that are made between a model's short-lived tensors would also keep the memory of those tensors from
-        being used again.
-
-        Args:
-            on_host: layers whose label tables go to host memory although the layer is on an accelerator.
-        """
-        self._sums.reserve(self.layer_devices(), self.layer_widths(), on_host)
-
     # --- parts ------------------------------------------------------------------------------------------------
-
-    @property
-    def _tokens(self) -> int:
-        """Tokens counted so far, without drafts that were rejected."""
-        return self._recorder.tokens - self._source.n_rejected
 
     def _layer_names(self) -> list[str]:
         return self._points.layer_names(self._recorder.n_blocks)

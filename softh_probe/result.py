@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,18 +17,20 @@ from torch import Tensor
 from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
+from softh_probe.by_label import by_label_table
 from softh_probe.by_position import bins_of_layers, by_position_table
 from softh_probe.by_position_files import read_bins, write_bins
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError
+from softh_probe.errors import abbreviated, one_line
 from softh_probe.influence import DocumentInfluence
-from softh_probe.labels import COLUMN_PREFIX, ORDERS
+from softh_probe.labels import ORDERS
 from softh_probe.layer_places import RESIDUAL, SITES, LayerPlaces, place_layers
 from softh_probe.limits import record_limits
 from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
 from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Tensors of a label set that a sample of its labels gives.
@@ -110,6 +112,13 @@ class ProbeResult:
                 "label_sampling": labels.sampling(),
                 **({"document_labels": of_documents} if (of_documents := labels.document_labels()) else {}),
             },
+        )
+
+    def __repr__(self) -> str:
+        sets, (n_sets, n_anchors) = abbreviated(self.label_sets, 8) or "none", self.tensors["mass"].shape[1:]
+        return one_line(
+            f"<ProbeResult: {len(self.rows)} rows {self.rows[0]} … {self.rows[-1]}; label sets {sets}; "
+            f"{n_sets} x {n_anchors} anchors; {self.info['positions']:,} positions>"
         )
 
     @property
@@ -296,25 +305,7 @@ class ProbeResult:
         Raises:
             InputError: the set does not show its labels one by one, or the unit is unknown.
         """
-        sets = {label_set, COLUMN_PREFIX + label_set}
-        chosen = [i for i, (in_set, _) in enumerate(self.labels) if in_set in sets]
-        if not chosen:
-            shown = ", ".join(dict.fromkeys(s for s, _ in self.labels)) or "none"
-            raise InputError(f"label_set: {label_set!r} does not show its labels one by one; those that do: {shown}")
-        values_RLS = self.tensors["label_entropy"][:, chosen] * unit_scale(unit, self.n_anchors)
-        counts_RL = self.tensors["label_positions"][:, chosen].long()
-        n_rows, n_labels = counts_RL.shape
-        table = pd.DataFrame(
-            {
-                "layer": np.repeat(np.array(self.places.indices, dtype=np.int64), n_labels),
-                "name": np.repeat(self.rows, n_labels),
-                "label": [self.labels[i][1] for i in chosen] * n_rows,
-                "count": counts_RL.flatten().numpy(),
-                "value": values_RLS.mean(dim=2).flatten().numpy(),
-            }
-        )
-        sd_RL = values_RLS.std(dim=2) if values_RLS.shape[2] > 1 else torch.full_like(values_RLS[..., 0], math.nan)
-        return table.assign(sd=sd_RL.flatten().numpy())
+        return by_label_table(self, label_set, unit)
 
     def _table(self, values_RS: Tensor, **constants: str) -> pd.DataFrame:
         return pd.DataFrame(
@@ -329,28 +320,44 @@ class ProbeResult:
 
     # --- figures -------------------------------------------------------------------------------------------
 
-    def plot(self, figure: str = "overview", unit: str = "efficiency") -> Figure:
-        """Draw a matplotlib figure, as in `result.plot("plane").savefig("plane.svg")`.
+    def plot(
+        self,
+        figure: str = "overview",
+        unit: str = "efficiency",
+        *,
+        label_set: str | None = None,
+        metric: str | None = None,
+        ax: Axes | None = None,
+        error: Literal["sd", "se", "both"] | None = None,
+        site: str | None = None,
+        **line: Any,
+    ) -> Figure:
+        """Draw a matplotlib figure, as in `result.plot("plane").savefig("plane.svg")`, or one curve over the layers.
+
+        `result.plot("information", label_set="column:lang", metric="corrected", unit="bits", ax=ax)` draws one curve on
+        axes of one's own. Any of the arguments after `unit` asks for a curve; axis labels that are there stay.
 
         Args:
             figure: "overview", "entropy", "information", "chance", "optimality", "plane", "shares", "by_position" (with
                 bins of positions), "sites", "heads", or a label set that shows its labels one by one
                 ("column:language"), for the entropy of each. All but "sites" and "heads" are of the residual stream,
-                where that was measured; see `softh_probe.analysis.sites.of_site`.
+                where that was measured; see `softh_probe.analysis.sites.of_site`. Or the name of a metric: its curve.
             unit: as in `to_pandas`.
+            label_set: that of the curve; the prefix `column:` may be omitted, and the name where there is one set.
+            metric: that of the curve, as in `to_pandas` or short ("corrected", "null", "max").
+            ax: axes to draw on; None makes a figure.
+            error: "sd" draws the standard deviation over anchor sets as a band, "se" the standard error over documents
+                as bars, "both" both.
+            site: that of the rows: "residual", "mlp", …, or "head.3".
+            line: properties of matplotlib's lines: color, label, linestyle, …
 
         Raises:
-            InputError: the figure, the label set or the unit is unknown.
+            InputError: one of these is unknown, or the result lacks it; the message names what there is.
         """
-        from softh_probe.report.figures import FIGURES, entropy_by_label  # report imports result
+        from softh_probe.report.curves import plot  # report imports result
 
-        unit_scale(unit, self.n_anchors)  # raises if the unit is unknown
-        if figure in FIGURES:
-            return FIGURES[figure](self, unit)
-        sets = list(dict.fromkeys(name for name, _ in self.labels))
-        if {figure, COLUMN_PREFIX + figure} & set(sets):
-            return entropy_by_label(self, figure, unit)
-        raise InputError(f"figure: expected one of {', '.join([*FIGURES, *sets])}, got {figure!r}")
+        curve: dict[str, Any] = {"label_set": label_set, "metric": metric, "ax": ax, "error": error, "site": site}
+        return plot(self, figure, unit, **curve, **line)
 
     def _repr_html_(self) -> str:
         from softh_probe.report.notebook import to_html

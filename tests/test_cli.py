@@ -129,3 +129,58 @@ def test_abbreviated_flags_are_refused_with_the_whole_one(words, flag, capsys, r
 def test_the_version_is_printed_everywhere(words, capsys):
     assert main(words) == 0
     assert re.fullmatch(r"softh-probe \S+\n", capsys.readouterr().out)
+
+
+def test_no_words_print_the_help(capsys):
+    for words in ([], ["--debug"]):
+        assert main(words) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "Available subcommands" in printed.err
+        assert "Probe one checkpoint on one corpus." in printed.err
+
+
+@pytest.mark.parametrize("column", ["lang", "no_such_column", "Sprache der Texte"])
+def test_a_label_set_that_is_none_is_answered_with_the_column(column, capsys):
+    assert main(["run", *NEEDED, "--labels", f"input_unigram,{column}"]) == 2
+    error = capsys.readouterr().err
+    assert f"labels: unknown label set {column!r}; for a column of the data set write column:{column};" in error
+    assert main(["run", *NEEDED, "--labels", "input_unigrams"]) == 2
+    assert "expected any of input_unigram, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["run", *NEEDED, "--report", "false"], "--report: takes no value, got 'false'; give --no-report"),
+        (["run", *NEEDED, "--report=False"], "--report: takes no value, got 'false'; give --no-report"),
+        (["run", *NEEDED, "--report", "true"], "--report: takes no value, got 'true'; give --report"),
+        (["run", *NEEDED, "--no-report", "true"], "--no-report: takes no value, got 'true'; give --no-report"),
+        (["run", *NEEDED, "--no_report=0"], "--no-report: takes no value, got '0'; give --report"),
+        (
+            ["run", "--trust_remote_code", "no", *NEEDED],
+            "--trust-remote-code: takes no value, got 'no'; give --no-trust",
+        ),
+        (["run", *NEEDED, "--dry-run", "true"], "--dry-run: takes no value, got 'true'; give --dry-run alone"),
+        (["sweep", *NEEDED, "--dry-run", "off"], "--dry-run: takes no value, got 'off'; leave --dry-run out"),
+        (["sweep", *NEEDED, "--intervals", "yes"], "--intervals: takes no value, got 'yes'; give --intervals"),
+        (["layers", "m", "--trust-remote-code", "false"], "give --no-trust-remote-code"),
+        (["report", "a", "--allow-different", "false"], "give --no-allow-different"),
+        (["compare", "a", "b", "--json", "false"], "leave --json out"),
+    ],
+)
+def test_a_value_of_a_switch_is_answered_with_the_switch(words, answer, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"softh-probe: {answer}") or answer in error
+    assert error.count("\n") == 1
+
+
+def test_values_that_look_like_those_of_switches_stay_values(configs, monkeypatch):
+    words = ["--add-special-tokens", "false", "--split", "true", "--text-column=no", "--report"]
+    assert main(["run", *NEEDED, *words]) == 0
+    assert (configs[0].add_special_tokens, configs[0].split, configs[0].text_column) == (False, "true", "no")
+    folders = []
+    monkeypatch.setitem(cli.COMMANDS, "report", lambda options: folders.extend(options.folders) or 0)
+    assert main(["report", "--allow-different", "1", "2"]) == 0
+    assert folders == ["1", "2"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.probe import STATE_VERSION
+from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.result import ProbeResult
 from softh_probe.run import run as run_checkpoint
 from tests.helpers import references

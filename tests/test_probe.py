@@ -479,7 +479,19 @@ def test_embeddings_without_ids_have_no_ngrams(model):
         ({"labels": ["input_pentagram"]}, "labels: unknown label set 'input_pentagram'; expected any of input_unigram"),
         ({"labels": "input_unigram"}, "labels: expected a list of names"),
         ({"labels": ["input_unigram", "input_unigram"]}, "stands twice"),
-        ({"labels": ["column:language"]}, "column:language needs a data set"),
+        (
+            {"labels": ["column:language"]},
+            "unknown label set 'column:language'; labels of your own are given by `with probe.labelled.language=…",
+        ),
+        (
+            {"labels": ["lang"]},
+            "labels: unknown label set 'lang'; labels of your own are given by `with probe.labelled.lang=…",
+        ),
+        (
+            {"labels": ["a b"]},
+            "labels: unknown label set 'a b'; labels of your own are given by `with probe.labelled.name=…",
+        ),
+        ({"labels": [3]}, "labels: expected names of label sets, got 3"),
         ({"labels": None}, "labels: expected a list of names, got None"),
         ({"n_anchors": 1}, "n_anchors: expected an integer of at least 2, got 1"),
         ({"n_anchors": 10.5}, "n_anchors: expected an integer of at least 2, got 10.5"),
@@ -504,8 +516,8 @@ def test_a_model_without_blocks_is_refused_with_what_was_found():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"topic": torch.rand(2)}, "topic: expected an integer tensor"),
-        ({"topic": [1, 2]}, "topic: expected an integer tensor"),
+        ({"topic": torch.rand(2)}, "topic: expected strings or integers"),
+        ({"topic": [1.5, 2]}, "topic: expected strings or integers"),
         ({"input_unigram": torch.ones(2, dtype=torch.long)}, "choose another name"),
     ],
 )

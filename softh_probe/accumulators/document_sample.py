@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,23 +95,29 @@ class DocumentSample:
             slots_D=order, units_D=self._units[order], groups_D=groups_D if (groups_D >= 0).any() else None
         )
 
-    def merge(self, other: DocumentSample, shift: int) -> TakenOver:
+    def merge(
+        self, other: DocumentSample, shift: int, renumbered: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> TakenOver:
         """Take over the documents of another part of the data.
 
         Args:
             other: their sample.
             shift: what is added to the numbers of their documents and units, so that they are none of ours.
+            renumbered: by set whose labels have other numbers there, the number here of each; −1 at the end for none.
         """
         for name, counts in other.counts.items():
-            ours = self.counts.setdefault(name, {})
+            ours, numbers = self.counts.setdefault(name, {}), renumbered.get(name)
             for label, (n_documents, n_units) in counts.items():
-                count = ours.setdefault(label, [0, 0])
+                count = ours.setdefault(label if numbers is None else int(numbers[label]), [0, 0])
                 count[0] += n_documents
                 count[1] += n_units
         numbers = other._numbers + shift
         there = self.slots_of(numbers)
         fresh = np.flatnonzero(there < 0)
-        labels = {name: label_D[fresh] for name, label_D in other.labels.items()}
+        labels = {
+            name: renumbered[name][label_D[fresh]] if name in renumbered else label_D[fresh]
+            for name, label_D in other.labels.items()
+        }
         taken, emptied = self._offer(
             numbers[fresh], other._units[fresh] + shift, other._groups[fresh], other._keys.keys[fresh], labels
         )

@@ -80,9 +80,15 @@ class OnlineDocuments:
                 found[x] = chosen
         return found
 
-    def merge(self, other: OnlineDocuments, first_number: int) -> TakenOver:
-        """Take over another part, the numbers of whose documents are raised by `first_number`."""
-        taken = self._sample.merge(other._sample, first_number)
+    def merge(self, other: OnlineDocuments, first_number: int, renumbered: Mapping[str, np.ndarray]) -> TakenOver:
+        """Take over another part, the numbers of whose documents are raised by `first_number`.
+
+        Args:
+            other: the other part.
+            first_number: what is added to the numbers of its documents.
+            renumbered: by set, the number here of each label there, where these differ; see `DocumentSample.merge`.
+        """
+        taken = self._sample.merge(other._sample, first_number, renumbered)
         self.label_positions({*self._position_sets, *other._position_sets})
         return taken
 

@@ -1,15 +1,13 @@
 """Online rows: rows of labels that are seen as other code feeds the model.
 
 A label keeps its row, since it may occur again; labels that have occurred once share rows (`shared_rows`). Where not
-all n-grams fit, a sample of them is followed (`live_labels`). The keys of the user's own labels are their integers.
+all n-grams fit, a sample of them is followed (`live_labels`). The user's own labels are in `kept_labels`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,8 @@ from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
 from softh_probe.attached.inputs import TokenBatch
-from softh_probe.attached.label_bags import kept_rows, label_bags, ngrams
+from softh_probe.attached.kept_labels import KeptLabels
+from softh_probe.attached.label_bags import label_bags, ngrams
 from softh_probe.attached.live_labels import LiveLabels
 from softh_probe.attached.online_documents import OnlineDocuments
 from softh_probe.attached.passed_over import PassedOver, packed, unpacked
@@ -47,6 +46,7 @@ class OnlineRows:
 
     Attributes:
         rules: the same.
+        kept: the user's own labels.
     """
 
     def __init__(
@@ -65,8 +65,7 @@ class OnlineRows:
         self._seen: set[bytes] = set()
         self._before, self._after = context(label_sets)
         self._live = LiveLabels(self.label_sets, label_rows, seed)
-        self._kept: dict[str, dict[int, int]] = {}
-        self._next_kept = count()
+        self.kept = KeptLabels()
         self._sample = BottomKSample()
         self.documents = OnlineDocuments()
         self._n_sequences = 0
@@ -74,7 +73,7 @@ class OnlineRows:
     @property
     def set_names(self) -> list[str]:
         """Names of the n-gram sets, then of the user's own sets."""
-        return [s.name for s in self.label_sets] + list(self._kept)
+        return [s.name for s in self.label_sets] + list(self.kept.tables)
 
     @property
     def n_passed_over(self) -> int:
@@ -89,7 +88,7 @@ class OnlineRows:
     @property
     def n_kept(self) -> int:
         """Rows of labels of the user's own sets."""
-        return sum(len(table) for table in self._kept.values())
+        return len(self.kept)
 
     def row_labels(self, paired: Collection[str] = ()) -> RowLabels:
         """Describe the rows of the sums as they are now.
@@ -107,24 +106,21 @@ class OnlineRows:
             live_probability[own], live_scale[own] = of_set.probability[~shared], of_set.scale[~shared]
             shared_rows.append(of_set.rows[shared])
             shared_probability.append(of_set.probability[shared])
-        kept_sets = np.zeros(self.n_kept, dtype=np.int64)
-        kept_names: dict[int, str] = {}
-        for i, table in enumerate(self._kept.values()):
-            kept_sets[list(table.values())] = len(self.label_sets) + i
-            kept_names |= {row: str(label) for label, row in table.items()}
+        n_ngrams, n_own = len(self.label_sets), len(self.kept.tables)
+        kept_sets, kept_names = self.kept.describe(first_set=n_ngrams)
         return RowLabels(
             set_names=self.set_names,
-            keeps_labels=[False] * len(self.label_sets) + [True] * len(self._kept),
+            keeps_labels=[False] * n_ngrams + [True] * n_own,
             kept_sets=kept_sets,
-            kept_names=[kept_names[row] for row in range(len(kept_names))],
+            kept_names=kept_names,
             live_sets=live_sets,
             shared_rows=shared_rows,
-            thresholds=np.array([self._live.threshold] * len(self.label_sets) + [ALL] * len(self._kept)),
+            thresholds=np.array([self._live.threshold] * n_ngrams + [ALL] * n_own),
             live_probability=live_probability,
             live_scale=live_scale,
             shared_probability=shared_probability,
             sample_order=np.argsort(self._sample.keys, kind="stable"),
-            document_sets=self.documents.sets(self._kept, len(self.label_sets), paired),
+            document_sets=self.documents.sets(self.kept.tables, n_ngrams, paired),
         )
 
     def table_sizes(self) -> TableSizes:
@@ -228,12 +224,7 @@ class OnlineRows:
         own = {
             name: values[row_N, column_N] for name, values in sequences.columns.items() if name not in RESERVED_COLUMNS
         }
-        for name in own:
-            self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
-        kept = [
-            kept_rows(table, own[name]) if name in own else np.full(len(row_N), -1)
-            for name, table in self._kept.items()
-        ]
+        kept = self.kept.rows(own, len(row_N))
         opened = []
         for i, label_set in enumerate(self.label_sets):
             start_N = column_N + (1 if label_set.direction == "output" else 1 - label_set.order)
@@ -316,8 +307,7 @@ class OnlineRows:
         sample = torch.from_numpy(self._sample.keys.view(np.int64).copy())
         return {
             **self._live.state_dict(),
-            "own": {name: torch.tensor(list(table), dtype=torch.int64) for name, table in self._kept.items()},
-            "own_rows": [torch.tensor(list(table.values()), dtype=torch.int64) for table in self._kept.values()],
+            **self.kept.state_dict(),
             "sample": sample,
             "sequences": self._n_sequences,
             **self.documents.state_dict(),
@@ -332,11 +322,7 @@ class OnlineRows:
         self.documents.load_state_dict(state)
         self._seen = unpacked(state["seen"])
         self._passed_over = PassedOver.of_state(state)
-        self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
-        self._kept = {}
-        for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):
-            self._kept[name] = defaultdict(self._next_kept.__next__)
-            self._kept[name].update(zip(labels.tolist(), rows.tolist(), strict=True))
+        self.kept.load_state_dict(state)
         return self._live.load_state_dict(state)
 
     def merge(self, other: object) -> MergeMap:
@@ -351,18 +337,15 @@ class OnlineRows:
 
     def merge_part(self, other: OnlineRows, first_number: int) -> MergeMap:
         """Take over another part, the numbers of whose documents are raised by `first_number`."""
+        kept_rows, renumbered = self.kept.merge(other.kept)  # first, since it may refuse the other
         if both := len(self._seen & other._seen):
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=4)
         self._seen |= other._seen
         self._passed_over.merge(other._passed_over)
-        kept_rows = np.zeros(other.n_kept, dtype=np.int64)
-        for name, theirs in other._kept.items():
-            ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
-            kept_rows[list(theirs.values())] = [ours[label] for label in theirs]
         rows, placed = self._live.merge(other._live)
         has_row = placed.rows_L >= 0
         taken, slots = self._sample.offer(other._sample.keys)
-        documents = self.documents.merge(other.documents, first_number)
+        documents = self.documents.merge(other.documents, first_number, renumbered)
         self._n_sequences += other._n_sequences
         tensors = map(
             torch.from_numpy,

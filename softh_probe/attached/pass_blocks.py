@@ -23,12 +23,27 @@ class PassBlocks:
         raise NotImplementedError
 
     @contextmanager
-    def labelled(self, **labels: Tensor) -> Iterator[None]:
+    def labelled(self, **labels: object) -> Iterator[None]:
         """Set labels of one's own for the forward passes inside the block.
 
+        >>> import torch
+        >>> from softh_probe import SoftEntropyProbe
+        >>> net = torch.nn.Linear(4, 8).eval()
+        >>> probe = SoftEntropyProbe(net, modules={"out": net}, anchor_sets=1)
+        >>> with probe, probe.labelled(language=["de", "en", "de", None]):
+        ...     _ = net(torch.randn(4, 4))
+        >>> probe.result().conditional_entropy("language")[["label", "count"]].values.tolist()
+        [['de', 2], ['en', 1]]
+
         Args:
-            labels: integer tensors, one a label set: [B], the same for a whole sequence, or [B, T]; −1 is none, which
-                leaves a position out of that set, but not of the count: that is what `counted` is for.
+            labels: one label set each: [B], the same for a whole sequence, or [B, T], one for each token that the model
+                is fed. Strings in a list (or nested lists), an array or a column of a table, where None is no label;
+                or integers, in a tensor, too, where −1 is none. No label leaves a position out of that set, but not
+                of the count: that is what `counted` is for. Every label that is counted keeps a row of sums to the
+                end in each layer, and its name, however many there are: `label_rows` bounds those of n-grams alone.
+
+        Raises:
+            InputError: labels are neither, strings and integers are mixed in a set, or a set's name is taken.
         """
         with self.context.labelled(checked_labels(labels, self._settings["labels"])):
             yield
@@ -37,9 +52,10 @@ class PassBlocks:
     def masked(self, mask: Tensor) -> Iterator[None]:
         """Mark the real positions of the forward passes inside the block, where the model gets no mask.
 
-        Other positions are padding: n-gram labels do not reach them, as they do those that `counted` leaves out. A
-        mask of another shape is an error. Of pooled hidden states [B, D], a mask [B, T] counts the rows that have any
-        real token.
+        Other positions are padding: n-gram labels do not reach them, as they do those that `counted` leaves out. For
+        the tokens of the assistant alone, or of answers, take `counted`: what comes before them is text. A mask of
+        another shape is an error. Of pooled hidden states [B, D], a mask [B, T] counts the rows that have any real
+        token.
 
         Args:
             mask: [B, T], 0 at padding; of more columns than the tokens that the model is fed, the last ones count.
@@ -52,8 +68,10 @@ class PassBlocks:
     def counted(self, mask: Tensor) -> Iterator[None]:
         """Choose the positions that count in the forward passes inside the block, among the real ones.
 
-        Other positions are text, which n-gram labels see, unlike what `masked` says is padding. Inside `generate`, a
-        mask of the prompts also counts all tokens that follow. A block inside another one takes the place of its mask.
+        Take it for the assistant's tokens alone, say: with the mask of a chat template
+        (`return_assistant_tokens_mask=True`). Other positions are text, which n-gram labels see, unlike what `masked`
+        says is padding. Inside `generate`, a mask of the prompts also counts all tokens that follow. A block inside
+        another one takes the place of its mask.
 
         >>> import torch
         >>> from softh_probe import SoftEntropyProbe

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from softh_probe.attached.inputs import InputHints, TokenBatch
+from softh_probe.attached.kept_labels import KeptLabels
+from softh_probe.attached.own_values import OwnLabels
 from softh_probe.errors import ProbeError
 
 
@@ -22,12 +24,17 @@ class PassContext:
     A block holds in the thread that enters it. Blocks of the thread that follows the model, which is the one that
     entered the probe's own block, also hold in threads that have entered no such block themselves.
 
+    Args:
+        kept: the user's own labels so far.
+        pad_id: as below.
+
     Attributes:
         n_virtual: trained prompts that the model puts before its tokens.
         pad_id: the pad token, as far as the model's config says; to warn of padding that has no mask.
     """
 
-    def __init__(self, *, pad_id: int | None = None) -> None:
+    def __init__(self, *, pad_id: int | None = None, kept: KeptLabels | None = None) -> None:
+        self._kept = KeptLabels() if kept is None else kept
         self.n_virtual = 0
         self.pad_id = pad_id
         self._thread = threading.local()
@@ -102,8 +109,14 @@ class PassContext:
             yield
 
     @contextmanager
-    def labelled(self, labels: Mapping[str, np.ndarray]) -> Iterator[None]:
-        """Set the user's own labels [B] or [B, T] of the forward passes inside the block, by set."""
+    def labelled(self, labels: Mapping[str, OwnLabels]) -> Iterator[None]:
+        """Set the user's own labels [B] or [B, T] of the forward passes inside the block, by set.
+
+        Raises:
+            InputError: a set has labels of the other kind already.
+        """
+        for name, of_set in labels.items():
+            self._kept.require_kind(name, of_set)
         with self._setting("labels", dict(labels)):
             yield
 
@@ -150,7 +163,7 @@ class PassContext:
     @property
     def position_label_sets(self) -> list[str]:
         """Names of the user's own label sets that are given [B, T], one label for each position."""
-        return [name for name, values in self._get("labels", {}).items() if values.ndim > 1]
+        return [name for name, values in self._get("labels", {}).items() if values.codes.ndim > 1]
 
     def take_hints(self, inputs: Mapping[str, Any], n_past: int = 0) -> InputHints | None:
         """Take the hints for a forward pass, with the user's mask, or else the fallback mask.
@@ -202,13 +215,14 @@ class PassContext:
         tokens.real_BT[~np.repeat(counts_B, times)] = False
 
     def own_labels(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Give the user's own labels [B, T] of a forward pass.
+        """Give the numbers of the user's own labels [B, T] of a forward pass.
 
         Raises:
             ProbeError: they are neither [B] nor [B, T].
         """
         labels = {}
-        for name, values in self._get("labels", {}).items():
+        for name, of_set in self._get("labels", {}).items():
+            values = self._kept.numbers(name, of_set)
             if values.shape not in (shape, shape[:1]) and self.is_generating:
                 values = self._own["generated"].follow(values)
             if values.shape not in (shape, shape[:1]):

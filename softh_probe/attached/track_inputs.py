@@ -10,7 +10,6 @@ from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
 from softh_probe.attached.tracker import InputTracker
-from softh_probe.errors import InputError
 from softh_probe.labels import LabelRows, parse_label_sets
 from softh_probe.positions import check_labels
 
@@ -36,16 +35,17 @@ def track_inputs(
     Raises:
         InputError: a label set is unknown, needs a data set, or is defined at no position that policies leave.
     """
-    label_sets = parse_label_sets(labels)
-    if columns := [s.name for s in label_sets if s.direction == "column"]:
-        raise InputError(f"labels: {columns[0]} needs a data set; for labels of your own use probe.labelled()")
+    label_sets = parse_label_sets(labels, has_columns=False)
     rules = rules or PositionRules()
     check_labels(rules.policies, label_sets)
     config = next((model.config for model in models if getattr(model, "config", None)), None)
     pad_id = getattr(config, "pad_token_id", None)
+    rows = OnlineRows(
+        label_sets, unique_prefixes=count == "unique_prefix", label_rows=label_rows, seed=seed, rules=rules
+    )
     return InputTracker(
-        OnlineRows(label_sets, unique_prefixes=count == "unique_prefix", label_rows=label_rows, seed=seed, rules=rules),
-        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None),
+        rows,
+        PassContext(pad_id=pad_id if isinstance(pad_id, int) else None, kept=rows.kept),
         has_ngrams=bool(label_sets),
         has_backbone=has_backbone,
     )

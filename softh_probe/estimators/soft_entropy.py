@@ -140,7 +140,7 @@ def soft_entropy(
     Args:
         z: hidden states [N, D] (or [..., D]: leading dimensions are positions). Half precisions are computed in
             float32, float64 in float64. Zero vectors have no direction and count as uniform, as in the published
-            code; NaN gives NaN.
+            code, where a run and a probe leave them out; NaN gives NaN.
         n_anchors: number of anchors M.
         seed: seed of the anchors.
         calibration: "exact", "leading_order", or the temperature itself.

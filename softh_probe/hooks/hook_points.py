@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from softh_probe.errors import InputError, ProbeError, abbreviated
 from softh_probe.hooks.layouts import is_sequence_module
+from softh_probe.hooks.model_argument import require_module
 from softh_probe.hooks.outputs import ModuleOutput, parse_modules
 from softh_probe.hooks.sites import Site, find_sites
 from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, site_of
@@ -161,9 +162,10 @@ def find_hook_points(
         sites: names of the sites to measure, as `softh_probe.layer_places.parse_sites` gives them.
 
     Raises:
-        InputError: no list of blocks, or several of which none has as many as the config says; or two stacks; or it is
-            not certain which modules give a site.
+        InputError: this is no torch module; it has no list of blocks, or several of which none has as many as the
+            config says; or two stacks; or it is not certain which modules give a site.
     """
+    require_module(model)
     if outputs := parse_modules(modules):
         if sites != (RESIDUAL,):
             raise InputError("sites: expected none where modules are named, whose outputs are measured instead")

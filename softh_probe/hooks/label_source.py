@@ -27,6 +27,11 @@ class LabelRows(Protocol):
 
     label_sets: Sequence[LabelSet]
 
+    @property
+    def set_names(self) -> list[str]:
+        """Names of the label sets that there are so far."""
+        ...
+
     def row_labels(self) -> RowLabels:
         """Describe the rows as they are now."""
         ...

@@ -38,6 +38,11 @@ class LeftOut:
         self._said: Counter[str] = Counter()
         self._lock = threading.Lock()
 
+    @property
+    def were_in_training(self) -> bool:
+        """Whether there were forward passes, all of them in training mode."""
+        return list(self._counts) == [TRAINING]
+
     def __str__(self) -> str:
         """List the counts in brackets, to end an error with; empty where there are none."""
         listed = ", ".join(choice.chosen for choice in self.choices())

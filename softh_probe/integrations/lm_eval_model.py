@@ -7,7 +7,9 @@ The command is `lm_eval` with this model type registered. `hf-softh` takes the a
 those of `SoftEntropyProbe`, with `softh_` before their names and `+` between several labels, layers or positions; they
 are checked before the model is loaded. `softh_positions=completion` counts the tokens of continuations as far as they
 are fed (all but the last), and those that `generate_until` writes; `softh_skip_special_tokens=True` leaves out the
-tokenizer's special tokens. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`.
+tokenizer's special tokens. Requests whose tokens that are fed are the same (answers of one token to one question) are
+one forward pass to the harness, and count once, as the one with the longest continuation; with `logits_cache=False` it
+feeds each, and each counts. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`.
 """
 
 from __future__ import annotations

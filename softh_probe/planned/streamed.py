@@ -51,6 +51,11 @@ class StreamedRows:
         self._rows = OnlineRows(self._ngrams, label_rows=label_rows, seed=seed)
         self._names: dict[str, list[str]] = {s.name: [] for s in self._columns}
 
+    @property
+    def set_names(self) -> list[str]:
+        """Names of the label sets."""
+        return [s.name for s in self.label_sets]
+
     def fresh(self) -> StreamedRows:
         """Make rows of the same settings that no label has taken."""
         return StreamedRows(self.label_sets, label_rows=self.label_rows, seed=self._seed, within=self._within)

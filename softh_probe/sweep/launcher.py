@@ -49,7 +49,7 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
 
     Args:
         config: what to sweep, and where.
-        progress: show a bar, and each failure, on standard error.
+        progress: show a bar, and which checkpoints fail, on standard error.
 
     Returns:
         The checkpoints that are done, and those that failed with their reasons. A failed checkpoint raises nothing:
@@ -103,7 +103,7 @@ def _watch(pool: Pool, bar: _Bar) -> str | None:
 
 
 class _Bar:
-    """Shows a sweep's progress: a bar, and a line for each failure."""
+    """Shows a sweep's progress: a bar, and a line when a checkpoint fails; the outcome says why."""
 
     def __init__(self, points: Sequence[GridPoint], folder: SweepFolder, *, enabled: bool) -> None:
         self._points, self._folder, self._enabled = points, folder, enabled
@@ -144,5 +144,5 @@ class _Bar:
                 self._logged[point.folder] = stamp
                 verdict = "failed" if state.status == FAILED else "failed, to be tried again"
                 with tqdm.external_write_mode(file=sys.stderr):  # the line does not run into the bar
-                    logger.info("%s: %s: %s", point.checkpoint, verdict, state.failure.reason)
+                    logger.info("%s: %s (log: %s)", point.checkpoint, verdict, state.failure.log)
         return states

@@ -316,3 +316,20 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+def test_requests_that_feed_the_same_tokens_count_once_where_the_harness_merges_them(model, tokenizer):
+    """Answers of one token to one question, and one that begins earlier; that with the longest continuation stands."""
+    pairs = [("a b c", " d"), ("a b c", " e"), ("a b", " c f")]
+    n_fed = len(tokenizer("a b c").input_ids)
+    for logits_cache, positions, expected in (
+        (True, "all", n_fed),
+        (False, "all", 3 * n_fed),
+        (True, "completion", 1),
+        (False, "completion", 1),
+    ):
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, max_length=8, logits_cache=logits_cache)
+        probe = HarnessProbe(model, labels=(), anchor_sets=1, positions=positions)
+        with probe:
+            lm.loglikelihood(requests(pairs), disable_tqdm=True)
+        assert probe.positions == expected

@@ -113,7 +113,7 @@ def test_the_figures_show_the_results_values(result):
 
 
 def test_plot_names_the_figures_there_are(result):
-    with pytest.raises(InputError, match=r"figure: expected one of overview, .*topic, got 'pie'"):
+    with pytest.raises(InputError, match=r"figure: expected one of overview, .*topic, or a metric, got 'pie'"):
         result.plot("pie")
     with pytest.raises(InputError, match="unit: expected one of"):
         result.plot("plane", "shannons")

@@ -14,10 +14,11 @@ import pytest
 from filelock import FileLock
 
 import softh_probe.run.forward
+from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted
-from softh_probe.probe import STATE_VERSION, SoftEntropyProbe
+from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run import run
 from softh_probe.run.dry_run import dry_run

@@ -49,6 +49,8 @@ def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, tra
     assert "11 done, 1 failed, 0 waiting" in done.stdout
     assert "failed: checkpoint-5: model" in done.stdout
     assert "damaged file" in done.stdout
+    assert "checkpoint-5: failed (log: work/logs/" in done.stderr
+    assert (done.stdout + done.stderr).count("damaged file") == 1  # after two attempts, too
     assert "warning: equal weights: checkpoint-3, checkpoint-4" in done.stdout
 
     info = info_of(out)

@@ -1,0 +1,118 @@
+"""What only runs, their snapshots and groups of processes ask of a probe: the steps of a planned run, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.accumulators.influence_sums import InfluenceSums
+from softh_probe.accumulators.model_sums import ModelSums
+from softh_probe.accumulators.states import STATE_VERSION
+from softh_probe.hooks.hook_points import HookPoints
+from softh_probe.hooks.label_source import LabelSource
+from softh_probe.hooks.recorder import Recorder
+from softh_probe.planned.announced import AnnouncedRows
+
+
+class RunSteps:
+    """The steps of a run, in the order in which it takes them; code that attaches a probe needs none of them."""
+
+    _model: nn.Module
+    _modules: Mapping[str, nn.Module | tuple[Any, ...]] | None
+    _plan: AnnouncedRows | None
+    _settings: dict[str, Any]
+    _source: LabelSource
+    _points: HookPoints
+    _sums: ModelSums
+    _recorder: Recorder
+
+    def layer_devices(self) -> dict[str, torch.device]:
+        """Find the device of each layer's sums: that of its block's weights, which must be loaded."""
+        devices = self._points.layer_devices(self._recorder.n_blocks)
+        return {layer: device for layer, device in devices.items() if self._recorder.wants(layer)}
+
+    def layer_widths(self) -> dict[str, int | None]:
+        """Find the width of each layer's hidden states, as far as it is known beforehand."""
+        return self._points.layer_widths(self._recorder.n_blocks)
+
+    def reserve(self, on_host: Collection[str] = ()) -> None:
+        """Take the memory of the sums now, so that a lack of it shows before the model runs.
+
+        Tables that are made between a model's short-lived tensors would also keep the memory of those tensors from
+        being used again.
+
+        Args:
+            on_host: layers whose label tables go to host memory although the layer is on an accelerator.
+        """
+        self._sums.reserve(self.layer_devices(), self.layer_widths(), on_host)
+
+    @contextmanager
+    def batch(self, dispatch: Dispatch) -> Iterator[None]:
+        """Announce the next forward pass of a planned run; raise at its end the problems that the hooks found."""
+        with self._source.announce(dispatch):
+            yield
+        self._recorder.raise_problems()
+
+    def merge_shares(self, add_others: Callable[[Tensor], None]) -> None:
+        """Turn the sums of one share of a plan into those of the whole, layer by layer; `retire` is next.
+
+        Args:
+            add_others: adds to a tensor in host memory, in place, the tensors of the probes of all other shares.
+        """
+        counts = torch.tensor([self._recorder.positions, self._recorder.tokens])
+        add_others(counts)
+        self._recorder.positions, self._recorder.tokens = counts.tolist()
+        self._sums.merge_shares(self._measured(), add_others)
+
+    def retire(self) -> None:
+        """Retire, after all batches of a plan, the labels that shares have in common, or that were held to the end."""
+        self._sums.retire(self._measured(), self._source.rows.row_labels())
+
+    @contextmanager
+    def second_pass(self) -> Iterator[InfluenceSums]:
+        """Take sums of documents from the batches inside the block, whose positions are not counted again."""
+        found = InfluenceSums([self._sums[layer] for layer in self._measured()], self._source.rows.row_labels())
+        self._recorder.make_accumulator = found.accumulator
+        try:
+            yield found
+        finally:
+            self._recorder.make_accumulator = BatchAccumulator
+
+    def state_parts(self) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
+        """Give a `state_dict` in parts: all but the layers, and each of those in turn, copied when it is due."""
+        self._recorder.flush()
+        head = {
+            "version": STATE_VERSION,
+            "settings": dict(self._settings),
+            "positions": self._recorder.positions,
+            "tokens": self._tokens,
+            "n_blocks": self._recorder.n_blocks,
+            "rows": self._source.rows.state_dict(),
+            **self._recorder.notes(),
+        }
+        return head, self._sums.state(self._measured())
+
+    def new_like(self) -> Self:
+        """Make a probe of the same model with the same settings that has measured nothing."""
+        plan = None if self._plan is None else self._plan.fresh()
+        return type(self)(self._model, modules=self._modules, plan=plan, **self._settings)  # type: ignore[call-arg]
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens counted so far, without drafts that were rejected."""
+        return self._recorder.tokens - self._source.n_rejected
+
+    def _measured(self) -> list[str]:
+        """Name the layers that have sums, or will have them, in the order of calls."""
+        self._recorder.flush()
+        measured = self._sums.measured
+        names = self._points.layer_names(self._recorder.n_blocks)
+        return [name for name in names if (name in measured if measured else self._recorder.wants(name))]
