@@ -19,6 +19,7 @@ from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_di
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
+from softh_probe.attached.fed_texts import FedTexts
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.attached.label_bags import kept_rows, label_bags, ngrams
 from softh_probe.attached.live_labels import LiveLabels
@@ -47,6 +48,7 @@ class OnlineRows:
 
     Attributes:
         rules: the same.
+        texts: digests of the texts that are followed.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class OnlineRows:
         self._next_kept = count()
         self._sample = BottomKSample()
         self.documents = OnlineDocuments()
+        self.texts = FedTexts(distinct=unique_prefixes)
         self._n_sequences = 0
 
     @property
@@ -323,6 +326,7 @@ class OnlineRows:
             **self.documents.state_dict(),
             "seen": packed(self._seen),
             **self._passed_over.state_dict(),
+            **self.texts.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
@@ -332,6 +336,7 @@ class OnlineRows:
         self.documents.load_state_dict(state)
         self._seen = unpacked(state["seen"])
         self._passed_over = PassedOver.of_state(state)
+        self.texts = FedTexts.of_state(state, distinct=self.unique_prefixes)
         self._next_kept = count(sum(len(labels) for labels in state["own"].values()))
         self._kept = {}
         for (name, labels), rows in zip(state["own"].items(), state["own_rows"], strict=True):
@@ -355,6 +360,7 @@ class OnlineRows:
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=4)
         self._seen |= other._seen
         self._passed_over.merge(other._passed_over)
+        self.texts.merge(other.texts)
         kept_rows = np.zeros(other.n_kept, dtype=np.int64)
         for name, theirs in other._kept.items():
             ours = self._kept.setdefault(name, defaultdict(self._next_kept.__next__))
