@@ -105,8 +105,8 @@ class FedTexts:
         now = self._with_open_texts()
         if now.n_unknown:
             why = (
-                f"tokens of {now.n_unknown:,} sequences are unknown: they were fed without input_ids, before the "
-                "probe's block, or were counted by an earlier version"
+                f"tokens of {now.n_unknown:,} sequences are unknown: they were fed without input_ids or before the "
+                "probe's block, cut from a cache, or counted by an earlier version"
             )
             return {
                 "sequences": now.n + now.n_unknown,
