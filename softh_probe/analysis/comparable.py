@@ -103,7 +103,8 @@ def _unrecorded(one: ProbeResult, other: ProbeResult) -> str:
     """Say that the texts of at least one result are not known, and why not where a model was fed them."""
     corpora = [result.info.get("corpus") or {} for result in (one, other)]
     notes = [corpus["sequences_note"] for corpus in corpora if corpus.get("sequences_note")]
-    if any("sequences" in corpus for corpus in corpora) and not all("sequences" in corpus for corpus in corpora):
+    kinds = {"fed" if "sequences" in corpus else "read" if corpus else "unknown" for corpus in corpora}
+    if kinds == {"fed", "read"}:
         notes.append("a run's corpus and what other code feeds have other digests")
     reason = f" ({'; '.join(dict.fromkeys(notes))})" if notes else ""
     return f"their corpus, which at least one of them does not record{reason}"
