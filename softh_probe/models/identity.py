@@ -73,10 +73,15 @@ class MeasuredWeights:
         self._model = model
         self._first: _Mark | None = None
         self._changed: Tensor | bool = False
+        self._unreadable: str | None = None
 
     def note_use(self) -> None:
         """Note that the weights were measured as they are now. Never waits for an accelerator."""
-        now = _mark(self._model)
+        try:
+            now = _mark(self._model)
+        except Exception as error:  # an evaluation of hours is not lost for a kind of tensor that nobody knows yet
+            self._unreadable = _unreadable(error)
+            return
         if self._first is None:
             self._first = now
         elif self._changed is not True:
@@ -94,8 +99,8 @@ class MeasuredWeights:
         found["commit"] = getattr(config, "_commit_hash", None)
         found["trust_remote_code"] = from_hub or None
         self.note_use()
-        if bool(self._changed):
-            return {**found, "weights_note": _CHANGED}
+        if self._unreadable or bool(self._changed):
+            return {**found, "weights_note": self._unreadable or _CHANGED}
         found["weights_sha256"], found["weights_note"] = _known_fingerprint(self._model)
         return found
 
@@ -119,10 +124,14 @@ def _known_fingerprint(model: nn.Module) -> tuple[str | None, str | None]:
     if known is None or bool(_differ(known[0], now)):
         try:
             found = _fingerprint(model)
-        except Exception as error:  # an evaluation of hours is not lost for a kind of tensor that nobody knows yet
-            found = None, f"the weights could not be read ({type(error).__name__}: {error})"
+        except Exception as error:  # as above
+            found = None, _unreadable(error)
         known = _fingerprints[model] = (now, *found)
     return known[1:]
+
+
+def _unreadable(error: Exception) -> str:
+    return f"the weights could not be read ({type(error).__name__}: {error})"
 
 
 def _fingerprint(model: nn.Module) -> tuple[str | None, str | None]:
@@ -158,8 +167,8 @@ def _mark(model: nn.Module) -> _Mark:
         for _, part in parts_of("", tensor.detach()):
             if part.numel():
                 few = part.flatten()[:: max(1, part.numel() // _SAMPLED)]
-                values[str(part.device), str(part.dtype)].append(few)
-    return _Mark(versions, {key: torch.cat(few).view(torch.uint8) for key, few in values.items()})
+                values[str(part.device), str(part.dtype)].append(few.contiguous().view(torch.uint8))
+    return _Mark(versions, {key: torch.cat(few) for key, few in values.items()})
 
 
 def _differ(one: _Mark, other: _Mark) -> Tensor | bool:

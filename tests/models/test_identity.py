@@ -94,11 +94,12 @@ def test_a_single_value_written_past_torchs_count_is_seen_in_small_tensors(model
     assert probe.result().info["model"]["weights_sha256"] is None
 
 
-def test_weights_that_nobody_can_read_do_not_cost_the_result(model, monkeypatch):
+@pytest.mark.parametrize("part", ["weights_fingerprint", "_mark"])
+def test_weights_that_nobody_can_read_do_not_cost_the_result(model, monkeypatch, part):
     def refuse(model):
         raise NotImplementedError("no bytes")
 
-    monkeypatch.setattr(identity, "weights_fingerprint", refuse)
+    monkeypatch.setattr(identity, part, refuse)
     found = measured(model).result().info["model"]
     assert found["weights_sha256"] is None
     assert found["weights_note"] == "the weights could not be read (NotImplementedError: no bytes)"
