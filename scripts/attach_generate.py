@@ -16,4 +16,4 @@ probe = SoftEntropyProbe(model, labels=["input_unigram", "output_unigram"])
 with probe:
     written = model.generate(**batch, max_new_tokens=40, do_sample=True)
 print(*tokenizer.batch_decode(written, skip_special_tokens=True), sep="\n")
-print(f"{probe.positions} positions", probe.result().to_pandas().to_string(index=False), sep="\n")
+print(f"{probe.positions} positions", probe.result(name=f"{name} writes").to_pandas().to_string(index=False), sep="\n")

@@ -17,5 +17,6 @@ lm = HFLM(pretrained=name, batch_size=8, device="cuda" if torch.cuda.is_availabl
 with SoftEntropyProbe(lm.model, count="unique_prefix") as probe:  # a context of four answers weighs once
     results = lm_eval.simple_evaluate(model=lm, tasks=[task], task_manager=TaskManager(include_path=folder or None))
 print(results["results"])
-print(f"{probe.positions} positions", probe.result().to_pandas().to_string(index=False), sep="\n")
-probe.result().save("out/lm_eval")
+result = probe.result(name=f"{name} on {task}")
+print(f"{probe.positions} positions", result.to_pandas().to_string(index=False), sep="\n")
+result.save("out/lm_eval")

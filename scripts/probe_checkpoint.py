@@ -14,4 +14,6 @@ probe = SoftEntropyProbe(model, labels=["input_unigram", "output_unigram"])
 with probe, torch.no_grad(), open(texts, encoding="utf-8") as documents:
     for text in documents:
         model(**tokenizer(text.strip(), return_tensors="pt", truncation=True, max_length=512))
-print(f"{probe.positions} positions", probe.result().to_pandas().to_string(index=False), sep="\n")
+print(
+    f"{probe.positions} positions", probe.result(name=f"{name} on {texts}").to_pandas().to_string(index=False), sep="\n"
+)

@@ -70,6 +70,7 @@ def gather(
         shares *= world
         dist.all_gather_object(shares, _share(probe), group=group)
     everything = probe.new_like()
+    everything.origin = probe.origin
     for rank in _counting(shares, repeated):
         sent: list[Any] = [None]
         if world == 1 or dist.get_rank(group) == rank:

@@ -24,6 +24,7 @@ from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
 from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_layers
+from softh_probe.models.origin import Origin
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
 from softh_probe.result import ProbeResult
@@ -93,6 +94,9 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             block wrote and fed back; several with commas, all of which have to hold. `counted` takes a mask of others.
         skip_special_tokens: ids of tokens whose positions do not count, or a tokenizer, whose special tokens are meant.
 
+    Attributes:
+        origin: what results say of the model, where it is attached.
+
     Raises:
         InputError: an argument is not what it has to be, or the model's blocks cannot be found.
     """
@@ -135,6 +139,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         source.lock = lock_of(points.entry)
         self._model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
+        self.origin = Origin(points.entry, skip_special_tokens)
         estimator: dict[str, Any] = {
             "n_anchors": n_anchors,
             "anchor_sets": anchor_sets,
@@ -187,8 +192,15 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             return torch.zeros(0, *shape, dtype=torch.float64)
         return torch.stack([mass(self._sums[name].total, *shape).cpu() for name in self.layers])
 
-    def result(self) -> ProbeResult:
+    def result(self, name: str | None = None, notes: str | None = None) -> ProbeResult:
         """Compute entropies and information of every layer.
+
+        The result knows its model by a fingerprint of the weights, which takes seconds where there are billions, and
+        once as long as they stay the same.
+
+        Args:
+            name: what was measured, in a few words; pages are titled by it.
+            notes: whatever a reader of the result should know.
 
         Raises:
             ProbeError: nothing was counted, or a layer was not measured as it has to be.
@@ -217,6 +229,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         choices = Choices.from_json(self._recorder.choices_made())
         result.record_limits(choices, told=self._told)
         result.info.update({"choices": choices.to_json(), **self._source.positions_policy(self._recorder.positions)})
+        if self._plan is None:  # a run knows more of its model and its corpus
+            result.info.update(self.origin.describe(self._source.described_texts(), name=name, notes=notes))
         return result
 
     def check(self) -> None:
@@ -294,6 +308,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._hooks.detach()
+        if self._plan is None:
+            self.origin.weights.note_use()
         if exc_type is None:
             self._recorder.raise_problems()
 

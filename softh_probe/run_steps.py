@@ -17,6 +17,7 @@ from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
+from softh_probe.models.origin import Origin
 from softh_probe.planned.announced import AnnouncedRows
 
 
@@ -31,6 +32,7 @@ class RunSteps:
     _points: HookPoints
     _sums: ModelSums
     _recorder: Recorder
+    origin: Origin
 
     def layer_devices(self) -> dict[str, torch.device]:
         """Find the device of each layer's sums: that of its block's weights, which must be loaded."""
@@ -101,7 +103,9 @@ class RunSteps:
     def new_like(self) -> Self:
         """Make a probe of the same model with the same settings that has measured nothing."""
         plan = None if self._plan is None else self._plan.fresh()
-        return type(self)(self._model, modules=self._modules, plan=plan, **self._settings)  # type: ignore[call-arg]
+        made = type(self)(self._model, modules=self._modules, plan=plan, **self._settings)  # type: ignore[call-arg]
+        made.origin = self.origin.fresh()
+        return made
 
     # --- parts ------------------------------------------------------------------------------------------------
 

@@ -75,11 +75,19 @@ def as_today(state: dict[str, Any]) -> dict[str, Any]:
     rows = {**state["rows"], **followed_labels(state["rows"], state["layers"]["layer.1"]["open"][:, -1])}
     choices = [_OF_DOCUMENTS] if rows["own"] else []
     rows |= {"documents": DocumentSample().state_dict(), "position_sets": sorted(rows["own"])}
+    rows["texts"] = unknown_texts(rows["sequences"], distinct=settings["count"] == "unique_prefix")
     changed = {"version": STATE_VERSION, "settings": settings, "rows": rows, "choices": choices}
     layers = {
         name: {**layer, "documents": torch.zeros(0, len(layer["total"]))} for name, layer in state["layers"].items()
     }
     return {**head, **changed, "layers": layers}
+
+
+def unknown_texts(n_sequences: int, *, distinct: bool) -> dict[str, Any]:
+    """What states say of sequences that an earlier version counted, and did not digest."""
+    none = {name: torch.zeros(32, dtype=torch.uint8) for name in ("total", "ordered")}
+    found = {"n": 0, "unknown": n_sequences, **none}
+    return {**found, "distinct": torch.zeros(0, 32, dtype=torch.uint8)} if distinct else found
 
 
 def followed_labels(rows: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
@@ -301,7 +309,8 @@ def test_a_state_is_what_the_same_forward_passes_give_today(name, stored_model):
     }
     numbers = torch.cat(today["rows"]["numbers"])  # in the order of their first batch, which earlier states do not have
     assert torch.equal(numbers.sort().values, torch.arange(len(numbers)))
-    assert_same_values(today["rows"], {**before["rows"], "numbers": today["rows"]["numbers"]}, "state.rows")
+    since = {name: today["rows"][name] for name in ("numbers", "texts")}
+    assert_same_values(today["rows"], {**before["rows"], **since}, "state.rows")
     assert list(today["layers"]) == list(before["layers"])
     for layer, expected in before["layers"].items():
         assert list(today["layers"][layer]) == list(expected)

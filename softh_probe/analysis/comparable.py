@@ -87,20 +87,40 @@ def corpus_differences(one: ProbeResult, other: ProbeResult) -> list[str]:
     """Say in which way the texts of two results differ; nothing where they are the same, in whatever tokens."""
     digests = _tokens_sha256(one, other)
     if "" in digests:
-        return ["their corpus, which at least one of them does not record"]
+        return [_unrecorded(one, other)]
     if digests[0] == digests[1] or tokens_differ(one, other):
         return []
-    data = [str((result.info.get("corpus") or {}).get("data")) for result in (one, other)]
+    corpora = [result.info.get("corpus") or {} for result in (one, other)]
+    if all("sequences" in corpus for corpus in corpora):
+        fed = " and ".join(f"{int(corpus['sequences']):,}" for corpus in corpora)
+        return [f"what they were fed ({fed} sequences; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
+    data = [str(corpus.get("data")) for corpus in corpora]
     named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, {_how_corpora_differ(one, other)}"
     return [f"their corpus ({named}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
 
 
+def _unrecorded(one: ProbeResult, other: ProbeResult) -> str:
+    """Say that the texts of at least one result are not known, and why not where a model was fed them."""
+    corpora = [result.info.get("corpus") or {} for result in (one, other)]
+    notes = [corpus["sequences_note"] for corpus in corpora if corpus.get("sequences_note")]
+    kinds = {"fed" if "sequences" in corpus else "read" if corpus else "unknown" for corpus in corpora}
+    if kinds == {"fed", "read"}:
+        notes.append("a run's corpus and what other code feeds have other digests")
+    reason = f" ({'; '.join(dict.fromkeys(notes))})" if notes else ""
+    return f"their corpus, which at least one of them does not record{reason}"
+
+
 def population_differences(one: ProbeResult, other: ProbeResult) -> list[str]:
     """Say in which way the policies of positions of two results differ; nothing where they are the same."""
+    found = []
+    counts = [str((result.info.get("settings") or {}).get("count") or "forwarded") for result in (one, other)]
+    if counts[0] != counts[1]:
+        found.append(f"how positions are counted (count {counts[0]} and {counts[1]})")
     policies = [result.info.get("positions_policy") or {} for result in (one, other)]
     if same_policy(*policies):
-        return []
-    return [f"the positions that count ({' and '.join(describe_policy({**p, 'left': None}) for p in policies)})"]
+        return found
+    described = " and ".join(describe_policy({**p, "left": None}) for p in policies)
+    return [*found, f"the positions that count ({described})"]
 
 
 def policy_notes(policies: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -141,10 +161,16 @@ def is_same_text(one: ProbeResult, other: ProbeResult) -> bool:
     return (bool(digests[0]) and digests[0] == digests[1]) or tokens_differ(one, other)
 
 
+#: Digests of tokens: of a corpus, of a stream (chained), and of what other code fed, in its order or any.
+_DIGESTS = ("sha256", "chained_sha256", "sequences_sha256", "sequence_set_sha256")
+
+
 def _tokens_sha256(one: ProbeResult, other: ProbeResult) -> list[str]:
-    """Find a digest of tokens that both results have; that of a stream is chained. Empty where one has none."""
+    """Find a digest of tokens that both results have, an equal one if there is one. Empty where one has none."""
     corpora = [result.info.get("corpus") or {} for result in (one, other)]
-    key = "sha256" if all(corpus.get("sha256") for corpus in corpora) else "chained_sha256"
+    common = [key for key in _DIGESTS if all(corpus.get(key) for corpus in corpora)]
+    equal = [key for key in common if corpora[0][key] == corpora[1][key]]
+    key = next(iter([*equal, *reversed(common), *_DIGESTS]))
     return [str(corpus.get(key) or "") for corpus in corpora]
 
 
@@ -194,8 +220,15 @@ def same_anchors(one: ProbeResult, other: ProbeResult) -> bool:
 
 
 def follow_same_labels(one: ProbeResult, other: ProbeResult) -> bool:
-    """Test whether two results followed the same labels: of the same tokens, by the same seed and thresholds."""
+    """Test whether two results followed the same labels: of the same tokens, by the same seed and thresholds.
+
+    Of what other code feeds, which labels are followed may depend on the order.
+    """
     digests = _tokens_sha256(one, other)
+    corpora = [result.info.get("corpus") or {} for result in (one, other)]
+    orders = [corpus.get("sequences_sha256") for corpus in corpora]
+    if "sequences" in corpora[0] and (orders[0] is None or orders[0] != orders[1]):
+        return False
     seeds = [(result.info.get("settings") or {}).get("seed") for result in (one, other)]
     ours, theirs = samples_of(one.info), samples_of(other.info)
     same_samples = all(ours.get(name) == theirs.get(name) for name in {*one.label_sets} & {*other.label_sets})

@@ -17,6 +17,7 @@ from softh_probe.accumulators.dispatch import Bags, Dispatch, MergeMap, build_di
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import SAMPLE_SIZE, BottomKSample, poisson_weights, position_keys, sequence_key
+from softh_probe.attached.fed_texts import FedTexts
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.attached.kept_labels import KeptLabels
 from softh_probe.attached.label_bags import label_bags, ngrams
@@ -47,6 +48,7 @@ class OnlineRows:
     Attributes:
         rules: the same.
         kept: the user's own labels.
+        texts: digests of the texts that are followed.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class OnlineRows:
         self.kept = KeptLabels()
         self._sample = BottomKSample()
         self.documents = OnlineDocuments()
+        self.texts = FedTexts(distinct=unique_prefixes)
         self._n_sequences = 0
 
     @property
@@ -313,6 +316,7 @@ class OnlineRows:
             **self.documents.state_dict(),
             "seen": packed(self._seen),
             **self._passed_over.state_dict(),
+            **self.texts.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> np.ndarray | None:
@@ -323,6 +327,7 @@ class OnlineRows:
         self._seen = unpacked(state["seen"])
         self._passed_over = PassedOver.of_state(state)
         self.kept.load_state_dict(state)
+        self.texts = FedTexts.of_state(state, distinct=self.unique_prefixes)
         return self._live.load_state_dict(state)
 
     def merge(self, other: object) -> MergeMap:
@@ -342,6 +347,7 @@ class OnlineRows:
             warnings.warn(f"{both} prefixes were counted by both parts, and count twice in the whole", stacklevel=4)
         self._seen |= other._seen
         self._passed_over.merge(other._passed_over)
+        self.texts.merge(other.texts)
         rows, placed = self._live.merge(other._live)
         has_row = placed.rows_L >= 0
         taken, slots = self._sample.offer(other._sample.keys)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from softh_probe.accumulators.sampling import GOLDEN, splitmix64
+from softh_probe.attached.fed_texts import OpenTexts
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.errors import ProbeError
 
@@ -61,6 +62,7 @@ class CachedSequences:
         n_columns: all columns fed so far.
         past_known: False if earlier tokens were fed outside the probe's block.
         number: under which layers keep what waits.
+        texts: digests of what the sequences are fed; None where nobody asks for them.
     """
 
     columns: dict[str, np.ndarray]
@@ -83,6 +85,7 @@ class CachedSequences:
     n_queued: int = 0
     past_known: bool = True
     number: int = field(default_factory=_numbers.__next__)
+    texts: OpenTexts | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,6 +108,8 @@ class CachedSequences:
 
         A waiting position stays in the first sequence that has it, since it was fed once.
         """
+        if self.texts is not None:
+            self.texts.select(self.columns, rows)
         self.columns = {name: values[rows] for name, values in self.columns.items()}
         self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[rows]
         self.keys_B, self.drawn_keys_B = self.keys_B[rows], self.drawn_keys_B[rows]
@@ -121,9 +126,11 @@ class CachedSequences:
         self._keep_waiting(first[self.waiting_rows] >= 0)
         self.waiting_rows = first[self.waiting_rows]
 
-    def crop(self, n_columns: int) -> int:
-        """Remove the last columns; return how many real tokens they held."""
+    def crop(self, n_columns: int, *, is_draft: bool = False) -> int:
+        """Remove the last columns; return how many real tokens they held. Those of a draft were no text."""
         length = self.shape[1]
+        if self.texts is not None:
+            self.texts.crop(self.columns, n_columns, is_draft=is_draft)
         n_columns = min(n_columns, length)
         left = length - n_columns
         n_real = int(self.real[:, left:].sum())
@@ -149,6 +156,8 @@ class CachedSequences:
             absent = [np.full((n_sequences, n), -1) for n in (past, n_new)]
             self.columns[name] = np.concatenate([self.columns.get(name, absent[0]), new.get(name, absent[1])], axis=1)
         self.n_columns += n_new
+        if self.texts is not None:
+            self.texts.grow(fed.real_BT)
         if with_prefixes:
             self._extend_prefixes(past)
         return past
@@ -159,6 +168,8 @@ class CachedSequences:
         if len(self.waiting_columns):
             oldest = min(oldest, int(self.waiting_columns.min()))
         if oldest:
+            if self.texts is not None:
+                self.texts.drop(self.columns, oldest)
             self.n_before_B = self.n_before_B + self.real[:, :oldest].sum(axis=1)
             self.columns = {name: values[:, oldest:] for name, values in self.columns.items()}
             self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[:, oldest:]

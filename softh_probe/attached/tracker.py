@@ -167,6 +167,10 @@ class InputTracker:
         """Describe the policies of positions in a result; see `LabelSource.positions_policy`."""
         return self.rows.rules.described(n_left, self.rows.n_passed_over)
 
+    def described_texts(self) -> dict[str, Any]:
+        """Describe the texts that the model was fed; see `LabelSource.described_texts`."""
+        return self.rows.texts.described()
+
     @property
     def why_nothing(self) -> str:
         """Why policies leave nothing, to end an error with."""
@@ -205,12 +209,14 @@ class InputTracker:
         ended = self._caches.take_ended()
         if self._steps.sequences is not None and self._steps.sequences.number in ended:
             self.flush()
+        self.rows.texts.end(ended)
         return ended
 
     def reset(self) -> None:
         """Forget all sequences and hints."""
         self.flush()
         self._caches.clear()
+        self.rows.texts.end_all()
         self.context.hints, self.context.tentative = None, False
 
     # --- events of caches ------------------------------------------------------------------------------------
@@ -237,7 +243,7 @@ class InputTracker:
         with self._between_passes():
             if (sequences := self._caches.get(cache)) is not None:
                 n_lost = -n_tokens if n_tokens <= 0 else sequences.n_columns - n_tokens
-                n_fed = sequences.crop(max(0, n_lost))
+                n_fed = sequences.crop(max(0, n_lost), is_draft=self.context.tentative)
                 if self.context.tentative:
                     self.n_rejected += n_fed
 
@@ -278,6 +284,7 @@ class InputTracker:
         """Build the dispatch of a forward pass."""
         own = self._own_labels(fed.tokens)
         self._current, self._counted = fed.sequences, fed.tokens
+        self.rows.texts.follow(fed.sequences)
         return self.rows.batch(fed.tokens, own, fed.sequences, waits=fed.waits, tentative=self.context.tentative)
 
     def _with_padding(

@@ -169,6 +169,10 @@ class LabelSource(Protocol):
         """
         ...
 
+    def described_texts(self) -> dict[str, Any]:
+        """Give the entry `corpus` of a result's `info`, the digests of what was fed; nothing where a run knows it."""
+        ...
+
     def finish(self, output: Any) -> None:
         """End the forward pass that began last; `output` is None where it failed."""
         ...

@@ -9,7 +9,8 @@ are checked before the model is loaded. `softh_positions=completion` counts the 
 are fed (all but the last), and those that `generate_until` writes; `softh_skip_special_tokens=True` leaves out the
 tokenizer's special tokens. Requests whose tokens that are fed are the same (answers of one token to one question) are
 one forward pass to the harness, and count once, as the one with the longest continuation; with `logits_cache=False` it
-feeds each, and each counts. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`.
+feeds each, and each counts. The probe's result is saved beside the harness's own, in a folder `softh_probe_DATE`. It
+knows the model's arguments, the tasks, their numbers of examples, and the limit (`info["evaluation"]`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,14 @@ except ImportError as error:
 from softh_probe.distributed import gather
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.integrations.lm_eval_settings import HarnessProbe, split_settings
+from softh_probe.models.origin import describe_tokenizer
 from softh_probe.patching import replaced
 from softh_probe.result import ProbeResult
+
+#: Names of the arguments of `HFLM`, in their order.
+_POSITIONAL = tuple(inspect.signature(HFLM).parameters)
+#: Arguments of `evaluate` that change what a model is asked.
+_OF_PROMPTS = ("limit", "samples", "system_instruction", "apply_chat_template", "fewshot_as_multiturn")
 
 
 @register_model("hf-softh")
@@ -59,6 +67,7 @@ class SoftEntropyLM(HFLM):
             all processes.
         result: the result of all processes, once the command has evaluated; None before.
         latest: the model that was created last.
+        given: the arguments of `HFLM` that are text or numbers.
     """
 
     latest: SoftEntropyLM | None = None
@@ -66,6 +75,8 @@ class SoftEntropyLM(HFLM):
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         settings, arguments = split_settings(arguments, theirs=inspect.signature(HFLM).parameters)
+        named = dict(zip(_POSITIONAL, args, strict=False)) | arguments
+        self.given = {name: value for name, value in named.items() if isinstance(value, str | int | float)}
         super().__init__(*args, **arguments)
         if settings.get("skip_special_tokens") is True:
             settings["skip_special_tokens"] = self.tokenizer
@@ -97,9 +108,39 @@ def measured(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if (lm := SoftEntropyLM.latest) is not None:
         try:
             lm.result = (gather(lm.probe) if lm.world_size > 1 else lm.probe).result()
+            record_evaluation(lm, answers, kwargs)
         except ProbeError as problem:
             warnings.warn(f"soft entropy was not measured: {problem}", stacklevel=2)
     return answers
+
+
+def record_evaluation(lm: SoftEntropyLM, answers: Any, asked: Mapping[str, Any]) -> None:
+    """Record in the result which model was evaluated on what, as far as the harness knows.
+
+    Args:
+        lm: with its result.
+        answers: what `evaluate` returned; None in all processes but the first.
+        asked: the arguments of `evaluate`.
+    """
+    if lm.result is None:
+        return
+    answers = answers or {}
+    info = lm.result.info
+    info["evaluation"] = {
+        "by": "lm-evaluation-harness",
+        "version": version("lm_eval"),
+        "model_args": lm.given,
+        "tasks": sorted(answers.get("configs", {})),
+        "n_shot": dict(answers.get("n-shot", {})),
+        "n_samples": {task: counts["effective"] for task, counts in answers.get("n-samples", {}).items()},
+        **{name: asked[name] for name in _OF_PROMPTS if asked.get(name) not in (None, False)},
+    }
+    info["tokenizer"] = describe_tokenizer(lm.tokenizer)
+    info["model"] |= {
+        "model": lm.given.get("pretrained") or info["model"]["model"],
+        "revision": lm.given.get("revision") if lm.given.get("revision") != "main" else None,
+        "gguf_file": lm.given.get("gguf_file"),
+    }
 
 
 def save_beside(original: Callable[..., Any], tracker: Any, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from softh_probe.distributed import gather
 from softh_probe.errors import ProbeError
+from softh_probe.models.origin import describe_tokenizer
 from softh_probe.patching import replaced
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
@@ -30,7 +32,8 @@ class SoftEntropyCallback(TrainerCallback):
 
     The numbers are named `eval_entropy/layer.3` and `eval_mutual_information_input_unigram/layer.3`, and appear
     wherever the Trainer logs (wandb, trackio, tensorboard, its JSON log). Training steps are not measured. If the
-    measurement fails, a warning gives the reason and the evaluation continues.
+    measurement fails, a warning gives the reason and the evaluation continues. Results are named by run and step, and
+    `info["evaluation"]` has both, the epoch and the name of the data, as far as it is known.
 
     Args:
         trainer: the trainer whose evaluations are measured.
@@ -102,7 +105,7 @@ class SoftEntropyCallback(TrainerCallback):
                 self._probe.__exit__(RuntimeError, None, None)  # result() below raises its problems
             try:
                 everything = gather(self._probe) if self._trainer.args.world_size > 1 else self._probe
-                self.result = everything.result()
+                self.result = self._named(everything, prefix, args[0] if args else kwargs.get("dataloader"))
             except ProbeError as problem:
                 warnings.warn(f"soft entropy was not measured: {problem}", stacklevel=2)
             else:
@@ -110,6 +113,22 @@ class SoftEntropyCallback(TrainerCallback):
             return output
         finally:
             self._probe = None
+
+    def _named(self, probe: SoftEntropyProbe, prefix: str, loader: object) -> ProbeResult:
+        """Compute the result, which knows its run, step and data."""
+        args, state = self._trainer.args, self._trainer.state
+        run = getattr(args, "run_name", None) or Path(args.output_dir or "training").name
+        result = probe.result(name=f"{run} step {state.global_step}")
+        result.info["evaluation"] = {
+            "by": "transformers.Trainer",
+            "run": run,
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "data": data_name(prefix, getattr(loader, "dataset", None)),
+        }
+        if (tokenizer := describe_tokenizer(self._trainer.processing_class)) is not None:
+            result.info["tokenizer"] = tokenizer
+        return result
 
     def _numbers(self, result: ProbeResult, prefix: str) -> dict[str, float]:
         table = result.to_pandas(unit=self._unit)
@@ -124,6 +143,29 @@ class SoftEntropyCallback(TrainerCallback):
         context = self._probe.context
         with context.fallback_mask(*masks_from_labels(inputs)), context.only_sequences(own_rows(inputs)):
             return original(model, inputs, *args, **kwargs)
+
+
+def data_name(prefix: str, dataset: object) -> str | None:
+    """Name the data of an evaluation: as among several eval data sets, or as `datasets` does.
+
+    >>> data_name("eval_german", None)
+    'german'
+
+    Args:
+        prefix: of the metrics' names.
+        dataset: what is evaluated.
+
+    Returns:
+        The name; None where nothing tells it.
+    """
+    among_others = prefix.partition("_")[2]
+    if among_others:
+        return among_others
+    info = getattr(dataset, "info", None)
+    parts = [getattr(info, name, None) for name in ("dataset_name", "config_name")]
+    name = " ".join(str(part) for part in parts if part and part != "default")
+    split = getattr(dataset, "split", None)
+    return f"{name} ({split})" if name and split else name or None
 
 
 def masks_from_labels(inputs: Any) -> tuple[Tensor | None, Tensor | None]:

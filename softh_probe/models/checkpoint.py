@@ -27,8 +27,8 @@ from softh_probe.config_checks import check_model_kwargs
 from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.models.architecture import body_of, check_reads_text, model_class
 from softh_probe.models.completeness import check_nothing_left_out, check_nothing_missing, left_over_names
-from softh_probe.models.fingerprint import weights_fingerprint
 from softh_probe.models.gguf import check_gguf_sizes, gguf_names_left, gguf_names_read
+from softh_probe.models.identity import describe_model
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.options import load_options
 from softh_probe.models.placement import accelerator, check_device, check_dtype
@@ -125,21 +125,14 @@ def load_checkpoint(
     for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "use_cache"):
             config.use_cache = False
-    fingerprint = weights_fingerprint(model)
     info = {
         "model": source.name,
         "revision": source.revision,
         "commit": None if source.folder else folder.name,
         "gguf_file": source.gguf_file,
-        "model_type": model.config.model_type,
-        "class": type(model).__name__,
         "stack": "encoder" if loaded.config.is_encoder_decoder else None,
-        "dtype": found_dtype,
-        "quantization": quantization,
-        "devices": sorted({"offloaded" if p.is_meta else str(p.device) for p in model.parameters()}),
-        "n_parameters": sum(_n_weights(parameter) for parameter in model.parameters()),
-        "weights_sha256": fingerprint,
-        "weights_note": None if fingerprint else "some weights are offloaded where they cannot be read back",
+        **describe_model(model),
+        "quantization": quantization,  # as it was before weights were unpacked
         **trust,
         "model_kwargs": given,
     }
@@ -151,12 +144,6 @@ def _without_values(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def _n_weights(parameter: nn.Parameter) -> int:
-    """Count the weights that a parameter holds: bitsandbytes packs two of 4 bits into a byte."""
-    packed = getattr(parameter, "quant_state", None)
-    return parameter.numel() if packed is None else packed.shape.numel()
 
 
 def _load(

@@ -35,7 +35,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
         return f"{name} {tensor.dtype} {tuple(tensor.shape)} {bytes_sha256(raw.data)}\n"
 
     stored = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    tensors = {part: tensor for name, value in stored.items() for part, tensor in _parts(name, value)}
+    tensors = {part: tensor for name, value in stored.items() for part, tensor in parts_of(name, value)}
     try:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashlib works without the GIL
             lines = pool.map(line, sorted((name, tensors[name]) for name in tensors if not is_pooler(name)))
@@ -44,11 +44,11 @@ def weights_fingerprint(model: nn.Module) -> str | None:
         return None
 
 
-def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def parts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """List the plain tensors that a tensor consists of: itself, or the parts of a quantized one."""
     if hasattr(tensor, "__tensor_flatten__"):
         for part in tensor.__tensor_flatten__()[0]:
-            yield from _parts(f"{name}.{part}", getattr(tensor, part))
+            yield from parts_of(f"{name}.{part}", getattr(tensor, part))
     else:
         yield name, tensor
 

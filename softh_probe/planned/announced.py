@@ -96,6 +96,10 @@ class AnnouncedBatches:
         """Describe nothing: the run knows its corpus."""
         return {}
 
+    def described_texts(self) -> dict[str, Any]:
+        """Describe nothing: the run knows its corpus."""
+        return {}
+
     def finish(self, output: Any) -> None:
         """Do nothing: no sequence lasts longer than its batch."""
 

@@ -11,14 +11,24 @@ from softh_probe.result import ProbeResult
 
 Facts = list[tuple[str, str]]
 
+#: Tasks that are named one by one.
+_MOST_TASKS = 3
+
 
 def facts(result: ProbeResult) -> dict[str, Facts]:
     """List model, corpus, anchors, times, versions and settings as (name, value) by heading, without unknown ones."""
     info = result.info
     model, corpus, settings = (info.get(k) or {} for k in ("model", "corpus", "settings"))
+    tokenizer, evaluation = (info.get(k) or {} for k in ("tokenizer", "evaluation"))
     return {
         heading: kept
         for heading, entries in {
+            "Measurement": [
+                ("name", info.get("name")),
+                ("notes", info.get("notes")),
+                ("created", info.get("created")),
+                *((k.replace("_", " "), _pairs(v)) for k, v in evaluation.items()),
+            ],
             "Model": [
                 ("model", model.get("model")),
                 ("revision", model.get("revision")),
@@ -29,6 +39,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("parameters", _count(model.get("n_parameters"))),
                 ("dtype", model.get("dtype")),
                 ("devices", _list(model.get("devices"))),
+                ("tokenizer", tokenizer.get("tokenizer") or tokenizer.get("class")),
                 ("code of the checkpoint", "allowed to run" if model.get("trust_remote_code") else None),
             ],
             "Corpus": [
@@ -49,6 +60,9 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("tokens SHA-256", corpus.get("sha256")),
                 ("tokens SHA-256, chained", None if corpus.get("sha256") else corpus.get("chained_sha256")),
                 ("texts SHA-256", corpus.get("texts_sha256")),
+                ("sequences fed", _count(corpus.get("sequences"))),
+                ("sequences SHA-256, in their order", corpus.get("sequences_sha256")),
+                ("sequences SHA-256, as a set", corpus.get("sequence_set_sha256") or corpus.get("sequences_note")),
             ],
             "Choices made": [
                 (choice.about, f"{choice.chosen} ({choice.reason})")
@@ -74,10 +88,20 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
     }
 
 
+def task_of(result: ProbeResult) -> str:
+    """Name the tasks, or else the data, on which a model was evaluated; empty where nobody knows."""
+    evaluation = result.info.get("evaluation") or {}
+    tasks = list(map(str, evaluation.get("tasks") or ()))
+    more = f" and {len(tasks) - _MOST_TASKS} more" if len(tasks) > _MOST_TASKS else ""
+    return f"{', '.join(tasks[:_MOST_TASKS])}{more}" or str(evaluation.get("data") or "")
+
+
 def summary(result: ProbeResult) -> str:
     """Summarise a result in one line: positions, layers and anchors."""
     corpus = result.info.get("corpus") or {}
+    task = task_of(result)
     of_what = f" of {str(corpus['data']).rstrip('/').rpartition('/')[2]}" if corpus.get("data") else ""
+    of_what = of_what or (f" of {task}" if task else "")
     sets = result.tensors["mass"].shape[1]
     policy = result.info.get("positions_policy")
     which = f" ({describe_policy({**policy, 'left': None})})" if policy else ""
@@ -113,6 +137,10 @@ def _count(value: Any, digits: int = 0, unit: str = "") -> str | None:
     if isinstance(value, float):
         return f"{value:,.{digits}f}{unit}"
     return f"{value:,}{unit}" if isinstance(value, int) else value
+
+
+def _pairs(value: Any) -> Any:
+    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else _list(value)
 
 
 def _list(value: Any) -> Any:

@@ -10,7 +10,7 @@ from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.facts import policy_lines, summary
 from softh_probe.report.figures import FIGURES, figures_of
 from softh_probe.report.label_samples import sample_sentences
-from softh_probe.report.page_data import title_of, warnings_of
+from softh_probe.report.page_data import full_title, warnings_of
 from softh_probe.report.wide_table import wide_table
 from softh_probe.result import ProbeResult
 
@@ -24,7 +24,7 @@ def to_html(result: ProbeResult) -> str:
         f"<br>{escape(text)}" for text in (*policy_lines(result), *chance_lines(result), *sample_sentences(result))
     )
     return (
-        f"<div><b>{escape(title_of(result))}</b><br>{escape(summary(result))}{notes}{warnings}"
+        f"<div><b>{escape(full_title(result))}</b><br>{escape(summary(result))}{notes}{warnings}"
         f'<img alt="entropy, information, optimality and the information plane, layer by layer" '
         f'style="max-width:100%;background:#fff" src="data:image/png;base64,{picture}">'
         f"<details><summary>values, in units of log m</summary>{table}</details></div>"

@@ -32,7 +32,7 @@ from softh_probe.report.page_data import (
     check_info,
     distinct_titles,
     embedded_json,
-    title_of,
+    full_title,
     warnings_of,
 )
 from softh_probe.report.position_words import position_data
@@ -111,7 +111,7 @@ def write_run_report(result: ProbeResult, out: Path) -> Path:
 
 def run_page(result: ProbeResult) -> str:
     """Render the page of one result."""
-    title = title_of(result)
+    title = full_title(result)
     lines = lines_of(result)
     several = len(lines) > 1
     runs = [site_data(result, site, site.replace("_", " ") if several else title) for site in lines]

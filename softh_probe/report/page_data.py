@@ -14,6 +14,7 @@ from torch import Tensor
 from softh_probe.choices import Choice, Choices
 from softh_probe.errors import InputError, short_repr
 from softh_probe.metrics import ENTROPIES
+from softh_probe.report.facts import task_of
 from softh_probe.report.label_samples import wrong_entries
 from softh_probe.result import ProbeResult
 
@@ -25,7 +26,8 @@ _DIGITS = 6
 #: Types of the entries of a result's `info` that pages read. Callers may have put anything into it.
 _INFO: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("settings", "model", "corpus", "config", "versions", "seconds", "peak_memory_gib"), (dict,)),
-    "positions_policy": (dict,),
+    **dict.fromkeys(("positions_policy", "evaluation", "tokenizer"), (dict,)),
+    **dict.fromkeys(("name", "notes", "created"), (str,)),
     **dict.fromkeys(("anchors", "choices", "warnings"), (list,)),
     **dict.fromkeys(("positions", "tokens", "tokens_per_second"), (int, float)),
 }
@@ -33,22 +35,37 @@ _ANCHORS: dict[str, tuple[type, ...]] = {"dim": (int,), "temperature": (int, flo
 
 
 def title_of(result: ProbeResult) -> str:
-    """Title a result by its model: the end of the path or hub id, and the revision.
+    """Title a result by its name, else by its model: the end of the path or hub id, and the revision; or the class.
 
     >>> info = {"model": {"model": "a/b/tiny.gguf", "revision": "step10"}}
     >>> title_of(ProbeResult(rows=[], label_sets=[], tensors={}, info=info))
     'tiny.gguf @ step10'
     """
+    return str(result.info.get("name") or "") or _model_of(result)
+
+
+def full_title(result: ProbeResult) -> str:
+    """Title a result by its name, model and task, as far as they are known.
+
+    >>> info = {"name": "before training", "model": {"model": "a/tiny"}, "evaluation": {"tasks": ["lambada"]}}
+    >>> full_title(ProbeResult(rows=[], label_sets=[], tensors={}, info=info))
+    'before training · tiny · lambada'
+    """
+    return " · ".join(dict.fromkeys(filter(None, (result.info.get("name"), _model_of(result), task_of(result)))))
+
+
+def _model_of(result: ProbeResult) -> str:
     model = result.info.get("model") or {}
-    name = Path(str(model.get("model") or "a model")).name or "a model"
+    name = Path(str(model.get("model") or model.get("class") or "a model")).name or "a model"
     return f"{name} @ {model['revision']}" if model.get("revision") else name
 
 
 def distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
-    """Title results by their models, with the folder added where that is not unique."""
+    """Title results by their names or models; where these are not unique, with all that is known, or the folder."""
     titles = [title_of(result) for result in results]
-    if len(set(titles)) == len(titles):
-        return titles
+    for found in (titles, [full_title(result) for result in results]):
+        if len(set(found)) == len(found):
+            return found
     named = [f"{title} ({folder.resolve().name})" for title, folder in zip(titles, folders, strict=True)]
     if len(set(named)) == len(named):
         return named

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import resource
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -23,8 +21,7 @@ from softh_probe.models.lengths import longest_document
 from softh_probe.positions import ALL, describe_policy
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import input_embeddings
-
-VERSIONS_OF = ("softh-probe", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+from softh_probe.versions import versions
 
 
 def check_model(checkpoint: Checkpoint, corpus: Corpus) -> None:
@@ -55,7 +52,7 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Mapping[str, A
         "config": plain_config(config),
         "model": checkpoint.info,
         "corpus": dict(corpus),
-        "versions": {name: version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
+        "versions": versions(),
         "peak_memory_gib": _peak_memory_gib(),
     }
 

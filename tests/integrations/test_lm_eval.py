@@ -26,8 +26,11 @@ from transformers import (
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.distributed import gather
 from softh_probe.errors import InputError
+from softh_probe.integrations.lm_eval_model import SoftEntropyLM, measured
 from softh_probe.integrations.lm_eval_settings import HarnessProbe
+from softh_probe.models.fingerprint import weights_fingerprint
 from softh_probe.patching import replaced
+from softh_probe.report.page_data import full_title
 
 LABELS = ["input_unigram", "output_unigram"]
 
@@ -213,6 +216,32 @@ def test_simple_evaluate(lm, task, monkeypatch):
     assert not probe.result().to_pandas().empty
 
 
+def test_the_result_knows_model_tasks_and_limit(model, tokenizer, task, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(task / "cache"))
+    monkeypatch.setattr(SoftEntropyLM, "latest", None)
+    model.save_pretrained(task / "model")
+    tokenizer.save_pretrained(task / "model")
+    given = {"pretrained": str(task / "model"), "dtype": "float32", "device": "cpu"}
+    lm = SoftEntropyLM(**given, softh_labels="input_unigram", softh_anchor_sets=1)
+    manager = TaskManager(include_path=str(task), include_defaults=False)
+    measured(lm_eval.evaluate, lm=lm, task_dict=manager.load(["letters"]), limit=2, bootstrap_iters=0)
+    info = lm.result.info
+    told = {name: value for name, value in info["evaluation"].items() if name != "version"}
+    assert told == {
+        "by": "lm-evaluation-harness",
+        "model_args": given,
+        "tasks": ["letters"],
+        "n_shot": {"letters": 0},
+        "n_samples": {"letters": 2},
+        "limit": 2,
+    }
+    assert (info["model"]["model"], info["model"]["revision"]) == (str(task / "model"), None)
+    assert info["model"]["weights_sha256"] == weights_fingerprint(model.model)
+    assert info["tokenizer"]["tokenizer"] == str(task / "model")
+    assert full_title(lm.result) == "model · letters"
+    assert info["corpus"]["sequences"] > 0
+
+
 @pytest.mark.slow
 def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, task):
     """Two questions of four as a chat; answers in the harness's cache are not computed again."""
@@ -236,6 +265,8 @@ def test_the_command_saves_the_probe_s_result_beside_its_own(model, tokenizer, t
     fed = [tokenizer(q + a).input_ids[:-1] for q in ("a b c", "g h i j k l") for a in (" d", " e f")]
     assert result.info["positions"] == alone(model, fed).positions
     assert "positions in" in done.stdout
+    assert result.info["evaluation"]["tasks"] == ["letters"]
+    assert result.info["evaluation"]["apply_chat_template"] is True
 
 
 TASKS = {
@@ -303,6 +334,8 @@ def test_requests_repeated_to_fill_up_several_processes_do_not_count(model, toke
         together.load_state_dict(state)
         assert together.positions == expected[task].positions, task
         assert_same(together, expected[task])
+        corpora = [probe.result().info["corpus"] for probe in (together, expected[task])]
+        assert len({corpus["sequence_set_sha256"] for corpus in corpora}) == 1, task
 
 
 def main(folder: str) -> None:

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.integrations.trainer import SoftEntropyCallback, masks_from_labels, own_rows
+from softh_probe.integrations.trainer import SoftEntropyCallback, data_name, masks_from_labels, own_rows
+from softh_probe.models.fingerprint import weights_fingerprint
 from tests.helpers.models import tiny_llama
 
 LABELS = ["input_unigram", "output_unigram"]
@@ -109,6 +110,36 @@ def test_policies_of_positions(model, tmp_path, collator):
         "left": len(counted),
         "of": 37 - 5,
     }
+
+
+def test_results_know_their_run_step_and_data(model, tmp_path):
+    trainer = make_trainer(model, tmp_path / "my run", with_a_mask, max_steps=2, save_strategy="no")
+    callback = SoftEntropyCallback(trainer, labels=LABELS, anchor_sets=1)
+    trainer.add_callback(callback)
+    trainer.evaluate()
+    before = callback.result.info
+    assert before["name"] == "my run step 0"
+    trainer.train()
+    trainer.args.run_name = "ablation"
+    trainer.evaluate({"short": trainer.eval_dataset})
+    after = callback.result.info
+    assert after["name"] == "ablation step 2"
+    assert after["evaluation"] == {
+        "by": "transformers.Trainer",
+        "run": "ablation",
+        "step": 2,
+        "epoch": trainer.state.epoch,
+        "data": "short",
+    }
+    assert before["model"]["weights_sha256"] != after["model"]["weights_sha256"] == weights_fingerprint(model.model)
+    assert before["corpus"] == after["corpus"]
+    assert after["corpus"]["sequences"] == 5
+
+
+def test_the_data_is_named_as_the_library_of_data_sets_names_it():
+    info = SimpleNamespace(dataset_name="wikitext", config_name="default")
+    assert data_name("eval", SimpleNamespace(info=info, split="validation")) == "wikitext (validation)"
+    assert data_name("eval", [1, 2]) is None
 
 
 def test_evaluations_during_training_are_logged_and_training_is_not_measured(model, tmp_path):

@@ -208,7 +208,7 @@ def test_bad_input_ends_all(config, tmp_path, changes, message):
 def test_processes_that_do_not_measure_the_same_end_all(config, tmp_path):
     def before(rank):
         if rank:
-            softh_probe.models.checkpoint.weights_fingerprint = lambda model: "other"
+            softh_probe.models.identity.weights_fingerprint = lambda model: "other"
 
     ended = together(config(**SETTINGS), tmp_path, before)
     assert [code for code, _ in ended] == [2, 2]
