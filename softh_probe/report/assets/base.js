@@ -71,7 +71,7 @@ function figure(name, title, draw, height = 310, note = "") {
 /** Pixels above a figure that its toolbar stands in, so that it covers nothing. */
 const TOOLBAR = 32;
 /** Pixels of a figure that its margins take from its width. */
-const MARGINS = 76;
+const MARGINS = 86;
 
 function render(entry) {
   const width = entry.node.clientWidth;
@@ -82,7 +82,7 @@ function render(entry) {
   const whole = {
     height: entry.height,
     ...(printing ? { width, autosize: false } : { autosize: true }), // a sheet's width is not the window's
-    margin: { l: 56, r: 14, t: printing ? 10 : TOOLBAR, b: 44, ...margin },
+    margin: { l: 56, r: 20, t: printing ? 10 : TOOLBAR, b: 44, ...margin },
     font: { family: "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, DejaVu Sans, sans-serif", size: 12 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -106,12 +106,21 @@ function render(entry) {
   });
 }
 
-/** The colour bar of a heat map lies above it, left of the toolbar and lower, so that cells have the whole width. */
-const HEAT_MARGIN = { l: 60, r: 14, t: TOOLBAR + 48, b: 50 };
-const colourBar = (title) => ({
-  title: { text: title, side: "top" }, orientation: "h", x: 0, xanchor: "left", xpad: 0, y: 1, yanchor: "bottom", ypad: 4,
-  len: 0.6, thickness: 9, outlinewidth: 0, nticks: 4,
-});
+/** The colour bar of a heat map lies above it, lower than the toolbar, so that cells have the whole width. */
+const COLOUR_BAR = { orientation: "h", x: 0, xanchor: "left", xpad: 0, y: 1, yanchor: "bottom", ypad: 4, len: 0.6, thickness: 9, outlinewidth: 0, nticks: 4 };
+
+/** The layout of a heat map; `unit` heads its colour bar. Beside a level colour bar, plotly misplaces titles: these are notes. */
+function heatLayout(unit, { title, ...xaxis }, yaxis) {
+  const note = { showarrow: false, xref: "paper", yref: "paper" };
+  return {
+    xaxis: { ...xaxis, tickangle: 0, ticks: "", showgrid: false }, yaxis: { ...yaxis, ticks: "", showgrid: false },
+    annotations: [
+      { ...note, text: unit, x: 0, xanchor: "left", xshift: -3, y: 1, yanchor: "bottom", yshift: 30 },
+      { ...note, text: title.text, font: { size: 14 }, x: 0.5, xanchor: "center", y: 0, yanchor: "top", yshift: -20 },
+    ],
+    margin: { l: 60, r: 26, t: TOOLBAR + 48, b: 50 },
+  };
+}
 
 const redraw = (...charts) => figures.filter((f) => charts.length === 0 || charts.includes(f.chart)).forEach(render);
 

@@ -25,13 +25,13 @@ function positionFigure() {
         colorscale: "Viridis", xgap: 1, ygap: 1, hoverongaps: false,
         text: rows.map((_, r) => found.bins.map((bin, b) => `<b>${names[r]}</b><br>position ${bin} (${found.positions[b].toLocaleString("en")} positions)<br>${shown(at(r, b))} ${unitOf(shownMetric)}`)),
         hovertemplate: "%{text}<extra></extra>",
-        colorbar: colourBar(unitOf(shownMetric)),
+        colorbar: COLOUR_BAR,
       }],
-      layout: {
-        xaxis: { tickvals: marked, ticktext: marked.map((b) => found.bins[b]), tickangle: 0, showgrid: false, title: { text: "position in the document", standoff: 8 } },
-        yaxis: { ...layerTickLabels(names), showgrid: false, title: { text: "layer", standoff: 8 } },
-        margin: HEAT_MARGIN,
-      },
+      layout: heatLayout(
+        unitOf(shownMetric),
+        { tickvals: marked, ticktext: marked.map((b) => found.bins[b]), title: { text: "position in the document", standoff: 8 } },
+        { ...layerTickLabels(names), title: { text: "layer", standoff: 8 } },
+      ),
     };
   }, 180 + 16 * Math.min(40, rows.length));
 }

@@ -181,13 +181,13 @@ function labelFigures() {
           type: "heatmap", x: RUNS[0].layers, z: of.values.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
           text: of.values.map((line, l) => line.map((v, r) => `<b>${names[l]}</b><br>${text(RUNS[0].rows[r])}<br>${shown(v === null ? null : v * factor)} ${unitName()}`)),
           hovertemplate: "%{text}<extra></extra>",
-          colorbar: colourBar(`H(Z|x) (${unitName()})`),
+          colorbar: COLOUR_BAR,
         }],
-        layout: {
-          xaxis: { ...layerTicks(RUNS[0].rows, RUNS[0].layers, room - wide), showgrid: false },
-          yaxis: { tickvals: names.map((_, i) => i), ticktext: names, autorange: "reversed", showgrid: false, title: { text: "label (positions)", standoff: 8 } },
-          margin: HEAT_MARGIN,
-        },
+        layout: heatLayout(
+          `H(Z|x) (${unitName()})`,
+          layerTicks(RUNS[0].rows, RUNS[0].layers, room - wide),
+          { tickvals: names.map((_, i) => i), ticktext: names, autorange: "reversed", title: { text: "label (positions)", standoff: 8 } },
+        ),
       };
     }, 140 + 22 * of.labels.length);
   }
@@ -214,13 +214,13 @@ function headFigures() {
           zmin: Math.min(...known), zmax: Math.max(...known),
           text: lines.map((line, h) => line.map((v, i) => `<b>layer.${one.layers[i]}.head.${h}</b><br>${shown(v === null ? null : v * factor)} ${unitOf(metric)}`)),
           hovertemplate: "%{text}<extra></extra>",
-          colorbar: colourBar(`${metric === "entropy" ? "H(Z)" : "I(X;Z)"} (${unitOf(metric)})`),
+          colorbar: COLOUR_BAR,
         }],
-        layout: {
-          xaxis: { ...layerTicks(one.layers.map((layer) => `layer.${layer}`), one.layers, room), showgrid: false },
-          yaxis: { title: { text: "head (from 0)", standoff: 8 }, showgrid: false, dtick: Math.max(1, Math.ceil(height / 16)), tick0: 0 },
-          margin: HEAT_MARGIN,
-        },
+        layout: heatLayout(
+          `${metric === "entropy" ? "H(Z)" : "I(X;Z)"} (${unitOf(metric)})`,
+          layerTicks(one.layers.map((layer) => `layer.${layer}`), one.layers, room),
+          { title: { text: "head (from 0)", standoff: 8 }, dtick: Math.max(1, Math.ceil(height / 16)), tick0: 0 },
+        ),
       };
     }, 160 + 16 * height);
   }

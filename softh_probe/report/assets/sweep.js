@@ -39,13 +39,13 @@ function mapFigure() {
         type: "heatmap", y, z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
         text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s, cell.e, cell.se)} ${unitOf(metricOf(key()))}`)),
         hovertemplate: "%{text}<extra></extra>",
-        colorbar: colourBar(unitOf(metricOf(key()))),
+        colorbar: COLOUR_BAR,
       }],
-      layout: {
-        xaxis: { ...steps, showgrid: false, title: { text: chosen.some(([c]) => c.step !== null) ? "training step (checkpoints evenly spaced)" : "checkpoint", standoff: 8 } },
-        yaxis: { ...axis, range: undefined, showgrid: false },
-        margin: HEAT_MARGIN,
-      },
+      layout: heatLayout(
+        unitOf(metricOf(key())),
+        { ...steps, title: { text: chosen.some(([c]) => c.step !== null) ? "training step (checkpoints evenly spaced)" : "checkpoint", standoff: 8 } },
+        { ...axis, range: undefined },
+      ),
     };
   }, 490);
 }
@@ -72,7 +72,7 @@ function spacedTicks(checkpoints, room) {
 /** Positions of checkpoints on an axis of log steps, or evenly spaced where some have no step. */
 function stepAxis(room) {
   const steps = CHECKPOINTS.map((c) => c.step);
-  return steps.every(isKnown) ? logSteps(steps, 0.9 * room) // markers at the ends have room of their own
+  return steps.every(isKnown) ? logSteps(steps, 0.85 * room) // markers at the ends have room of their own
     : { x: CHECKPOINTS.map((_, i) => i), axis: { ...spacedTicks(CHECKPOINTS, room), title: { text: "checkpoint", standoff: 8 } } };
 }
 
@@ -121,7 +121,7 @@ function stepsFigure() {
         colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60, error: points.map((p) => p.e), se: points.map((p) => p.se),
       });
     }));
-    return { traces, layout: { xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
+    return { traces, layout: { margin: { r: 36 }, xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
   }, 420);
 }
 
