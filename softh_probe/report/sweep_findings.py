@@ -60,8 +60,7 @@ def _questions(sweep: Sweep) -> Iterator[_Asked]:
     columns = [name for name in sweep.label_sets if name not in NGRAM_SETS]
     questions |= {name: f"What do layers say of {name.removeprefix(COLUMN_PREFIX)}?" for name in columns}
     for name, question in questions.items():
-        chance = _chance(sweep, name)
-        yield _Asked(f"mutual_information|{name}", question, _bits(sweep, name), lambda _, chance=chance: chance)
+        yield _Asked(f"mutual_information|{name}", question, _bits(sweep, name), _chance(sweep, name))
 
 
 def _ends(mean: LayerMean) -> list[float]:
@@ -110,14 +109,13 @@ def _bits(sweep: Sweep, name: str) -> Callable[[Sequence[float]], str]:
     return lambda shares: " → ".join(f"{share * log2_m:.2f}" for share in shares) + f"{of} bits"
 
 
-def _chance(sweep: Sweep, name: str) -> str:
-    """Say how much of the information of the last checkpoint chance explains, in a typical layer."""
+def _chance(sweep: Sweep, name: str) -> Callable[[Sequence[float]], str]:
+    """Make what says how much of the information of the last checkpoint chance explains, in a typical layer."""
     own = sweep.table[(sweep.table.checkpoint == sweep.done[-1]["checkpoint"]) & (sweep.table.label_set == name)]
     raw, null = (
         own[own.metric == metric].set_index("name").value
         for metric in ("mutual_information", "mutual_information_null")
     )
     share = (null / raw[raw > 0]).median()
-    if not np.isfinite(share):
-        return ""
-    return f"At the end about {100 * min(share, 1.0):.0f}% of it in a typical layer would come by chance alone."
+    said = f"At the end about {100 * min(share, 1.0):.0f}% of it in a typical layer would come by chance alone."
+    return lambda _: said if np.isfinite(share) else ""
