@@ -103,6 +103,14 @@ def style_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
+def leave_empty(grid: np.ndarray, n: int) -> None:
+    """Hide the panels after the first n; those above a hidden one get the ticks of the axis that they share with it."""
+    for axes in grid.flat[n:]:
+        axes.set_visible(False)
+    for axes in grid.flat[max(0, n - grid.shape[1]) : n]:
+        axes.tick_params(labelbottom=True)
+
+
 def sampling_band(axes: Axes, x: ArrayLike, y: ArrayLike, error: ArrayLike, colour: Any) -> None:
     """Draw the standard error by the sampling of labels: a stronger band than that of the sd over anchor sets."""
     y, error = np.asarray(y, float), np.asarray(error, float)

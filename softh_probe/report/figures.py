@@ -28,6 +28,7 @@ from softh_probe.report.figure_style import (
     interval_key,
     layer_axis,
     layer_ticks,
+    leave_empty,
     one_panel,
     panel_order,
     plain,
@@ -100,8 +101,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", alpha=0.3)
-    for axes in grid.flat[len(names) :]:
-        axes.set_visible(False)
+    leave_empty(grid, len(names))
     figure.supxlabel(layer_axis(result.places), fontsize="medium")
     figure.supylabel(f"I(X;Z) ({UNIT_NAMES[unit]})", fontsize="medium")
     _band_keys(grid.flat[0], result)
@@ -230,8 +230,7 @@ def compared_by_depth(
         axes.set_title(plain(label_set) if label_set else "Entropy", loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
-    for axes in grid.flat[len(sets) :]:
-        axes.set_visible(False)
+    leave_empty(grid, len(sets))
     if metric != "entropy" and any(result.sampled_sets for result in results):
         sampling_key(grid.flat[0])
     if any("se" in table and table.se[table.metric == metric].notna().any() for table in tables):
@@ -314,7 +313,7 @@ def _plane(axes: Axes, result: ProbeResult, unit: str, order: str, metric: str) 
 
 def _layer_bar(figure: Figure, axes: Any, layers: Sequence[int]) -> None:
     mappable = ScalarMappable(Normalize(min(layers), max(min(layers) + 1, *layers)), colormaps["viridis"])
-    figure.colorbar(mappable, ax=axes, label="layer", pad=0.02, shrink=0.8)
+    figure.colorbar(mappable, ax=axes, label="layer", pad=0.02, shrink=0.8, ticks=MaxNLocator(integer=True))
 
 
 def _information_lines(axes: Axes, result: ProbeResult, unit: str) -> None:

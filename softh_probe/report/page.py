@@ -40,10 +40,11 @@ from softh_probe.report.site_data import heads_data, site_data
 from softh_probe.report.spreads import CHANCE, HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_files import SWEEP_PARQUET, read_sweep
+from softh_probe.report.sweep_findings import sweep_findings
 from softh_probe.result import ProbeResult
 
 REPORT_HTML = "report.html"
-_SCRIPTS = ("base.js", "table.js", "shares.js", "positions.js", "runs.js", "sweep.js", "start.js")
+_SCRIPTS = ("ink.js", "ticks.js", "base.js", "table.js", "shares.js", "positions.js", "runs.js", "sweep.js", "start.js")
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, *, allow_different: bool = False) -> Path:
@@ -177,7 +178,7 @@ def sweep_page(sweep: Sweep, pages: Mapping[str, str] = MappingProxyType({})) ->
         "sweep",
         title=sweep.title,
         subtitle=sweep.summary,
-        findings=[],
+        findings=sweep_findings(sweep),
         warnings=sweep.warnings,
         runs=[],
         samples=sweep.sample_sentences,

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from softh_probe.report.figure_style import NotebookFigure, panel_order, plain
+from softh_probe.report.figure_style import NotebookFigure, leave_empty, panel_order, plain
 from softh_probe.report.page_data import UNIT_NAMES
 from softh_probe.report.position_words import over_bins
 from softh_probe.result import ProbeResult
@@ -38,12 +39,11 @@ def information_by_position(result: ProbeResult, unit: str = "efficiency") -> Fi
             colour = colormaps["viridis"](colours[layer] / last)
             axes.plot(x, found.values[layer].to_numpy(float), color=colour, linewidth=1.3, marker="o", markersize=3)
         _style(axes, f"{plain(label_set)}, {found.words}", list(found.values.index))
-    for axes in grid.flat[len(names) :]:
-        axes.set_visible(False)
+    leave_empty(grid, len(names))
     figure.supxlabel("position in the document", fontsize="medium")
     figure.supylabel(f"I(X;Z) ({UNIT_NAMES[unit]})", fontsize="medium")
     mappable = ScalarMappable(Normalize(0, last), colormaps["viridis"])
-    figure.colorbar(mappable, ax=list(grid.flat), label="layer", pad=0.02, shrink=0.8)
+    figure.colorbar(mappable, ax=list(grid.flat), label="layer", pad=0.02, shrink=0.8, ticks=MaxNLocator(integer=True))
     return figure
 
 

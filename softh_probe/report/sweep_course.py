@@ -33,7 +33,7 @@ MOST_FILES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Mean:
+class LayerMean:
     """A metric of one model, averaged over its layers.
 
     Attributes:
@@ -65,7 +65,7 @@ def courses(sweep: Sweep, folder: Path) -> dict[str, list[str]]:
         checkpoints = [c for c in sweep.done if str(c["model"]) == model]
         if len(checkpoints) < 2:
             continue
-        means = list(_means(sweep.table, [c["checkpoint"] for c in checkpoints]))
+        means = list(layer_means(sweep.table, [c["checkpoint"] for c in checkpoints]))
         influences = _Influences(checkpoints, folder, {mean.name: mean.layers for mean in means}, sweep.n_anchors)
         has_steps = all(c.get("step") is not None for c in checkpoints)
         steps = [f"{c['step']:,}" if has_steps else str(c["checkpoint"]) for c in checkpoints]
@@ -87,7 +87,7 @@ def courses(sweep: Sweep, folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _means(table: pd.DataFrame, checkpoints: list[str]) -> Iterator[_Mean]:
+def layer_means(table: pd.DataFrame, checkpoints: list[str]) -> Iterator[LayerMean]:
     """Average each compared metric over the layers that all checkpoints of a model measured."""
     place_of = pd.Index(checkpoints).get_indexer(table.checkpoint.cat.categories)
     places = place_of[table.checkpoint.cat.codes]
@@ -103,7 +103,7 @@ def _means(table: pd.DataFrame, checkpoints: list[str]) -> Iterator[_Mean]:
         whole_L = np.isfinite(value_LC[:, is_there_C]).all(axis=1)
         if whole_L.any() and is_there_C.any():
             layers = tuple(names[whole_L])
-            yield _Mean(
+            yield LayerMean(
                 name=(str(label_set), str(metric)),
                 layers=layers,
                 value_C=value_LC[whole_L].mean(axis=0),
@@ -114,7 +114,7 @@ def _means(table: pd.DataFrame, checkpoints: list[str]) -> Iterator[_Mean]:
 class _Noise:
     """The standard errors of the changes of one metric."""
 
-    def __init__(self, mean: _Mean, influences: _Influences) -> None:
+    def __init__(self, mean: LayerMean, influences: _Influences) -> None:
         self._mean = mean
         self._influences = influences
         self.is_unpaired = False

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+from matplotlib.ticker import NullLocator
 
 from softh_probe.errors import InputError
 from softh_probe.labels import ORDERS
@@ -38,6 +38,7 @@ from softh_probe.report.figure_style import (
     interval_edges,
     interval_key,
     layer_ticks,
+    leave_empty,
     panel_order,
     plain,
     sampling_band,
@@ -45,6 +46,7 @@ from softh_probe.report.figure_style import (
     short,
 )
 from softh_probe.report.page_data import UNIT_NAMES
+from softh_probe.report.step_ticks import every_nth, log_ticks
 
 _UNIT = UNIT_NAMES["efficiency"]
 _RATIOS = tuple(metric.name for metric in METRICS if not metric.has_unit)
@@ -52,6 +54,8 @@ LAYER_AXIS = "layer (0: embeddings; last: final norm)"
 _STEP_AXIS = "training step (log scale)"
 #: Most checkpoints whose paths through the information plane are drawn.
 _MAX_PATHS = 12
+#: Inches of horizontal axes, rounded down: of a heat map, of one of several panels, and of a single one.
+_MAP_INCHES, _PANEL_INCHES, _SINGLE_INCHES = 6.2, 2.3, 3.6
 
 
 def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: str = LAYER_AXIS) -> Figure:
@@ -66,7 +70,7 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: 
     figure = NotebookFigure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     image = heat_map(axes, range(len(grid.names)), grid.layers, grid.values)
-    every = max(1, -(-len(grid.names) // 9))
+    every = every_nth(grid.step_names, _MAP_INCHES)
     axes.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
     axes.set_xlabel("training step (checkpoints evenly spaced)")
     axes.set_ylabel(axis)
@@ -101,7 +105,7 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
     first, last = float(part.layer.min()), float(part.layer.max())
     for axes, label_set in zip(panels.flat, sets, strict=False):
         grid = _Grid.of(part, metric, label_set)
-        x = grid.log_steps(axes)
+        x = grid.log_steps(axes, _PANEL_INCHES if n_columns > 1 else _SINGLE_INCHES)
         for row in grid.rows_of(layers):
             y, sd = grid.values[row], grid.sd[row]
             colour = colormaps["viridis"](0.9 * (grid.layers[row] - first) / ((last - first) or 1))
@@ -115,8 +119,7 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
         axes.set_title(_title(metric, label_set) if len(sets) == 1 else plain(label_set), loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
-    for axes in panels.flat[len(sets) :]:
-        axes.set_visible(False)
+    leave_empty(panels, len(sets))
     if "sampling_sd" in part and (part.sampling_sd > 0).any():
         sampling_key(panels.flat[0])
     if "se" in part and part.se.notna().any():
@@ -153,6 +156,7 @@ def plane_through_training(table: pd.DataFrame, metric: str = "mutual_informatio
         top = max(np.nanmax(np.append(given.values, 0)), np.nanmax(np.append(output.values, 0)), 1e-6) * 1.05
         axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+        axes.locator_params(nbins=5)
         axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
         axes.set_title(order, loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
@@ -220,17 +224,24 @@ class _Grid:
         pairs = zip(self.names, self.steps, strict=True)
         return [short(name) if pd.isna(step) else f"{int(step):,}" for name, step in pairs]
 
-    def log_steps(self, axes: Axes) -> list[float]:
-        """Scale the x axis by log steps (0 included), or evenly without steps; return the checkpoints' places on it."""
+    def log_steps(self, axes: Axes, inches: float) -> list[float]:
+        """Scale the x axis by log steps (0 included), or evenly without steps; return the checkpoints' places on it.
+
+        Args:
+            axes: whose horizontal axis that is.
+            inches: of that axis.
+        """
         if not self.has_steps:
-            every = max(1, -(-len(self.names) // 5))
+            every = every_nth(self.step_names, inches)
             axes.set_xticks(range(0, len(self.names), every), self.step_names[::every])
             return [float(i) for i in range(len(self.names))]
         least = min((step for step in self.steps if step > 0), default=1)
-        axes.set_xscale("symlog", linthresh=least, linscale=0.3)
-        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-        return [float(step) for step in self.steps]
+        steps = [int(step) for step in self.steps]
+        ticks = log_ticks(steps, inches)
+        axes.set_xscale("symlog", linthresh=least, linscale=0.45)  # step 0 is half a decade left of the least
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        return [float(step) for step in steps]
 
 
 def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:

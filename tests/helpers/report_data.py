@@ -138,3 +138,20 @@ def sweep_folder(folder: Path, *, n_checkpoints: int, layers: int = 3, labels=NA
     info = {**head, "checkpoints": checkpoints, "duplicates": [["step0", "step1"]], "not_monotone": []}
     (folder / "sweep.json").write_text(json.dumps(info))
     return folder
+
+
+def sweep_of_steps(folder: Path, steps, *, labels=NAMES[:2], layers=None) -> Path:
+    """Write the folder of a sweep with a checkpoint at each step, whose values all grow alike."""
+    result = result_of(tiny_llama(), labels=labels, anchor_sets=2, layers=layers)
+    table = result.to_pandas()
+    folder.mkdir(parents=True)
+    parts, checkpoints = [], []
+    for i, step in enumerate(steps):
+        head = {"checkpoint": f"step{step}", "model": "org/tiny", "revision": f"step{step}", "step": step, "tokens": 0}
+        parts.append(table.assign(value=table.value * (0.5 + 0.5 * (i + 1) / len(steps)), **head))
+        checkpoints.append({**head, "status": "done", "reason": None, "folder": "checkpoints/first"})
+    save(result, folder / "checkpoints" / "first")
+    pd.concat(parts, ignore_index=True).to_parquet(folder / "sweep.parquet", index=False)
+    info = {"version": 1, "config": {"model": "org/tiny"}, "checkpoints": checkpoints}
+    (folder / "sweep.json").write_text(json.dumps(info))
+    return folder

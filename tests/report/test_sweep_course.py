@@ -69,7 +69,9 @@ def test_the_noise_of_a_change_is_that_of_a_paired_bootstrap(tmp_path):
     folder = written(tmp_path, {1: one, 2: other})
     sweep = read_sweep(folder)
     (mean,) = [
-        m for m in sweep_course._means(sweep.table, [c["checkpoint"] for c in sweep.done]) if m.name[1] == "entropy"
+        m
+        for m in sweep_course.layer_means(sweep.table, [c["checkpoint"] for c in sweep.done])
+        if m.name[1] == "entropy"
     ]
     influences = sweep_course._Influences(sweep.done, folder, {mean.name: mean.layers}, results[0].n_anchors)
     random = np.random.default_rng(0)

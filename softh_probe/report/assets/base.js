@@ -1,12 +1,7 @@
 "use strict";
 // What all figures share: the data, units, text that is shown as text, panels and keys.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#a5db36"];
-const DARK = matchMedia("(prefers-color-scheme: dark)");
-/** The colour of a line, from the first (0) to the last (1); the end of the scale that the paper would swallow is left out. */
-const colourAlong = (share) => { const scale = DARK.matches ? VIRIDIS.slice(3) : VIRIDIS.slice(0, -1); return scale[Math.round(share * (scale.length - 1))]; };
 const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected", "information_share", "information_share_corrected", "residual", "residual_corrected"]);
 const METRICS = {
   mutual_information: "raw information",
@@ -62,27 +57,36 @@ const place = (name) => document.querySelector(`[data-chart="${name}"]`);
 /** How many panels stand side by side on a wide screen. */
 const columns = (name, n) => place(name).classList.add(`c${Math.min(4, Math.max(1, n))}`);
 
-/** A figure in the panel `name`; draw() returns {traces, layout}. */
-function figure(name, title, draw, height = 280) {
+/** A figure in the panel `name`; draw(room) returns {traces, layout} for the pixels between its margins. */
+function figure(name, title, draw, height = 310, note = "") {
   const plot = element("div", { class: "plot" });
   plot.style.height = `${height}px`;
-  const caption = title ? [element("figcaption", {}, title)] : [];
+  const caption = title ? [element("figcaption", {}, title, ...(note ? [" ", element("small", {}, note)] : []))] : [];
   place(name).append(element("figure", {}, ...caption, plot));
   const entry = { node: plot, chart: name, draw, height };
   figures.push(entry);
   return entry;
 }
 
+/** Pixels above a figure that its toolbar stands in, so that it covers nothing. */
+const TOOLBAR = 32;
+/** Pixels of a figure that its margins take from its width. */
+const MARGINS = 86;
+
 function render(entry) {
-  const { traces, layout } = entry.draw();
+  const width = entry.node.clientWidth;
+  const { traces, layout } = entry.draw(Math.max(80, width - MARGINS));
   const axis = { automargin: true, zeroline: false, showline: false, title: { standoff: 8 } };
-  const { xaxis = {}, yaxis = {}, ...others } = layout;
+  const { xaxis = {}, yaxis = {}, margin = {}, ...others } = layout;
+  const printing = document.body.classList.contains("printing");
   const whole = {
     height: entry.height,
-    margin: { l: 56, r: 14, t: 10, b: 44 },
+    ...(printing ? { width, autosize: false } : { autosize: true }), // a sheet's width is not the window's
+    margin: { l: 56, r: 20, t: printing ? 10 : TOOLBAR, b: 44, ...margin },
     font: { family: "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, DejaVu Sans, sans-serif", size: 12 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
+    modebar: { bgcolor: "rgba(0,0,0,0)" },
     showlegend: false,
     hovermode: "closest",
     hoverlabel: { align: "left", namelength: 0 },
@@ -95,16 +99,30 @@ function render(entry) {
   return Plotly.react(entry.node, traces, whole, {
     responsive: true,
     displaylogo: false,
+    showSendToCloud: false, // what was measured stays here
+    displayModeBar: "hover",
     modeBarButtonsToRemove: buttons,
     toImageButtonOptions: { format: "svg", filename: entry.chart },
   });
 }
 
-const redraw = (...charts) => figures.filter((f) => charts.length === 0 || charts.includes(f.chart)).forEach(render);
+/** The colour bar of a heat map lies above it, lower than the toolbar, so that cells have the whole width. */
+const COLOUR_BAR = { orientation: "h", x: 0, xanchor: "left", xpad: 0, y: 1, yanchor: "bottom", ypad: 4, len: 0.6, thickness: 9, outlinewidth: 0, nticks: 4 };
 
-/** Opacities of bands, in hexadecimal: of the sd over anchor sets, and of the error by the sampling of labels within it. */
-const SPREAD = "2b";
-const SAMPLING = "66";
+/** The layout of a heat map; `unit` heads its colour bar. Beside a level colour bar, plotly misplaces titles: these are notes. */
+function heatLayout(unit, { title, ...xaxis }, yaxis) {
+  const note = { showarrow: false, xref: "paper", yref: "paper" };
+  return {
+    xaxis: { ...xaxis, tickangle: 0, ticks: "", showgrid: false }, yaxis: { ...yaxis, ticks: "", showgrid: false },
+    annotations: [
+      { ...note, text: unit, x: 0, xanchor: "left", xshift: -3, y: 1, yanchor: "bottom", yshift: 30 },
+      { ...note, text: title.text, font: { size: 14 }, x: 0.5, xanchor: "center", y: 0, yanchor: "top", yshift: -20 },
+    ],
+    margin: { l: 60, r: 26, t: TOOLBAR + 48, b: 50 },
+  };
+}
+
+const redraw = (...charts) => figures.filter((f) => charts.length === 0 || charts.includes(f.chart)).forEach(render);
 
 /** Half of the 95% interval over documents, in standard errors. Its band has dotted edges and no fill. */
 const Z95 = 1.96;
@@ -120,15 +138,15 @@ function lineWithBand(x, y, sd, { colour, dash = "solid", width = 2, texts, mark
     traces.push({
       x: [...known.map((i) => x[i]), ...known.toReversed().map((i) => x[i])],
       y: [...known.map((i) => y[i] + half[i]), ...known.toReversed().map((i) => y[i] - half[i])],
-      fill: "toself", fillcolor: colour + opacity, line: { width: 0 }, mode: "lines", hoverinfo: "skip", visible,
+      fill: "toself", fillcolor: faint(colour, opacity), line: { width: 0 }, mode: "lines", hoverinfo: "skip", visible,
     });
   }
   if (BANDS.se && se && se.some(isKnown)) {
     const edge = (sign) => y.map((v, i) => (isKnown(v) && isKnown(se[i]) ? v + sign * Z95 * se[i] : null));
-    traces.push({ x: [...x, null, ...x], y: [...edge(1), null, ...edge(-1)], mode: "lines", line: { color: colour, width: 1.2, dash: "dot" }, hoverinfo: "skip", visible });
+    traces.push({ x: [...x, null, ...x], y: [...edge(1), null, ...edge(-1)], mode: "lines", line: { color: ink(colour), width: 1.2, dash: "dot" }, hoverinfo: "skip", visible });
   }
   traces.push({
-    x, y, mode: markers ? "lines+markers" : "lines", line: { color: colour, dash, width }, marker: { size: 5, color: colour },
+    x, y, mode: markers ? "lines+markers" : "lines", line: { color: ink(colour), dash, width }, marker: { size: 5, color: ink(colour) },
     text: texts, hovertemplate: "%{text}<extra></extra>", visible,
   });
   return traces;
@@ -140,12 +158,13 @@ const DEPTH_AXIS = "relative depth (layer / (L + 1); 0: embeddings, 1: final nor
 const HEAD_ROW = /^layer\.(\d+)\.head\.(\d+)$/;
 const SITE_ROW = /^layer\.(\d+)(\.(attention|router|mlp|head\.(\d+|mean)))?$/;
 
-/** Ticks of an axis on which each layer stands at its index in the model: at most `most` of them, by their short names. */
-function layerTicks(rows, layers, most = 9) {
+/** Ticks of an axis on which each layer stands at its index in the model: as many as fit, by their short names. */
+function layerTicks(rows, layers, room, upwards = false) {
   const names = rows.map((row) => (row === "embeddings" ? "emb" : row === "final_norm" ? "norm" : row.replace(HEAD_ROW, "$1.h$2").replace(SITE_ROW, "$1")));
   const areHeads = rows.every((row) => HEAD_ROW.test(row));
   const numbered = rows.every((row) => /^(embeddings|final_norm)$/.test(row) || SITE_ROW.test(row));
   const [first, last] = [layers[0], layers[layers.length - 1]];
+  const most = upwards ? Math.max(2, Math.min(MOST_TICKS, Math.floor(room / LINE))) : ticksIn(room, names.map((name) => name.slice(0, 12)));
   const step = [1, 2, 5, 10, 20, 50, 100].find((s) => (last - first) / s <= most - 1) || Math.ceil((last - first) / most);
   const chosen = [0];
   for (let i = 1; i < rows.length - 1; i += 1) {
@@ -159,27 +178,30 @@ function layerTicks(rows, layers, most = 9) {
   };
 }
 
+/** A small drawing of a key, and what adds a shape to it. Style sheets choose between its colours on light and on dark paper. */
+function drawingOf(entry) {
+  const ns = "http://www.w3.org/2000/svg";
+  const made = (tag, attributes) => {
+    const shape = document.createElementNS(ns, tag);
+    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
+    return shape;
+  };
+  const opacities = (entry.band || CHANCE).map((opacity) => (parseInt(opacity, 16) / 255).toFixed(3));
+  const colours = `--light: ${entry.colour}; --dark: ${BRIGHT[entry.colour] || entry.colour}; --faint: ${opacities[0]}; --strong: ${opacities[1]}`;
+  const svg = made("svg", { width: 28, height: 10, "aria-hidden": "true", style: colours });
+  return [svg, (tag, attributes) => svg.append(made(tag, attributes))];
+}
+
 /** Keys of lines, beside no data; with `toggles`, each hides and shows what it stands for. */
 function keys(id, entries, onToggle) {
   const place = document.getElementById(id);
   for (const entry of entries) {
-    const ns = "http://www.w3.org/2000/svg";
-    const svg = document.createElementNS(ns, "svg");
-    svg.setAttribute("width", "28"); svg.setAttribute("height", "10"); svg.setAttribute("aria-hidden", "true");
-    if (entry.area || entry.band) {
-      const area = document.createElementNS(ns, "rect");
-      const opacity = entry.band ? parseInt(entry.band, 16) / 255 : 0.35;
-      Object.entries({ width: 28, height: 10, fill: entry.colour, opacity }).forEach(([k, v]) => area.setAttribute(k, v));
-      svg.append(area);
-    }
+    const [drawing, draw] = drawingOf(entry);
+    if (entry.area || entry.band) draw("rect", { width: 28, height: 10 });
     const dashes = { solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3" }[entry.dash || "solid"];
-    for (const y of entry.edges ? [1.5, 8.5] : entry.band ? [] : [entry.area ? 1 : 5]) {
-      const line = document.createElementNS(ns, "line");
-      Object.entries({ x1: 0, x2: 28, y1: y, y2: y, stroke: entry.colour, "stroke-width": entry.edges ? 1.5 : 2.5, "stroke-dasharray": dashes })
-        .forEach(([k, v]) => line.setAttribute(k, v));
-      svg.append(line);
-    }
-    const key = element(onToggle ? "button" : "span", { class: "key", ...(onToggle && { type: "button", "aria-pressed": "true" }) }, svg, entry.name);
+    for (const y of entry.edges ? [1.5, 8.5] : entry.band ? [] : [entry.area ? 1 : 5])
+      draw("line", { x1: 0, x2: 28, y1: y, y2: y, "stroke-width": entry.edges ? 1.5 : 2.5, "stroke-dasharray": dashes });
+    const key = element(onToggle ? "button" : "span", { class: "key", ...(onToggle && { type: "button", "aria-pressed": "true" }) }, drawing, entry.name);
     if (onToggle) {
       key.addEventListener("click", () => {
         entry.hidden = !entry.hidden;

@@ -35,9 +35,9 @@ const depths = (run) => run.layers.map((layer) => (DATA.by_depth ? layer / Math.
 const sparse = (run) => run.rows.length < run.depth;
 const ROW_AT = new Map(RUNS.toReversed().flatMap((run) => run.layers.map((layer, r) => [layer, run.rows[r]])));
 const ALL_LAYERS = [...ROW_AT.keys()].sort((a, b) => a - b);
-const layerAxis = (most = 9) => DATA.by_depth
-  ? { range: [-0.02, 1.02], title: { text: most < 9 ? "relative depth" : DEPTH_AXIS, standoff: 8 } }
-  : layerTicks(ALL_LAYERS.map((layer) => ROW_AT.get(layer)), ALL_LAYERS, most);
+const layerAxis = (room) => DATA.by_depth
+  ? { range: [-0.02, 1.02], title: { text: room < 400 ? "relative depth" : DEPTH_AXIS, standoff: 8 } }
+  : layerTicks(ALL_LAYERS.map((layer) => ROW_AT.get(layer)), ALL_LAYERS, room);
 
 /** Traces of one metric, a line a run. */
 function overlaid(metric, labelSet, options = {}) {
@@ -51,10 +51,10 @@ function overlaid(metric, labelSet, options = {}) {
 
 function entropyFigure() {
   bandKeys("entropy-keys", seriesOf("entropy"));
-  figure("entropy", "", () => ({
+  figure("entropy", "", (room) => ({
     traces: overlaid("entropy", ""),
-    layout: { xaxis: layerAxis(), yaxis: { title: { text: `H(Z) (${unitName()})`, standoff: 8 } } },
-  }), 340);
+    layout: { xaxis: layerAxis(room), yaxis: { title: { text: `H(Z) (${unitName()})`, standoff: 8 } } },
+  }), 360);
 }
 
 /** The most that any panel shows, so that panels of one kind share an axis. */
@@ -67,6 +67,7 @@ function most(metrics, sets) {
 }
 
 function informationFigures() {
+  if (!SETS.length) return;
   let metric = () => "mutual_information";
   if (ONE) {
     keys("information-keys", LINES.filter((line) => SETS.some((s) => `${line.metric}|${s}` in ALL_SERIES)), () => redraw("information"));
@@ -75,16 +76,18 @@ function informationFigures() {
   }
   bandKeys("information-keys", seriesOf("mutual_information"));
   columns("information", N_INPUTS > 1 ? N_INPUTS : Math.min(3, SETS.length));
+  const height = SETS.length > 1 ? 310 : 360;
+  const hasNgrams = SETS.some((name) => rank(name) < 2);
   for (const name of SETS) {
-    figure("information", plain(name) + (rank(name) < 2 ? "" : " (own scale)"), () => {
+    figure("information", plain(name), (room) => {
       const traces = ONE ? informationLines(RUNS[0], name) : overlaid(metric(), name);
       // N-grams share an axis; a column has one of its own, on which what it holds is not dwarfed by the ceiling.
       const alike = rank(name) < 2 ? SETS.filter((s) => rank(s) < 2) : [name];
       const drawn = LINES.filter((l) => !l.hidden && (rank(name) < 2 || l.metric !== "mutual_information_max"));
       const top = ONE ? most(drawn.map((l) => l.metric), alike) : most([metric()], alike);
       const title = ONE ? `I(X;Z) (${unitName()})` : `${metric() === "conditional_entropy" ? "H(Z|X)" : RATIOS.has(metric()) ? METRICS[metric()] : "I(X;Z)"} (${unitOf(metric())})`;
-      return { traces, layout: { xaxis: layerAxis(5), yaxis: { range: [0, top], title: { text: title, standoff: 8 } } } };
-    });
+      return { traces, layout: { xaxis: layerAxis(room), yaxis: { range: [0, top], title: { text: title, standoff: 8 } } } };
+    }, height, rank(name) < 2 || !hasNgrams ? "" : "on a vertical scale of its own; n-grams share one");
   }
 }
 
@@ -100,7 +103,7 @@ function informationLines(run, name) {
     const error = line.metric === "mutual_information" || line.metric === "mutual_information_corrected" ? found.e : null;
     const style = { colour: line.colour, dash: line.dash, width: line.width, texts, markers: sparse(run), error, se: found.se, spread: found.relabelled ? "chance" : "s" };
     const traces = lineWithBand(depths(run), found.v, line.metric === "mutual_information" || found.relabelled ? found.s : null, style);
-    if (line.area) Object.assign(traces[traces.length - 1], { fill: "tozeroy", fillcolor: line.colour + "40" });
+    if (line.area) Object.assign(traces[traces.length - 1], { fill: "tozeroy", fillcolor: faint(line.colour, CHANCE) });
     return traces;
   });
 }
@@ -118,14 +121,14 @@ function optimalityFigures() {
   bandKeys("optimality-keys", seriesOf("optimality"));
   columns("optimality", orders.length);
   for (const order of orders) {
-    figure("optimality", plain(order), () => {
+    figure("optimality", plain(order), (room) => {
       const traces = ONE
         ? lines.filter((l) => !l.hidden).flatMap((l) => overlaid(l.metric, order, { colour: l.colour, dash: l.dash || "solid", markers: sparse(RUNS[0]) }))
         : overlaid(metric(), order);
       const top = Math.max(1.05, most(ONE ? lines.filter((l) => !l.hidden).map((l) => l.metric) : [metric()], orders));
       const bound = { type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: "#7F7F7F", dash: "dot", width: 1 } };
-      return { traces, layout: { shapes: [bound], xaxis: layerAxis(5), yaxis: { range: [0, top], title: { text: "optimality (ratio)", standoff: 8 } } } };
-    });
+      return { traces, layout: { shapes: [bound], xaxis: layerAxis(room), yaxis: { range: [0, top], title: { text: "optimality (ratio)", standoff: 8 } } } };
+    }, orders.length > 1 ? 310 : 360);
   }
 }
 
@@ -140,7 +143,7 @@ function planeFigures() {
       const traces = RUNS.flatMap((run, i) => run.hidden ? [] : planePath(
         run.rows, run.layers, values(run, metric(), `input_${order}`), values(run, metric(), `output_${order}`), ONE ? "" : run.title, ONE ? "#7F7F7F" : runColour(i)));
       return planeLayout(traces, top);
-    }, orders.length > 2 ? 290 : 380);
+    }, orders.length > 2 ? 310 : 400);
   }
 }
 
@@ -148,10 +151,9 @@ function planeFigures() {
 function planePath(rows, layers, x, y, title, colour) {
   if (!x || !y) return [];
   const texts = rows.map((row, r) => (title ? `${text(title)}<br>` : "") + `<b>${text(row)}</b><br>input: ${spreadOf(x, r)}<br>output: ${spreadOf(y, r)} ${unitName()}`);
-  const scale = VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]);
   return [{
-    x: x.v, y: y.v, mode: "lines+markers", line: { color: colour, width: 1.2 }, text: texts, hovertemplate: "%{text}<extra></extra>",
-    marker: { size: 9, color: layers, colorscale: scale, cmin: layers[0], cmax: Math.max(layers[0] + 1, layers[layers.length - 1]), line: { color: title ? colour : "#8888", width: title ? 2 : 0.5 } },
+    x: x.v, y: y.v, mode: "lines+markers", line: { color: ink(colour), width: 1.2 }, text: texts, hovertemplate: "%{text}<extra></extra>",
+    marker: { size: 9, color: layers, colorscale: pointScale(), cmin: layers[0], cmax: Math.max(layers[0] + 1, layers[layers.length - 1]), line: { color: title ? ink(colour) : "#8888", width: title ? 2 : 0.5 } },
   }];
 }
 
@@ -170,23 +172,24 @@ function planeLayout(traces, top) {
 function labelFigures() {
   for (const of of RUNS[0].labels) {
     const title = `${plain(of.label_set)}${of.n_labels > of.labels.length ? `: the ${of.labels.length} most frequent of ${of.n_labels.toLocaleString("en")} labels` : ""}`;
-    figure("labels", title, () => {
+    figure("labels", title, (room) => {
       const factor = scaleOf("entropy", RUNS[0].log_m);
-      const names = of.labels.map((label, i) => `${text(label, 24)} (${of.counts[i].toLocaleString("en")})`);
+      const [longest, wide] = room < 480 ? [10, 90] : [24, 150];
+      const names = of.labels.map((label, i) => `${text(label, longest)} (${of.counts[i].toLocaleString("en")})`);
       return {
         traces: [{
           type: "heatmap", x: RUNS[0].layers, z: of.values.map((line) => scaled(line, factor)), colorscale: "Viridis", xgap: 1, ygap: 1,
           text: of.values.map((line, l) => line.map((v, r) => `<b>${names[l]}</b><br>${text(RUNS[0].rows[r])}<br>${shown(v === null ? null : v * factor)} ${unitName()}`)),
           hovertemplate: "%{text}<extra></extra>",
-          colorbar: { title: { text: `H(Z|x)<br>${unitName()}`, side: "top" }, thickness: 12, outlinewidth: 0 },
+          colorbar: COLOUR_BAR,
         }],
-        layout: {
-          xaxis: { ...layerTicks(RUNS[0].rows, RUNS[0].layers, 18), showgrid: false },
-          yaxis: { tickvals: names.map((_, i) => i), ticktext: names, autorange: "reversed", showgrid: false, title: { text: "label (positions)", standoff: 8 } },
-          margin: { l: 60, r: 10, t: 10, b: 44 },
-        },
+        layout: heatLayout(
+          `H(Z|x) (${unitName()})`,
+          layerTicks(RUNS[0].rows, RUNS[0].layers, room - wide),
+          { tickvals: names.map((_, i) => i), ticktext: names, autorange: "reversed", title: { text: "label (positions)", standoff: 8 } },
+        ),
       };
-    }, 110 + 22 * of.labels.length);
+    }, 140 + 22 * of.labels.length);
   }
 }
 
@@ -199,7 +202,7 @@ function headFigures() {
   const key = choice("heads-key", present, () => redraw("heads"));
   for (const one of all) {
     const height = Math.max(...Object.values(one.series).map((lines) => lines.length));
-    figure("heads", DATA.kind === "comparison" ? one.title : "", () => {
+    figure("heads", DATA.kind === "comparison" ? one.title : "", (room) => {
       const metric = key().split("|")[0];
       const factor = scaleOf(metric, one.log_m);
       const lines = one.series[key()] || [];
@@ -211,15 +214,15 @@ function headFigures() {
           zmin: Math.min(...known), zmax: Math.max(...known),
           text: lines.map((line, h) => line.map((v, i) => `<b>layer.${one.layers[i]}.head.${h}</b><br>${shown(v === null ? null : v * factor)} ${unitOf(metric)}`)),
           hovertemplate: "%{text}<extra></extra>",
-          colorbar: { title: { text: `${metric === "entropy" ? "H(Z)" : "I(X;Z)"}<br>${unitOf(metric)}`, side: "top" }, thickness: 12, outlinewidth: 0 },
+          colorbar: COLOUR_BAR,
         }],
-        layout: {
-          xaxis: { ...layerTicks(one.layers.map((layer) => `layer.${layer}`), one.layers, 18), showgrid: false },
-          yaxis: { title: { text: "head (from 0)", standoff: 8 }, showgrid: false, dtick: Math.max(1, Math.ceil(height / 16)), tick0: 0 },
-          margin: { l: 60, r: 10, t: 10, b: 44 },
-        },
+        layout: heatLayout(
+          `${metric === "entropy" ? "H(Z)" : "I(X;Z)"} (${unitOf(metric)})`,
+          layerTicks(one.layers.map((layer) => `layer.${layer}`), one.layers, room),
+          { title: { text: "head (from 0)", standoff: 8 }, dtick: Math.max(1, Math.ceil(height / 16)), tick0: 0 },
+        ),
       };
-    }, 130 + 16 * height);
+    }, 160 + 16 * height);
   }
 }
 

@@ -20,13 +20,13 @@ function sharesFigures() {
   keys("shares-keys", [...orders.map((order, i) => ({ name: order, colour: COLOURS[i], area: true })), { ...LEFT, area: true }]);
   columns("shares", directions.length);
   for (const [direction, levels] of directions) {
-    figure("shares", direction, () => ({
+    figure("shares", direction, (room) => ({
       traces: stackedShares(run, direction, levels, version()),
       layout: {
-        xaxis: layerAxis(7), yaxis: { tickformat: ".0%", title: { text: "share of the ceiling", standoff: 8 } },
+        xaxis: layerAxis(room), yaxis: { tickformat: ".0%", title: { text: "share of the ceiling", standoff: 8 } },
         shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: "#7F7F7F", dash: "dot", width: 1 } }],
       },
-    }), 320);
+    }), 340);
   }
 }
 
@@ -41,8 +41,8 @@ function stackedShares(run, direction, levels, suffix) {
     below = below.map((v, i) => (isKnown(v) && isKnown(of.v[rows[i]]) ? v + of.v[rows[i]] : null));
     const texts = rows.map((r) => `<b>${text(run.rows[r])}</b><br>${name}: ${spreadOf(of, r)}`);
     return {
-      x, y: below, mode: "lines+markers", line: { color: colour, width: 1 }, marker: { size: 4, color: colour }, fill: "tonexty",
-      fillcolor: colour + (colour === LEFT.colour ? "40" : "b0"), text: texts, hovertemplate: "%{text}<extra></extra>",
+      x, y: below, mode: "lines+markers", line: { color: ink(colour), width: 1 }, marker: { size: 4, color: ink(colour) }, fill: "tonexty",
+      fillcolor: ink(colour) + (colour === LEFT.colour ? "40" : "b0"), text: texts, hovertemplate: "%{text}<extra></extra>",
     };
   })];
 }

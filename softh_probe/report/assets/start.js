@@ -11,13 +11,22 @@ for (const input of document.querySelectorAll('input[name="unit"]')) {
 }
 bandSwitch(Object.values(DATA.series || Object.assign({}, ...DATA.runs.map((run) => run.series))));
 DARK.addEventListener("change", () => redraw());
-// Figures are drawn for a width: a sheet's while it is printed.
+// Figures, and how many ticks they have, are drawn for a width: a sheet's while it is printed, and on light paper.
+const drawn = () => figures.filter(({ node }) => node.data);
 const fit = (printing) => () => {
   document.body.classList.toggle("printing", printing);
-  for (const { node } of figures) if (node.data) Plotly.relayout(node, { width: node.clientWidth, autosize: !printing });
+  drawn().forEach(render);
 };
 window.addEventListener("beforeprint", fit(true));
 window.addEventListener("afterprint", fit(false));
+let widthBefore = innerWidth;
+let waiting = 0;
+window.addEventListener("resize", () => {
+  if (innerWidth === widthBefore) return; // a phone's bars come and go as it scrolls
+  widthBefore = innerWidth;
+  clearTimeout(waiting);
+  waiting = setTimeout(() => drawn().forEach(render), 200);
+});
 (async () => {
   for (const entry of figures) {
     await render(entry);

@@ -28,10 +28,10 @@ function at(key, checkpoint, layer) {
 function mapFigure() {
   const key = choice("map-key", Object.keys(DATA.series).map((k) => [k, keyName(k)]), () => redraw("map"));
   const model = choice("map-model", MODELS.map((m) => [m, shortName(m)]), () => redraw("map"));
-  figure("map", "", () => {
+  figure("map", "", (room) => {
     const chosen = ofModel(model());
-    const { y, rowsOf, axis } = layersOf(chosen);
-    const steps = spacedTicks(chosen.map(([c]) => c));
+    const { y, rowsOf, axis } = layersOf(chosen, 380);
+    const steps = spacedTicks(chosen.map(([c]) => c), room);
     const rows = y.map((_, n) => chosen.map(([, i]) => rowsOf(i)[n]));
     const cells = rows.map((line) => line.map((row, n) => at(key(), chosen[n][1], row)));
     return {
@@ -39,52 +39,41 @@ function mapFigure() {
         type: "heatmap", y, z: cells.map((line) => line.map((cell) => cell.v)), colorscale: "Viridis",
         text: cells.map((line, r) => line.map((cell, n) => `<b>${text(chosen[n][0].checkpoint)}</b><br>${text(rows[r][n] === null ? "no such layer" : DATA.rows[rows[r][n]])}<br>${withSpread(cell.v, cell.s, cell.e, cell.se)} ${unitOf(metricOf(key()))}`)),
         hovertemplate: "%{text}<extra></extra>",
-        colorbar: { title: { text: unitOf(metricOf(key())), side: "top" }, thickness: 12, outlinewidth: 0 },
+        colorbar: COLOUR_BAR,
       }],
-      layout: {
-        xaxis: { ...steps, showgrid: false, title: { text: chosen.some(([c]) => c.step !== null) ? "training step (checkpoints evenly spaced)" : "checkpoint", standoff: 8 } },
-        yaxis: { ...axis, range: undefined, showgrid: false },
-        margin: { l: 60, r: 10, t: 10, b: 50 },
-      },
+      layout: heatLayout(
+        unitOf(metricOf(key())),
+        { ...steps, title: { text: chosen.some(([c]) => c.step !== null) ? "training step (checkpoints evenly spaced)" : "checkpoint", standoff: 8 } },
+        { ...axis, range: undefined },
+      ),
     };
-  }, 460);
+  }, 490);
 }
 
-/** The layers of some checkpoints: where they stand (y), the row of each in a checkpoint, and the axis. */
-function layersOf(chosen) {
+/** The layers of some checkpoints: where they stand (y), the row of each in a checkpoint, and the axis of some pixels upwards. */
+function layersOf(chosen, room) {
   const layouts = new Set(chosen.map(([c]) => c.layout));
   if (layouts.size > 1) { // a model that grew in training
-    const axis = DATA.by_depth ? { title: { text: DEPTH_AXIS, standoff: 8 } } : layerTicks(DATA.labels, DATA.places, 12);
+    const axis = DATA.by_depth ? { title: { text: "relative depth", standoff: 8 } } : layerTicks(DATA.labels, DATA.places, room, true);
     return { y: DATA.places, rowsOf: (i) => layoutOf(i).beside, axis };
   }
   const { rows, layers } = DATA.layouts[chosen[0][0].layout];
-  return { y: layers, rowsOf: () => rows, axis: layerTicks(rows.map((row) => DATA.rows[row]), layers, 12) };
+  return { y: layers, rowsOf: () => rows, axis: layerTicks(rows.map((row) => DATA.rows[row]), layers, room, true) };
 }
 
-/** Some ticks of checkpoints that are spaced evenly. */
-function spacedTicks(checkpoints, mostTicks = innerWidth < 640 ? 5 : 9) {
-  const every = Math.max(1, Math.ceil(checkpoints.length / mostTicks));
+/** Ticks of checkpoints that are spaced evenly: as many as fit into some pixels. */
+function spacedTicks(checkpoints, room) {
+  const names = checkpoints.map((c) => text(stepName(c), 16));
+  const every = everyOf(checkpoints.length, ticksIn(room, checkpoints.map((c) => stepName(c).slice(0, 16))));
   const chosen = checkpoints.map((_, i) => i).filter((i) => i % every === 0);
-  return { tickvals: chosen, ticktext: chosen.map((i) => text(stepName(checkpoints[i]), 16)), tickangle: 0 };
+  return { tickvals: chosen, ticktext: chosen.map((i) => names[i]), tickangle: 0 };
 }
 
-/** Positions on an axis of log steps; step 0, which has no logarithm, stands half a decade left of the first. */
-function stepAxis() {
+/** Positions of checkpoints on an axis of log steps, or evenly spaced where some have no step. */
+function stepAxis(room) {
   const steps = CHECKPOINTS.map((c) => c.step);
-  if (steps.some((s) => s === null || s === undefined)) {
-    return { x: CHECKPOINTS.map((_, i) => i), axis: { ...spacedTicks(CHECKPOINTS), title: { text: "checkpoint", standoff: 8 } } };
-  }
-  const least = Math.min(...steps.filter((s) => s > 0), Infinity);
-  const zero = Number.isFinite(least) ? Math.log10(least) - 0.5 : 0;
-  const x = steps.map((s) => (s > 0 ? Math.log10(s) : zero));
-  const top = Math.max(...x);
-  const decades = [];
-  for (let d = Math.ceil(Math.min(...x.filter((v) => v > zero || !steps.includes(0)), top)); d <= Math.floor(top); d += 1) decades.push(d);
-  const few = decades.length < 2;
-  const marks = few ? [...new Set([Math.min(...x.filter((v) => v !== zero || !steps.includes(0))), ...decades, top])] : decades;
-  const tickvals = [...(steps.includes(0) ? [zero] : []), ...marks];
-  const ticktext = [...(steps.includes(0) ? ["0"] : []), ...marks.map((m) => Math.round(10 ** m).toLocaleString("en"))];
-  return { x, axis: { tickvals, ticktext, title: { text: "training step (log scale)", standoff: 8 } } };
+  return steps.every(isKnown) ? logSteps(steps, 0.85 * room) // markers at the ends have room of their own
+    : { x: CHECKPOINTS.map((_, i) => i), axis: { ...spacedTicks(CHECKPOINTS, room), title: { text: "checkpoint", standoff: 8 } } };
 }
 
 /** The course of the chosen metric in words, a line a model. */
@@ -121,9 +110,9 @@ function stepsFigure() {
     redraw("steps");
   });
   boxes.append(select);
-  figure("steps", "", () => {
+  figure("steps", "", (room) => {
     showKeys();
-    const { x, axis } = stepAxis();
+    const { x, axis } = stepAxis(room);
     const traces = MODELS.flatMap((model, m) => [...chosen].sort((a, b) => a - b).flatMap((n) => {
       const points = ofModel(model).map(([c, i]) => ({ c, x: x[i], row: beside(i, n), ...at(key(), i, beside(i, n)) }));
       if (points.every((p) => p.v === null)) return [];
@@ -132,8 +121,8 @@ function stepsFigure() {
         colour: colourOf(n), dash: DASHES[m % DASHES.length], texts, markers: points.length < 60, error: points.map((p) => p.e), se: points.map((p) => p.se),
       });
     }));
-    return { traces, layout: { xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
-  }, 400);
+    return { traces, layout: { margin: { r: 36 }, xaxis: axis, yaxis: { title: { text: `${metricOf(key()).startsWith("mutual") ? "I(X;Z)" : plain(metricOf(key()))} (${unitOf(metricOf(key()))})`, standoff: 8 } } } };
+  }, 420);
 }
 
 function pathFigure() {
@@ -151,7 +140,7 @@ function pathFigure() {
     const now = Math.min(Number(slider.value), chosen.length - 1);
     const [input, output] = [`${metric()}|input_${order()}`, `${metric()}|output_${order()}`];
     const every = chosen.flatMap(([, i]) => [...column(input, i).v, ...column(output, i).v]).filter((v) => v !== null);
-    const trail = { x: [], y: [], mode: "lines", line: { color: "#7F7F7F55", width: 1 }, hoverinfo: "skip" };
+    const trail = { x: [], y: [], mode: "lines", line: { color: faint("#7F7F7F", SAMPLING), width: 1 }, hoverinfo: "skip" };
     const step = Math.max(1, Math.ceil(now / 24)); // two dozen earlier paths show the way; hundreds hide it
     for (let n = 0; n < now; n += step) {
       trail.x.push(...column(input, chosen[n][1]).v, null);
@@ -160,7 +149,7 @@ function pathFigure() {
     const [c, i] = chosen[now];
     document.getElementById("checkpoint-name").textContent = c.step === null || c.step === undefined ? c.checkpoint : `step ${stepName(c)}`;
     return planeLayout([trail, ...planePath(layoutOf(i).rows.map((r) => DATA.rows[r]), layoutOf(i).layers, column(input, i), column(output, i), "", "#7F7F7F")], Math.max(...every, 1e-6) * 1.04);
-  }, 560);
+  }, 520);
   slider.addEventListener("input", () => redraw("path"));
   const play = document.getElementById("play");
   let timer = null;
