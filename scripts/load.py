@@ -127,7 +127,7 @@ def measure(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str
     plan = Plan(corpus, label_sets, length_batches(corpus.lengths, TOKENS_PER_BATCH, keep=keep))
     lap("plan")
     planned_gib = peak_gib()
-    probe = SoftEntropyProbe(model, labels=NGRAM_SETS, n_anchors=N_ANCHORS, plan=plan)
+    probe = SoftEntropyProbe(model, labels=NGRAM_SETS, n_anchors=N_ANCHORS, anchor_sets=1, plan=plan)
     memory = place_sums(plan, probe.layer_devices(), n_anchors=N_ANCHORS, anchor_sets=1)
     probe.reserve(memory.on_host)
     snapshots = TimedSnapshots(folder / "snapshots")
@@ -200,7 +200,7 @@ def made_up_batches() -> Iterator[dict[str, torch.Tensor]]:
 def measure_attached(n_positions: int, names: tuple[str, ...], label_rows: int) -> bool:
     """Print the size of this process after a quarter, a half and all of the positions; whether it stays."""
     model = made_up_model()
-    probe = SoftEntropyProbe(model, labels=names, n_anchors=N_ANCHORS, label_rows=label_rows)
+    probe = SoftEntropyProbe(model, labels=names, n_anchors=N_ANCHORS, anchor_sets=1, label_rows=label_rows)
     marks, sizes = [n_positions // 4, n_positions // 2, n_positions], []
     started = time.perf_counter()
     with probe, torch.inference_mode():

@@ -101,6 +101,7 @@ def measure(folder: Path, n_tokens: int, label_rows: int) -> dict[str, float]:
         label_rows=label_rows,
         layers=["layer.1"],
         n_anchors=N_ANCHORS,
+        anchor_sets=1,
         max_length=_LONGEST,
         max_tokens=n_tokens,
         tokens_per_batch=8192,

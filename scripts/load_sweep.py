@@ -83,6 +83,7 @@ def write_sweep(folder: Path, n_checkpoints: int, n_layers: int) -> tuple[SweepC
         data=str(data),
         labels=NGRAM_SETS,
         n_anchors=N_ANCHORS,
+        anchor_sets=1,
         max_length=512,
         out=str(folder / "sweep"),
         workers=1,

@@ -74,7 +74,13 @@ def measure(
     """Measure the recorded states; give the probe and its table."""
     plan = Plan(corpus, LABEL_SETS, batches, label_rows=label_rows, seed=seed) if planned else None
     probe = SoftEntropyProbe(
-        replay, labels=NGRAM_SETS, modules=dict(replay.layers), plan=plan, label_rows=label_rows, seed=seed
+        replay,
+        labels=NGRAM_SETS,
+        anchor_sets=1,
+        modules=dict(replay.layers),
+        plan=plan,
+        label_rows=label_rows,
+        seed=seed,
     )
     with probe:
         for replay.batch, documents in enumerate(batches):

@@ -18,7 +18,7 @@ from softh_probe.config_checks import (
     check_types,
 )
 from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import Kind
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.positions import check_labels, parse_positions, positions_text
@@ -226,8 +226,9 @@ class RunConfig:
     """Sampling of the anchors: iid, independent, from a stream of their own; published, the draw of the published code
     and of versions that recorded no recipe; antithetic, in pairs w and -w, which makes entropies vary less from one
     draw to the next; published_antithetic, the pairs of those versions."""
-    anchor_sets: int = 1
-    """Independent sets of anchors, measured in the same pass; their spread is the sd of results."""
+    anchor_sets: int = DEFAULT_ANCHOR_SETS
+    """Independent sets of anchors, measured in the same pass; their spread is the sd of results. It is unknown
+    with one set."""
     seed: int = 0
     """Seed of the first set of anchors; set s uses seed + s."""
     calibration: Literal["exact", "leading_order"] | float = "exact"

@@ -17,7 +17,7 @@ from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError, abbreviated, one_line
-from softh_probe.estimators.recipes import Kind
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Kind
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
@@ -73,7 +73,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         model: a transformers model, or any module if `modules` are named.
         labels: n-gram label sets (see `softh_probe.labels`); () counts every real token.
         n_anchors: anchors a set.
-        anchor_sets: independent sets, all measured in the same pass; results carry the spread over them.
+        anchor_sets: independent sets, all measured in the same pass; results carry the spread over them, which is
+            unknown with one set.
         seed: of the first set; set s uses seed + s.
         calibration: "exact", "leading_order", or the temperature as a float.
         layers: rows to measure, by name, or all sites of a layer by index (0 the embeddings, −1 the last); None is all.
@@ -109,7 +110,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         model: nn.Module,
         labels: Sequence[str] = DEFAULT_LABELS,
         n_anchors: int = 100,
-        anchor_sets: int = 1,
+        anchor_sets: int = DEFAULT_ANCHOR_SETS,
         seed: int = 0,
         calibration: Literal["exact", "leading_order"] | float = "exact",
         layers: Sequence[str | int] | None = None,

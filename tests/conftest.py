@@ -82,6 +82,7 @@ def config_file(training, tmp_path):
             "out": str(tmp_path / "out"),
             "labels": ["input_unigram", "output_unigram"],
             "n_anchors": 20,
+            "anchor_sets": 1,
             "workers": 2,
             "gpus_per_worker": 0,
         }
@@ -155,6 +156,6 @@ def data(tmp_path) -> Path:
 def config(checkpoint, data, tmp_path):
     def make(**changes) -> RunConfig:
         paths = {"model": str(checkpoint), "data": str(data), "out": str(tmp_path / "out")}
-        return RunConfig(**{**paths, "n_anchors": 20, "report": False, **changes})
+        return RunConfig(**{**paths, "n_anchors": 20, "anchor_sets": 1, "report": False, **changes})
 
     return make

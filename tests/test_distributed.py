@@ -25,7 +25,7 @@ TEXTS = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0)
 
 
 def measured(model, texts, labels=LABELS, **settings):
-    probe = SoftEntropyProbe(model, labels=labels, **settings)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1, **settings)
     with probe, torch.no_grad():
         if len(texts):
             model(input_ids=texts)
@@ -88,7 +88,7 @@ def both_in_the_group_of_the_data(rank, folder):
 
 def both_measured_by_one_process_of_each_model(rank, folder):
     mesh, model, share = two_dimensional()
-    probe = SoftEntropyProbe(model, labels=LABELS)
+    probe = SoftEntropyProbe(model, labels=LABELS, anchor_sets=1)
     with torch.no_grad():
         if mesh["tp"].get_local_rank():
             with probe:
@@ -224,7 +224,7 @@ def test_gathered_sums_are_those_of_one_process(found, run):
     model = tiny_llama()
     expected = measured(model, TEXTS)
     for rank in range(WORLD):
-        ours = SoftEntropyProbe(model, labels=LABELS)
+        ours = SoftEntropyProbe(model, labels=LABELS, anchor_sets=1)
         assert isinstance(found[rank][run.__name__], dict), found[rank][run.__name__]
         ours.load_state_dict(found[rank][run.__name__])
         assert ours.positions == expected.positions == 8 * 11
@@ -279,4 +279,4 @@ def test_samples_of_labels_are_gathered_to_one(found):
 
 def test_an_unknown_choice_is_named(model):
     with pytest.raises(InputError, match=r"repeated: expected one of refuse, once, count, got 'twice'"):
-        gather(SoftEntropyProbe(model), repeated="twice")
+        gather(SoftEntropyProbe(model, anchor_sets=1), repeated="twice")

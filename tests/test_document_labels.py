@@ -86,7 +86,7 @@ def assert_chance(result: ProbeResult, label_set: str, information: float, permu
 def test_an_attached_probe_permutes_sequences(model, n_labels):
     docs = documents(40)
     labels = np.random.default_rng(0).integers(0, n_labels, len(docs))
-    probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, kind=labels)
+    probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, kind=labels)
     sums = sums_of(model, docs)
     assert_chance(probe.result(), "kind", sums.information(labels), sums.permuted(labels))
     of_set = probe.result().info["document_labels"]["kind"]
@@ -97,7 +97,7 @@ def test_labels_that_say_nothing_have_no_corrected_information_and_any_p(model):
     docs = documents(60, seed=1)
     random = np.random.default_rng(0)
     coins = {f"coin{i}": random.integers(0, 2, len(docs)) for i in range(12)}
-    result = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, **coins).result()
+    result = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, **coins).result()
     table = result.to_pandas("nats").query("name == @ROW")
     corrected, null = (
         table[table.metric == f"mutual_information_{name}"].value.to_numpy() for name in ("corrected", "null")
@@ -113,7 +113,7 @@ def test_labels_that_say_nothing_have_no_corrected_information_and_any_p(model):
 def test_a_label_that_tells_documents_apart_is_significant(model):
     docs = [[1 + (d % 2) * 6 + t % 6 for t in range(d, d + 8)] for d in range(30)]
     labels = np.arange(30) % 2
-    result = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, half=labels).result()
+    result = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, half=labels).result()
     table = result.to_pandas().query("label_set == 'half'")
     assert (table.p_value.dropna() == 0.001).all()
     kept = table[table.metric == "mutual_information_corrected"].value.to_numpy()
@@ -123,7 +123,7 @@ def test_a_label_that_tells_documents_apart_is_significant(model):
 
 def test_labels_of_positions_and_labels_that_differ_within_a_sequence_are_not_of_documents(model):
     docs = [doc for doc in documents(24) if len(doc) > 4][:12]
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=M)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1)
     with probe, torch.no_grad():
         for i, batch in enumerate(batches(docs, 4)):
             whole = torch.arange(4)
@@ -139,8 +139,10 @@ def test_labels_of_positions_and_labels_that_differ_within_a_sequence_are_not_of
 def test_a_cached_sequence_is_one_document_however_it_is_fed(model):
     docs = [doc for doc in documents(40) if len(doc) >= 6][:16]
     labels = torch.arange(16) % 3
-    whole = measure(SoftEntropyProbe(model, labels=("output_unigram",), n_anchors=M), model, docs, 1, kind=labels)
-    pieces = SoftEntropyProbe(model, labels=("output_unigram",), n_anchors=M)
+    whole = measure(
+        SoftEntropyProbe(model, labels=("output_unigram",), n_anchors=M, anchor_sets=1), model, docs, 1, kind=labels
+    )
+    pieces = SoftEntropyProbe(model, labels=("output_unigram",), n_anchors=M, anchor_sets=1)
     with pieces, torch.no_grad():
         for doc, label in zip(docs, labels, strict=True):
             cache = None
@@ -165,8 +167,8 @@ def test_a_cached_sequence_is_one_document_however_it_is_fed(model):
 
 def test_parts_that_are_merged_and_states_that_are_loaded_are_as_the_whole(model):
     docs, labels = documents(40), np.arange(40) % 3
-    whole = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, kind=labels)
-    first, second = (SoftEntropyProbe(model, labels=(), n_anchors=M) for _ in range(2))
+    whole = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, kind=labels)
+    first, second = (SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1) for _ in range(2))
     measure(first, model, docs[:20], kind=labels[:20])
     measure(second, model, docs[20:], kind=labels[20:])
     again = first.new_like()
@@ -182,7 +184,7 @@ def test_parts_that_are_merged_and_states_that_are_loaded_are_as_the_whole(model
 
 def test_an_earlier_state_says_that_documents_were_not_sampled(model):
     docs, labels = documents(12), np.arange(12) % 3
-    probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, kind=labels)
+    probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, kind=labels)
     state = {**probe.state_dict(), "version": STATE_VERSION - 1}
     new = probe.new_like()
     new.load_state_dict(state)
@@ -197,7 +199,9 @@ def test_an_earlier_state_says_that_documents_were_not_sampled(model):
 def test_documents_that_each_have_their_own_label_are_told(model):
     docs = documents(12)
     with pytest.warns(UserWarning, match="chance of identity: all of its information .each document has a label of"):
-        result = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, identity=np.arange(12)).result()
+        result = measure(
+            SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, identity=np.arange(12)
+        ).result()
     table = result.to_pandas("nats").set_index(["name", "label_set", "metric"]).value.loc[ROW, "identity"]
     assert table["mutual_information_null"] == pytest.approx(table["mutual_information"], rel=1e-4)
     assert np.isnan(table["mutual_information_corrected"])
@@ -208,7 +212,7 @@ def test_a_sample_has_no_p_value_of_more_labels_than_it_tells_of(model, monkeypa
     monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", 20)
     monkeypatch.setattr("softh_probe.accumulators.document_labels.MOST_LABELS_OF_SAMPLE", 4)
     docs, numbers = documents(40), np.arange(40)
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=M)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1)
     measure(probe, model, docs, few=numbers % 4, many=numbers % 5)
     with pytest.warns(
         UserWarning, match="p_value of many: not known .a sample of 20 of 40 documents says too little of"
@@ -224,7 +228,7 @@ def test_a_sample_has_no_p_value_of_more_labels_than_it_tells_of(model, monkeypa
 def test_a_sample_of_documents_is_close_to_all_and_bounded(model, monkeypatch, most):
     monkeypatch.setattr("softh_probe.accumulators.document_sample.MAX_DOCUMENTS", most)
     docs, labels = documents(60), np.random.default_rng(0).integers(0, 3, 60)
-    probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M), model, docs, kind=labels)
+    probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, kind=labels)
     sums = probe._sums[ROW].documents
     assert len(sums) >= most
     of_all = sums_of(model, docs)

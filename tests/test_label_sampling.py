@@ -56,7 +56,14 @@ def measure(text):
     def measured(way, seed, label_rows):
         plan = Plan(text, label_sets, batches, label_rows=label_rows, seed=seed) if way == "planned" else None
         probe = SoftEntropyProbe(
-            net, labels=SETS, modules={"layer": net.layer}, plan=plan, label_rows=label_rows, seed=seed, n_anchors=20
+            net,
+            labels=SETS,
+            modules={"layer": net.layer},
+            plan=plan,
+            label_rows=label_rows,
+            seed=seed,
+            n_anchors=20,
+            anchor_sets=1,
         )
         with probe, torch.inference_mode():
             for index, documents in enumerate(batches):
@@ -117,7 +124,13 @@ def test_labels_that_become_frequent_late_are_not_lost():
 
     def measured(seed, label_rows):
         probe = SoftEntropyProbe(
-            net, labels=sets, modules={"layer": net.layer}, label_rows=label_rows, seed=seed, n_anchors=20
+            net,
+            labels=sets,
+            modules={"layer": net.layer},
+            label_rows=label_rows,
+            seed=seed,
+            n_anchors=20,
+            anchor_sets=1,
         )
         with probe, torch.inference_mode():
             for start in range(0, corpus.n_documents, 10):

@@ -12,8 +12,11 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from softh_probe import Anchors, ProbeResult, SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.accumulators.states import STATE_VERSION
+from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.anchors import KINDS
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS
+from softh_probe.sweep import SweepConfig
 from tests.helpers import references
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import documents
@@ -26,7 +29,7 @@ from tests.helpers.probes import NAMES, batches, reference, run, value, values_b
 def test_sums_and_information_equal_the_slow_way(model, side, size):
     docs = documents()
     expected = reference(model, docs)
-    probe = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs, size, side)
+    probe = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1), model, docs, size, side)
     assert probe.layers == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
     assert probe.positions == len(expected.labels["input_unigram"])
     values = values_by_key(probe.result())
@@ -45,7 +48,7 @@ def test_sums_and_information_equal_the_slow_way(model, side, size):
 def test_coverage_regularity_and_optimality_follow_from_their_definitions(model):
     docs = documents()
     expected = reference(model, docs)
-    result = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs).result()
+    result = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1), model, docs).result()
     labels = expected.labels["output_bigram"]
     repeated = sum(labels.count(label) > 1 for label in labels) / len(labels)
     assert value(result, "layer.2", "coverage", "output_bigram") == pytest.approx(repeated)
@@ -60,23 +63,31 @@ def test_a_mask_that_the_model_does_not_hand_to_its_backbone_counts_all_the_same
     torch.manual_seed(0)
     config = RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
     model, docs = RwkvForCausalLM(config).eval(), documents()
-    probe = run(SoftEntropyProbe(model, labels=()), model, docs)
+    probe = run(SoftEntropyProbe(model, labels=(), anchor_sets=1), model, docs)
     assert probe.positions == sum(map(len, docs))
     assert all(not hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks))
 
 
 def test_no_labels_counts_every_real_token(model):
     docs = documents()
-    probe = run(SoftEntropyProbe(model, labels=()), model, docs)
+    probe = run(SoftEntropyProbe(model, labels=(), anchor_sets=1), model, docs)
     assert probe.positions == sum(map(len, docs))
     assert probe.sums.shape == (5, 1, 100)
     torch.testing.assert_close(probe.sums.sum(dim=-1), torch.full((5, 1), float(probe.positions)).double())
 
 
+def test_eight_sets_of_anchors_are_measured_unless_another_number_is_given(model):
+    paths = {"model": "m", "data": "d", "out": "o"}
+    assert DEFAULT_ANCHOR_SETS == RunConfig(**paths).anchor_sets == SweepConfig(**paths).anchor_sets == 8
+    result = run(SoftEntropyProbe(model, labels=(), n_anchors=20), model, documents(3)).result()
+    assert result.tensors["mass"].shape[1:] == (8, 20)
+    assert result.to_pandas().sd.notna().any()
+
+
 def test_several_anchor_sets_are_several_single_runs(model):
     docs = documents()
     three = run(SoftEntropyProbe(model, n_anchors=20, anchor_sets=3, seed=5), model, docs)
-    singles = [run(SoftEntropyProbe(model, n_anchors=20, seed=5 + s), model, docs) for s in range(3)]
+    singles = [run(SoftEntropyProbe(model, n_anchors=20, seed=5 + s, anchor_sets=1), model, docs) for s in range(3)]
     torch.testing.assert_close(three.sums, torch.cat([s.sums for s in singles], dim=1), rtol=1e-6, atol=0)
     values = [value(s.result(), "layer.1", "mutual_information", "input_unigram") for s in singles]
     table = (
@@ -90,43 +101,43 @@ def test_several_anchor_sets_are_several_single_runs(model):
 
 def test_the_default_dtype_of_the_session_does_not_matter(model):
     docs = documents()
-    expected = run(SoftEntropyProbe(model, labels=NAMES), model, docs)
+    expected = run(SoftEntropyProbe(model, labels=NAMES, anchor_sets=1), model, docs)
     torch.set_default_dtype(torch.float64)
     try:
-        probe = run(SoftEntropyProbe(model, labels=NAMES), model, docs)
+        probe = run(SoftEntropyProbe(model, labels=NAMES, anchor_sets=1), model, docs)
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(probe.sums, expected.sums, rtol=1e-6, atol=0)
 
 
 def test_a_probe_is_not_merged_with_itself(model):
-    probe = run(SoftEntropyProbe(model), model, documents())
+    probe = run(SoftEntropyProbe(model, anchor_sets=1), model, documents())
     with pytest.raises(InputError, match="cannot be merged with itself"):
         probe.merge(probe)
 
 
 def test_a_state_of_other_rows_is_refused(model):
     docs = documents()
-    one = run(SoftEntropyProbe(model, layers=["layer.1"]), model, docs)
+    one = run(SoftEntropyProbe(model, layers=["layer.1"], anchor_sets=1), model, docs)
     with pytest.raises(InputError, match=r"state: expected layers=None, got \['layer\.1'\]"):
-        SoftEntropyProbe(model).load_state_dict(one.state_dict())
+        SoftEntropyProbe(model, anchor_sets=1).load_state_dict(one.state_dict())
     shallow = tiny_llama(num_hidden_layers=2)
-    other = run(SoftEntropyProbe(shallow), shallow, docs)
+    other = run(SoftEntropyProbe(shallow, anchor_sets=1), shallow, docs)
     with pytest.raises(InputError, match="state: expected layers embeddings, "):
-        SoftEntropyProbe(model).load_state_dict(other.state_dict())
+        SoftEntropyProbe(model, anchor_sets=1).load_state_dict(other.state_dict())
 
 
 def test_a_module_called_twice_in_a_pass_is_told():
     layer = torch.nn.Linear(8, 8)
     net = torch.nn.Sequential(layer, torch.nn.ReLU(), layer).eval()
     with pytest.raises(ProbeError, match="layer: called twice in a forward pass"):
-        with SoftEntropyProbe(net, modules={"layer": layer}):
+        with SoftEntropyProbe(net, modules={"layer": layer}, anchor_sets=1):
             net(torch.randn(5, 8))
 
 
 def test_an_evaluation_goes_on_when_its_measurement_fails(model, monkeypatch):
     monkeypatch.setattr("softh_probe.accumulators.batch.BatchAccumulator.add", lambda *_: 1 / 0)
-    probe, finished = SoftEntropyProbe(model), False
+    probe, finished = SoftEntropyProbe(model, anchor_sets=1), False
     with pytest.raises(ProbeError, match="embeddings: ZeroDivisionError"), probe:
         model(**next(batches(documents(), 4)))
         finished = True
@@ -134,7 +145,7 @@ def test_an_evaluation_goes_on_when_its_measurement_fails(model, monkeypatch):
 
 
 def test_units(model):
-    result = run(SoftEntropyProbe(model, n_anchors=20), model, documents()).result()
+    result = run(SoftEntropyProbe(model, n_anchors=20, anchor_sets=1), model, documents()).result()
     nats = value(result, "layer.1", "entropy")
     assert value(result, "layer.1", "entropy", unit="bits") == pytest.approx(nats / math.log(2))
     assert value(result, "layer.1", "entropy", unit="efficiency") == pytest.approx(nats / math.log(20))
@@ -148,7 +159,7 @@ def test_labels_of_ones_own(model):
     docs = documents(12)
     language = torch.tensor([0, 1, 2] * 4)
     expected = reference(model, docs, [], {"language": language.tolist()})
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20, anchor_sets=1)
     with probe, torch.no_grad():
         for i, batch in enumerate(batches(docs, 4)):
             with probe.labelled(language=language[4 * i : 4 * i + 4]):
@@ -167,7 +178,7 @@ def test_labels_of_ones_own(model):
 def test_own_labels_of_minus_one_are_left_out_of_their_set_only(model):
     docs = [d for d in documents(10) if len(d) > 3]
     generator = torch.Generator().manual_seed(1)
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20, anchor_sets=1)
     flat = []
     with probe, torch.no_grad():
         for batch in batches(docs, 5):
@@ -187,9 +198,9 @@ def test_own_labels_of_minus_one_are_left_out_of_their_set_only(model):
 
 def test_merged_shards_equal_one_run(model):
     docs = documents(16)
-    whole = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs)
-    left = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs[:7])
-    right = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20), model, docs[7:])
+    whole = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1), model, docs)
+    left = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1), model, docs[:7])
+    right = run(SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1), model, docs[7:])
     left.merge(right)
     assert left.positions == whole.positions
     torch.testing.assert_close(left.sums, whole.sums, rtol=1e-6, atol=0)
@@ -200,7 +211,7 @@ def test_merged_shards_equal_one_run(model):
 def test_merge_matches_labels_of_ones_own_by_value(model):
     docs = documents(8)
     topics = torch.tensor([3, 5, 5, 9, 9, 9, 3, 7])
-    parts = [SoftEntropyProbe(model, labels=(), n_anchors=20) for _ in range(3)]
+    parts = [SoftEntropyProbe(model, labels=(), n_anchors=20, anchor_sets=1) for _ in range(3)]
     for probe, rows in zip(parts, [range(8), range(4), range(4, 8)], strict=True):
         with probe, torch.no_grad(), probe.labelled(topic=topics[list(rows)]):
             model(**next(batches([docs[i] for i in rows], 8)))
@@ -214,10 +225,10 @@ def test_merge_matches_labels_of_ones_own_by_value(model):
 def test_state_goes_through_a_file_and_on(model, tmp_path):
     docs = documents(12)
     settings = {"labels": NAMES, "n_anchors": 20}
-    whole = run(SoftEntropyProbe(model, **settings), model, docs)
-    first = run(SoftEntropyProbe(model, **settings), model, docs[:8])
+    whole = run(SoftEntropyProbe(model, anchor_sets=1, **settings), model, docs)
+    first = run(SoftEntropyProbe(model, anchor_sets=1, **settings), model, docs[:8])
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = SoftEntropyProbe(model, **settings)
+    second = SoftEntropyProbe(model, anchor_sets=1, **settings)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     run(second, model, docs[8:])
     assert second.positions == whole.positions
@@ -227,8 +238,11 @@ def test_state_goes_through_a_file_and_on(model, tmp_path):
 
 def test_an_empty_probe_has_a_state_and_merges(model):
     docs = documents()
-    empty, full = SoftEntropyProbe(model, labels=NAMES), run(SoftEntropyProbe(model, labels=NAMES), model, docs)
-    again = SoftEntropyProbe(model, labels=NAMES)
+    empty, full = (
+        SoftEntropyProbe(model, labels=NAMES, anchor_sets=1),
+        run(SoftEntropyProbe(model, labels=NAMES, anchor_sets=1), model, docs),
+    )
+    again = SoftEntropyProbe(model, labels=NAMES, anchor_sets=1)
     again.load_state_dict(empty.state_dict())
     assert again.positions == 0
     assert again.sums.shape == (0, 1, 100)
@@ -239,8 +253,8 @@ def test_an_empty_probe_has_a_state_and_merges(model):
 
 
 def test_other_settings_do_not_merge_or_load(model):
-    ours = run(SoftEntropyProbe(model, n_anchors=20), model, documents())
-    theirs = run(SoftEntropyProbe(model, n_anchors=20, seed=1), model, documents())
+    ours = run(SoftEntropyProbe(model, n_anchors=20, anchor_sets=1), model, documents())
+    theirs = run(SoftEntropyProbe(model, n_anchors=20, seed=1, anchor_sets=1), model, documents())
     with pytest.raises(InputError, match="merge: expected seed=0, got 1"):
         ours.merge(theirs)
     with pytest.raises(InputError, match="state: expected seed=0, got 1"):
@@ -250,7 +264,7 @@ def test_other_settings_do_not_merge_or_load(model):
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_probe_is_not_copied_and_says_what_to_copy(model, copied):
     with pytest.raises(TypeError, match=r"copy a probe's state_dict\(\), for the load_state_dict"):
-        copied(SoftEntropyProbe(model))
+        copied(SoftEntropyProbe(model, anchor_sets=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,7 +285,10 @@ def test_each_kind_of_anchors_is_measured_with_and_recorded(model, kind, tmp_pat
 
 
 def test_measurements_with_other_kinds_of_anchors_do_not_merge_or_load(model):
-    probes = {kind: run(SoftEntropyProbe(model, n_anchors=20, anchors=kind), model, documents()) for kind in KINDS}
+    probes = {
+        kind: run(SoftEntropyProbe(model, n_anchors=20, anchors=kind, anchor_sets=1), model, documents())
+        for kind in KINDS
+    }
     for (one, ours), (other, theirs) in itertools.permutations(probes.items(), 2):
         with pytest.raises(InputError, match=f"merge: expected anchors='{one}', got '{other}'"):
             ours.merge(theirs)
@@ -280,28 +297,28 @@ def test_measurements_with_other_kinds_of_anchors_do_not_merge_or_load(model):
 
 
 def test_states_of_versions_that_are_not_read_are_refused(model):
-    state = run(SoftEntropyProbe(model), model, documents()).state_dict()
+    state = run(SoftEntropyProbe(model, anchor_sets=1), model, documents()).state_dict()
     for version in (3, STATE_VERSION + 1, None):
         with pytest.raises(
             InputError, match=rf"state: expected version {STATE_VERSION}, 6, 5 or 4, got {version}; .*measure"
         ):
-            SoftEntropyProbe(model).load_state_dict({**state, "version": version})
+            SoftEntropyProbe(model, anchor_sets=1).load_state_dict({**state, "version": version})
 
 
 def test_layers_can_be_chosen(model):
     docs = documents()
-    every = run(SoftEntropyProbe(model), model, docs)
-    some = run(SoftEntropyProbe(model, layers=[0, "layer.2", -1]), model, docs)
+    every = run(SoftEntropyProbe(model, anchor_sets=1), model, docs)
+    some = run(SoftEntropyProbe(model, layers=[0, "layer.2", -1], anchor_sets=1), model, docs)
     assert some.layers == ["embeddings", "layer.2", "final_norm"]
     assert torch.equal(some.sums, every.sums[[0, 2, 4]])
     with pytest.raises(InputError, match=r"layers: no layer 'layer\.9'; expected any of embeddings, layer\.1"):
-        SoftEntropyProbe(model, layers=["layer.9"])
+        SoftEntropyProbe(model, layers=["layer.9"], anchor_sets=1)
 
 
 def test_half_precision_models_are_summed_in_float32(model):
     docs = documents()
     half = tiny_llama().to(torch.bfloat16)
-    probe = run(SoftEntropyProbe(half, labels=(), n_anchors=20), half, docs)
+    probe = run(SoftEntropyProbe(half, labels=(), n_anchors=20, anchor_sets=1), half, docs)
     states = np.concatenate([references.hidden_states(half, d)["layer.2"] for d in docs])
     q = references.assignments(states, sample_anchors(20, 24).numpy(), temperature(20, 24))
     assert probe.sums[2, 0].sum().item() == pytest.approx(probe.positions, rel=1e-6)
@@ -312,7 +329,7 @@ def test_autocast_around_the_model_does_not_reach_the_projection(model):
     docs = documents()
     seen = {}
     handle = model.model.layers[1].register_forward_hook(lambda _m, _a, out: seen.__setitem__("h", out.detach()))
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20, anchor_sets=1)
     with probe, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         model(**next(batches(docs[:1], 1)))
     handle.remove()
@@ -322,7 +339,7 @@ def test_autocast_around_the_model_does_not_reach_the_projection(model):
 
 def test_sums_begun_in_inference_mode_go_on_outside_it(model):
     docs = documents()
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     for mode in (torch.inference_mode, torch.no_grad):
         with probe, mode():
             model(**next(batches(docs, len(docs))))
@@ -333,7 +350,7 @@ def test_sums_begun_in_inference_mode_go_on_outside_it(model):
 
 
 def test_training_passes_do_not_count(model):
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     model.train()
     with probe:
         model(**next(batches(documents(), 4)))
@@ -350,7 +367,7 @@ def test_hooks_live_only_inside_the_block_and_leave_others_alone(model):
         return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
 
     before = hooks()
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     assert hooks() == before
     with pytest.raises(ZeroDivisionError), probe:
         assert sum(hooks()) > sum(before)
@@ -368,7 +385,7 @@ def test_a_forward_pass_that_fails_midway_is_told_not_counted_in_part(model):
         raise MemoryError("out of memory")
 
     handle = model.model.layers[1].register_forward_pre_hook(fail)
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     batch = next(batches(documents(), 4))
     probe.__enter__()
     with pytest.raises(MemoryError):
@@ -382,7 +399,7 @@ def test_a_forward_pass_that_fails_midway_is_told_not_counted_in_part(model):
 
 
 def test_a_layer_that_is_never_called_is_named(model):
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     model.model.layers[2] = torch.nn.Identity()  # the model no longer calls the block that was found
     model.model.layers[2].forward = lambda h, **_: h
     with pytest.raises(ProbeError, match=r"layer\.3: never called"), probe:
@@ -401,14 +418,14 @@ def broken_states(model, layer, change):
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
 def test_a_layer_without_usable_states_is_named(model, bad):
     broken_states(model, 1, lambda h: h.fill_(bad))
-    probe = run(SoftEntropyProbe(model), model, documents())
+    probe = run(SoftEntropyProbe(model, anchor_sets=1), model, documents())
     with pytest.raises(ProbeError, match=r"layer\.2: hidden states are zero or not finite"):
         probe.result()
 
 
 def test_a_few_unusable_positions_are_left_out_and_reported(model):
     docs = [[1, 2, 3, 4, 5, 6, 7, 8], [3, 1, 3, 2, 3, 4, 3, 5]]
-    probe = SoftEntropyProbe(model, labels=["input_unigram"], n_anchors=20)
+    probe = SoftEntropyProbe(model, labels=["input_unigram"], n_anchors=20, anchor_sets=1)
     broken = broken_states(model, 2, lambda h: h[0, 2].fill_(float("inf")))
     with probe, torch.no_grad():
         model(**next(batches(docs, 2)))
@@ -432,7 +449,7 @@ def test_float16_states_whose_norm_overflows_float16_are_measured():
     module = torch.nn.Identity()
     h = torch.randn(1, 50, 64, generator=torch.Generator().manual_seed(0)) * 20_000
     h = h.clamp(-60_000, 60_000).half()
-    probe = SoftEntropyProbe(module, modules={"h": module}, n_anchors=20)
+    probe = SoftEntropyProbe(module, modules={"h": module}, n_anchors=20, anchor_sets=1)
     with probe:
         module.eval()(h)
     q = references.assignments(h[0].double().numpy(), sample_anchors(20, 64).numpy(), temperature(20, 64))
@@ -440,7 +457,7 @@ def test_float16_states_whose_norm_overflows_float16_are_measured():
 
 
 def test_states_of_another_shape_are_named(model):
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     model.model.norm.register_forward_hook(lambda _m, _a, out: out[:, 1:])
     with (
         pytest.raises(ProbeError, match=r"final_norm: expected hidden states \[4, \d+, 'D'\], got \[4, \d+, 24\]"),
@@ -452,7 +469,7 @@ def test_states_of_another_shape_are_named(model):
 def test_any_module_and_rows_as_positions():
     net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
     x, labels = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
-    probe = SoftEntropyProbe(net, modules={"first": net[0], "last": net[2]}, n_anchors=20)
+    probe = SoftEntropyProbe(net, modules={"first": net[0], "last": net[2]}, n_anchors=20, anchor_sets=1)
     with probe, probe.labelled(digit=labels):
         net(x)
     assert probe.layers == ["first", "last"]
@@ -465,9 +482,12 @@ def test_any_module_and_rows_as_positions():
 
 def test_embeddings_without_ids_have_no_ngrams(model):
     embeds = torch.randn(2, 5, 24)
-    with pytest.raises(ProbeError, match="input_unigram: the model was fed no input_ids"), SoftEntropyProbe(model):
+    with (
+        pytest.raises(ProbeError, match="input_unigram: the model was fed no input_ids"),
+        SoftEntropyProbe(model, anchor_sets=1),
+    ):
         model(inputs_embeds=embeds)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe:
         model(inputs_embeds=embeds)
     assert probe.positions == 10
@@ -510,7 +530,7 @@ def test_bad_arguments_are_named(model, arguments, message):
 
 def test_a_model_without_blocks_is_refused_with_what_was_found():
     with pytest.raises(InputError, match=r"transformer blocks; lists of modules found: none; .*modules="):
-        SoftEntropyProbe(torch.nn.Linear(3, 3))
+        SoftEntropyProbe(torch.nn.Linear(3, 3), anchor_sets=1)
 
 
 @pytest.mark.parametrize(
@@ -522,19 +542,19 @@ def test_a_model_without_blocks_is_refused_with_what_was_found():
     ],
 )
 def test_bad_labels_are_named(model, labels, message):
-    with pytest.raises(InputError, match=message), SoftEntropyProbe(model).labelled(**labels):
+    with pytest.raises(InputError, match=message), SoftEntropyProbe(model, anchor_sets=1).labelled(**labels):
         pass
 
 
 def test_labels_of_another_shape_are_named(model):
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     too_few = probe.labelled(topic=torch.zeros(3, dtype=torch.long))
     with pytest.raises(ProbeError, match=r"topic: expected labels \[4, \d+\], got \[3\]"), probe, too_few:
         model(**next(batches(documents(), 4)))
 
 
 def test_the_result_says_how_many_positions_each_label_set_labels(model):
-    probe = SoftEntropyProbe(model, labels=["input_bigram"])
+    probe = SoftEntropyProbe(model, labels=["input_bigram"], anchor_sets=1)
     with probe, probe.labelled(topic=torch.tensor([1, -1])), torch.no_grad():
         model(torch.arange(20).view(2, 10))
     assert probe.result().info["labelled_positions"] == {"input_bigram": 18, "topic": 9}
@@ -542,7 +562,7 @@ def test_the_result_says_how_many_positions_each_label_set_labels(model):
 
 def test_a_mask_of_tokens_does_not_touch_modules_without_tokens():
     net = torch.nn.Linear(6, 8).eval()
-    probe = SoftEntropyProbe(net, modules={"fc": net}, n_anchors=20)
+    probe = SoftEntropyProbe(net, modules={"fc": net}, n_anchors=20, anchor_sets=1)
     with probe, probe.masked(torch.tensor([[1, 1, 0], [1, 1, 1]])), torch.no_grad():
         net(torch.randn(2, 6))
     assert probe.positions == 2
@@ -551,5 +571,5 @@ def test_a_mask_of_tokens_does_not_touch_modules_without_tokens():
 @pytest.mark.parametrize("label_rows", [0, 2**31, 1.5, "ALL", None])
 def test_the_refusal_of_label_rows_names_both_ends_of_what_is_expected(model, label_rows):
     with pytest.raises(InputError) as caught:
-        SoftEntropyProbe(model, label_rows=label_rows)
+        SoftEntropyProbe(model, label_rows=label_rows, anchor_sets=1)
     assert "(1 to 2,147,483,647; the default is 65,536), got " + repr(label_rows) in str(caught.value)

@@ -76,7 +76,9 @@ def one_line(error: SofthProbeError) -> str:
 @examples(25)
 @given(TOKENS, LABEL_SETS, st.sampled_from(["left", "right"]), st.integers(1, 5), st.sampled_from(KINDS))
 def test_any_batches_of_any_documents_equal_the_reference(tiny, docs, label_sets, side, size, kind):
-    probe = SoftEntropyProbe(tiny, labels=[name for name, _, _ in label_sets], n_anchors=20, anchors=kind)
+    probe = SoftEntropyProbe(
+        tiny, labels=[name for name, _, _ in label_sets], n_anchors=20, anchors=kind, anchor_sets=1
+    )
     run(probe, tiny, docs, size, side)
     anchors = sample_anchors(20, 24, 0, kind).numpy()
     expected = references.measure(tiny, docs, label_sets, anchors, temperature(20, 24))
@@ -105,7 +107,7 @@ def test_masks_of_any_type_and_width_say_the_same(tiny, docs, dtype, more, strid
     mask = torch.nn.functional.pad(batch["attention_mask"], (more, 0), value=1).to(dtype)
     if strided:
         mask = mask.T.contiguous().T
-    probe = SoftEntropyProbe(tiny, labels=["input_unigram"], n_anchors=20)
+    probe = SoftEntropyProbe(tiny, labels=["input_unigram"], n_anchors=20, anchor_sets=1)
     with probe, torch.no_grad(), probe.masked(mask):
         tiny(input_ids=batch["input_ids"])
     q = reference(tiny, docs, NGRAMS[:1]).q
@@ -116,7 +118,7 @@ def test_masks_of_any_type_and_width_say_the_same(tiny, docs, dtype, more, strid
 @examples(40)
 @given(st.lists(st.integers(0, 4), max_size=4), st.sampled_from([*MASK_TYPES, torch.complex64]))
 def test_masks_of_any_shape_are_right_or_refused(tiny, shape, dtype):
-    probe = SoftEntropyProbe(tiny, labels=(), n_anchors=20)
+    probe = SoftEntropyProbe(tiny, labels=(), n_anchors=20, anchor_sets=1)
     ids = torch.ones(2, 3, dtype=torch.long)
     try:
         with probe, torch.no_grad(), probe.masked(torch.ones(shape, dtype=dtype)):
@@ -140,7 +142,7 @@ def test_labels_of_ones_own_of_any_type_equal_the_reference(tiny, data, docs, dt
     low, high = (0, 1) if dtype is torch.bool else (0, 127) if dtype is torch.uint8 else (-1, 127)
     numbers = data.draw(st.lists(st.integers(low, high), min_size=math.prod(shape), max_size=math.prod(shape)))
     labels = torch.tensor(numbers, dtype=torch.long).reshape(shape).to(dtype)
-    probe = SoftEntropyProbe(tiny, labels=(), n_anchors=20)
+    probe = SoftEntropyProbe(tiny, labels=(), n_anchors=20, anchor_sets=1)
     with probe, torch.no_grad(), probe.labelled(own=labels):
         tiny(**batch)
     q, result = reference(tiny, docs, NGRAMS[:1]).q, probe.result()
@@ -162,7 +164,7 @@ def test_it_does_not_matter_in_which_order_parts_are_merged(tiny, parts, label_s
     names = [name for name, _, _ in label_sets]
 
     def measured(docs):
-        return run(SoftEntropyProbe(tiny, labels=names, n_anchors=20), tiny, docs)
+        return run(SoftEntropyProbe(tiny, labels=names, n_anchors=20, anchor_sets=1), tiny, docs)
 
     left, right = measured(parts[0]), measured(parts[1])
     left.merge(measured(parts[1]))
@@ -180,7 +182,7 @@ def test_it_does_not_matter_in_which_order_parts_are_merged(tiny, parts, label_s
 @given(TOKENS, LABEL_SETS, st.integers(1, 40))
 def test_planned_runs_equal_attached_ones(tiny, docs, label_sets, tokens_per_batch):
     names = [name for name, _, _ in label_sets]
-    attached = run(SoftEntropyProbe(tiny, labels=names, n_anchors=20), tiny, docs)
+    attached = run(SoftEntropyProbe(tiny, labels=names, n_anchors=20, anchor_sets=1), tiny, docs)
     assume(attached.positions)
     planned = run_planned(tiny, corpus_of(docs), names, tokens_per_batch)
     assert planned.positions == attached.positions

@@ -289,6 +289,14 @@ def test_a_state_does_not_go_on_with_anchors_of_another_draw(name, stored_model)
         probe.merge(measured)
 
 
+def test_a_state_of_one_set_is_not_added_to_a_probe_of_the_default(stored_model):
+    probe = SoftEntropyProbe(stored_model, **{k: v for k, v in make.PROBES["labelled"].items() if k != "anchor_sets"})
+    with pytest.raises(
+        InputError, match=r"expected anchor_sets=8, got 1; earlier versions .*: anchor_sets=1 continues"
+    ):
+        probe.load_state_dict(read_state("labelled"))
+
+
 @pytest.mark.parametrize("name", make.PROBES)
 def test_a_probe_goes_on_from_a_state_as_before(name, stored_model):
     probe, expected = new_probe(name, stored_model), read_numbers(name)
@@ -397,6 +405,16 @@ def test_a_stored_sweep_goes_on_with_its_configuration_alone(folder, capsys):
     assert "from 2 done" in capsys.readouterr().out
     assert main(["sweep", *options, "--seed=1", "--dry-run"]) == 2
     assert "seed was 0, is 1" in capsys.readouterr().err
+
+
+def test_a_stored_sweep_of_one_set_does_not_go_on_with_the_default_of_today(folder, capsys):
+    settings = {**make.SWEEP, "model": "checkpoint", "out": "sweep", "anchors": "published", "max_length": 512}
+    del settings["anchor_sets"], settings["labels"], settings["device_map"]
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    assert main(["sweep", *options, "--labels=input_unigram,output_unigram", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "anchor_sets was 1, is 8" in error
+    assert "earlier versions measured one set by default: --anchor-sets 1 continues with it" in error
 
 
 def test_a_stored_sweep_does_not_go_on_with_the_draw_of_today(folder, capsys):

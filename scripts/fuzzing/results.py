@@ -88,7 +88,7 @@ class SnapshotFiles(Kind):
         counts = {"n_read": 6, "n_empty": 0, "n_truncated": 0}
         corpus = Corpus(tokens=tokens, offsets=np.arange(0, 61, 10), source=np.arange(6), columns={}, **counts)
         plan = Plan(corpus, parse_label_sets(["input_unigram"]), length_batches(corpus.lengths, 20))
-        probe = SoftEntropyProbe(model, n_anchors=10, plan=plan)
+        probe = SoftEntropyProbe(model, n_anchors=10, anchor_sets=1, plan=plan)
         snapshots, self.states = Snapshots(folder / "work"), {}
         for number in (0, 1):
             ids, mask = pad_batch(corpus, plan.batches[number])

@@ -20,7 +20,7 @@ from softh_probe.accumulators.document_sample import DocumentSample
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import how_to_continue, with_kind_of_today
+from softh_probe.estimators.recipes import how_to_continue, how_to_continue_one_set, with_kind_of_today
 from softh_probe.labels import COLUMN_PREFIX
 from softh_probe.layer_places import RESIDUAL
 
@@ -79,6 +79,7 @@ def require_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: 
         other = theirs.get(name, _UNTIL_TODAY.get(name))
         if other != value and (name, other) != ("label_rows", "all"):
             remedy = how_to_continue(other, "anchors=") if name == "anchors" else ""
+            remedy += how_to_continue_one_set(other, value, "anchor_sets=") if name == "anchor_sets" else ""
             remedy += f"; use label_rows={other!r} here, or add 'all'" if name == "label_rows" else ""
             raise InputError(f"{where}: expected {name}={value!r}, got {other!r}{remedy}")
 

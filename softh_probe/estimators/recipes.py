@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args
 
 from softh_probe.hashing import text_sha256
 
+#: Sets of anchors where no number is given. The spread over anchors is unknown with one set, and hardly known with two.
+DEFAULT_ANCHOR_SETS = 8
 #: Kinds of anchors; see `softh_probe.estimators.anchors.sample_anchors`.
 Kind = Literal["iid", "published", "antithetic", "published_antithetic"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -89,3 +91,14 @@ def how_to_continue(kind: object, argument: str) -> str:
     """
     earlier = _EARLIER_NAMES.get(kind) if isinstance(kind, str) else None
     return f"; earlier versions called these anchors {earlier}: {argument}{kind} continues with them" if earlier else ""
+
+
+def how_to_continue_one_set(theirs: object, ours: object, argument: str) -> str:
+    """Say how to go on with the one set of anchors that earlier versions measured by default; empty for other numbers.
+
+    >>> how_to_continue_one_set(1, DEFAULT_ANCHOR_SETS, "--anchor-sets ")
+    '; earlier versions measured one set by default: --anchor-sets 1 continues with it'
+    """
+    if (theirs, ours) != (1, DEFAULT_ANCHOR_SETS):
+        return ""
+    return f"; earlier versions measured one set by default: {argument}1 continues with it"

@@ -92,8 +92,8 @@ def sentence(part: pd.DataFrame) -> str:
         return f"none of {of} differs beyond noise"
     most = beyond.iloc[int(beyond.difference.abs().to_numpy().argmax())]
     which = f"{most['name']} ({_signed(float(most['difference']))} ± {float(most['se']):.4f})"
-    verb, mostly = ("differs", "") if len(beyond) == 1 else ("differ", "most ")
-    return f"{len(beyond)} of {of} {verb} beyond noise: {mostly}{which}"
+    verb, largest = ("differs", "") if len(beyond) == 1 else ("differ", "the largest in ")
+    return f"{len(beyond)} of {of} {verb} beyond noise: {largest}{which}"
 
 
 def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from softh_probe.analysis.layers import extreme
+from softh_probe.report.extreme_words import alike_words
 from softh_probe.result import ProbeResult
 
 #: Layers of a smaller p-value are counted as beyond chance.
@@ -40,7 +42,7 @@ class DocumentChance:
 
     @property
     def most(self) -> int:
-        """The layer with the most information."""
+        """The layer whose information is highest."""
         return int(np.nanargmax(self.information_R))
 
     def describe(self, row: int) -> str:
@@ -78,10 +80,14 @@ def document_chance(result: ProbeResult, label_set: str) -> DocumentChance | Non
 
 
 def chance_lines(result: ProbeResult) -> list[str]:
-    """Say of each label set of whole documents how much information the most informative layer has beside chance."""
-    found = {name: document_chance(result, name) for name in result.label_sets}
-    return [
-        f"{name}: highest in {of.rows[of.most]}: {of.describe(of.most)}; {of.describe_layers()}"
-        for name, of in found.items()
-        if of is not None and np.isfinite(of.information_R).any()
-    ]
+    """Say of each label set of whole documents how much information the layer with the highest has beside chance."""
+    lines = []
+    for name in result.label_sets:
+        of, found = document_chance(result, name), extreme(result, name, "mutual_information")
+        if of is not None and found is not None:
+            words = alike_words(found, with_distance=False)
+            alike = f"; not distinguishable from {words}" if words else ""
+            lines.append(
+                f"{name}: highest in {of.rows[of.most]}: {of.describe(of.most)}; {of.describe_layers()}{alike}"
+            )
+    return lines

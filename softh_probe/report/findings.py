@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from softh_probe.analysis.layers import Extreme, extreme
 from softh_probe.analysis.sites import lead_site, of_site
-from softh_probe.errors import abbreviated
 from softh_probe.labels import COLUMN_PREFIX, DIRECTIONS, NGRAM_SETS, ORDERS
 from softh_probe.report.document_chance import document_chance
+from softh_probe.report.extreme_words import named
 from softh_probe.report.page_data import values_by_key
 from softh_probe.report.position_words import position_line
 from softh_probe.report.share_words import share_words
 from softh_probe.result import ProbeResult
-
-#: Most layers that are listed as not distinguishable from the highest one.
-_MAX_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,25 @@ def _of_sites(result: ProbeResult) -> list[Finding]:
         return []
     name = next(iter(result.label_sets), "")
     metric, what = ("mutual_information", f"information about {name}") if name else ("entropy", "entropy")
-    answers, texts = [], []
+    found = extreme(result, name, metric)
+    if found is None:
+        return []
+    texts = []
     for site in result.sites:
         own = of_site(result, site)
-        value_R = np.asarray(values_by_key(own)[f"{metric}|{name}"].mean(dim=1))
-        if np.isfinite(value_R).any():
-            most = int(np.nanargmax(value_R))
-            answers.append((float(value_R[most]), site.replace("_", " ")))
-            texts.append(f"{site.replace('_', ' ')}: {own.rows[most]} ({_percent(value_R[most])})")
-    if not answers:
-        return []
-    where = f"{max(answers)[1]}, {_percent(max(answers)[0])}"
-    text = f"The row with the most {what} of each site: {'; '.join(texts)}. Widths differ from site to site."
-    return [Finding(f"Which site holds the most {what}?", where, text)]
+        highest = extreme(own, name, metric)
+        if highest is not None:
+            value_R = np.asarray(values_by_key(own)[f"{metric}|{name}"].mean(dim=1))
+            texts.append(f"{site.replace('_', ' ')}: {_named(own, highest, value_R)}")
+    site_of = dict(zip(result.rows, result.places.sites, strict=True))
+    first = site_of[result.rows[found.row]]
+    alike = [site for site in dict.fromkeys(site_of[row] for row, _, _ in found.alike) if site != first]
+    value = _percent(float(values_by_key(result)[f"{metric}|{name}"].mean(dim=1)[found.row]))
+    where = " or ".join(site.replace("_", " ") for site in (first, *alike))
+    text = (
+        f"{what[0].upper()}{what[1:]} by site: {'; '.join(texts)}{_unmeasured(found)}. Widths differ from site to site."
+    )
+    return [Finding(f"Which site holds the most {what}?", f"{where}, {value}", text)]
 
 
 def _of_one(result: ProbeResult) -> list[Finding]:
@@ -104,12 +106,12 @@ def _context(result: ProbeResult) -> list[Finding]:
     known = [(direction, words) for direction, words in said if words is not None]
     if not known:
         return []
-    texts = [f"{direction}, {words.layer}: {words.shares}" for direction, words in known]
+    texts = [f"{direction}, {words.where}: {words.shares}" for direction, words in known]
     return [
         Finding(
             "How much do longer contexts add?",
             "; ".join(f"{direction} {words.added}" for direction, words in known),
-            f"Shares of the ceiling, where longer n-grams add the most: {'; '.join(texts)}.",
+            f"Shares of the ceiling, where those of longer n-grams are highest: {'; '.join(texts)}.",
         )
     ]
 
@@ -154,21 +156,17 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
 
 
 def _named(result: ProbeResult, found: Extreme | None, value_R: np.ndarray, *, lowest: bool = False) -> str:
-    """Name the layer with the most or the least, and those that noise over documents cannot tell from it."""
+    """Name the layer with the most or the least, and those that noise cannot tell from it."""
     if found is None:
         return "no value"
-    most, highest = ("least", "lowest") if lowest else ("most", "highest")
-    named = f"{result.rows[found.row]} ({_percent(value_R[found.row])})"
-    if not found.alike:
-        return f"{most if found.is_measured else highest} in {named}"
-    (nearest, distance, se), *others = found.alike
-    apart = f"{nearest} ({distance / math.log(2):.3f} ± {se / math.log(2):.3f} bits)"
-    names = abbreviated([apart, *(name for name, _, _ in others)], _MAX_ALIKE)
-    return f"{highest} in {named}, not distinguishable from {names}"
+    return named(result.rows, found, lambda row: _percent(value_R[row]), lowest=lowest)
 
 
 def _unmeasured(found: Extreme | None) -> str:
-    return "; noise over documents was not measured" if found and not found.is_measured else ""
+    """Say which noise layers were not compared by."""
+    if found is None or found.noise == "documents":
+        return ""
+    return f"; {'' if found.is_measured else 'one anchor set: spread unknown, '}noise over documents was not measured"
 
 
 def _percent(share: float) -> str:

@@ -7,6 +7,7 @@ import base64
 from markupsafe import Markup, escape
 
 from softh_probe.report.document_chance import chance_lines
+from softh_probe.report.extreme_words import one_set_line
 from softh_probe.report.facts import policy_lines, summary
 from softh_probe.report.figures import FIGURES, figures_of
 from softh_probe.report.label_samples import sample_sentences
@@ -21,7 +22,13 @@ def to_html(result: ProbeResult) -> str:
     table = wide_table(result).to_html(index=False, float_format=lambda x: f"{x:.4f}", border=0, escape=True)
     warnings = Markup("").join(Markup('<p style="color:#b45f06">⚠ {}</p>').format(text) for text in warnings_of(result))
     notes = "".join(
-        f"<br>{escape(text)}" for text in (*policy_lines(result), *chance_lines(result), *sample_sentences(result))
+        f"<br>{escape(text)}"
+        for text in (
+            *policy_lines(result),
+            *filter(None, [one_set_line([result])]),
+            *chance_lines(result),
+            *sample_sentences(result),
+        )
     )
     return (
         f"<div><b>{escape(full_title(result))}</b><br>{escape(summary(result))}{notes}{warnings}"

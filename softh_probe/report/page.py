@@ -18,11 +18,12 @@ from plotly.offline import get_plotlyjs
 
 from softh_probe.analysis.alignment import equally_deep
 from softh_probe.analysis.comparable import check_comparable
-from softh_probe.analysis.sites import common_lines, lines_of, of_site
+from softh_probe.analysis.sites import common_lines, lead_site, lines_of, of_site
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
 from softh_probe.metrics import UNITS
 from softh_probe.report.compare import differences
+from softh_probe.report.extreme_words import ONE_SET, one_set_line, rule_words
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings
@@ -126,6 +127,8 @@ def run_page(result: ProbeResult) -> str:
         runs=[_Run(title, facts(result), [])],
         samples=_samples([result], [""]),
         measured=measured([result]),
+        one_set=one_set_line([result]),
+        rule=rule_words(of_site(result, lead_site(result))),
         result=result,
         data={
             "kind": "sites" if several else "run",
@@ -150,6 +153,8 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
         runs=runs,
         samples=_samples(results, titles),
         measured=measured(results),
+        one_set=one_set_line(results, titles),
+        rule="",
         result=results[0],
         data={
             "kind": "comparison",
@@ -183,6 +188,8 @@ def sweep_page(sweep: Sweep, pages: Mapping[str, str] = MappingProxyType({})) ->
         runs=[],
         samples=sweep.sample_sentences,
         measured=None,
+        one_set="" if sweep.has_anchor_spread else ONE_SET,
+        rule="",
         result=None,
         sweep=sweep,
         pages=dict(pages) if len(pages) > 1 else {},
@@ -216,6 +223,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["named"] = html_of
+    environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:]}."
     scripts = [get_plotlyjs(), *(_asset(name) for name in _SCRIPTS)]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
@@ -232,6 +240,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         data=Markup(embedded_json(data)),
         has_heads="heads" in data,
         has_labels=any(run["labels"] for run in data.get("runs", [])[:1]),
+        has_bands=any("s" in of for one in series for of in one.values()),
         has_intervals=any("se" in of for one in series for of in one.values()),
         has_optimality=any(key.startswith("optimality|") for one in series for key in one),
         has_shares=any(key.startswith("information_share|") for one in series for key in one),

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from softh_probe.analysis.layers import extreme
 from softh_probe.analysis.sites import lead_site, of_site
 from softh_probe.metrics import ENTROPIES
 from softh_probe.position_bins import ALL_BINS, POSITION_SET
+from softh_probe.report.extreme_words import alike_words
 from softh_probe.report.page_data import numbers
 from softh_probe.result import ProbeResult
 
@@ -83,14 +85,7 @@ def position_line(result: ProbeResult) -> str | None:
     label_set = result.label_sets[0]
     found = over_bins(result.by_position(), label_set)
     ends = [*_known_ends(found.values)]
-    of_position = result.bins[ALL_BINS].to_pandas()
-    of_position = of_position[(of_position.label_set == POSITION_SET) & (of_position.metric == _RAW)]
-    words = ""
-    if len(of_position) and of_position.value.notna().any():
-        most = int(of_position.value.argmax())
-        words = (
-            f"; of the position itself at most {of_position.value.iloc[most]:.4f} ({of_position['name'].iloc[most]})"
-        )
+    words = _of_position(result.bins[ALL_BINS])
     if not ends:
         return f"by position: information about {label_set} is not known in two bins{words}"
     layer, first, last = max(ends, key=lambda end: abs(end[2][1] - end[1][1]))
@@ -98,6 +93,17 @@ def position_line(result: ProbeResult) -> str | None:
         f"by position: information about {label_set} in {layer}, {found.words}: {first[1]:.4f} of log m at {first[0]}, "
         f"{last[1]:.4f} at {last[0]}{words}"
     )
+
+
+def _of_position(whole: ProbeResult) -> str:
+    """Say how much information there is about the position, in the layer where it is highest; empty where unknown."""
+    found = extreme(whole, POSITION_SET, _RAW)
+    if found is None:
+        return ""
+    value_RS = next(v for name, metric, v in whole.metrics() if (name, metric) == (POSITION_SET, _RAW))
+    value = float(value_RS[found.row].mean()) / math.log(whole.n_anchors)
+    alike = f", not distinguishable from {words}" if (words := alike_words(found, with_distance=False)) else ""
+    return f"; of the position itself {value:.4f}, highest in {whole.rows[found.row]}{alike}"
 
 
 def _known_ends(values: pd.DataFrame) -> Iterator[tuple[str, tuple[str, float], tuple[str, float]]]:

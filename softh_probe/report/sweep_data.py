@@ -112,6 +112,11 @@ class Sweep:
         """Whether a sample of labels was followed in some checkpoint."""
         return SAMPLING_SD in self.table
 
+    @cached_property
+    def has_anchor_spread(self) -> bool:
+        """Whether values have a spread over anchor sets."""
+        return bool(self.table.sd.notna().any())
+
     @property
     def has_intervals(self) -> bool:
         """Whether some checkpoint has standard errors over documents."""

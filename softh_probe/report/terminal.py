@@ -15,6 +15,7 @@ from rich.text import Text
 
 from softh_probe.analysis.sites import HEADS, lines_of, of_site
 from softh_probe.report.document_chance import chance_lines
+from softh_probe.report.extreme_words import one_set_line
 from softh_probe.report.facts import policy_lines
 from softh_probe.report.label_samples import sample_line
 from softh_probe.report.position_words import position_line
@@ -33,15 +34,15 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
 
     On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless
     NO_COLOR is set; columns that do not fit are printed below the others. Elsewhere the columns are plain. What chance
-    gives for labels of whole documents, that labels were sampled, and which positions count where not all do, is said
-    below, elsewhere on standard error.
+    gives for labels of whole documents, that labels were sampled, that the spread over anchors is unknown, and which
+    positions count where not all do, is said below, elsewhere on standard error.
     """
     file = file or sys.stdout
     notes = [
         *policy_lines(result),
         *chance_lines(result),
         *share_lines(result),
-        *filter(None, [position_line(result), sample_line(result)]),
+        *filter(None, [one_set_line([result]), position_line(result), sample_line(result)]),
     ]
     if not file.isatty():
         table = wide_table(result)
@@ -56,7 +57,7 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
         _print_blocks(console, wide_table(of_site(result, site)))
     if HEADS in result.sites and len(result.sites) > 1:
         console.print(Text("attention heads: in layers.csv, and as heat maps in the report", "dim"))
-    console.print(Text("in units of log m (0 to 1); bars: entropy of 1, information of the most in any layer", "dim"))
+    console.print(Text("in units of log m (0 to 1); bars: entropy of 1, information of the highest value", "dim"))
     for line in notes:
         console.print(Text(line, "dim"))
 

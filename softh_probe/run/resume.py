@@ -8,7 +8,7 @@ from typing import Any
 
 from softh_probe.config import DEFAULT_INTERVAL_DOCUMENTS, EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import how_to_continue
+from softh_probe.estimators.recipes import how_to_continue, how_to_continue_one_set
 from softh_probe.layer_places import RESIDUAL
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.announced import AnnouncedRows
@@ -61,6 +61,7 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
     if differing:
         what = "; ".join(f"{name}: expected {theirs.get(name)!r}, got {ours[name]!r}" for name in differing)
         remedy = how_to_continue(theirs.get("anchors"), "--anchors ") if "anchors" in differing else ""
+        remedy += how_to_continue_one_set(theirs.get("anchor_sets"), config.anchor_sets, "--anchor-sets ")
         raise InputError(
             f"out: {config.out} holds an unfinished run of another configuration ({what}); {_START_ANEW}{remedy}"
         )

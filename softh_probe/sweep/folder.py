@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from softh_probe.config import plain_config
 from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import how_to_continue, with_recipe
+from softh_probe.estimators.recipes import how_to_continue, how_to_continue_one_set, with_recipe
 from softh_probe.files import write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.result_files import LAYERS_PARQUET, RESULT_JSON, SUMS, is_result, read_info
@@ -148,6 +148,8 @@ class SweepFolder:
             text = "; ".join(changed)
             other_anchors = wanted.get("anchors") != there.get("anchors")
             remedy = how_to_continue(there.get("anchors"), "--anchors ") if other_anchors else ""
+            sets = (there.get("anchor_sets"), wanted.get("anchor_sets"))
+            remedy += how_to_continue_one_set(*sets, "--anchor-sets ")
             raise InputError(
                 f"out: {self.path} holds results of another configuration ({where}): {text}; name a new output folder, "
                 f"or go back to what it was{remedy}"

@@ -19,7 +19,7 @@ def run_over_a_corpus():
 
 def attached_to_generate():
     model, ids = tiny_llama(), torch.tensor([documents(1)[0][:5]] * 3)
-    with SoftEntropyProbe(model, labels=NAMES) as probe:
+    with SoftEntropyProbe(model, labels=NAMES, anchor_sets=1) as probe:
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=300, do_sample=True, num_beams=2)
     return probe
 
@@ -38,7 +38,7 @@ def states_without_direction():
 
     ids = torch.tensor(documents(6)[0] * 4).view(4, -1)
     handles = [model.model.layers[i].register_forward_hook(spoil(v)) for i, v in ((0, 0.0), (2, float("nan")))]
-    with SoftEntropyProbe(model, labels=NAMES) as probe, torch.inference_mode():
+    with SoftEntropyProbe(model, labels=NAMES, anchor_sets=1) as probe, torch.inference_mode():
         for _ in range(3):
             model(input_ids=ids, use_cache=False)
     for handle in handles:
@@ -71,6 +71,6 @@ def test_layers_are_added_together_as_far_as_memory_allows(monkeypatch):
     for most_bytes, expected in ((2**23, [5]), (4 * 20 * 100 * 2, [2, 2, 1]), (1, [1] * 5)):
         groups.clear()
         monkeypatch.setattr(assigned_layers, "MOST_BYTES", most_bytes)
-        with SoftEntropyProbe(model, labels=["input_unigram"]), torch.inference_mode():
+        with SoftEntropyProbe(model, labels=["input_unigram"], anchor_sets=1), torch.inference_mode():
             model(input_ids=ids, use_cache=False)
         assert groups == expected

@@ -40,7 +40,7 @@ def replayed(n_positions: int, dim: int, dtype: torch.dtype, n_tokens: int = 102
 
 def rows_of(model, batch):
     """A probe's sums, and the states that its hooks saw, by hooks of the test's own."""
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=20)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=20, anchor_sets=1)
     seen: list[torch.Tensor] = []
     backbone = model.model
     handles = [
@@ -83,7 +83,11 @@ def test_layers_of_different_dtypes_in_one_model():
 def test_a_million_positions_are_within_1e_4_of_float64(dtype):
     model, dim, n_anchors = Replay().eval(), 12, 16
     probe = SoftEntropyProbe(
-        model, labels=["input_unigram", "output_unigram"], n_anchors=n_anchors, modules={"states": model.states}
+        model,
+        labels=["input_unigram", "output_unigram"],
+        n_anchors=n_anchors,
+        modules={"states": model.states},
+        anchor_sets=1,
     )
     anchors, epsilon = sample_anchors(n_anchors, dim).numpy(), temperature(n_anchors, dim)
     total, own_entropy, counted = np.zeros(n_anchors), 0.0, 0
@@ -130,7 +134,7 @@ def test_five_million_positions_lose_no_mass(n_sequences, n_tokens):
 def test_labels_that_are_kept_lose_no_mass_in_long_batches():
     """All 131,072 positions of a batch have one of two labels: float32 sums of so many would be off by 1e-4."""
     model = Replay().eval()
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=8, modules={"states": model.states})
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=8, modules={"states": model.states}, anchor_sets=1)
     anchors, epsilon = sample_anchors(8, 4).double().numpy(), temperature(8, 4)
     expected = torch.zeros(2, 8, dtype=torch.float64)
     own = torch.zeros(1, 131_072, dtype=torch.int64)
@@ -153,7 +157,7 @@ def test_bfloat16_is_within_2e_3_of_float32_on_a_real_model(smollm2_gguf):
     tables = []
     for dtype in (torch.float32, torch.bfloat16):
         model = AutoModel.from_pretrained(**where, dtype=dtype).eval()
-        probe = SoftEntropyProbe(model, labels=["input_unigram", "output_unigram"])
+        probe = SoftEntropyProbe(model, labels=["input_unigram", "output_unigram"], anchor_sets=1)
         with probe, torch.no_grad():
             for text in list(topics.values())[:20]:
                 model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=128))

@@ -13,13 +13,13 @@ from tests.helpers.generation import LABEL_SETS, PAD, alone, assert_same, left_p
 def test_packed_texts_are_texts_of_their_own(model, labels):
     texts = prompts(7, 9, 5)
     positions = torch.cat([torch.arange(len(t)) for t in texts])[None]
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     with probe, torch.no_grad():
         model(input_ids=torch.cat(texts)[None], position_ids=positions, use_cache=False)
     expected = alone(model, texts, labels)
     assert probe.positions == expected.positions
     torch.testing.assert_close(probe.sums, expected.sums, rtol=1e-4, atol=1e-4)
-    flash = SoftEntropyProbe(model, labels=labels)  # whose packed rows say it in another way
+    flash = SoftEntropyProbe(model, labels=labels, anchor_sets=1)  # whose packed rows say it in another way
     with flash, torch.no_grad():
         model(input_ids=torch.cat(texts)[None], cu_seq_lens_q=torch.tensor([0, 7, 16, 21]), use_cache=False)
     assert flash.positions == expected.positions
@@ -29,7 +29,7 @@ def test_masks_of_one_s_own_and_pauses(model):
     texts = prompts(7, 4)
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(t)) for t in texts], batch_first=True)
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe, torch.no_grad():
         with probe.paused():
             model(input_ids=torch.ones(64, 32, dtype=torch.long))
@@ -40,7 +40,7 @@ def test_masks_of_one_s_own_and_pauses(model):
 
 def test_padding_that_nobody_tells_of_is_counted_with_a_warning(model):
     ids = torch.stack(prompts(7, 7))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with warnings.catch_warnings(), probe, torch.no_grad():
         warnings.simplefilter("error")
         model(input_ids=ids)
@@ -62,7 +62,7 @@ def test_a_mask_of_four_dimensions_is_read_on_its_diagonal(model):
     added = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
     expected = alone(model, prompts(9, 4), ["input_unigram", "output_unigram"])
     for mask in (allowed, added):
-        probe = SoftEntropyProbe(model)
+        probe = SoftEntropyProbe(model, anchor_sets=1)
         with probe, torch.no_grad():
             model(input_ids=inputs["input_ids"], attention_mask=mask)
         assert probe.positions == expected.positions

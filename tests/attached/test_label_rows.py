@@ -53,7 +53,10 @@ def assert_follows_some(probe, everything, label_rows):
 
 def both(model, measure, label_rows, labels=LABELS, **settings):
     """Measure with few rows and with all."""
-    probes = [SoftEntropyProbe(model, labels=labels, label_rows=rows, **settings) for rows in (label_rows, "all")]
+    probes = [
+        SoftEntropyProbe(model, labels=labels, label_rows=rows, anchor_sets=1, **settings)
+        for rows in (label_rows, "all")
+    ]
     for probe in probes:
         with probe, torch.no_grad():
             measure(probe)
@@ -89,8 +92,8 @@ def test_steps_that_are_queued_and_long_generations(model):
         model.generate(**left_padded(prompts(5, 9)), max_new_tokens=300, min_new_tokens=300, do_sample=True)
 
     torch.manual_seed(0)
-    few = SoftEntropyProbe(model, labels=LABELS, label_rows=40)
-    everything = SoftEntropyProbe(model, labels=LABELS, label_rows="all")
+    few = SoftEntropyProbe(model, labels=LABELS, label_rows=40, anchor_sets=1)
+    everything = SoftEntropyProbe(model, labels=LABELS, label_rows="all", anchor_sets=1)
     with few, everything, torch.no_grad():
         generate(few)
     assert_follows_some(few, everything, 40)
@@ -108,7 +111,7 @@ def test_unique_prefixes(model):
 
 def test_tables_in_host_memory(model):
     """Batches are added by a thread of their own."""
-    probes = [SoftEntropyProbe(model, labels=LABELS, label_rows=25) for _ in range(2)]
+    probes = [SoftEntropyProbe(model, labels=LABELS, label_rows=25, anchor_sets=1) for _ in range(2)]
     probes[0].reserve(on_host=probes[0].layer_devices())
     for probe in probes:
         with probe, torch.no_grad():
@@ -151,7 +154,11 @@ def test_a_layer_that_lacks_batches_has_no_sums_of_other_labels():
 
     def probe(label_rows, *names):
         return SoftEntropyProbe(
-            net, labels=LABELS, label_rows=label_rows, modules={name: getattr(net, name) for name in names}
+            net,
+            labels=LABELS,
+            label_rows=label_rows,
+            modules={name: getattr(net, name) for name in names},
+            anchor_sets=1,
         )
 
     few, everything = probe(20, "always", "rarely"), probe("all", "always", "rarely")
@@ -175,7 +182,8 @@ def test_a_forward_pass_that_fails_at_once_leaves_no_sums_behind():
     torch.manual_seed(0)
     net = Sometimes().eval()
     few, everything = (
-        SoftEntropyProbe(net, labels=LABELS, label_rows=rows, modules={"always": net.always}) for rows in (20, "all")
+        SoftEntropyProbe(net, labels=LABELS, label_rows=rows, modules={"always": net.always}, anchor_sets=1)
+        for rows in (20, "all")
     )
     for probe in (few, everything):
         with probe, torch.no_grad():
@@ -198,7 +206,7 @@ def test_a_forward_pass_that_fails_at_once_leaves_no_sums_behind():
 
 
 def measured(model, label_rows, seeds, labels=LABELS):
-    probe = SoftEntropyProbe(model, labels=labels, label_rows=label_rows)
+    probe = SoftEntropyProbe(model, labels=labels, label_rows=label_rows, anchor_sets=1)
     with probe, torch.no_grad():
         for seed in seeds:
             model(**left_padded(prompts(12, 20, 25, seed=seed)))
@@ -207,7 +215,7 @@ def measured(model, label_rows, seeds, labels=LABELS):
 
 def test_a_stored_probe_goes_on_bit_for_bit(model):
     without = measured(model, 25, range(6))
-    resumed = SoftEntropyProbe(model, labels=LABELS, label_rows=25)
+    resumed = SoftEntropyProbe(model, labels=LABELS, label_rows=25, anchor_sets=1)
     state = measured(model, 25, range(3)).state_dict()
     for _ in range(2):  # the state is as it was
         resumed.load_state_dict(state)
@@ -248,10 +256,10 @@ def test_a_gathered_probe_is_the_probe(model):
 
 def test_a_probe_that_follows_all_labels_is_taken_over_by_one_with_few_rows(model):
     everything = measured(model, "all", range(4))
-    loaded = SoftEntropyProbe(model, labels=LABELS, label_rows=25)
+    loaded = SoftEntropyProbe(model, labels=LABELS, label_rows=25, anchor_sets=1)
     loaded.load_state_dict(everything.state_dict())
     assert_follows_some(loaded, everything, 25)
-    merged = SoftEntropyProbe(model, labels=LABELS, label_rows=25)
+    merged = SoftEntropyProbe(model, labels=LABELS, label_rows=25, anchor_sets=1)
     merged.merge(everything)
     assert_follows_some(merged, everything, 25)
     found, expected = followed(loaded)[0], followed(merged)[0]
@@ -261,7 +269,7 @@ def test_a_probe_that_follows_all_labels_is_taken_over_by_one_with_few_rows(mode
 def test_a_probe_with_few_rows_is_not_taken_over_by_another_number_of_rows(model):
     few = measured(model, 25, range(2))
     for label_rows in (26, "all"):
-        other = SoftEntropyProbe(model, labels=LABELS, label_rows=label_rows)
+        other = SoftEntropyProbe(model, labels=LABELS, label_rows=label_rows, anchor_sets=1)
         for take_over in (
             lambda other=other: other.merge(few),
             lambda other=other: other.load_state_dict(few.state_dict()),
@@ -283,7 +291,7 @@ def test_a_state_of_an_earlier_version_is_thinned(name):
 
 
 def test_keys_are_bounded(model):
-    probe = SoftEntropyProbe(tiny_llama(vocab_size=3000), labels=LABELS, label_rows=50)
+    probe = SoftEntropyProbe(tiny_llama(vocab_size=3000), labels=LABELS, label_rows=50, anchor_sets=1)
     with probe, torch.no_grad():
         for seed in range(20):
             generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ def test_unique_prefixes(model):
     sequences = [torch.cat([shared, answer]) for answer in answers]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s)) for s in sequences], batch_first=True)
-    probe = SoftEntropyProbe(model, labels=(), count="unique_prefix")
+    probe = SoftEntropyProbe(model, labels=(), count="unique_prefix", anchor_sets=1)
     with probe, torch.no_grad():
         for _ in range(2):
             model(input_ids=ids, attention_mask=mask)
@@ -27,7 +27,7 @@ def test_unique_prefixes(model):
     expected = sum(position_sums(model, prefix) for prefix in sorted(prefixes))
     torch.testing.assert_close(probe.sums, expected, rtol=1e-4, atol=1e-4)
 
-    again = SoftEntropyProbe(model, labels=(), count="unique_prefix")
+    again = SoftEntropyProbe(model, labels=(), count="unique_prefix", anchor_sets=1)
     again.load_state_dict(probe.state_dict())
     with again, torch.no_grad():
         model(input_ids=ids, attention_mask=mask)
@@ -39,4 +39,4 @@ def test_unique_prefixes(model):
 def test_unique_prefixes_need_a_causal_model():
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(InputError, match="causal"):
-        SoftEntropyProbe(BertModel(config), labels=(), count="unique_prefix")
+        SoftEntropyProbe(BertModel(config), labels=(), count="unique_prefix", anchor_sets=1)

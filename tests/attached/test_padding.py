@@ -48,7 +48,7 @@ def assert_counts(probe, states, row=0):
 
 
 def measured(net, modules, *args, mask=None, labels=None, **kwargs):
-    probe = SoftEntropyProbe(net, modules=modules)
+    probe = SoftEntropyProbe(net, modules=modules, anchor_sets=1)
     with probe, torch.no_grad(), contextlib.ExitStack() as stack:
         if mask is not None:
             stack.enter_context(probe.masked(mask))
@@ -77,7 +77,7 @@ def test_a_mask_of_another_shape_is_refused(net, shape):
 
 @pytest.mark.parametrize("shape", [(2, 11), (3, 12), (1, 12), (24, 12), (2,)])
 def test_a_mask_of_other_tokens_is_refused(model, shape):
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.raises(ProbeError, match=r"mask: expected \[B, T\] = \[2, 12\] .*probe\.masked"):
         with probe, torch.no_grad(), probe.masked(torch.ones(shape)):
             model(input_ids=torch.ones(2, 12, dtype=torch.long))
@@ -115,7 +115,7 @@ def test_patches_of_a_vision_model():
     model = ViTModel(ViTConfig(image_size=8, patch_size=4, initializer_range=0.5, **sizes)).eval()
     images = torch.randn(2, 3, 8, 8)
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]])
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe, torch.no_grad(), probe.masked(mask):
         output = model(images, output_hidden_states=True)
     assert_counts(probe, output.hidden_states[1][mask.bool()], row=1)
@@ -134,13 +134,13 @@ def clip():
 
 def test_a_norm_of_the_class_token_alone_is_no_layer(clip):
     images = torch.randn(3, 3, 8, 8)
-    probe = SoftEntropyProbe(clip.vision_model, labels=())
+    probe = SoftEntropyProbe(clip.vision_model, labels=(), anchor_sets=1)
     with probe, torch.no_grad():
         output = clip.vision_model(images, output_hidden_states=True)
     assert probe.layers == ["embeddings", "layer.1", "layer.2"]
     assert_counts(probe, output.hidden_states[1].flatten(0, 1), row=1)
     assert [choice["about"] for choice in probe.result().info["choices"]] == ["final_norm"]
-    asked = SoftEntropyProbe(clip.vision_model, labels=(), layers=["layer.1", "final_norm"])
+    asked = SoftEntropyProbe(clip.vision_model, labels=(), layers=["layer.1", "final_norm"], anchor_sets=1)
     with pytest.raises(ProbeError, match=r"final_norm: expected hidden states \[3, 5, 'D'\], got \[3, 16\]"):
         with asked, torch.no_grad():
             clip.vision_model(images)
@@ -151,7 +151,7 @@ def test_positions_of_images_beside_text(clip):
     modules = {"image": (clip.vision_model, "last_hidden_state")}
     with pytest.raises(ProbeError, match=r"got \[3, 5, 'D'\]; .*such as an image, attach the probe to the part"):
         measured(clip, modules, **inputs)
-    probe = SoftEntropyProbe(clip.vision_model, modules=modules)
+    probe = SoftEntropyProbe(clip.vision_model, modules=modules, anchor_sets=1)
     with warnings.catch_warnings(), probe, torch.no_grad():
         warnings.simplefilter("error")  # the layout of a last_hidden_state is certain
         output = clip(**inputs).vision_model_output
@@ -215,7 +215,7 @@ def test_blocks_of_torchs_own_may_put_time_first_and_leave_padding_out(batch_fir
 
     handle = net.layers[0].register_forward_hook(keep)
     for own in (mask, None):
-        probe = SoftEntropyProbe(net, labels=[])
+        probe = SoftEntropyProbe(net, labels=[], anchor_sets=1)
         with probe, torch.no_grad(), contextlib.nullcontext() if own is None else probe.masked(own):
             net(x if batch_first else x.transpose(0, 1), src_key_padding_mask=~mask)
         assert_counts(probe, given[-1], row=probe.layers.index("layer.1"))
@@ -329,7 +329,9 @@ def test_lengths_of_a_language_model():
     torch.manual_seed(0)
     model = XLMModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=2, n_heads=2, pad_index=0)).eval()
     modules = {"last": model.layer_norm2[-1]}
-    by_lengths, by_mask = (SoftEntropyProbe(model, labels=["input_unigram"], modules=modules) for _ in range(2))
+    by_lengths, by_mask = (
+        SoftEntropyProbe(model, labels=["input_unigram"], modules=modules, anchor_sets=1) for _ in range(2)
+    )
     with by_lengths, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model(input_ids=IDS, lengths=LENGTHS)
@@ -365,7 +367,7 @@ def test_a_mask_of_the_prompt_holds_while_generating(model):
     prompt, mask = torch.randint(3, 30, (2, 6)), torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
     how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     for more in ({}, {"use_cache": False}, {"num_return_sequences": 2, "do_sample": True}):
-        known, own = (SoftEntropyProbe(model, labels=()) for _ in range(2))
+        known, own = (SoftEntropyProbe(model, labels=(), anchor_sets=1) for _ in range(2))
         for probe, given in ((known, None), (own, mask)):
             torch.manual_seed(0)
             with probe, probe.masked(given) if given is not None else contextlib.nullcontext():

@@ -20,7 +20,7 @@ from tests.helpers.generation import PAD, VOCABULARY, alone, assert_same, prompt
 def test_a_pipeline_that_generates_in_batches(model):
     texts = prompts(9, 4, 7)
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer(), device="cpu")
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe:
         answers = generate(
             [" ".join(f"w{i}" for i in text.tolist()) for text in texts],
@@ -54,7 +54,7 @@ def test_pipelines_of_encoders(task, kind):
     words = tokenizer()
     words.padding_side, words.mask_token = "right", "w2"
     texts = ["w5 w6 w2 w8", "w9 w2", "w4 w5 w6 w2 w7 w8"]
-    probe, expected = SoftEntropyProbe(model), SoftEntropyProbe(model)
+    probe, expected = SoftEntropyProbe(model, anchor_sets=1), SoftEntropyProbe(model, anchor_sets=1)
     with probe:
         pipeline(task, model=model, tokenizer=words, device="cpu")(texts, batch_size=3)
     with expected, torch.no_grad():
@@ -76,7 +76,7 @@ def test_sentence_transformers(tmp_path):
     embedder = SentenceTransformer(modules=[module, Pooling(32)], device="cpu")
     texts = ["w5 w6 w2 w8", "w9 w2", "w4 w5 w6 w2 w7 w8", "w3"]
     for model in (embedder, module.auto_model):
-        probe, expected = SoftEntropyProbe(model), SoftEntropyProbe(model)
+        probe, expected = SoftEntropyProbe(model, anchor_sets=1), SoftEntropyProbe(model, anchor_sets=1)
         with probe:
             embedder.encode(texts, batch_size=2, show_progress_bar=False)
         with expected, torch.no_grad():
@@ -88,7 +88,7 @@ def test_sentence_transformers(tmp_path):
 def test_a_pipeline_that_extracts_features(model):
     texts = prompts(9, 4, 7)
     extract = pipeline("feature-extraction", model=model.model, tokenizer=tokenizer(), device="cpu")
-    probe = SoftEntropyProbe(model.model)
+    probe = SoftEntropyProbe(model.model, anchor_sets=1)
     with probe:
         extract([" ".join(f"w{i}" for i in text.tolist()) for text in texts], batch_size=3)
     assert_same(probe, alone(model.model, texts, ["input_unigram", "output_unigram"]))

@@ -50,7 +50,7 @@ def cases(labels):
 @pytest.mark.parametrize("special", [(), SPECIAL], ids=["all tokens", "no special ones"])
 def test_positions_of_padded_batches(model, labels, special):
     for policy in cases(labels):
-        probe = SoftEntropyProbe(model, labels=labels, positions=policy, skip_special_tokens=special)
+        probe = SoftEntropyProbe(model, labels=labels, positions=policy, skip_special_tokens=special, anchor_sets=1)
         with probe, torch.no_grad():
             model(**left_padded(TEXTS))
         assert_counts(probe, model, TEXTS, holds(policy, special=special))
@@ -61,7 +61,7 @@ def test_positions_of_packed_rows(model, labels):
     """Places begin anew with each text."""
     places = torch.cat([torch.arange(len(text)) for text in TEXTS])[None]
     for policy in cases(labels):
-        probe = SoftEntropyProbe(model, labels=labels, positions=policy)
+        probe = SoftEntropyProbe(model, labels=labels, positions=policy, anchor_sets=1)
         with probe, torch.no_grad():
             model(input_ids=torch.cat(TEXTS)[None], position_ids=places, use_cache=False)
         assert_counts(probe, model, TEXTS, holds(policy))
@@ -72,7 +72,7 @@ def test_positions_of_packed_rows(model, labels):
 def test_places_go_on_with_a_cache(model, labels, pieces):
     batch = left_padded(TEXTS)
     for policy in ("skip:2", "first:3", "first:6,skip:1"):
-        probe = SoftEntropyProbe(model, labels=labels, positions=policy)
+        probe = SoftEntropyProbe(model, labels=labels, positions=policy, anchor_sets=1)
         with probe, torch.no_grad():
             feed_in_pieces(model, batch, pieces)
         assert_counts(probe, model, TEXTS, holds(policy))
@@ -92,7 +92,9 @@ def test_long_sequences(model):
     """More tokens than sequences remember."""
     texts = [torch.randint(3, VOCABULARY, (n,)) for n in (600, 500)]
     batch = left_padded(texts)
-    probe = SoftEntropyProbe(model, labels=["input_unigram", "output_unigram"], positions="skip:450,first:520")
+    probe = SoftEntropyProbe(
+        model, labels=["input_unigram", "output_unigram"], positions="skip:450,first:520", anchor_sets=1
+    )
     with probe, torch.no_grad():
         feed_in_pieces(model, batch, [200, 1, 1, 198, 150, *[1] * 50])
     assert_counts(probe, model, texts, [range(450, 520), range(450, 500)])
@@ -124,7 +126,7 @@ def test_labels_see_the_positions_that_do_not_count(model):
     """Unlike the padding of `masked`."""
     (text,) = prompts(8)
     mask = (torch.arange(8) >= 4)[None]
-    probe, masked = (SoftEntropyProbe(model, labels=["input_trigram"]) for _ in range(2))
+    probe, masked = (SoftEntropyProbe(model, labels=["input_trigram"], anchor_sets=1) for _ in range(2))
     with probe, masked, probe.counted(mask), masked.masked(mask), torch.no_grad():
         model(input_ids=text[None])
     assert (probe.positions, masked.positions) == (4, 2)
@@ -133,11 +135,11 @@ def test_labels_see_the_positions_that_do_not_count(model):
 
 def test_counted_takes_what_masked_takes(model):
     batch = left_padded(TEXTS)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     for mask in (torch.ones(5, 11), torch.ones(4, 12), torch.ones(5)):
         with pytest.raises(ProbeError, match=r"mask: expected \[B, T\].*probe\.counted"), probe, probe.counted(mask):
             model(**batch)
-        probe = SoftEntropyProbe(model, labels=())
+        probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     for mask in ([1], torch.ones(1, 2, 3), torch.full((5, 12), -1.0)):
         with pytest.raises(InputError, match="mask: expected"), probe.counted(mask):
             pass
@@ -151,7 +153,7 @@ def test_counted_positions_of_a_cache(model):
     """The mask may be of past and new tokens, or of the new ones."""
     batch = left_padded(TEXTS)
     mask = hand_made("skip:2", batch)
-    probe = SoftEntropyProbe(model, labels=["output_unigram"])
+    probe = SoftEntropyProbe(model, labels=["output_unigram"], anchor_sets=1)
     cache, end = DynamicCache(), 0
     with probe, torch.no_grad():
         for n, start in ((5, 0), (3, 0), (1, 8), (3, 9)):
@@ -163,7 +165,7 @@ def test_counted_positions_of_a_cache(model):
 
 
 def test_the_result_says_how_many_of_how_many(model):
-    probe = SoftEntropyProbe(model, positions="skip:2", skip_special_tokens=[5, 3, 5])
+    probe = SoftEntropyProbe(model, positions="skip:2", skip_special_tokens=[5, 3, 5], anchor_sets=1)
     with probe, torch.no_grad():
         model(**left_padded(TEXTS))
     assert probe.result().info["positions_policy"] == {
@@ -179,7 +181,7 @@ def test_the_result_says_how_many_of_how_many(model):
 
 def test_the_result_says_what_a_mask_left(model):
     """It is not that of all positions, which comparisons have to know."""
-    batch, probe = left_padded(TEXTS), SoftEntropyProbe(model, labels=())
+    batch, probe = left_padded(TEXTS), SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe, probe.counted(hand_made("skip:2", batch)), torch.no_grad():
         model(**batch)
     policy = probe.result().info["positions_policy"]
@@ -189,7 +191,9 @@ def test_the_result_says_what_a_mask_left(model):
 
 
 def test_the_order_of_policies_does_not_matter(model):
-    one, other = (SoftEntropyProbe(model, positions=names) for names in ("first:6,skip:1", ["skip:1", "first:6"]))
+    one, other = (
+        SoftEntropyProbe(model, positions=names, anchor_sets=1) for names in ("first:6,skip:1", ["skip:1", "first:6"])
+    )
     for probe in (one, other):
         with probe, torch.no_grad():
             model(**left_padded(TEXTS))
@@ -200,14 +204,14 @@ def test_the_order_of_policies_does_not_matter(model):
 
 def test_distinct_prefixes_are_counted_of_all(model):
     """Prefixes that do not count are distinct, too, and those that count later are not among them."""
-    probe = SoftEntropyProbe(model, labels=(), positions="last", count="unique_prefix")
+    probe = SoftEntropyProbe(model, labels=(), positions="last", count="unique_prefix", anchor_sets=1)
     text = TEXTS[0]
     with probe, torch.no_grad():
         for n in (9, 9, 5, 9):
             model(input_ids=text[None, :n], use_cache=False)
     policy = probe.result().info["positions_policy"]
     assert (policy["left"], policy["of"]) == (2, 9)
-    again = SoftEntropyProbe(model, labels=(), positions="last", count="unique_prefix")
+    again = SoftEntropyProbe(model, labels=(), positions="last", count="unique_prefix", anchor_sets=1)
     again.load_state_dict(probe.state_dict())
     with again, torch.no_grad():
         model(input_ids=text[None, :7], use_cache=False)
@@ -217,7 +221,7 @@ def test_distinct_prefixes_are_counted_of_all(model):
 
 def test_states_and_merges(model):
     how = {"labels": ["input_unigram"], "positions": "skip:2", "skip_special_tokens": SPECIAL}
-    parts = [SoftEntropyProbe(model, **how) for _ in range(2)]
+    parts = [SoftEntropyProbe(model, anchor_sets=1, **how) for _ in range(2)]
     for probe, texts in zip(parts, (TEXTS[:2], TEXTS[2:]), strict=True):
         with probe, torch.no_grad():
             model(**left_padded(texts))
@@ -231,9 +235,9 @@ def test_states_and_merges(model):
         ({**how, "skip_special_tokens": ()}, r"merge: expected skip_special_tokens=\[\], got \[5, 6, 7\]$"),
     ):
         with pytest.raises(InputError, match=message):
-            SoftEntropyProbe(model, **other).merge(whole)
+            SoftEntropyProbe(model, anchor_sets=1, **other).merge(whole)
         with pytest.raises(InputError, match="state: expected"):
-            SoftEntropyProbe(model, **other).load_state_dict(whole.state_dict())
+            SoftEntropyProbe(model, anchor_sets=1, **other).load_state_dict(whole.state_dict())
 
 
 def test_states_of_before_are_of_all_positions(model):
@@ -244,14 +248,14 @@ def test_states_of_before_are_of_all_positions(model):
     again.load_state_dict({**state, "settings": before})
     assert torch.equal(again.sums, probe.sums)
     with pytest.raises(InputError, match="state: expected positions='last', got 'all'"):
-        SoftEntropyProbe(model, labels=["input_unigram"], positions="last").load_state_dict(
+        SoftEntropyProbe(model, labels=["input_unigram"], positions="last", anchor_sets=1).load_state_dict(
             {**state, "settings": before}
         )
 
 
 @pytest.mark.parametrize("policy", ["skip:2", "first:3", "last"])
 def test_several_threads(model, policy):
-    probe = SoftEntropyProbe(model, labels=["input_unigram"], positions=policy)
+    probe = SoftEntropyProbe(model, labels=["input_unigram"], positions=policy, anchor_sets=1)
     with probe, ThreadPoolExecutor(4) as pool:
         list(pool.map(torch.no_grad()(lambda text: model(text[None])), TEXTS))
     assert_counts(probe, model, TEXTS, holds(policy))
@@ -262,7 +266,7 @@ def test_counted_holds_in_the_thread_that_sets_it(model):
         with probe.counted(torch.arange(len(text))[None] >= 2), torch.no_grad():
             model(text[None])
 
-    probe = SoftEntropyProbe(model, labels=["input_unigram"])
+    probe = SoftEntropyProbe(model, labels=["input_unigram"], anchor_sets=1)
     with probe, ThreadPoolExecutor(4) as pool:
         list(pool.map(feed, TEXTS))
     assert_counts(probe, model, TEXTS, holds("skip:2"))
@@ -270,7 +274,7 @@ def test_counted_holds_in_the_thread_that_sets_it(model):
 
 def test_a_tokenizer_s_special_tokens(model):
     words = tokenizer()
-    probe = SoftEntropyProbe(model, labels=(), skip_special_tokens=words)
+    probe = SoftEntropyProbe(model, labels=(), skip_special_tokens=words, anchor_sets=1)
     assert probe.state_dict()["settings"]["skip_special_tokens"] == sorted(words.all_special_ids) == [0, 1]
     text = torch.tensor([0, 4, 1, 5, 0])
     with probe, torch.no_grad():
@@ -296,14 +300,14 @@ def test_a_tokenizer_s_special_tokens(model):
 )
 def test_what_nobody_can_tell_is_refused(model, how, message):
     with pytest.raises(InputError, match=message) as error:
-        SoftEntropyProbe(model, **how)
+        SoftEntropyProbe(model, anchor_sets=1, **how)
     assert "\n" not in str(error.value)
 
 
 def test_the_last_token_of_a_sequence_that_goes_on_is_refused(model):
     batch = left_padded(TEXTS)
     for pieces in ([12], [6, 6], [11, 1], [1] * 12):
-        probe = SoftEntropyProbe(model, labels=(), positions="last")
+        probe = SoftEntropyProbe(model, labels=(), positions="last", anchor_sets=1)
         if len(pieces) == 1:
             with probe, torch.no_grad():
                 feed_in_pieces(model, batch, pieces)
@@ -312,7 +316,7 @@ def test_the_last_token_of_a_sequence_that_goes_on_is_refused(model):
             feed_in_pieces(model, batch, pieces)
     with (
         pytest.raises(ProbeError, match=r"positions: last needs"),
-        SoftEntropyProbe(model, labels=(), positions="last"),
+        SoftEntropyProbe(model, labels=(), positions="last", anchor_sets=1),
     ):
         model.generate(**batch, max_new_tokens=4)
 
@@ -322,11 +326,11 @@ def test_a_past_that_is_unknown(model, policy):
     (text,), cache = prompts(9), DynamicCache()
     with torch.no_grad():
         model(input_ids=text[None, :4], past_key_values=cache)
-    probe = SoftEntropyProbe(model, labels=(), positions=policy)
+    probe = SoftEntropyProbe(model, labels=(), positions=policy, anchor_sets=1)
     with pytest.raises(ProbeError, match=rf"positions: {policy} needs the place of each token"), probe:
         for t in range(4, 9):
             model(input_ids=text[None, t : t + 1], past_key_values=cache)
-    special = SoftEntropyProbe(model, labels=(), skip_special_tokens=[int(text[5])])
+    special = SoftEntropyProbe(model, labels=(), skip_special_tokens=[int(text[5])], anchor_sets=1)
     with special, torch.no_grad():
         model(input_ids=text[None, 4:], past_key_values=cache)
     assert special.positions == int((text[4:] != text[5]).sum())
@@ -335,9 +339,9 @@ def test_a_past_that_is_unknown(model, policy):
 def test_special_tokens_of_embeddings(model):
     embeds = model.get_input_embeddings()(TEXTS[0][None]).detach()
     with pytest.raises(ProbeError, match="skip_special_tokens: the model was fed no input_ids"):
-        with SoftEntropyProbe(model, labels=(), skip_special_tokens=[1]):
+        with SoftEntropyProbe(model, labels=(), skip_special_tokens=[1], anchor_sets=1):
             model(inputs_embeds=embeds)
-    probe = SoftEntropyProbe(model, labels=(), positions="skip:2")
+    probe = SoftEntropyProbe(model, labels=(), positions="skip:2", anchor_sets=1)
     with probe, torch.no_grad():
         model(inputs_embeds=embeds)
     assert_counts(probe, model, TEXTS[:1], [range(2, 9)])
@@ -349,7 +353,7 @@ def test_nothing_that_counts_says_why(model):
         ({"positions": "skip:40"}, "; positions='skip:40' hold at none of 34$"),
         ({"skip_special_tokens": range(30)}, "; positions='all' and skip_special_tokens hold at none of 34$"),
     ):
-        probe = SoftEntropyProbe(model, labels=(), **how)
+        probe = SoftEntropyProbe(model, labels=(), anchor_sets=1, **how)
         with probe, torch.no_grad():
             model(**left_padded(TEXTS))
         with pytest.raises(ProbeError, match=message):
@@ -376,8 +380,8 @@ def test_modules_of_vectors():
     net, x = Pooled().eval(), torch.randn(3, 7, 6)
     mask = torch.arange(7) < torch.tensor([7, 4, 5])[:, None]
     for policy in ("skip:2", "first:3", "last"):
-        probe = SoftEntropyProbe(net, modules={"each": net.each}, positions=policy)
-        by_hand = SoftEntropyProbe(net, modules={"each": net.each})
+        probe = SoftEntropyProbe(net, modules={"each": net.each}, positions=policy, anchor_sets=1)
+        by_hand = SoftEntropyProbe(net, modules={"each": net.each}, anchor_sets=1)
         counted = hand_made(policy, {"attention_mask": mask.long(), "input_ids": torch.zeros(3, 7)})
         with probe, by_hand, by_hand.counted(counted), torch.no_grad():
             net(x, attention_mask=mask)
@@ -389,9 +393,9 @@ def test_pooled_states_have_no_places():
     net, x = Pooled().eval(), torch.randn(3, 7, 6)
     for how in ({"positions": "skip:2"}, {"positions": "last"}, {"positions": "generated"}):
         with pytest.raises(ProbeError, match=r"positions: hidden states \[B, D\] are of no position"):
-            with SoftEntropyProbe(net, modules={"pool": net.pool}, **how):
+            with SoftEntropyProbe(net, modules={"pool": net.pool}, anchor_sets=1, **how):
                 net(x)
-    probe = SoftEntropyProbe(net, modules={"pool": net.pool})
+    probe = SoftEntropyProbe(net, modules={"pool": net.pool}, anchor_sets=1)
     with probe, probe.counted(torch.tensor([1, 0, 1])), torch.no_grad():
         net(x)
     assert probe.positions == 2
@@ -399,8 +403,8 @@ def test_pooled_states_have_no_places():
 
 
 def test_modules_of_a_language_model(model):
-    probe = SoftEntropyProbe(model, modules={"mlp": model.model.layers[0].mlp}, positions="skip:2")
-    by_hand = SoftEntropyProbe(model, modules={"mlp": model.model.layers[0].mlp})
+    probe = SoftEntropyProbe(model, modules={"mlp": model.model.layers[0].mlp}, positions="skip:2", anchor_sets=1)
+    by_hand = SoftEntropyProbe(model, modules={"mlp": model.model.layers[0].mlp}, anchor_sets=1)
     batch = left_padded(TEXTS)
     with probe, by_hand, by_hand.counted(hand_made("skip:2", batch)), torch.no_grad():
         model(**batch)

@@ -32,7 +32,7 @@ def in_threads(function, items):
 
 def test_each_thread_has_its_pass(slow_model):
     expected = alone(slow_model, TEXTS, LABELS)
-    probe = SoftEntropyProbe(slow_model, labels=LABELS)
+    probe = SoftEntropyProbe(slow_model, labels=LABELS, anchor_sets=1)
     with probe:
         in_threads(lambda text: slow_model(text[None]), TEXTS)
         in_threads(lambda text: probe.positions, TEXTS)
@@ -43,7 +43,7 @@ def test_generate_in_several_threads(slow_model):
     """The sequences of each end at other times, and their steps alternate."""
     batches = [left_padded(prompts(9, 4, seed=seed)) for seed in range(6)]
     how = {"max_new_tokens": 8, "do_sample": False}
-    probe = SoftEntropyProbe(slow_model, labels=LABELS)
+    probe = SoftEntropyProbe(slow_model, labels=LABELS, anchor_sets=1)
     with probe:
         outputs = in_threads(lambda batch: slow_model.generate(**batch, **how), batches)
     fed = [text for batch, output in zip(batches, outputs, strict=True) for text in fed_back(output, batch)]
@@ -55,14 +55,14 @@ def test_generate_in_several_threads(slow_model):
 
 def test_labels_masks_and_pauses_hold_in_the_thread_that_sets_them(slow_model):
     kinds = [i % 3 for i in range(len(TEXTS))]
-    expected = SoftEntropyProbe(slow_model, labels=())
+    expected = SoftEntropyProbe(slow_model, labels=(), anchor_sets=1)
     with expected, torch.no_grad():
         for text, kind in zip(TEXTS, kinds, strict=True):
             if kind:
                 with expected.labelled(kind=torch.tensor([kind])):
                     slow_model(text[None, : len(text) - kind])
 
-    probe = SoftEntropyProbe(slow_model, labels=())
+    probe = SoftEntropyProbe(slow_model, labels=(), anchor_sets=1)
 
     def run(item):
         text, kind = item
@@ -86,7 +86,7 @@ def test_labels_masks_and_pauses_hold_in_the_thread_that_sets_them(slow_model):
 
 
 def test_blocks_of_the_main_thread_hold_in_threads_without_any(model):
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe:
         with probe.paused():
             in_threads(lambda text: model(text[None]), TEXTS)
@@ -107,7 +107,7 @@ def test_a_training_thread_beside_an_evaluation_does_not_count(model):
             ended.wait(10)
 
     handle = model.model.layers[0].register_forward_hook(wait)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
 
     def paused():
         inside.wait(10)
@@ -133,7 +133,7 @@ def test_threads_that_wait_for_each_other_are_refused(model, monkeypatch):
         barrier.wait()
 
     model.model.layers[0].register_forward_hook(meet)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.raises(ProbeError, match="run the model in one thread at a time"), probe:
         in_threads(lambda text: model(text[None]), TEXTS[:2])
 
@@ -146,7 +146,7 @@ def test_the_block_ends_after_the_forward_pass_of_another_thread(model):
         time.sleep(0.05)
 
     model.model.layers[0].register_forward_hook(slow)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe:
         thread = threading.Thread(target=torch.no_grad()(lambda: model(TEXTS[0][None])))
         thread.start()
@@ -158,10 +158,10 @@ def test_the_block_ends_after_the_forward_pass_of_another_thread(model):
 @pytest.mark.filterwarnings("ignore:forward passes")
 def test_probes_that_threads_have_of_their_own_measure_their_own_passes(slow_model):
     expected = alone(slow_model, TEXTS, LABELS)
-    common = SoftEntropyProbe(slow_model, labels=LABELS)
+    common = SoftEntropyProbe(slow_model, labels=LABELS, anchor_sets=1)
 
     def measure(text):
-        probe = SoftEntropyProbe(slow_model, labels=LABELS)
+        probe = SoftEntropyProbe(slow_model, labels=LABELS, anchor_sets=1)
         with probe:
             slow_model(text[None])
         return probe

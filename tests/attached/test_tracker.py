@@ -16,7 +16,7 @@ from tests.helpers.generation import left_padded, prompts
 
 def test_callers_that_go_past_the_outer_module(model):
     ids = torch.stack(prompts(9))
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe, torch.no_grad():
         model.model.forward(input_ids=ids)
         model.forward(input_ids=ids)
@@ -35,7 +35,7 @@ def untouched(model):
 
 def test_the_block_leaves_everything_as_it_was(model):
     before = untouched(model)
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe:
         cache = model(torch.stack(prompts(9)), use_cache=True).past_key_values
         assert any(sums.waiting for sums in probe._sums.values())
@@ -47,7 +47,7 @@ def test_the_block_leaves_everything_as_it_was(model):
 
 def test_blocks_may_end_in_any_order(model):
     before = untouched(model)
-    one, two = (SoftEntropyProbe(model, labels=()) for _ in range(2))
+    one, two = (SoftEntropyProbe(model, labels=(), anchor_sets=1) for _ in range(2))
     with torch.no_grad():
         one.__enter__()
         two.__enter__()
@@ -68,7 +68,7 @@ def test_generate_that_fails_leaves_everything_as_it_was(model):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     inputs = left_padded(prompts(9, 4))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.raises(RuntimeError, match="stopped"), probe:
         model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, stopping_criteria=[fail])
     assert untouched(model) == before
@@ -83,7 +83,7 @@ def test_nothing_holds_a_probe_but_its_owner(model):
     gc.collect()
     gc.disable()  # a probe's tables are large: they go at once, not when cycles are looked for
     try:
-        probe = SoftEntropyProbe(model)
+        probe = SoftEntropyProbe(model, anchor_sets=1)
         with probe:
             model.generate(**inputs, max_new_tokens=5)
         parts = [weakref.ref(part) for part in (probe, probe._recorder, probe._source, probe._sums["layer.1"].tables)]

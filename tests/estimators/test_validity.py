@@ -14,10 +14,10 @@ from tests.helpers.probes import value
 D, LAYER = 64, "states"
 
 
-def measured(z_BTD, labels_BT=None, n_anchors=100, batch=None, **settings):
+def measured(z_BTD, labels_BT=None, n_anchors=100, batch=None, anchor_sets=1, **settings):
     """A probe's result on given hidden states, with labels `x`, in batches."""
     net = torch.nn.Identity().eval()
-    probe = SoftEntropyProbe(net, modules={LAYER: net}, n_anchors=n_anchors, **settings)
+    probe = SoftEntropyProbe(net, modules={LAYER: net}, n_anchors=n_anchors, anchor_sets=anchor_sets, **settings)
     with probe:
         for rows in torch.arange(len(z_BTD)).split(batch or len(z_BTD)):
             if labels_BT is None:

@@ -47,7 +47,7 @@ def left_padded(texts):
 
 def alone(model, sequences, labels, **settings):
     """Measure each sequence in a forward pass of its own."""
-    probe = SoftEntropyProbe(model, labels=labels, **settings)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1, **settings)
     with probe, torch.no_grad():
         for sequence in sequences:
             model(input_ids=torch.as_tensor(sequence)[None], use_cache=False)
@@ -78,7 +78,7 @@ def fed_back(output, inputs, ends=(EOS,)):
 
 def position_sums(model, tokens):
     """Return the sums of the last position of a sequence."""
-    probe, without = (SoftEntropyProbe(model, labels=()) for _ in range(2))
+    probe, without = (SoftEntropyProbe(model, labels=(), anchor_sets=1) for _ in range(2))
     with probe, torch.no_grad():
         model(torch.tensor([tokens]))
     with without, without.masked((torch.arange(len(tokens)) < len(tokens) - 1)[None]), torch.no_grad():

@@ -59,7 +59,7 @@ class Planted(nn.Module):
 
 def measured(module: nn.Module, plan: Plan, **settings) -> SoftEntropyProbe:
     """Measure the states of a module by a plan."""
-    probe = SoftEntropyProbe(module, n_anchors=20, plan=plan, modules={"planted": module}, **settings)
+    probe = SoftEntropyProbe(module, n_anchors=20, plan=plan, modules={"planted": module}, anchor_sets=1, **settings)
     with probe, torch.inference_mode():
         for i, docs in enumerate(plan.batches):
             ids, mask = pad_batch(plan.corpus, docs)

@@ -62,10 +62,10 @@ def planned(corpus, names, tokens_per_batch, per_label=()):
     return Plan(corpus, sets, length_batches(corpus.lengths, tokens_per_batch, keep=keep), per_label)
 
 
-def run_planned(model, corpus, names, tokens_per_batch, plan=None, **settings):
+def run_planned(model, corpus, names, tokens_per_batch, plan=None, anchor_sets=1, **settings):
     """Run a planned probe over a corpus."""
     plan = plan or planned(corpus, names, tokens_per_batch)
-    probe = SoftEntropyProbe(model, labels=names, n_anchors=20, plan=plan, **settings)
+    probe = SoftEntropyProbe(model, labels=names, n_anchors=20, anchor_sets=anchor_sets, plan=plan, **settings)
     with probe, torch.inference_mode():
         for i, docs in enumerate(plan.batches):
             ids, mask = pad_batch(corpus, docs)

@@ -84,7 +84,7 @@ def test_generating_counts_each_fed_token_with_its_labels(kind, model_type, clas
         pytest.skip(f"{type(error).__name__}: {error}"[:160])
     labels = ["input_bigram", "output_unigram"]
     try:
-        alone, probe = (SoftEntropyProbe(model, labels=labels) for _ in range(2))
+        alone, probe = (SoftEntropyProbe(model, labels=labels, anchor_sets=1) for _ in range(2))
         with probe:
             output = model.generate(**arguments)
     except SofthProbeError as error:
@@ -117,7 +117,7 @@ def stacks(model):
     if not model.config.is_encoder_decoder:
         return [(model, "attention_mask", "hidden_states")]
     with pytest.raises(SofthProbeError, match=r"model\.get_encoder\(\) or to model\.get_decoder\(\)"):
-        SoftEntropyProbe(model)
+        SoftEntropyProbe(model, anchor_sets=1)
     return [
         (model.get_encoder(), "attention_mask", "encoder_hidden_states"),
         (model.get_decoder(), "decoder_attention_mask", "decoder_hidden_states"),
@@ -127,7 +127,7 @@ def stacks(model):
 def check_stack(model, batch, stack, mask_name, states_name) -> str:
     """The verdict on one stack; fails where the sums are not those of its layers."""
     try:
-        probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS)
+        probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS, anchor_sets=1)
         with probe, torch.no_grad(), every_call(stack) as calls:
             output = model(**batch, output_hidden_states=True)
     except SofthProbeError as error:

@@ -22,7 +22,7 @@ def q_of(states):
 
 
 def measured(net, modules, *args, labels=None, mask=None, **kwargs):
-    probe = SoftEntropyProbe(net, modules=modules)
+    probe = SoftEntropyProbe(net, modules=modules, anchor_sets=1)
     with probe, torch.no_grad(), probe.labelled(**(labels or {})):
         if mask is None:
             net(*args, **kwargs)
@@ -214,7 +214,7 @@ def test_the_usual_layout_is_warned_of_where_another_one_looks_the_same():
         warnings.simplefilter("error")
         measured(net, {"fc": (net[0], None, "BTD")}, torch.randn(5, 5, 8), labels={"who": who})
         measured(net, {"fc": net[0]}, torch.randn(5, 5, 8))  # without labels, it makes no difference
-        probe = SoftEntropyProbe(net, modules={"fc": net[0]})
+        probe = SoftEntropyProbe(net, modules={"fc": net[0]}, anchor_sets=1)
         with probe, torch.no_grad(), probe.labelled(who=who):
             net(torch.randn(5, 3, 8))  # shows that sequences come first
             net(torch.randn(5, 5, 8))
@@ -257,13 +257,13 @@ def test_a_layout_of_other_dimensions_is_refused():
 )
 def test_other_entries_of_modules_are_refused(entry):
     with pytest.raises(InputError, match=r"modules: fc: expected a module, \(module, name of its output\) or"):
-        SoftEntropyProbe(nn.ReLU(), modules={"fc": entry})
+        SoftEntropyProbe(nn.ReLU(), modules={"fc": entry}, anchor_sets=1)
 
 
 @pytest.mark.parametrize("layout", ["", "B", "BT", "BTDC", "BTTD", "btd", "XTD", 3, "B T D"])
 def test_other_layouts_are_refused(layout):
     with pytest.raises(InputError, match=r"modules: fc: expected a layout such as 'BTD'"):
-        SoftEntropyProbe(nn.ReLU(), modules={"fc": (nn.ReLU(), None, layout)})
+        SoftEntropyProbe(nn.ReLU(), modules={"fc": (nn.ReLU(), None, layout)}, anchor_sets=1)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_layouts(layout, shape, order):
 
 
 def test_blocks_of_a_library_give_the_state_first(model):
-    probe = SoftEntropyProbe(model, labels=(), modules={"attention": model.model.layers[0].self_attn})
+    probe = SoftEntropyProbe(model, labels=(), modules={"attention": model.model.layers[0].self_attn}, anchor_sets=1)
     with probe, torch.no_grad():
         model(input_ids=torch.randint(3, 30, (2, 6)), output_attentions=True)
     assert probe.positions == 12
@@ -306,7 +306,7 @@ def test_hooks_that_change_what_the_model_itself_gives_are_told():
 
 
 def test_a_label_set_with_a_single_value_is_warned_of_once(model):
-    probe, ids = SoftEntropyProbe(model, labels=()), torch.randint(3, 30, (3, 6))
+    probe, ids = SoftEntropyProbe(model, labels=(), anchor_sets=1), torch.randint(3, 30, (3, 6))
     with probe, torch.no_grad(), probe.labelled(language=torch.tensor([7, 7, -1]), topic=torch.tensor([0, 1, 1])):
         model(input_ids=ids)
     with pytest.warns(UserWarning, match="single value") as told:

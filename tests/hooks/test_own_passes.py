@@ -37,7 +37,7 @@ def lora(*names, **changes):
 
 
 def alone(model, n_texts=3, **settings):
-    probe = SoftEntropyProbe(model, labels=(), **settings)
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1, **settings)
     with probe, torch.no_grad():
         model(IDS[:n_texts])
     return probe
@@ -58,7 +58,7 @@ def left_out_of(probe):
 def assert_only_the_first_pass_counts(model, others, n_others=1):
     """Run the model, then `others` inside the same block."""
     expected = alone(model, 1)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.warns(UserWarning, match=f"{n_others} {left_out.OTHER_ADAPTERS} did not count"):
         run(probe, lambda: model(IDS[:1]), others)
     assert probe.positions == expected.positions == 10
@@ -172,7 +172,7 @@ def test_the_adapters_of_transformers_itself():
 
 def test_the_base_model_counts_where_it_is_what_the_block_began_with():
     model = lora()
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with model.disable_adapter():
         expected = alone(model, 1)
         with probe, torch.no_grad():
@@ -194,7 +194,7 @@ def test_a_merged_adapter_computes_the_same_and_counts(merge):
     model = lora("policy", "ref")
     expected = alone(model)
     expected.merge(alone(model, 1))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with warnings.catch_warnings(), probe, torch.no_grad():
         warnings.simplefilter("error")
         model(IDS[:1])
@@ -212,7 +212,7 @@ def test_a_merged_adapter_computes_the_same_and_counts(merge):
 
 def test_adapters_that_are_named_for_each_row_count_where_they_are_the_active_ones():
     model = lora("policy", "ref")
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe, torch.no_grad():
         model(IDS, adapter_names=["policy"] * 3)
     torch.testing.assert_close(probe.sums, alone(model).sums)
@@ -232,7 +232,7 @@ def sharing(model):
 def test_a_reference_that_shares_the_backbone(reference):
     model = tiny_llama()
     other = reference(model)
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.warns(UserWarning, match="2 of another model that shares modules"):
         run(probe, lambda: model(IDS), lambda: other(IDS), lambda: other(IDS))
     torch.testing.assert_close(probe.sums, alone(model).sums)
@@ -243,7 +243,7 @@ def test_a_reference_that_shares_the_backbone(reference):
 def test_a_reference_that_shares_layers():
     model, other = tiny_llama(), tiny_llama()
     other.model.layers[0] = model.model.layers[0]
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.warns(UserWarning, match=f"2 {left_out.LAYERS_ALONE} did not count"):
         run(probe, lambda: other(IDS), lambda: model(IDS), lambda: other(IDS))
     torch.testing.assert_close(probe.sums, alone(model).sums)
@@ -251,7 +251,7 @@ def test_a_reference_that_shares_layers():
 
 def test_wrappers_around_the_model_and_calls_of_its_backbone_count():
     model = tiny_llama()
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with warnings.catch_warnings(), probe, torch.no_grad():
         warnings.simplefilter("error")
         nn.Sequential(model).eval()(IDS[:1])
@@ -259,7 +259,7 @@ def test_wrappers_around_the_model_and_calls_of_its_backbone_count():
         model.model.forward(IDS[2:])
         model.generate(IDS[:1], max_new_tokens=1, do_sample=False)
     assert probe.positions == 40
-    probe = SoftEntropyProbe(model.model, labels=())
+    probe = SoftEntropyProbe(model.model, labels=(), anchor_sets=1)
     with probe, torch.no_grad():
         model(IDS)
         sharing(model)(IDS)  # the backbone alone is probed, whoever runs it
@@ -268,7 +268,7 @@ def test_wrappers_around_the_model_and_calls_of_its_backbone_count():
 
 def test_what_was_left_out_is_kept_in_states_and_results(tmp_path):
     model = lora()
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     for _ in range(2):
         with pytest.warns(UserWarning, match="did not count"):
             run(probe, lambda: model(IDS), lambda: disabled(model))
@@ -287,7 +287,7 @@ def test_what_was_left_out_is_kept_in_states_and_results(tmp_path):
 
 def test_nothing_counted_says_what_was_left_out():
     model = lora()
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.warns(UserWarning, match="did not count"):
         run(probe, lambda: disabled(model))
     with pytest.raises(ProbeError, match=r"no position was counted: .*1 with other adapters"):
@@ -296,7 +296,7 @@ def test_nothing_counted_says_what_was_left_out():
 
 def test_passes_that_are_traced_are_no_part_of_an_evaluation():
     net, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), torch.randn(5, 8)
-    probe = SoftEntropyProbe(net, modules={"relu": net[1]}, labels=[])
+    probe = SoftEntropyProbe(net, modules={"relu": net[1]}, labels=[], anchor_sets=1)
     with warnings.catch_warnings(record=True) as said, probe, torch.no_grad():
         warnings.simplefilter("always")
         net(x)
@@ -315,7 +315,7 @@ def test_passes_that_are_traced_are_no_part_of_an_evaluation():
 
 def test_a_pass_that_a_hook_begins_leaves_the_outer_one_alone():
     model, ids = tiny_llama().eval(), torch.randint(1, 40, (2, 7))
-    alone, probe = (SoftEntropyProbe(model, labels=["input_unigram"]) for _ in range(2))
+    alone, probe = (SoftEntropyProbe(model, labels=["input_unigram"], anchor_sets=1) for _ in range(2))
     with alone, torch.no_grad():
         model(ids)
     started = []

@@ -50,7 +50,7 @@ def check_site(model, batch, stack, mask_name, site, model_type) -> str:
     """The verdict on one site of a stack; fails where its sums are not those of its rows."""
     try:
         points = find_hook_points(stack, sites=(site,))
-        probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS, sites=site)
+        probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS, sites=site, anchor_sets=1)
         with probe, torch.no_grad(), block_calls(points.blocks) as calls:
             model(**batch)
     except SofthProbeError as error:

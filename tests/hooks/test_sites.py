@@ -107,7 +107,9 @@ def test_sites_are_those_of_hooks_placed_by_hand(family):
         **{f"layer.{i + 1}.attention": family.attention.format(i) for i in range(n_blocks)},
         **{f"layer.{i + 1}.mlp": family.mlp.format(i) for i in range(n_blocks)},
     }
-    probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS, sites=("residual", "attention", "mlp"))
+    probe = SoftEntropyProbe(
+        stack, labels=(), n_anchors=N_ANCHORS, sites=("residual", "attention", "mlp"), anchor_sets=1
+    )
     with probe, torch.no_grad(), caught(stack, places) as found:
         model(**batch)
     rows = [[f"layer.{i}.attention", f"layer.{i}.mlp", f"layer.{i}"] for i in range(1, n_blocks + 1)]
@@ -121,7 +123,7 @@ def test_heads_are_what_the_output_projection_takes(family):
     model, batch = built(family)
     stack = model.get_encoder() if family.kind == "seq2seq" else model
     places = {f"layer.{i + 1}": family.attention.format(i) + "<" for i in range(model.config.num_hidden_layers)}
-    probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS, sites="attention_heads")
+    probe = SoftEntropyProbe(stack, labels=(), n_anchors=N_ANCHORS, sites="attention_heads", anchor_sets=1)
     with probe, torch.no_grad(), caught(stack, places) as found:
         model(**batch)
     expected = {
@@ -135,8 +137,8 @@ def test_heads_are_what_the_output_projection_takes(family):
 
 def test_without_biases_the_attention_is_what_its_projection_makes_of_the_heads():
     model = tiny_llama()
-    heads = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention_heads")
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention")
+    heads = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention_heads", anchor_sets=1)
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention", anchor_sets=1)
     with heads, probe, torch.no_grad(), caught(model, {"z": "model.layers.0.self_attn.o_proj<"}) as found:
         model(input_ids=IDS)
     (z,) = found["z"]
@@ -159,7 +161,7 @@ def test_router_is_the_logits_of_each_token(model_type, class_name, gate):
     model = architectures.build("causal", model_type, class_name)
     batch = architectures.padded_batch(model)
     places = {f"layer.{i + 1}.router": gate.format(i) + "<" for i in range(architectures.N_LAYERS)}
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites=("router",))
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites=("router",), anchor_sets=1)
     with probe, torch.no_grad(), caught(model, places) as found:
         model(**batch)
     expected = {}
@@ -175,7 +177,7 @@ def test_a_router_that_a_model_has_in_some_blocks_has_rows_in_these():
     model = architectures.build("causal", "deepseek_v3", "DeepseekV3ForCausalLM")
     dense = sum(not hasattr(block.mlp, "experts") for block in model.model.layers)
     assert 0 < dense < architectures.N_LAYERS
-    probe = SoftEntropyProbe(model, labels=(), sites=("router", "mlp"))
+    probe = SoftEntropyProbe(model, labels=(), sites=("router", "mlp"), anchor_sets=1)
     routers = [row for row in probe.layers if row.endswith(".router")]
     assert routers == [f"layer.{i}.router" for i in range(dense + 1, architectures.N_LAYERS + 1)]
     with probe, torch.no_grad():
@@ -196,7 +198,7 @@ def test_a_repeated_block_has_sites_for_each_call():
     ).eval()
     layer = "encoder.albert_layer_groups.0.albert_layers.0"
     places = {"attention": f"{layer}.attention.dense", "mlp": f"{layer}.ffn_output"}
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention,mlp")
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention,mlp", anchor_sets=1)
     with probe, torch.no_grad(), caught(model, places) as found:
         model(input_ids=IDS)
     expected = {f"layer.{i + 1}.{site}": states[i] for i in range(3) for site, states in found.items()}
@@ -210,7 +212,9 @@ def test_decode_steps_with_a_cache_count_as_the_whole_text_does(sites):
     model = architectures.build("causal", *kind)
     with torch.no_grad():
         how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": True}
-        cached, whole = (SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites=sites) for _ in range(2))
+        cached, whole = (
+            SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites=sites, anchor_sets=1) for _ in range(2)
+        )
         with cached:
             output = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **how)
         with whole:
@@ -232,7 +236,7 @@ def changed(value, by):
 def test_a_vector_added_to_the_attention_is_measured_with_it(path, when):
     model = tiny_llama()
     vector = 3 * torch.randn(24, generator=torch.Generator().manual_seed(1))
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention")
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention", anchor_sets=1)
     with caught(model, {"z": "model.layers.1.self_attn.o_proj"}) as found, torch.no_grad():
         model(input_ids=IDS)
     (plain,) = found["z"]
@@ -250,7 +254,7 @@ def test_a_vector_added_to_the_attention_is_measured_with_it(path, when):
 
 def test_what_others_do_to_a_sum_with_the_residual_stream_is_not_the_attentions():
     model = architectures.build("causal", "bloom", "BloomForCausalLM")
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention,mlp")
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="attention,mlp", anchor_sets=1)
     places = {
         "layer.2.attention": "transformer.h.1.self_attention.dense",
         "layer.2.mlp": "transformer.h.1.mlp.dense_4h_to_h",
@@ -267,7 +271,7 @@ def test_what_others_do_to_a_sum_with_the_residual_stream_is_not_the_attentions(
 def test_nothing_is_left_behind_and_copies_have_no_hooks():
     model = tiny_llama()
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks), m.forward) for m in model.modules()]
-    probe = SoftEntropyProbe(model, labels=(), sites="attention,attention_heads,mlp")
+    probe = SoftEntropyProbe(model, labels=(), sites="attention,attention_heads,mlp", anchor_sets=1)
     with probe, torch.no_grad():
         twin = copy.deepcopy(model)
         model(input_ids=IDS)
@@ -280,7 +284,7 @@ def test_nothing_is_left_behind_and_copies_have_no_hooks():
 
 def test_a_module_that_takes_the_place_of_a_sites_is_told():
     model = tiny_llama()
-    probe = SoftEntropyProbe(model, labels=(), sites="mlp")
+    probe = SoftEntropyProbe(model, labels=(), sites="mlp", anchor_sets=1)
     mlp = model.model.layers[1].mlp
     with pytest.raises(ProbeError, match=r"layers\.1\.mlp\.down_proj: another module stands in its place"):
         with probe, torch.no_grad():
@@ -298,7 +302,7 @@ def test_adapters_are_part_of_a_site():
         "layer.1.attention": "base_model.model.model.layers.0.self_attn",
         "layer.1.mlp": "base_model.model.model.layers.0.mlp",
     }
-    probe = SoftEntropyProbe(adapted, labels=(), n_anchors=N_ANCHORS, sites="attention,mlp")
+    probe = SoftEntropyProbe(adapted, labels=(), n_anchors=N_ANCHORS, sites="attention,mlp", anchor_sets=1)
     with probe, torch.no_grad(), caught(adapted, places) as found:
         adapted(input_ids=IDS)
     assert_rows(probe, {row: states for row, (states,) in found.items()})
@@ -307,7 +311,7 @@ def test_adapters_are_part_of_a_site():
 def test_a_compiled_model_is_measured():
     model = tiny_llama()
     compiled = torch.compile(model, backend="eager")
-    plain, probe = (SoftEntropyProbe(model, labels=(), sites="attention,mlp") for _ in range(2))
+    plain, probe = (SoftEntropyProbe(model, labels=(), sites="attention,mlp", anchor_sets=1) for _ in range(2))
     with torch.no_grad():
         with plain:
             model(input_ids=IDS)
@@ -323,7 +327,7 @@ def test_an_index_stands_for_all_sites_of_a_layer_and_a_name_for_one_row():
     model = tiny_llama()
 
     def rows(**how):
-        return SoftEntropyProbe(model, labels=(), **how).layers
+        return SoftEntropyProbe(model, labels=(), anchor_sets=1, **how).layers
 
     assert rows(sites=("attention",), layers=[3]) == ["layer.3.attention"]
     assert rows(sites="residual,mlp", layers=[-2, 0]) == ["embeddings", "layer.3.mlp", "layer.3"]
@@ -335,34 +339,34 @@ def test_an_index_stands_for_all_sites_of_a_layer_and_a_name_for_one_row():
 @pytest.mark.parametrize("layers", [[0], ["layer.1"], [9], ["layer.9.mlp"]])
 def test_layers_that_a_site_does_not_have_are_refused(layers):
     with pytest.raises(InputError, match="layers: no layer"):
-        SoftEntropyProbe(tiny_llama(), sites="mlp", layers=layers)
+        SoftEntropyProbe(tiny_llama(), sites="mlp", layers=layers, anchor_sets=1)
 
 
 def test_sites_are_checked():
     model = tiny_llama()
     with pytest.raises(InputError, match="sites: no site 'atention'; expected any of attention, attention_heads"):
-        SoftEntropyProbe(model, sites=["atention"])
+        SoftEntropyProbe(model, sites=["atention"], anchor_sets=1)
     with pytest.raises(InputError, match="sites: expected any of"):
-        SoftEntropyProbe(model, sites=[])
+        SoftEntropyProbe(model, sites=[], anchor_sets=1)
     with pytest.raises(InputError, match="sites: expected none where modules are named"):
-        SoftEntropyProbe(model, modules={"a": model.model.layers[0]}, sites="mlp")
+        SoftEntropyProbe(model, modules={"a": model.model.layers[0]}, sites="mlp", anchor_sets=1)
     with pytest.raises(InputError, match="no block of LlamaModel has a mixture of experts"):
-        SoftEntropyProbe(model, sites="router")
+        SoftEntropyProbe(model, sites="router", anchor_sets=1)
 
 
 def test_what_is_not_certain_is_refused_by_name_in_one_line():
     mamba = architectures.build("causal", "mamba", "MambaForCausalLM")
     with pytest.raises(InputError, match="sites: no block of MambaModel has an attention") as error:
-        SoftEntropyProbe(mamba, sites=("residual", "attention"))
+        SoftEntropyProbe(mamba, sites=("residual", "attention"), anchor_sets=1)
     assert re.search(r"modules=\{name: module\}$", str(error.value))
     xlnet = architectures.build("causal", "xlnet", "XLNetLMHeadModel")
     with pytest.raises(InputError, match=r"'attention' of transformer\.layer\.0 \(XLNetLayer\)"):
-        SoftEntropyProbe(xlnet, sites="attention")
+        SoftEntropyProbe(xlnet, sites="attention", anchor_sets=1)
 
 
 def test_an_mlp_of_equal_widths_is_known_by_the_name_of_its_last_projection():
     model = tiny_llama(intermediate_size=24)
-    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="mlp")
+    probe = SoftEntropyProbe(model, labels=(), n_anchors=N_ANCHORS, sites="mlp", anchor_sets=1)
     with probe, torch.no_grad(), caught(model, {"layer.1.mlp": "model.layers.0.mlp"}) as found:
         model(input_ids=IDS)
     assert_rows(probe, {row: states for row, (states,) in found.items()})
@@ -373,7 +377,7 @@ def test_an_mlp_of_equal_widths_is_known_by_the_name_of_its_last_projection():
 
 def test_states_keep_the_sites_and_those_of_before_are_of_the_residual_stream():
     model = tiny_llama()
-    one, other = (SoftEntropyProbe(model, labels=(), sites="residual,mlp") for _ in range(2))
+    one, other = (SoftEntropyProbe(model, labels=(), sites="residual,mlp", anchor_sets=1) for _ in range(2))
     with one, other, torch.no_grad():
         model(input_ids=IDS)
     copied = one.new_like()
@@ -381,14 +385,14 @@ def test_states_keep_the_sites_and_those_of_before_are_of_the_residual_stream():
     copied.merge(other)
     assert copied.layers == one.layers
     torch.testing.assert_close(copied.sums, one.sums + other.sums)
-    residual = SoftEntropyProbe(model, labels=())
+    residual = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with pytest.raises(InputError, match="expected sites="):
         residual.merge(one)
     with residual, torch.no_grad():
         model(input_ids=IDS)
     state = residual.state_dict()
     del state["settings"]["sites"]
-    again = SoftEntropyProbe(model, labels=())
+    again = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     again.load_state_dict(state)
     assert torch.equal(again.sums, residual.sums)
     with pytest.raises(InputError, match="expected sites="):

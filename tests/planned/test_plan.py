@@ -104,7 +104,7 @@ def test_shares_put_together_are_the_whole(model, n_shares, kept_labels, monkeyp
     one = planned(corpus, names, 70, per_label=wanted)
     shared = Plan(corpus, one.label_sets, one.batches, wanted, n_shares=n_shares)
     assert [len(share) for share in shared.shares] == [len(one.batches[i::n_shares]) for i in range(n_shares)]
-    parts = [SoftEntropyProbe(model, n_anchors=20, plan=shared) for _ in shared.shares]
+    parts = [SoftEntropyProbe(model, n_anchors=20, plan=shared, anchor_sets=1) for _ in shared.shares]
     for probe, share in zip(parts, shared.shares, strict=True):
         forward(probe, model.model, shared, share=share, progress=False)
     sent = [[] for _ in parts[1:]]
@@ -242,7 +242,7 @@ def test_planned_and_attached_agree(model):
     docs = [d for d in documents(20) if len(d) >= 8]
     corpus = corpus_of(docs)
     run = run_planned(model, corpus, NAMES, 80)
-    attached = SoftEntropyProbe(model, labels=NAMES, n_anchors=20)
+    attached = SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1)
     with attached, torch.no_grad():
         for chunk in length_batches(corpus.lengths, 80):
             ids, mask = pad_batch(corpus, chunk)
@@ -258,7 +258,7 @@ def test_state_of_a_planned_run_goes_on_where_it_stopped(model):
     whole = run_planned(model, corpus, NAMES, 60)
     state = None
     for part in (range(3), range(3, len(plan.batches))):
-        probe = SoftEntropyProbe(model, n_anchors=20, plan=plan)
+        probe = SoftEntropyProbe(model, n_anchors=20, plan=plan, anchor_sets=1)
         if state:
             probe.load_state_dict(state)
         with probe, torch.inference_mode():

@@ -247,7 +247,7 @@ def test_single_documents_and_positions_are_measured(model):
 @pytest.mark.parametrize("n_shares", [2, 3])
 def test_shares_put_together_are_the_whole(model, corpus, n_shares):
     shared = planned_in_bins(corpus, LABELS, 70, n_shares=n_shares)
-    parts = [SoftEntropyProbe(model, n_anchors=20, plan=shared) for _ in shared.shares]
+    parts = [SoftEntropyProbe(model, n_anchors=20, plan=shared, anchor_sets=1) for _ in shared.shares]
     for probe, share in zip(parts, shared.shares, strict=True):
         forward(probe, model.model, shared, share=share, progress=False)
     sent = [[] for _ in parts[1:]]
@@ -293,7 +293,7 @@ def test_a_result_without_bins_has_no_such_table(model, corpus):
 
 def test_bins_in_host_memory_are_the_same(model, corpus):
     plan = planned_in_bins(corpus, LABELS, 70)
-    probe = SoftEntropyProbe(model, labels=LABELS, n_anchors=20, plan=plan)
+    probe = SoftEntropyProbe(model, labels=LABELS, n_anchors=20, plan=plan, anchor_sets=1)
     probe.reserve(on_host=["layer.1", "layer.2"])
     forward(probe, model.model, plan, progress=False)
     probe.retire()
@@ -306,7 +306,7 @@ def test_bins_in_host_memory_are_the_same(model, corpus):
 def test_the_state_of_a_probe_holds_its_bins(model, corpus):
     plan = planned_in_bins(corpus, LABELS, 70)
     half = len(plan.batches) // 2
-    first = SoftEntropyProbe(model, n_anchors=20, plan=plan)
+    first = SoftEntropyProbe(model, n_anchors=20, plan=plan, anchor_sets=1)
     forward(first, model.model, plan, share=range(half), progress=False)
     second = first.new_like()
     second.load_state_dict(first.state_dict())

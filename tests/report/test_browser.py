@@ -215,8 +215,32 @@ def test_a_comparison_marks_differences_within_the_anchor_spread(open_page, tmp_
     page.locator("#difference-run").select_option("1")
     beyond = page.locator("#difference-table td.beyond")
     assert 0 < beyond.count() < cells.count()
+    assert "Bold is beyond 2 of these sd" in page.locator("#differences-read").text_content()
+    entropy_RS, of_other_RS = (
+        next(v.numpy() for _, m, v in r.metrics() if m == "entropy") / math.log(20) for r in (one, other)
+    )
+    apart_RS = of_other_RS - entropy_RS  # both have the same anchors
+    is_beyond_R = abs(apart_RS.mean(axis=1)) > 2 * apart_RS.std(axis=1, ddof=1)
+    column = page.locator("#difference-table tbody td:nth-child(2)")
+    assert column.evaluate_all("cells => cells.map(cell => cell.className === 'beyond')") == is_beyond_R.tolist()
+    assert column.evaluate_all("cells => cells.map(cell => !cell.textContent.startsWith('≈'))") == is_beyond_R.tolist()
     page.get_by_role("button", name="tiny (same)").click()
     assert page.evaluate("document.querySelector('[data-chart=entropy] .plot').data.length") == 4
+
+
+def test_a_comparison_of_single_anchor_sets_marks_nothing(open_page, tmp_path):
+    folders = [
+        save(result_of(tiny_llama(**how), labels=NAMES[:2], anchor_sets=1), tmp_path / name)
+        for name, how in (("one", {}), ("other", {"initializer_range": 0.1}))
+    ]
+    page = open_page(write_report(folders, tmp_path / "report"))
+    said = page.locator("#differences-read").text_content()
+    assert (
+        "One anchor set: the spread over anchors is unknown (--anchor-sets 8), so that no difference is marked" in said
+    )
+    assert page.locator("#difference-table td.beyond, #difference-table td.within").count() == 0
+    assert "±" not in page.locator("#layer-table").text_content()
+    assert page.evaluate("document.querySelector('[data-chart=entropy] .plot').data.length") == 2  # lines, no bands
 
 
 def test_hover_table_and_keys_tell_of_sampled_labels(open_page, tmp_path):

@@ -338,6 +338,4 @@ def test_a_finding_names_the_highest_layer_only_where_that_is_beyond_noise():
         r"highest in layer\.\d \(\d+%\), not distinguishable from layer\.\d \(0\.\d+ ± 0\.\d+ bits\)", alike
     )
     for text in finding_texts(result_of_documents(base, with_intervals=False)):
-        assert "highest in" in text
-        assert "most in" not in text
         assert text.count("noise over documents was not measured") == 1

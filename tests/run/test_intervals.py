@@ -157,9 +157,9 @@ def real(tmp_path_factory) -> Path:
 
 
 def of_real(real, out, **changes) -> RunConfig:
-    settings = {"labels": ["input_unigram", "output_unigram", "column:kind"], "n_anchors": 20, "intervals": True}
+    settings = {"labels": ["input_unigram", "output_unigram", "column:kind"], "n_anchors": 20, "anchor_sets": 1}
     paths = {"model": str(real / "model"), "data": str(real / "texts.jsonl"), "out": str(out)}
-    return RunConfig(**{**paths, **settings, "report": False, **changes})
+    return RunConfig(**{**paths, **settings, "intervals": True, "report": False, **changes})
 
 
 def bootstrap(q, document_of, labels, n_replicates=2000) -> dict:

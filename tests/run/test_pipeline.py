@@ -461,6 +461,7 @@ def test_the_real_checkpoint_equals_every_document_alone(smollm2_gguf, tmp_path)
     data.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     result = run(
         RunConfig(
+            anchor_sets=1,
             model=str(smollm2_gguf),
             data=str(data),
             out=str(tmp_path / "out"),

@@ -18,6 +18,7 @@ from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.cli import main
 from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run import run
@@ -181,6 +182,13 @@ def test_another_configuration_is_told_apart(config, stop_after, whole, tmp_path
         run(config(**SETTINGS, **change, out=str(tmp_path / "copy")), progress=False)
         assert files_of(tmp_path / "copy") == whole
         shutil.rmtree(tmp_path / "copy")
+
+
+def test_an_unfinished_run_of_the_earlier_number_of_anchor_sets_says_how_to_go_on(config, stop_after):
+    interrupt(config(**{**SETTINGS, "anchor_sets": 1}), stop_after, 2)
+    remedy = r"\(anchor_sets: expected 1, got 8\).*earlier versions measured one set .*: --anchor-sets 1 continues"
+    with pytest.raises(InputError, match=remedy):
+        run(config(**{**SETTINGS, "anchor_sets": DEFAULT_ANCHOR_SETS}), progress=False)
 
 
 def test_snapshots_of_another_version_are_refused_or_left_behind(config, stop_after, whole):

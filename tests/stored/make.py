@@ -49,6 +49,7 @@ SWEEP: dict[str, Any] = {
     "data": "texts.jsonl",
     "labels": ["input_unigram", "output_unigram"],
     "n_anchors": 8,
+    "anchor_sets": 1,
     "tokens_per_batch": 200,
     "device_map": "cpu",
     "workers": 1,
@@ -58,8 +59,13 @@ SWEEP: dict[str, Any] = {
 #: Settings of the attached probes, by the name of their state.
 PROBES: dict[str, dict[str, Any]] = {
     "forwarded": {"labels": ["input_unigram", "output_bigram"], "n_anchors": 4, "anchor_sets": 2},
-    "unique_prefix": {"labels": ["input_unigram", "output_trigram"], "n_anchors": 6, "count": "unique_prefix"},
-    "labelled": {"labels": ["input_unigram"], "n_anchors": 8, "anchors": "antithetic"},
+    "unique_prefix": {
+        "labels": ["input_unigram", "output_trigram"],
+        "n_anchors": 6,
+        "anchor_sets": 1,
+        "count": "unique_prefix",
+    },
+    "labelled": {"labels": ["input_unigram"], "n_anchors": 8, "anchor_sets": 1, "anchors": "antithetic"},
 }
 
 

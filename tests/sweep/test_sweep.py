@@ -76,6 +76,7 @@ def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, tra
             data=str(training / "texts.jsonl"),
             labels=["input_unigram", "output_unigram"],
             n_anchors=20,
+            anchor_sets=1,
             out=str(tmp_path / "alone"),
         ),
         progress=False,

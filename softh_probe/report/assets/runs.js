@@ -250,11 +250,16 @@ function layerTable() {
 
 /** What the table of differences says first, judged by the spread over anchor sets. */
 function anchorWords({ paired, series }) {
-  return Object.values(series).some((of) => of.s.some((s) => s !== null))
-    ? "≈ marks what is smaller than the anchor spread (the sd over anchor sets of both results, combined): another draw of anchors for each could undo it. Bold is larger. " +
-      (paired ? "Both were measured with the same anchors, which differ less: ± is the sd over them of the difference, and ≈ is grey where the difference is smaller than that too." : "± is that spread.")
-    : "The anchor spread is not known with a single set of anchors: measure with --anchor-sets 8 to tell differences from chance.";
+  return anchorSpreadKnown(series)
+    ? `± is the anchor spread of the difference: ${paired
+      ? "its sd over the anchor sets, with each of which both results were measured"
+      : "the sd over anchor sets of both results, combined, since their anchors are not the same"}. ` +
+      `Bold is beyond ${ANCHOR_SDS} of these sd, ≈ marks what is within: another draw of anchors could undo it.`
+    : "One anchor set: the spread over anchors is unknown (--anchor-sets 8), so that no difference is marked.";
 }
+
+/** Whether any difference has a spread over anchor sets. */
+const anchorSpreadKnown = (series) => Object.values(series).some((of) => of.s.some(isKnown));
 
 /** The same, judged by noise over documents; the layers in which each column differs are counted. */
 function documentWords(columns, series) {
@@ -267,16 +272,17 @@ function documentWords(columns, series) {
 }
 
 const ALPHA = 0.05;
+/** Differences within that many standard deviations over anchor sets are not told from the choice of anchors. */
+const ANCHOR_SDS = 2;
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`;
 
 function anchorCell({ d, s, p }, r, factor) {
-  if (s[r] === null) return { value: d[r] * factor, text: signed(d[r] * factor) };
   const own = p ? p[r] : s[r];
-  const within = Math.abs(d[r]) <= s[r];
-  const kind = !within ? "beyond" : Math.abs(d[r]) <= own ? "within" : "shared";
+  if (!isKnown(own)) return { value: d[r] * factor, text: signed(d[r] * factor) };
+  const within = Math.abs(d[r]) <= ANCHOR_SDS * own;
   return {
-    value: d[r] * factor, text: (within ? "≈ " : "") + signed(d[r] * factor), small: `± ${(own * factor).toFixed(4)}`, kind,
-    title: { beyond: "larger than the anchor spread", within: "smaller than the anchor spread", shared: "smaller than the anchor spread, but alike with each of the shared anchor sets" }[kind],
+    value: d[r] * factor, text: (within ? "≈ " : "") + signed(d[r] * factor), small: `± ${(own * factor).toFixed(4)}`, kind: within ? "within" : "beyond",
+    title: within ? "within two sd over anchor sets" : "beyond two sd over anchor sets",
   };
 }
 
@@ -293,8 +299,9 @@ function documentCell({ d, se, h }, r, factor) {
 function differenceTable() {
   const others = DATA.differences.map(({ first, other }, i) => [String(i), `${RUNS[other].title} − ${RUNS[first].title}`]);
   const measured = DATA.differences.some((one) => Object.values(one.series).some((of) => of.h));
+  const ofAnchors = DATA.differences.some((one) => anchorSpreadKnown(one.series));
   const which = choice("difference-run", others, () => fill());
-  const noise = choice("difference-noise", [...(measured ? [["documents", "over documents"]] : []), ["anchors", "over anchor sets"]], () => fill());
+  const noise = choice("difference-noise", [...(measured ? [["documents", "over documents"]] : []), ...(ofAnchors || !measured ? [["anchors", "over anchor sets"]] : [])], () => fill());
   const present = Object.entries(METRICS).filter(([m]) => SETS.some((s) => `${m}|${s}` in ALL_SERIES));
   const metric = choice("difference-metric", present.length ? present : [["", "none"]], () => fill());
   const fill = () => {
@@ -303,7 +310,7 @@ function differenceTable() {
     const columns = tableColumns(SETS, metric(), series);
     const [first, other] = [RUNS[one.first], RUNS[one.other]];
     const byDocuments = noise() === "documents";
-    const spreadKnown = Object.values(series).some((of) => of.s.some((s) => s !== null));
+    const spreadKnown = anchorSpreadKnown(series);
     document.getElementById("differences-read").textContent =
       `${other.title} minus ${first.title}, ${interpolated ? "at the same relative depth, layer / (L + 1), interpolated between layers; final norms beside each other" : "in the same layer"}. ` +
       (tokensDiffer ? "Their tokens differ, so informations about tokens and n-grams are of other labels in each. " : "") +

@@ -40,7 +40,7 @@ from tests.helpers.generation import (
 )
 def test_generate_counts_what_is_fed_back(model, labels, how):
     inputs = left_padded(prompts(9, 4, 7))
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     torch.manual_seed(1)
     criteria = [ends_at_seven] if "stopping_criteria" in how else []
     with probe:
@@ -60,7 +60,7 @@ def test_some_sequences_end_before_others(model):
     """The test above is worth something: rows of the batch end at different times."""
     torch.manual_seed(1)
     inputs = left_padded(prompts(9, 4, 7, 5, 6, 8))
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe:
         output = model.generate(**inputs, max_new_tokens=40, do_sample=True, temperature=3.0)
     sequences = fed_back(output, inputs)
@@ -71,7 +71,7 @@ def test_some_sequences_end_before_others(model):
 @pytest.mark.parametrize("labels", LABEL_SETS)
 def test_generate_without_a_cache_feeds_everything_again(model, labels):
     inputs = left_padded(prompts(9, 4))
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     with probe:
         output = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=False)
     n = inputs["input_ids"].shape[1]
@@ -88,7 +88,7 @@ def test_rejected_drafts_do_not_count(model, labels):
     (prompt,) = prompts(9)
     inputs = {"input_ids": prompt[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
     fed = []
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     with probe:
         watch = model.model.embed_tokens.register_forward_pre_hook(lambda m, a: fed.append(a[0].numel()))
         output = model.generate(**inputs, max_new_tokens=20, do_sample=False, assistant_model=assistant)
@@ -103,7 +103,7 @@ def test_rejected_drafts_do_not_count(model, labels):
 def test_drafts_of_the_model_s_own_first_layers_do_not_count(model, labels):
     (prompt,) = prompts(9)
     inputs = {"input_ids": prompt[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     with probe:
         output = model.generate(
             **inputs, max_new_tokens=20, do_sample=False, suppress_tokens=[EOS], assistant_early_exit=1
@@ -114,26 +114,30 @@ def test_drafts_of_the_model_s_own_first_layers_do_not_count(model, labels):
 
 def test_continuous_batching_is_refused(model):
     """generate_batch takes half a minute to start, so only what it gives to the model is given here."""
-    with pytest.raises(ProbeError, match=r"use model\.generate"), SoftEntropyProbe(model, labels=()), torch.no_grad():
+    with (
+        pytest.raises(ProbeError, match=r"use model\.generate"),
+        SoftEntropyProbe(model, labels=(), anchor_sets=1),
+        torch.no_grad(),
+    ):
         model(torch.stack(prompts(9)), use_cache=False, read_index=[torch.zeros(0, dtype=torch.long)])
 
 
 def test_a_prompt_of_embeddings(model):
     inputs = left_padded(prompts(9, 4, 7))
     embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe:
         output = model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
     output = torch.cat([inputs["input_ids"], output], dim=1)
     assert_same(probe, alone(model, fed_back(output, inputs), ()))
-    with pytest.raises(ProbeError, match=r"fed no input_ids.*probe\.labelled"), SoftEntropyProbe(model):
+    with pytest.raises(ProbeError, match=r"fed no input_ids.*probe\.labelled"), SoftEntropyProbe(model, anchor_sets=1):
         model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
 
 
 def test_prompt_lookup(model):
     text = prompts(6)[0].repeat(4)
     inputs = {"input_ids": text[None], "attention_mask": torch.ones(1, 24, dtype=torch.long)}
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe:
         output = model.generate(**inputs, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=4)
     assert_same(probe, alone(model, fed_back(output, inputs), ["input_unigram", "output_unigram"]))
@@ -149,9 +153,9 @@ def test_beams(model, do_sample):
         histories.append((input_ids.clone(), kwargs["attention_mask"].clone()))
         return original(input_ids, *args, **kwargs)
 
-    probe = SoftEntropyProbe(model, labels=["input_bigram"])
-    every = SoftEntropyProbe(model, labels=())
-    once = SoftEntropyProbe(model, labels=["input_bigram"], count="unique_prefix")
+    probe = SoftEntropyProbe(model, labels=["input_bigram"], anchor_sets=1)
+    every = SoftEntropyProbe(model, labels=(), anchor_sets=1)
+    once = SoftEntropyProbe(model, labels=["input_bigram"], count="unique_prefix", anchor_sets=1)
     with probe, every, once, replaced(model, "prepare_inputs_for_generation", note):
         model.generate(**inputs, max_new_tokens=8, num_beams=3, do_sample=do_sample, early_stopping=True)
     first, mask = histories[0]
@@ -175,7 +179,7 @@ def test_beams(model, do_sample):
 
 def test_output_labels_of_beams_come_from_a_beam_that_goes_on(model):
     inputs = left_padded(prompts(9, 4))
-    probe = SoftEntropyProbe(model, labels=["output_unigram"])
+    probe = SoftEntropyProbe(model, labels=["output_unigram"], anchor_sets=1)
     with probe:
         output = model.generate(**inputs, max_new_tokens=8, num_beams=3, do_sample=False)
     assert output.shape[1] > 9
@@ -188,7 +192,7 @@ def test_output_labels_of_beams_come_from_a_beam_that_goes_on(model):
 def test_lora_generates(model):
     peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])).eval()
     inputs = left_padded(prompts(9, 4, 7))
-    probe = SoftEntropyProbe(peft_model)
+    probe = SoftEntropyProbe(peft_model, anchor_sets=1)
     with probe:
         output = peft_model.generate(**inputs, max_new_tokens=9, do_sample=False)
     assert_same(probe, alone(peft_model, fed_back(output, inputs), ["input_unigram", "output_unigram"]))
@@ -219,7 +223,7 @@ def test_lora_generates(model):
 def test_other_models_generate(config):
     model = make_model(config)
     inputs = left_padded(prompts(9, 4, 7))
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe:
         output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert_same(probe, alone(model, fed_back(output, inputs), ["input_unigram", "output_unigram"]))
@@ -238,14 +242,18 @@ def test_both_stacks_of_an_encoder_decoder_generate():
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(t), dtype=torch.long) for t in texts], batch_first=True)
     labels = ["input_unigram", "output_unigram"]
-    probes = [SoftEntropyProbe(stack, labels=labels) for stack in (model.get_encoder(), model.get_decoder())]
+    probes = [
+        SoftEntropyProbe(stack, labels=labels, anchor_sets=1) for stack in (model.get_encoder(), model.get_decoder())
+    ]
     torch.manual_seed(8)
     with probes[0], probes[1]:
         output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=30, do_sample=True, temperature=3.0)
     rows = [row.tolist() for row in output]
     written = [row[: row.index(EOS)] if EOS in row else row[:-1] for row in rows]
     assert len({len(row) for row in written}) > 1
-    expected = [SoftEntropyProbe(stack, labels=labels) for stack in (model.get_encoder(), model.get_decoder())]
+    expected = [
+        SoftEntropyProbe(stack, labels=labels, anchor_sets=1) for stack in (model.get_encoder(), model.get_decoder())
+    ]
     with expected[0], expected[1], torch.no_grad():
         for text, row in zip(texts, written, strict=True):
             model(input_ids=text[None], decoder_input_ids=torch.tensor([row]), use_cache=False)

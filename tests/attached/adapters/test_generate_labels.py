@@ -15,7 +15,7 @@ def by_label(probe):
 
 
 def labelled_alone(model, sequences, languages):
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe, torch.no_grad():
         for sequence, language in zip(sequences, languages.tolist(), strict=True):
             with probe.labelled(language=torch.tensor([language])):
@@ -35,7 +35,7 @@ def labelled_alone(model, sequences, languages):
 )
 def test_each_row_has_the_label_of_its_sequence(model, how):
     inputs = left_padded(prompts(9, 4, 7))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     torch.manual_seed(2)
     with probe, probe.labelled(language=LANGUAGES):
         output = model.generate(**inputs, **{"max_new_tokens": 6, **how})
@@ -50,7 +50,7 @@ def test_each_row_has_the_label_of_its_sequence(model, how):
 def test_beams_have_the_label_of_their_sequence(model):
     """Beams change their order, but not their sequence."""
     inputs = left_padded(prompts(9, 4, 7))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     how = {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 5, "min_new_tokens": 5}
     with probe, probe.labelled(language=LANGUAGES):
         model.generate(**inputs, **how, suppress_tokens=[EOS], do_sample=False)
@@ -60,7 +60,7 @@ def test_beams_have_the_label_of_their_sequence(model):
 
 def test_guidance_runs_the_model_on_as_many_rows(model):
     inputs = left_padded(prompts(5, 5, 5))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe, probe.labelled(language=LANGUAGES):
         model.generate(**inputs, guidance_scale=1.5, num_return_sequences=2, do_sample=True, max_new_tokens=3)
     assert probe.result().info["labelled_positions"]["language"] == probe.positions
@@ -68,7 +68,7 @@ def test_guidance_runs_the_model_on_as_many_rows(model):
 
 def test_labels_for_each_row_are_taken_as_they_are(model):
     inputs = left_padded(prompts(9, 4))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     with probe, probe.labelled(language=torch.tensor([1, 2, 3, 4])):
         model.generate(**inputs, num_return_sequences=2, do_sample=True, max_new_tokens=1)
     assert by_label(probe).loc["layer.1"]["count"].to_dict() == {"1": 9, "2": 9, "3": 4, "4": 4}
@@ -77,7 +77,7 @@ def test_labels_for_each_row_are_taken_as_they_are(model):
 @pytest.mark.parametrize("n_labels", [1, 2, 5])
 def test_labels_of_another_number_are_refused_although_they_would_divide_the_rows(model, n_labels):
     inputs = left_padded(prompts(9, 4, 7, 8))
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     expected = rf"language: expected labels \[8, 9\], got \[{n_labels}\]; give one for each row"
     with pytest.raises(ProbeError, match=expected), probe, probe.labelled(language=torch.zeros(n_labels).long()):
         model.generate(**inputs, num_return_sequences=2, do_sample=True, max_new_tokens=1)
@@ -85,7 +85,7 @@ def test_labels_of_another_number_are_refused_although_they_would_divide_the_row
 
 def test_rows_that_somebody_else_repeats_are_refused(model):
     """Outside of generate nobody can tell whether rows of a sequence stand side by side."""
-    probe = SoftEntropyProbe(model, labels=())
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1)
     ids = torch.stack(prompts(6, 6)).repeat(2, 1)
     with pytest.raises(ProbeError, match=r"language: expected labels \[4, 6\], got \[2\]"), probe, torch.no_grad():
         with probe.labelled(language=torch.tensor([1, 2])):

@@ -52,7 +52,7 @@ def holds(policy, sequences, starts):
 def test_with_a_cache(model, labels, how):
     inputs, repeats = left_padded(prompts(*LENGTHS)), how.get("num_return_sequences", 1)
     for policy in POLICIES:
-        probe = SoftEntropyProbe(model, labels=labels, positions=policy)
+        probe = SoftEntropyProbe(model, labels=labels, positions=policy, anchor_sets=1)
         torch.manual_seed(1)
         with probe:
             output = model.generate(**inputs, max_new_tokens=12, **how)
@@ -67,7 +67,7 @@ def test_with_a_cache(model, labels, how):
 def test_without_a_cache_sequences_are_fed_again_and_again(model, labels):
     inputs = left_padded(prompts(*LENGTHS))
     for policy in POLICIES:
-        probe = SoftEntropyProbe(model, labels=labels, positions=policy)
+        probe = SoftEntropyProbe(model, labels=labels, positions=policy, anchor_sets=1)
         with probe:
             output = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=False)
         rows = [row[9 - n :] for row, n in zip(output, LENGTHS, strict=True)]
@@ -78,7 +78,9 @@ def test_without_a_cache_sequences_are_fed_again_and_again(model, labels):
 def test_a_cache_and_none_give_the_same_where_each_prefix_counts_once(model):
     inputs = left_padded(prompts(*LENGTHS))
     for policy in POLICIES:
-        probes = [SoftEntropyProbe(model, labels=(), positions=policy, count="unique_prefix") for _ in range(2)]
+        probes = [
+            SoftEntropyProbe(model, labels=(), positions=policy, count="unique_prefix", anchor_sets=1) for _ in range(2)
+        ]
         for probe, use_cache in zip(probes, (True, False), strict=True):
             with probe:
                 model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=use_cache)
@@ -95,7 +97,7 @@ def test_drafts(model, labels, policy):
     with torch.no_grad():
         assistant.lm_head.weight += 0.7 * torch.randn(assistant.lm_head.weight.shape)
     inputs = left_padded(prompts(9))
-    probe = SoftEntropyProbe(model, labels=labels, positions=policy)
+    probe = SoftEntropyProbe(model, labels=labels, positions=policy, anchor_sets=1)
     with probe:
         output = model.generate(**inputs, max_new_tokens=20, suppress_tokens=[EOS], assistant_model=assistant)
     sequences = fed_back(output, inputs)
@@ -113,8 +115,8 @@ def test_beams(model, policy):
         histories.append(torch.cat([input_ids, kwargs["attention_mask"]]).clone())
         return original(input_ids, *args, **kwargs)
 
-    every = SoftEntropyProbe(model, labels=(), positions=policy)
-    once = SoftEntropyProbe(model, labels=(), positions=policy, count="unique_prefix")
+    every = SoftEntropyProbe(model, labels=(), positions=policy, anchor_sets=1)
+    once = SoftEntropyProbe(model, labels=(), positions=policy, count="unique_prefix", anchor_sets=1)
     with every, once, replaced(model, "prepare_inputs_for_generation", note):
         model.generate(**inputs, max_new_tokens=8, num_beams=3, do_sample=False, early_stopping=True)
     starts, ends = [n for n in LENGTHS for _ in range(3)], []
@@ -134,7 +136,7 @@ def test_prompts_of_embeddings(model):
     inputs = left_padded(prompts(*LENGTHS))
     embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
     for policy in POLICIES:
-        probe = SoftEntropyProbe(model, labels=(), positions=policy)
+        probe = SoftEntropyProbe(model, labels=(), positions=policy, anchor_sets=1)
         with probe:
             output = model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=6)
         sequences = fed_back(torch.cat([inputs["input_ids"], output], dim=1), inputs)
@@ -146,7 +148,7 @@ def test_a_conversation_goes_on_with_its_cache(model, labels):
     """Of the second turn, what it wrote itself is generated; the end of the first one is a part of its prompt."""
     (first, second) = prompts(9, 3)
     for policy in POLICIES:
-        probe, cache = SoftEntropyProbe(model, labels=labels, positions=policy), DynamicCache()
+        probe, cache = SoftEntropyProbe(model, labels=labels, positions=policy, anchor_sets=1), DynamicCache()
         how = {"do_sample": False, "suppress_tokens": [EOS], "past_key_values": cache}
         with probe:
             text = model.generate(first[None], max_new_tokens=4, **how)
@@ -162,7 +164,7 @@ def test_trained_prompts_have_no_places(model):
     peft_model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
     inputs = left_padded(prompts(9))
     for policy in POLICIES:
-        probe, by_hand = (SoftEntropyProbe(peft_model, labels=(), positions=p) for p in (policy, "all"))
+        probe, by_hand = (SoftEntropyProbe(peft_model, labels=(), positions=p, anchor_sets=1) for p in (policy, "all"))
         with probe:
             output = peft_model.generate(**inputs, max_new_tokens=6, do_sample=False, suppress_tokens=[EOS])
         (sequence,) = fed_back(output, inputs)
@@ -182,7 +184,8 @@ def test_both_stacks_of_an_encoder_decoder():
     question, start = prompts(9)[0][None], torch.tensor([[PAD, 5, 6]])
     for policy in POLICIES:
         encoder, decoder = (
-            SoftEntropyProbe(stack, labels=(), positions=policy) for stack in (model.get_encoder(), model.get_decoder())
+            SoftEntropyProbe(stack, labels=(), positions=policy, anchor_sets=1)
+            for stack in (model.get_encoder(), model.get_decoder())
         )
         with encoder, decoder:
             output = model.generate(
@@ -192,7 +195,7 @@ def test_both_stacks_of_an_encoder_decoder():
         assert written.shape[1] == 14
         assert encoder.positions == sum(POLICIES[policy](t, 9) for t in range(9))
         (counted,) = holds(policy, written, [3])
-        by_hand, mask = SoftEntropyProbe(model.get_decoder(), labels=()), torch.zeros(1, 14)
+        by_hand, mask = SoftEntropyProbe(model.get_decoder(), labels=(), anchor_sets=1), torch.zeros(1, 14)
         mask[0, counted] = 1
         with by_hand, by_hand.counted(mask), torch.no_grad():
             model(input_ids=question, decoder_input_ids=written, use_cache=False)
@@ -206,7 +209,7 @@ def test_masks_of_prompts(model, chunk, repeats):
     inputs = left_padded(prompts(*LENGTHS))
     chosen = torch.arange(9) % 3 == 0
     how = {"do_sample": repeats > 1, "num_return_sequences": repeats, "prefill_chunk_size": chunk}
-    probe, masked = (SoftEntropyProbe(model, labels=()) for _ in range(2))
+    probe, masked = (SoftEntropyProbe(model, labels=(), anchor_sets=1) for _ in range(2))
     torch.manual_seed(1)
     with probe, probe.counted(chosen.expand(3, 9)):
         output = model.generate(**inputs, max_new_tokens=8, **how)
@@ -227,7 +230,7 @@ def test_masks_of_prompts(model, chunk, repeats):
 def test_other_models_in_generate_do_not_write(model):
     """Only what the measured model's own `generate` wrote is generated."""
     other = make_model()
-    probe = SoftEntropyProbe(model, labels=(), positions="generated")
+    probe = SoftEntropyProbe(model, labels=(), positions="generated", anchor_sets=1)
     with probe, torch.no_grad():
         model(other.generate(prompts(5)[0][None], max_new_tokens=4, do_sample=False))
     with pytest.raises(ProbeError, match=r"generated are the tokens that model\.generate writes"):

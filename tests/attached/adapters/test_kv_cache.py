@@ -15,7 +15,7 @@ from tests.helpers.generation import LABEL_SETS, alone, assert_same, fed_back, p
 @pytest.mark.parametrize("labels", LABEL_SETS)
 def test_a_loop_of_ones_own_with_a_cache(model, labels):
     texts = torch.stack(prompts(12, 12))
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     with probe, torch.no_grad():
         cache = None
         for piece in texts.split([5, 1, 1, 3, 2], dim=1):
@@ -26,7 +26,7 @@ def test_a_loop_of_ones_own_with_a_cache(model, labels):
 def test_two_caches_in_turn_and_a_cropped_one(model):
     one, two = prompts(12, 10)
     labels = ["input_bigram", "output_bigram"]
-    probe = SoftEntropyProbe(model, labels=labels)
+    probe = SoftEntropyProbe(model, labels=labels, anchor_sets=1)
     with probe, torch.no_grad():
         caches = [DynamicCache(config=model.config) for _ in range(2)]
         for a, b in zip(one.split(4), two.split([4, 4, 2]), strict=True):
@@ -43,8 +43,8 @@ def test_sequences_of_an_unknown_past_lack_the_labels_that_reach_into_it(model):
     (text,) = prompts(12)
     with torch.no_grad():
         cache = model(input_ids=text[None, :6], use_cache=True).past_key_values
-        probe = SoftEntropyProbe(model, labels=["input_trigram"])
-        once = SoftEntropyProbe(model, labels=(), count="unique_prefix")
+        probe = SoftEntropyProbe(model, labels=["input_trigram"], anchor_sets=1)
+        once = SoftEntropyProbe(model, labels=(), count="unique_prefix", anchor_sets=1)
         with probe:
             model(input_ids=text[None, 6:], past_key_values=copy.deepcopy(cache))
         assert probe.positions == 4
@@ -57,7 +57,7 @@ def test_generate_from_a_cache_that_was_filled_before(model):
     inputs = {"input_ids": text[None], "attention_mask": torch.ones(1, 12, dtype=torch.long)}
     with torch.no_grad():
         cache = model(input_ids=text[None, :6], use_cache=True).past_key_values
-    probe = SoftEntropyProbe(model, labels=["input_trigram"])
+    probe = SoftEntropyProbe(model, labels=["input_trigram"], anchor_sets=1)
     with probe:
         output = model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
     (sequence,) = fed_back(output, inputs)
@@ -65,7 +65,7 @@ def test_generate_from_a_cache_that_was_filled_before(model):
 
 
 def test_what_waits_goes_with_its_cache(model):
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe, torch.no_grad():
         output = model(torch.stack(prompts(9)), use_cache=True)
         assert all(len(sums.waiting) == 1 for sums in probe._sums.values())
@@ -77,7 +77,7 @@ def test_what_waits_goes_with_its_cache(model):
 
 def test_a_step_that_fails_is_left_out(model):
     (text,) = prompts(12)
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
 
     def fail(*_):
         raise RuntimeError("out of memory")
@@ -100,7 +100,7 @@ def test_a_step_that_fails_is_left_out(model):
 def test_steps_are_counted_when_asked_for_and_when_their_cache_is_gone(model):
     (text,) = prompts(12)
     expected = [alone(model, [text[:n]], ["input_unigram", "output_unigram"]).positions for n in (8, 12)]
-    probe = SoftEntropyProbe(model)
+    probe = SoftEntropyProbe(model, anchor_sets=1)
     with probe, torch.no_grad():
         cache = model(input_ids=text[None, :6], use_cache=True).past_key_values
         for t in range(6, 12):
