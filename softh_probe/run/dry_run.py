@@ -28,8 +28,9 @@ from softh_probe.models.describe import describe_layers, load_body_skeleton, wei
 from softh_probe.models.lengths import longest_document
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
-from softh_probe.planned.memory import ALL_POSITIONS, BINS, GIB, SumsMemory
+from softh_probe.planned.memory import ALL_POSITIONS, BINS
 from softh_probe.planned.prepared import PADDED
+from softh_probe.planned.sums_memory import GIB, SumsMemory
 from softh_probe.positions import describe_policy
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed

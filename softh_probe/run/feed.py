@@ -16,7 +16,7 @@ from softh_probe.choices import Choice
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus
 from softh_probe.planned.announced import AnnouncedRows
-from softh_probe.planned.memory import SumsMemory
+from softh_probe.planned.sums_memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.forward import Batch
 from softh_probe.run.processes import Processes

@@ -13,10 +13,11 @@ from softh_probe.data.corpus import Corpus
 from softh_probe.data.prepared import read_corpus
 from softh_probe.hashing import arrays_sha256
 from softh_probe.planned.held_sets import unknown_intervals
-from softh_probe.planned.memory import SumsMemory, place_sums
+from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
 from softh_probe.planned.second_pass import SecondPass
+from softh_probe.planned.sums_memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.feed import evenly_chosen, placing
 from softh_probe.run.forward import Batch, planned_batches

@@ -19,10 +19,11 @@ from softh_probe.data.prepared import check_groups, label_columns, open_stream
 from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError
 from softh_probe.labels import parse_label_sets, shortest_document
-from softh_probe.planned.memory import SumsMemory, place_streamed_sums
+from softh_probe.planned.memory import place_streamed_sums
 from softh_probe.planned.population import NO_POSITION, Population
 from softh_probe.planned.prepared import PADDED, batch_documents
 from softh_probe.planned.streamed import StreamedRows, check_columns
+from softh_probe.planned.sums_memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.feed import evenly_chosen, placing
 from softh_probe.run.forward import Batch

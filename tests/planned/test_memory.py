@@ -11,8 +11,9 @@ from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.data.corpus import pad_batch
 from softh_probe.errors import InputError
 from softh_probe.planned import memory, row_allocation
-from softh_probe.planned.memory import GIB, free_bytes, place_sums
+from softh_probe.planned.memory import free_bytes, place_sums
 from softh_probe.planned.plan import Plan
+from softh_probe.planned.sums_memory import GIB
 from softh_probe.planned.thresholds import ENTROPY_SD
 from tests.helpers import references
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
