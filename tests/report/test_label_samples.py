@@ -193,7 +193,7 @@ def test_results_that_followed_the_same_labels_say_so(result):
 
 @pytest.mark.parametrize("other", [{"threshold": 512.0}, {"label_rows": 4096, "threshold": 620.0}, None])
 def test_other_samples_are_told_and_their_errors_added(whole, result, other):
-    second = whole if other is None else sampled(whole, *BIGRAMS, errors=(0.03, 0, 0.01, 0), **other)
+    second = whole if other is None else sampled(whole, *BIGRAMS, errors=(0.03, 0, 0.01, 0, 0), **other)
     second.info["settings"].setdefault("label_rows", 65_536)
     (note,) = [n for n in check_comparable([result, second], ["x", "y"]) if "samples of labels" in n]
     rows = {8192: "8192 in both"}.get(n := second.info["settings"]["label_rows"], f"8192 and {n}")
