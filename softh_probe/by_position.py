@@ -193,4 +193,5 @@ def _entropy_of_bins(result: ProbeResult, label_set: str) -> Tensor:
     """Compute H(B) of the positions that have a label [R]."""
     bins = _bins_with(result, label_set)
     n_BR = torch.stack([b.tensors["labelled_positions"][:, b.label_sets.index(label_set)] for b in bins])
-    return torch.special.entr(_shares(n_BR)).sum(dim=0)
+    entropy_R: Tensor = torch.special.entr(_shares(n_BR)).sum(dim=0)
+    return entropy_R

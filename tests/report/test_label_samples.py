@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.analysis.comparable import check_comparable
 from softh_probe.errors import InputError
+from softh_probe.report.bit_words import reading_lines
 from softh_probe.report.compare import differences
 from softh_probe.report.label_samples import sample_line, sample_sentences
 from softh_probe.report.page import comparison_page, run_page, write_report
@@ -235,7 +236,8 @@ def test_the_terminals_table_ends_with_a_line_on_the_sample(whole, result, capsy
         "labels were sampled in input_bigram, output_bigram: the standard error of information by that is at most "
         f"{most(result, 'mutual_information'):.4f} log m"
     )
-    of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    of_anchors, of_bits, of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    assert [of_anchors, of_bits] == reading_lines(result)
     assert all(line.startswith("shares of the ceiling, ") for line in of_shares)
     assert of_chance.startswith("topic: highest in ")
     assert of_sample == said
