@@ -3,6 +3,7 @@
 Each bin B = b is a population of its own, so its metrics are those of any result. Over all bins there are three more
 label sets: `position`, I(B;Z); `X|position`, I(X;Z|B) = Σ_b P(b) I_b(X;Z); and `X,position`, I(X,B;Z), which is
 H(Z) − H(Z|X,B). The chain rule holds for label sets that label all positions: I(X,B;Z) = I(B;Z) + I(X;Z|B).
+Entropies of labels are those of the positions with a label X: H(B), H(X|B), and H(X,B) = H(B) + H(X|B).
 
 Shape suffixes: B bins, R rows (layers), X label sets, S anchor sets.
 """
@@ -29,8 +30,17 @@ if TYPE_CHECKING:
 
 #: Tensors of a label set that are means over positions with a label.
 _MEANS = ("labelled_entropy", "labelled_position_entropy", "conditional_entropy", "null_information")
+#: H(X) of the labels of the positions that have one.
+_OF_LABELS = "entropy_of_labels"
 #: Metrics that joint labels have: neither chance nor correction is known of them.
-_OF_JOINT = ("conditional_entropy", "mutual_information", "mutual_information_max", "coverage", "regularity")
+_OF_JOINT = (
+    "label_entropy",
+    "conditional_entropy",
+    "mutual_information",
+    "mutual_information_max",
+    "coverage",
+    "regularity",
+)
 
 
 def bins_of_layers(
@@ -126,6 +136,11 @@ def _given_position(result: ProbeResult, label_set: str) -> dict[str, Tensor]:
         found[name][share_BR.sum(dim=0).isnan()] = torch.nan
         _add_error(found, bins, name, share_BR)
     _add_error(found, bins, "covered_positions", torch.ones_like(n_BR))
+    if all(_OF_LABELS in b for b in bins):
+        share_BR = _shares(n_BR)
+        weighted_BR = share_BR * torch.stack([b[_OF_LABELS] for b in bins])
+        found[_OF_LABELS] = weighted_BR.masked_fill(share_BR == 0, 0.0).sum(dim=0)
+        _add_error(found, bins, _OF_LABELS, share_BR)
     return found
 
 
@@ -145,9 +160,9 @@ def _add_error(found: dict[str, Tensor], bins: list[dict[str, Tensor]], name: st
 
 _SAMPLED = tuple(
     name + SAMPLING_SD
-    for name in ("conditional_entropy", "null_information", "corrected_information", "covered_positions")
+    for name in ("conditional_entropy", "null_information", "corrected_information", "covered_positions", _OF_LABELS)
 )
-_OF_SET = (*_MEANS, "corrected_information", "labelled_positions", "covered_positions", *_SAMPLED)
+_OF_SET = (*_MEANS, "corrected_information", "labelled_positions", "covered_positions", _OF_LABELS, *_SAMPLED)
 
 
 def _is_of_set(name: str) -> bool:
@@ -155,7 +170,7 @@ def _is_of_set(name: str) -> bool:
 
 
 def _of_joint(result: ProbeResult, label_set: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give what joint labels have of all positions that have a label: H(Z), and the mean entropy of their assignments.
+    """Give what joint labels have of all positions that have a label: H(Z), mean entropy of assignments, and H(X,B).
 
     Where all positions have one, H(Z) is put together from H(Z|B) and I(B;Z). Sums of labels and sums of all positions
     differ by float32 rounding, some 1e-7; so the chain rule holds to the last digits all the same.
@@ -168,4 +183,15 @@ def _of_joint(result: ProbeResult, label_set: str, given: Mapping[str, Tensor]) 
         "labelled_entropy": given["labelled_entropy"] + information_RS,
         "labelled_position_entropy": of_position["labelled_position_entropy"],
     }
-    return {name: torch.where(is_all_R1, value, result.tensors[name][:, x]) for name, value in of_all.items()}
+    found = {name: torch.where(is_all_R1, value, result.tensors[name][:, x]) for name, value in of_all.items()}
+    if _OF_LABELS in given:
+        found[_OF_LABELS] = given[_OF_LABELS] + _entropy_of_bins(result, label_set)
+    return found
+
+
+def _entropy_of_bins(result: ProbeResult, label_set: str) -> Tensor:
+    """Compute H(B) of the positions that have a label [R]."""
+    bins = _bins_with(result, label_set)
+    n_BR = torch.stack([b.tensors["labelled_positions"][:, b.label_sets.index(label_set)] for b in bins])
+    entropy_R: Tensor = torch.special.entr(_shares(n_BR)).sum(dim=0)
+    return entropy_R

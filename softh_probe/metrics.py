@@ -84,6 +84,14 @@ METRICS = (
         inputs=("entropy_document_sd",),
     ),
     Metric(
+        name="label_entropy",  # H(X) = −Σ_x P(x) log P(x), of the positions that have a label
+        scope="label_set",
+        has_unit=True,
+        compute=as_measured,
+        inputs=("entropy_of_labels",),
+        is_optional=True,
+    ),
+    Metric(
         name="conditional_entropy",  # H(Z|X)
         scope="label_set",
         has_unit=True,

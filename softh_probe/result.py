@@ -53,8 +53,9 @@ class ProbeResult:
             labelled_positions [R, X], covered_positions [R, X], labelled_entropy [R, X, S],
             labelled_position_entropy [R, X, S],
             conditional_entropy [R, X, S], null_information [R, X, S],
-            corrected_information [R, X, S], label_entropy [R, L, S], label_positions [R, L];
-            and where a sample of labels was followed, the standard error by that of four of these, averaged over anchor
+            corrected_information [R, X, S], entropy_of_labels [R, X] (earlier versions have none),
+            label_entropy [R, L, S], label_positions [R, L];
+            and where a sample of labels was followed, the standard error by that of five of these, averaged over anchor
             sets, under their names with `_sampling_sd` [R, X]; where there are labels of whole documents,
             null_information_sd and p_value [R, X]; and with intervals, standard errors over documents: se_entropy [R],
             se_information, se_regularity and se_optimality [R, X] (that of an order at the set of its output).

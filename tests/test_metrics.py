@@ -12,6 +12,7 @@ from tests.helpers.report_data import result_of, sampled
 
 OF_POSITIONS = ["entropy", "entropy_document_sd"]
 OF_A_SET = [
+    "label_entropy",
     "conditional_entropy",
     "mutual_information",
     "mutual_information_max",
@@ -32,7 +33,7 @@ def result(model):
 
 def test_the_table_has_its_metrics_in_order(result):
     expected = [("", metric) for metric in OF_POSITIONS]
-    of_documents = [*OF_A_SET[:4], "mutual_information_null_sd", *OF_A_SET[4:]]  # of labels of whole documents alone
+    of_documents = [*OF_A_SET[:5], "mutual_information_null_sd", *OF_A_SET[5:]]  # of labels of whole documents alone
     expected += [
         (label_set, metric)
         for label_set in result.label_sets

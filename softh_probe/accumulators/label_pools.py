@@ -37,6 +37,13 @@ class CountTables(NamedTuple):
         """Counts, and the sums over the labels that are followed, weighted."""
         return self.counts_C, self.followed_XC, self.weighted_XCS, self.own_XCS
 
+    @property
+    def entropy_of_labels(self) -> Tensor:
+        """H(X) of the labels of each set in nats [X]; NaN where there are none."""
+        positions_XC = self.labels_XC * self.counts_C
+        n_X1 = positions_XC.sum(dim=1, keepdim=True)
+        return (positions_XC / n_X1 * (n_X1.log() - self.counts_C.double().log())).sum(dim=1)
+
     def of_set(self, x: int) -> CountTables:
         """The sums of one set, [C] and [C, S]."""
         return CountTables(self.counts_C, *(table[x] for table in self[1:]))

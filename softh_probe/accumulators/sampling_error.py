@@ -43,6 +43,7 @@ class SampledLabels:
         counts_I, followed_I: the labels' count, and how many there are.
         weights_I, probability_I: w and π of each.
         strata_I: the stratum of each.
+        scale_I: the label's positions over those in its sums; more than 1 where it entered late.
         sums_I2: sums of n·H(p̂_x) and of the positions' own assignment entropies, means over anchor sets, in nats.
         squares_I3: sums of the square of the first, their product, and the square of the second.
         cross_I: mean over anchor sets of Σ_j s_j log p_j, of each label's mass s, with p the distribution of the
@@ -57,6 +58,7 @@ class SampledLabels:
     weights_I: Tensor
     probability_I: Tensor
     strata_I: Tensor
+    scale_I: Tensor
     sums_I2: Tensor
     squares_I3: Tensor
     cross_I: Tensor
@@ -97,6 +99,7 @@ def labels_of_buckets(rows: RowLabels, weights: BucketWeights, retired: Tensor, 
         weights_I=torch.from_numpy(weights.weights_I[chosen]),
         probability_I=torch.from_numpy(rows.bucket_probability[chosen]),
         strata_I=torch.from_numpy(weights.strata_I[chosen]),
+        scale_I=torch.ones(int(chosen.sum()), dtype=torch.float64),
         sums_I2=sums_I2,
         squares_I3=pools[:, 2 * n_sets :],
         cross_I=torch.zeros(int(chosen.sum()), dtype=torch.float64),
@@ -143,6 +146,7 @@ def labels_of_rows(rows: RowLabels, weights: LiveWeights, live: Tensor, x: int, 
         weights_I=weights_I,
         probability_I=probability_I,
         strata_I=torch.zeros_like(counts_I),
+        scale_I=torch.cat([torch.from_numpy(rows.live_scale)[own], torch.ones(int(shared.sum()), dtype=torch.float64)]),
         sums_I2=torch.cat(sums),
         squares_I3=torch.cat(products),
         cross_I=torch.cat(crosses),
@@ -158,6 +162,7 @@ class SamplingErrors(NamedTuple):
     null_information: float = 0.0
     corrected_information: float = 0.0
     covered_positions: float = 0.0
+    entropy_of_labels: float = 0.0
 
 
 def sampling_errors(
@@ -178,9 +183,9 @@ def sampling_errors(
     """
     n_I, none_I = labels.counts_I, torch.zeros_like(labels.counts_I)
     conditional = labels.error(none_I + 1 / n_labelled, none_I, none_I)
-    null, covered = _errors_of_counts(labels, curves, n_labelled)
+    null, covered, of_labels = _errors_of_counts(labels, curves, n_labelled)
     if labels.followed_I[n_I >= 2].sum() < LEAST_LABELS:
-        return SamplingErrors(conditional, null, math.nan, covered)
+        return SamplingErrors(conditional, null, math.nan, covered, of_labels)
     slope_C = bias_slope(curves, corrected).mean(dim=1)
     bias_C, divergence_C = corrected.bias_CS.mean(dim=1), corrected.divergence_CS.mean(dim=1)
     n_covered = corrected.positions_C.sum()
@@ -194,21 +199,24 @@ def sampling_errors(
     first_I, second_I, constant_I = (
         torch.where(is_covered_I, value_I / n_covered, 0.0) for value_I in (-(1 + slope_I), slope_I, constant_I)
     )
-    return SamplingErrors(conditional, null, labels.error(first_I, second_I, constant_I), covered)
+    return SamplingErrors(conditional, null, labels.error(first_I, second_I, constant_I), covered, of_labels)
 
 
-def _errors_of_counts(labels: SampledLabels, curves: BiasCurves, n_labelled: Tensor) -> tuple[float, float]:
-    """Compute the standard errors of the null and of the covered positions, which depend on counts alone."""
+def _errors_of_counts(labels: SampledLabels, curves: BiasCurves, n_labelled: Tensor) -> tuple[float, float, float]:
+    """Compute the standard errors of the null, the covered positions and H(X), which depend on counts alone."""
     if labels.counts_known:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     n_I, none_I = labels.counts_I, torch.zeros_like(labels.counts_I)
     by_chance_I = chance_information(curves, n_I).mean(dim=1)
     null = labels.error(none_I, none_I, n_I * by_chance_I / n_labelled)
     covered = labels.error(none_I, none_I, (n_I == 1).double())
+    part_I = torch.xlogy(n_I, labels.scale_I * n_I) / n_labelled  # of H(X) = log N − Σ_x n log n / N
+    of_labels = labels.error(none_I, none_I, part_I)
     if not (n_I == 1).any() and len(n_I):  # about as many labels of one position as one that is followed stands for
         covered = float(labels.weights_I.max())
         null = max(null, covered * float((chance_information(curves, n_I.new_ones(1)).mean()) / n_labelled))
-    return null, covered
+        of_labels = max(of_labels, covered * float((labels.weights_I @ part_I) / (labels.weights_I @ n_I)))
+    return null, covered, of_labels
 
 
 def correction_bias(labels: SampledLabels, curves: BiasCurves, corrected: CorrectedConditional) -> Tensor:

@@ -57,9 +57,10 @@ class LayerStatistics:
         null_information_sd: [X], standard deviation over relabelings of the documents of the information, averaged over
             anchor sets; NaN where labels are not of whole documents.
         p_value: [X], share of the relabelings that have as much information; NaN likewise.
+        entropy_of_labels: [X], H(X) of the labels of the positions that have one.
         conditional_entropy_sampling_sd, null_information_sampling_sd, corrected_information_sampling_sd,
-            covered_positions_sampling_sd: [X], standard errors of these, as means over anchor sets, by the sampling of
-            labels; 0 where all labels are followed.
+            covered_positions_sampling_sd, entropy_of_labels_sampling_sd: [X], standard errors of these, as means over
+            anchor sets, by the sampling of labels; 0 where all labels are followed, or their counts are known.
         label_positions: [L] and label_entropy: [L, S], H(Z|X=x), of each label of the sets that show every label.
     """
 
@@ -76,10 +77,12 @@ class LayerStatistics:
     corrected_information: Tensor
     null_information_sd: Tensor
     p_value: Tensor
+    entropy_of_labels: Tensor
     conditional_entropy_sampling_sd: Tensor
     null_information_sampling_sd: Tensor
     corrected_information_sampling_sd: Tensor
     covered_positions_sampling_sd: Tensor
+    entropy_of_labels_sampling_sd: Tensor
     label_positions: Tensor
     label_entropy: Tensor
 
@@ -148,7 +151,7 @@ def _statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         information_S = labelled_entropy[x] - conditional[x]
         found = document_statistics(documents, of_set, layer.kept, information_S, layer.shape)
         null[x], null_sd[x], p_value[x], corrected[x] = found
-    errors_X4 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
+    errors_X5 = torch.tensor(errors, dtype=torch.float64).reshape(-1, len(SamplingErrors._fields))
     label_positions, label_weighted = layer.labels_one_by_one()
     return LayerStatistics(
         mass=all_mass,
@@ -164,10 +167,12 @@ def _statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         corrected_information=corrected,
         null_information_sd=null_sd,
         p_value=p_value,
-        conditional_entropy_sampling_sd=errors_X4[:, 0],
-        null_information_sampling_sd=errors_X4[:, 1],
-        corrected_information_sampling_sd=errors_X4[:, 2],
-        covered_positions_sampling_sd=errors_X4[:, 3],
+        entropy_of_labels=tables.entropy_of_labels - layer.entropy_of_late(of_live, labelled[:, -1]),
+        conditional_entropy_sampling_sd=errors_X5[:, 0],
+        null_information_sampling_sd=errors_X5[:, 1],
+        corrected_information_sampling_sd=errors_X5[:, 2],
+        covered_positions_sampling_sd=errors_X5[:, 3],
+        entropy_of_labels_sampling_sd=errors_X5[:, 4],
         label_positions=label_positions,
         label_entropy=label_weighted / label_positions.unsqueeze(1),
     )
@@ -251,6 +256,18 @@ class _Layer:
         pooled, own = n_single > 0, position_entropy(self.single, n_sets)
         pools.add(*(t[pooled] for t in (singleton_sets, torch.ones_like(n_single), n_single, own, own)))
         return pools.by_count(), covered
+
+    def entropy_of_late(self, of_live: LiveWeights | None, positions_X: Tensor) -> Tensor:
+        """Compute by how much H(X) is lower, since labels that entered late are larger than their rows say: [X]."""
+        if of_live is None:
+            return torch.zeros_like(positions_X)
+        is_late = torch.from_numpy(self.rows.live_scale > 1)
+        scale_L, n_L = torch.from_numpy(self.rows.live_scale)[is_late], self.live[is_late, -1].double()
+        of_set = torch.zeros_like(positions_X)
+        of_set.index_add_(
+            0, torch.from_numpy(self.rows.live_sets)[is_late], of_live.own_L[is_late] * n_L * scale_L.log()
+        )
+        return of_set / positions_X
 
     def labels_one_by_one(self) -> tuple[Tensor, Tensor]:
         """Give n [L] and n·H(p̂_x) [L, S] of the labels that results show one by one."""

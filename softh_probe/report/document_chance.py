@@ -5,12 +5,12 @@ Shape suffixes: R rows (layers).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from softh_probe.analysis.layers import extreme
+from softh_probe.report.bit_words import LabelBits, bits, label_bits
 from softh_probe.report.extreme_words import alike_words
 from softh_probe.result import ProbeResult
 
@@ -24,9 +24,10 @@ class DocumentChance:
 
     Attributes:
         rows: names of the layers.
-        information_R: I(X;Z), in units of log m.
+        information_R: I(X;Z), in nats.
         null_R, sd_R: mean and sd of I(X;Z) over relabelings, likewise.
         p_R: share of the relabelings with as much information.
+        labels: H(X).
     """
 
     rows: list[str]
@@ -34,6 +35,7 @@ class DocumentChance:
     null_R: np.ndarray
     sd_R: np.ndarray
     p_R: np.ndarray
+    labels: LabelBits
 
     @property
     def n_beyond(self) -> int:
@@ -48,7 +50,7 @@ class DocumentChance:
     def describe(self, row: int) -> str:
         """Say how much information a layer has, and how much it would have by chance."""
         return (
-            f"{self.information_R[row]:.4f} of log m, by chance {self.null_R[row]:.4f} ± {self.sd_R[row]:.4f} "
+            f"{self.labels.of(self.information_R[row])}, by chance {bits(self.null_R[row])} ± {bits(self.sd_R[row])} "
             f"(p = {self.p_R[row]:.2g})"
         )
 
@@ -68,14 +70,14 @@ def document_chance(result: ProbeResult, label_set: str) -> DocumentChance | Non
     p_R = result.p_values().get((label_set, "mutual_information"))
     if p_R is None:
         return None
-    log_m = math.log(result.n_anchors)
-    values = {metric: np.asarray(v.mean(dim=1)) / log_m for name, metric, v in result.metrics() if name == label_set}
+    values = {metric: np.asarray(v.mean(dim=1)) for name, metric, v in result.metrics() if name == label_set}
     return DocumentChance(
         rows=result.rows,
         information_R=values["mutual_information"],
         null_R=values["mutual_information_null"],
         sd_R=values["mutual_information_null_sd"],
         p_R=np.asarray(p_R),
+        labels=label_bits(result, label_set),
     )
 
 

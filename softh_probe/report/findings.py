@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from softh_probe.analysis.layers import Extreme, extreme
 from softh_probe.analysis.sites import lead_site, of_site
 from softh_probe.labels import COLUMN_PREFIX, DIRECTIONS, NGRAM_SETS, ORDERS
+from softh_probe.report.bit_words import anchors, bits, label_bits, percent
 from softh_probe.report.document_chance import document_chance
 from softh_probe.report.extreme_words import named
 from softh_probe.report.page_data import values_by_key
@@ -24,7 +27,7 @@ class Finding:
     Attributes:
         question: the question that it answers.
         answer: a few words or a number.
-        text: one sentence. Percentages are of log m, the maximum, unless it names another base.
+        text: one sentence. Information is in bits, of H(X) and in percent of it; entropy in percent of log m.
     """
 
     question: str
@@ -50,17 +53,18 @@ def _of_sites(result: ProbeResult) -> list[Finding]:
     found = extreme(result, name, metric)
     if found is None:
         return []
+    say = _in_bits(result, name) if name else percent
     texts = []
     for site in result.sites:
         own = of_site(result, site)
         highest = extreme(own, name, metric)
         if highest is not None:
             value_R = np.asarray(values_by_key(own)[f"{metric}|{name}"].mean(dim=1))
-            texts.append(f"{site.replace('_', ' ')}: {_named(own, highest, value_R)}")
+            texts.append(f"{site.replace('_', ' ')}: {_named(own, highest, value_R, say)}")
     site_of = dict(zip(result.rows, result.places.sites, strict=True))
     first = site_of[result.rows[found.row]]
     alike = [site for site in dict.fromkeys(site_of[row] for row, _, _ in found.alike) if site != first]
-    value = _percent(float(values_by_key(result)[f"{metric}|{name}"].mean(dim=1)[found.row]))
+    value = say(float(values_by_key(result)[f"{metric}|{name}"].mean(dim=1)[found.row]))
     where = " or ".join(site.replace("_", " ") for site in (first, *alike))
     text = (
         f"{what[0].upper()}{what[1:]} by site: {'; '.join(texts)}{_unmeasured(found)}. Widths differ from site to site."
@@ -72,12 +76,20 @@ def _of_one(result: ProbeResult) -> list[Finding]:
     means = {key: np.asarray(v.mean(dim=1)) for key, v in values_by_key(result).items()}
     layers, entropy = result.rows, means["entropy|"]
     most, least = (extreme(result, "", "entropy", lowest=lowest) for lowest in (False, True))
+    m = result.n_anchors
+
+    def as_many(share: float) -> str:
+        return f"{percent(share)}: as many as {anchors(share, m)} of {m} anchors, evenly used"
+
+    def likewise(share: float) -> str:
+        return f"{percent(share)}: as many as {anchors(share, m)}"
+
     found = [
         Finding(
             "How spread out are the hidden states?",
-            f"{_percent(entropy[0])} → {_percent(entropy[-1])}",
-            f"Entropy from {layers[0]} to {layers[-1]}: {_named(result, most, entropy)}; "
-            f"{_named(result, least, entropy, lowest=True)}{_unmeasured(most)}.",
+            f"{percent(entropy[0])} → {percent(entropy[-1])}",
+            f"Entropy from {layers[0]} to {layers[-1]}: {_named(result, most, entropy, as_many)}; "
+            f"{_named(result, least, entropy, likewise, lowest=True)}{_unmeasured(most)}.",
         )
     ]
     order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & set(result.label_sets)), None)
@@ -132,9 +144,10 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
         return Finding(question, "not known", f"Too few labels of {name} were followed; raise --label-rows.")
     if not np.isfinite(raw).any():
         return Finding(question, "nothing", f"No position has a label of {name}.")
-    ends = f"{_percent(raw[0])} → {_percent(raw[-1])}"
+    log_m, known = math.log(result.n_anchors), label_bits(result, name)
+    ends = f"{bits(raw[0] * log_m)} → {known.of(raw[-1] * log_m)}"
     most = extreme(result, name, "mutual_information")
-    highest, unmeasured = _named(result, most, raw), _unmeasured(most)
+    highest, unmeasured = _named(result, most, raw, _in_bits(result, name)), _unmeasured(most)
     if of_documents := document_chance(result, name):
         return Finding(
             question,
@@ -143,23 +156,42 @@ def _information(result: ProbeResult, means: dict[str, np.ndarray], name: str, q
             f"{result.rows[of_documents.most]}: {of_documents.describe(of_documents.most)}; "
             f"{of_documents.describe_layers()}.",
         )
-    shares = (null / np.where(raw > 0, raw, np.nan))[raw > 0]
-    share = np.median(shares) if len(shares) else 1.0
-    chance = f"; in a typical layer about {_percent(min(share, 1.0))} of it would come by chance alone"
-    known = np.isfinite(share)  # results of early versions have no null
+    chance = _chance(raw * log_m, null * log_m)
     return Finding(
         question,
         ends,
-        f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: {highest}{unmeasured}"
-        f"{chance if known else ''}.",
+        f"Information about the {of_what}, from {result.rows[0]} to {result.rows[-1]}: {highest}{unmeasured}{chance}.",
     )
 
 
-def _named(result: ProbeResult, found: Extreme | None, value_R: np.ndarray, *, lowest: bool = False) -> str:
+def _chance(raw_R: np.ndarray, null_R: np.ndarray) -> str:
+    """Say how much of some information would come by chance in a typical layer; both are in nats."""
+    some = raw_R > 0
+    typical = float(np.median(null_R[some] if some.any() else null_R))
+    if not np.isfinite(typical):
+        return ""  # results of early versions have no null
+    share = percent(min(float(np.median(null_R[some] / raw_R[some])), 1.0)) if some.any() else "all"
+    return f"; in a typical layer about {bits(typical)} bits ({share} of it) would come by chance alone"
+
+
+def _in_bits(result: ProbeResult, name: str) -> Callable[[float], str]:
+    """Give a function that says an information in units of log m in bits, of those of the labels."""
+    log_m, known = math.log(result.n_anchors), label_bits(result, name)
+    return lambda share: known.of_and_share(share * log_m)
+
+
+def _named(
+    result: ProbeResult,
+    found: Extreme | None,
+    value_R: np.ndarray,
+    say: Callable[[float], str],
+    *,
+    lowest: bool = False,
+) -> str:
     """Name the layer with the most or the least, and those that noise cannot tell from it."""
     if found is None:
         return "no value"
-    return named(result.rows, found, lambda row: _percent(value_R[row]), lowest=lowest)
+    return named(result.rows, found, lambda row: say(float(value_R[row])), lowest=lowest)
 
 
 def _unmeasured(found: Extreme | None) -> str:
@@ -167,14 +199,3 @@ def _unmeasured(found: Extreme | None) -> str:
     if found is None or found.noise == "documents":
         return ""
     return f"; {'' if found.is_measured else 'one anchor set: spread unknown, '}noise over documents was not measured"
-
-
-def _percent(share: float) -> str:
-    """Write a share in percent: whole, and below 1% with one digit that counts.
-
-    >>> _percent(0.427), _percent(0.0043), _percent(0.0)
-    ('43%', '0.4%', '0%')
-    """
-    if not np.isfinite(share):
-        return "–"
-    return f"{100 * share:.0f}%" if share > 0.0095 or share <= 0 else f"{100 * share:.1g}%"

@@ -6,6 +6,7 @@ import base64
 
 from markupsafe import Markup, escape
 
+from softh_probe.report.bit_words import reading_lines
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.extreme_words import one_set_line
 from softh_probe.report.facts import policy_lines, summary
@@ -25,6 +26,7 @@ def to_html(result: ProbeResult) -> str:
         f"<br>{escape(text)}"
         for text in (
             *policy_lines(result),
+            *reading_lines(result),
             *filter(None, [one_set_line([result])]),
             *chance_lines(result),
             *sample_sentences(result),

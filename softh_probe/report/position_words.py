@@ -13,6 +13,7 @@ from softh_probe.analysis.layers import extreme
 from softh_probe.analysis.sites import lead_site, of_site
 from softh_probe.metrics import ENTROPIES
 from softh_probe.position_bins import ALL_BINS, POSITION_SET
+from softh_probe.report.bit_words import label_bits
 from softh_probe.report.extreme_words import alike_words
 from softh_probe.report.page_data import numbers
 from softh_probe.result import ProbeResult
@@ -83,16 +84,14 @@ def position_line(result: ProbeResult) -> str | None:
         return None
     result = of_site(result, lead_site(result))
     label_set = result.label_sets[0]
-    found = over_bins(result.by_position(), label_set)
+    found = over_bins(result.by_position("nats"), label_set)
     ends = [*_known_ends(found.values)]
     words = _of_position(result.bins[ALL_BINS])
     if not ends:
         return f"by position: information about {label_set} is not known in two bins{words}"
     layer, first, last = max(ends, key=lambda end: abs(end[2][1] - end[1][1]))
-    return (
-        f"by position: information about {label_set} in {layer}, {found.words}: {first[1]:.4f} of log m at {first[0]}, "
-        f"{last[1]:.4f} at {last[0]}{words}"
-    )
+    said = [f"{label_bits(result.bins[name], label_set).of(nats)} at {name}" for name, nats in (first, last)]
+    return f"by position: information about {label_set} in {layer}, {found.words}: {', '.join(said)}{words}"
 
 
 def _of_position(whole: ProbeResult) -> str:
@@ -101,9 +100,9 @@ def _of_position(whole: ProbeResult) -> str:
     if found is None:
         return ""
     value_RS = next(v for name, metric, v in whole.metrics() if (name, metric) == (POSITION_SET, _RAW))
-    value = float(value_RS[found.row].mean()) / math.log(whole.n_anchors)
+    value = label_bits(whole, POSITION_SET).of(float(value_RS[found.row].mean()))
     alike = f", not distinguishable from {words}" if (words := alike_words(found, with_distance=False)) else ""
-    return f"; of the position itself {value:.4f}, highest in {whole.rows[found.row]}{alike}"
+    return f"; of the position itself {value}, highest in {whole.rows[found.row]}{alike}"
 
 
 def _known_ends(values: pd.DataFrame) -> Iterator[tuple[str, tuple[str, float], tuple[str, float]]]:

@@ -26,8 +26,9 @@ from softh_probe.report.page_data import numbers
 SAMPLING_SD, SE = "sampling_sd", "se"
 #: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
 MOST_VALUES = 500_000
-#: Shares of the ceiling and what they leave: a page would hold fewer checkpoints for them.
-NOT_SHOWN = tuple(metric.name for metric in METRICS if metric.scope in ("level", "direction"))
+#: Shares of the ceiling and what they leave, and H(X), which is the same in all layers: a page would hold fewer
+#: checkpoints for them.
+NOT_SHOWN = ("label_entropy", *(metric.name for metric in METRICS if metric.scope in ("level", "direction")))
 #: Most names that a list shows, and most samples of labels that are described.
 _MAX_NAMES, _MAX_SAMPLES = 20, 5
 #: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.

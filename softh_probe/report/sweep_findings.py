@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
+from softh_probe.report.bit_words import LabelBits, bits, percent
 from softh_probe.report.findings import Finding
 from softh_probe.report.sweep_course import LayerMean, layer_means
 from softh_probe.report.sweep_data import Sweep
@@ -18,6 +19,8 @@ from softh_probe.report.sweep_data import Sweep
 _MAX_FINDINGS, _MAX_MODELS = 4, 2
 #: Entropy of the labels, H(X), which results of earlier versions do not have.
 _LABEL_ENTROPY = "label_entropy"
+#: Entropies of labels, in nats, that are told as one.
+_SAME_LABELS = 0.005
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,17 @@ def _percents(shares: Sequence[float]) -> str:
 
 def _bits(sweep: Sweep, name: str) -> Callable[[Sequence[float]], str]:
     """Make what writes information about a label set in bits, of those that its labels hold where that is known."""
-    log2_m = math.log2(sweep.n_anchors)
-    table = sweep.table
-    held = table.value[(table.metric == _LABEL_ENTROPY) & (table.label_set == name)].dropna() * log2_m
+    log_m, table = math.log(sweep.n_anchors), sweep.table
+    held = table.value[(table.metric == _LABEL_ENTROPY) & (table.label_set == name)].dropna() * log_m
     # Checkpoints that read other tokens have other labels; no one number tells of these.
-    of = f" of {held.mean():.2f}" if len(held) and held.max() - held.min() < 0.01 else ""
-    return lambda shares: " → ".join(f"{share * log2_m:.2f}" for share in shares) + f"{of} bits"
+    is_one = len(held) and held.max() - held.min() < _SAME_LABELS
+    labels = LabelBits(float(held.mean()) if is_one else math.nan)
+
+    def write(shares: Sequence[float]) -> str:
+        *before, last = (share * log_m for share in shares)
+        return " → ".join([*(bits(nats) for nats in before), labels.of(last)])
+
+    return write
 
 
 def _chance(sweep: Sweep, name: str) -> Callable[[Sequence[float]], str]:
@@ -116,6 +124,6 @@ def _chance(sweep: Sweep, name: str) -> Callable[[Sequence[float]], str]:
         own[own.metric == metric].set_index("name").value
         for metric in ("mutual_information", "mutual_information_null")
     )
-    share = (null / raw[raw > 0]).median()
-    said = f"At the end about {100 * min(share, 1.0):.0f}% of it in a typical layer would come by chance alone."
-    return lambda _: said if np.isfinite(share) else ""
+    share, typical = (null / raw[raw > 0]).median(), bits(null[raw > 0].median() * math.log(sweep.n_anchors))
+    said = f"At the end about {typical} bits of it ({percent(min(share, 1.0))}) in a typical layer would come by chance"
+    return lambda _: f"{said} alone." if np.isfinite(share) else ""

@@ -56,14 +56,14 @@ def result_of(
     return result
 
 
-def sampled(result, *names, errors=(0.02, 0.0, 0.05, 0.0), threshold=310.0, estimated=False, label_rows=8192):
+def sampled(result, *names, errors=(0.02, 0.0, 0.05, 0.0, 0.0), threshold=310.0, estimated=False, label_rows=8192):
     """Make a result one that followed a sample of the labels of some sets.
 
     Args:
         result: with several layers.
         names: of the sampled sets.
-        errors: of the tensors `OF_SAMPLE` in the first layer, in nats (positions the last); they grow by a tenth of
-            that from layer to layer.
+        errors: of the tensors `OF_SAMPLE` in the first layer, in nats (positions the last but one); they grow by a
+            tenth of that from layer to layer.
     """
     shape = (len(result.rows), len(result.label_sets))
     grow = 1 + 0.1 * torch.arange(shape[0], dtype=torch.float64)

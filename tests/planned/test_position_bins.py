@@ -174,7 +174,8 @@ def test_means_over_bins_are_weighted_by_their_positions(model, corpus):
             given = found["all", metric, f"{label_set}|position", "layer.2"]
             assert given == pytest.approx(expected, abs=1e-12), (label_set, metric)
     joint = {metric for _, metric, label_set, _ in found if label_set.endswith(",position")}
-    assert joint == {"conditional_entropy", "mutual_information", "mutual_information_max", "coverage", "regularity"}
+    of_set = ("mutual_information", "mutual_information_max", "coverage", "regularity")
+    assert joint == {"label_entropy", "conditional_entropy", *of_set}
 
 
 def test_shares_sum_to_one_in_every_bin(model, corpus):

@@ -244,7 +244,7 @@ def test_a_comparison_of_single_anchor_sets_marks_nothing(open_page, tmp_path):
 
 
 def test_hover_table_and_keys_tell_of_sampled_labels(open_page, tmp_path):
-    result = sampled(result_of(tiny_llama(), labels=NAMES[:4]), "input_bigram", errors=(0.03, 0.0, 0.05, 0.0))
+    result = sampled(result_of(tiny_llama(), labels=NAMES[:4]), "input_bigram", errors=(0.03, 0.0, 0.05, 0.0, 0.0))
     page = open_page(write_report([save(result, tmp_path)], tmp_path))
     error = result.sampling_sds()["input_bigram", "mutual_information"][2].item() / math.log(result.n_anchors)
     keys = page.locator("#information-keys .key").all_text_contents()

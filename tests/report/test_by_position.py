@@ -86,8 +86,9 @@ def test_a_line_names_the_layer_that_changes_most(result, capsys):
     line = position_line(result)
     assert line.startswith(f"by position: information about input_unigram in {layer}, corrected for chance: ")
     for value, name in ((known[layer].iloc[0], known.index[0]), (known[layer].iloc[-1], known.index[-1])):
-        assert f"{value:.4f}" in line
-        assert f" at {name}" in line
+        bits = value * np.log2(result.n_anchors)
+        of_all = result.bins[name].to_pandas("bits").query("metric == 'label_entropy' and label_set == 'input_unigram'")
+        assert f"{bits:.2f} of {of_all.value.iloc[0]:.2f} bits at {name}" in line
     print_table(result, io.StringIO())
     assert line in capsys.readouterr().err
     assert "Does it grow with the position?" in {finding.question for finding in findings(result)}

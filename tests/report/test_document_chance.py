@@ -1,6 +1,7 @@
 """What chance gives for labels of whole documents, and the four kinds of spread: on pages, terminals and in README."""
 
 import io
+import math
 import re
 from html import unescape
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from softh_probe.report.bit_words import bits, reading_lines
 from softh_probe.report.document_chance import chance_lines, document_chance
 from softh_probe.report.findings import findings
 from softh_probe.report.page import comparison_page, run_page, sweep_page, write_report
@@ -42,11 +44,17 @@ def visible(html: str) -> str:
 
 def said_of(result) -> str:
     """The information of the most informative layer beside chance, from the tidy table."""
-    table = result.to_pandas().query("label_set == 'topic'").set_index(["metric", "name"])
+    table = result.to_pandas("bits").query("label_set == 'topic'").set_index(["metric", "name"])
     layer = table.loc["mutual_information"].value.idxmax()
     raw, null, sd = (table.loc[f"mutual_information{end}"].value[layer] for end in ("", "_null", "_null_sd"))
     p = table.loc["mutual_information"].p_value[layer]
-    return f"{layer}: {raw:.4f} of log m, by chance {null:.4f} ± {sd:.4f} (p = {p:.2g})"
+    of_all = table.loc["label_entropy"].value[layer]
+    raw, null, sd = (written(value) for value in (raw, null, sd))
+    return f"{layer}: {raw} of {of_all:.2f} bits, by chance {null} ± {sd} (p = {p:.2g})"
+
+
+def written(value: float) -> str:
+    return bits(value * math.log(2))
 
 
 def finding(result):
@@ -70,7 +78,7 @@ def test_small_shares_keep_a_digit(result):
     assert document_chance(result, "topic").n_beyond == 0
     small = with_chance(result, p_values=(0.001,))
     small.tensors["conditional_entropy"] = small.tensors["labelled_entropy"] * (1 - 0.002)
-    assert re.fullmatch(r"0\.0?\d% → 0\.0?\d%", finding(small).answer)
+    assert re.fullmatch(r"0\.00\d\d → 0\.00\d\d of 1\.58 bits", finding(small).answer)
 
 
 def test_other_label_sets_have_no_such_chance(result):
@@ -108,7 +116,7 @@ def test_the_terminal_and_notebooks_say_it_below_the_table(result, without, caps
     print_table(result, file)
     assert len(pd.read_csv(io.StringIO(file.getvalue()), sep=r"\s+")) == len(result.rows)
     error = capsys.readouterr().err
-    assert error == "".join(f"{line}\n" for line in chance_lines(result))
+    assert error == "".join(f"{line}\n" for line in [*reading_lines(result), *chance_lines(result)])
     assert f"topic: highest in {said_of(result)}; p is below" in error
     terminal = io.StringIO()
     with mock.patch.object(terminal, "isatty", return_value=True), mock.patch.dict("os.environ", {"COLUMNS": "250"}):
@@ -116,7 +124,7 @@ def test_the_terminal_and_notebooks_say_it_below_the_table(result, without, caps
     assert said_of(result) in terminal.getvalue()
     assert said_of(result) in result._repr_html_()
     print_table(without, io.StringIO())
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.splitlines() == reading_lines(without)
 
 
 def test_a_label_set_without_positions_is_no_error(result):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from softh_probe import ProbeResult, SoftEntropyProbe
 from softh_probe.analysis.comparable import check_comparable
 from softh_probe.errors import InputError
+from softh_probe.report.bit_words import reading_lines
 from softh_probe.report.compare import differences
 from softh_probe.report.label_samples import sample_line, sample_sentences
 from softh_probe.report.page import comparison_page, run_page, write_report
@@ -193,7 +194,7 @@ def test_results_that_followed_the_same_labels_say_so(result):
 
 @pytest.mark.parametrize("other", [{"threshold": 512.0}, {"label_rows": 4096, "threshold": 620.0}, None])
 def test_other_samples_are_told_and_their_errors_added(whole, result, other):
-    second = whole if other is None else sampled(whole, *BIGRAMS, errors=(0.03, 0, 0.01, 0), **other)
+    second = whole if other is None else sampled(whole, *BIGRAMS, errors=(0.03, 0, 0.01, 0, 0), **other)
     second.info["settings"].setdefault("label_rows", 65_536)
     (note,) = [n for n in check_comparable([result, second], ["x", "y"]) if "samples of labels" in n]
     rows = {8192: "8192 in both"}.get(n := second.info["settings"]["label_rows"], f"8192 and {n}")
@@ -235,7 +236,8 @@ def test_the_terminals_table_ends_with_a_line_on_the_sample(whole, result, capsy
         "labels were sampled in input_bigram, output_bigram: the standard error of information by that is at most "
         f"{most(result, 'mutual_information'):.4f} log m"
     )
-    of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    of_anchors, of_bits, of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    assert [of_anchors, of_bits] == reading_lines(result)
     assert all(line.startswith("shares of the ceiling, ") for line in of_shares)
     assert of_chance.startswith("topic: highest in ")
     assert of_sample == said

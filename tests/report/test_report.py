@@ -335,7 +335,7 @@ def test_a_finding_names_the_highest_layer_only_where_that_is_beyond_noise():
         mass[:, layer] = documents(200, change=change)["mass"][:, 1]
     alike = finding_texts(result_of_documents({**base, "mass": mass}))[1]
     assert re.search(
-        r"highest in layer\.\d \(\d+%\), not distinguishable from layer\.\d \(0\.\d+ ± 0\.\d+ bits\)", alike
+        r"highest in layer\.\d \(0\.\d+ bits\), not distinguishable from layer\.\d \(0\.\d+ ± 0\.\d+ bits\)", alike
     )
     for text in finding_texts(result_of_documents(base, with_intervals=False)):
         assert text.count("noise over documents was not measured") == 1

@@ -50,7 +50,9 @@ def test_cards_tell_the_first_and_the_last_checkpoint(results, tmp_path):
     table = results[100].to_pandas()
     wide = table[table.label_set == "input_unigram"].pivot(index="name", columns="metric", values="value")
     share = min(1.0, (wide.mutual_information_null / wide.mutual_information).median())
-    assert f"At the end about {100 * share:.0f}% of it in a typical layer would come by chance alone." in kept.text
+    null = wide.mutual_information_null.median() * math.log2(20)
+    said = f"At the end about {null:.2f} bits of it ({100 * share:.0f}%) in a typical layer would come by chance alone."
+    assert said in kept.text
     page = sweep_page(sweep)
     assert f'<p class="answer">{entropy.answer}</p>' in page
     assert kept.question in page

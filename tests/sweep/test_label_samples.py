@@ -41,7 +41,7 @@ def mixed(whole, tmp_path_factory):
     """Three checkpoints: two samples, and one of a result without any."""
     results = {
         ("m", 1): sampled(whole[0], *BIGRAMS),
-        ("m", 2): sampled(whole[1], *BIGRAMS, threshold=512.0, errors=(0.1, 0.0, 0.2, 0.0)),
+        ("m", 2): sampled(whole[1], *BIGRAMS, threshold=512.0, errors=(0.1, 0.0, 0.2, 0.0, 0.0)),
         ("m", 3): whole[1],
     }
     return collected_folder(tmp_path_factory.mktemp("mixed"), results), results

@@ -66,6 +66,13 @@ function most(metrics, sets) {
   return Math.max(...found, 1e-6) * 1.04;
 }
 
+/** What there is to know of a label set, in bits whatever the unit; several where results differ, empty where unknown. */
+function labelBits(name) {
+  const of = RUNS.flatMap((run) => { const found = run.series[`label_entropy|${name}`]; return found ? found.v.filter(isKnown).slice(0, 1).map((v) => v * run.log_m / Math.LN2) : []; });
+  const told = [...new Set(of.map((bits) => bits.toFixed(2)))];
+  return told.length ? `H(X) = ${told.join(", ")} bits` : "";
+}
+
 function informationFigures() {
   if (!SETS.length) return;
   let metric = () => "mutual_information";
@@ -87,7 +94,7 @@ function informationFigures() {
       const top = ONE ? most(drawn.map((l) => l.metric), alike) : most([metric()], alike);
       const title = ONE ? `I(X;Z) (${unitName()})` : `${metric() === "conditional_entropy" ? "H(Z|X)" : RATIOS.has(metric()) ? METRICS[metric()] : "I(X;Z)"} (${unitOf(metric())})`;
       return { traces, layout: { xaxis: layerAxis(room), yaxis: { range: [0, top], title: { text: title, standoff: 8 } } } };
-    }, height, rank(name) < 2 || !hasNgrams ? "" : "on a vertical scale of its own; n-grams share one");
+    }, height, [labelBits(name), rank(name) < 2 || !hasNgrams ? "" : "on a vertical scale of its own; n-grams share one"].filter(Boolean).join("; "));
   }
 }
 
