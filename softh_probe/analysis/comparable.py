@@ -9,6 +9,7 @@ from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.analysis.sites import anchors_of
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import with_recipe
+from softh_probe.labels import ORDERS
 from softh_probe.positions import describe_policy, same_policy
 from softh_probe.result import ProbeResult
 
@@ -20,6 +21,9 @@ _READING = (
     *("data_revision", "subset", "split", "text_column", "sample_by"),
     *("max_documents", "max_tokens", "shuffle_seed"),
 )
+
+#: Settings by which a tokenizer gives other tokens of the same texts.
+_TOKENISING = ("max_length", "overflow", "add_special_tokens")
 
 
 def check_comparable(
@@ -93,10 +97,20 @@ def corpus_differences(one: ProbeResult, other: ProbeResult) -> list[str]:
     corpora = [result.info.get("corpus") or {} for result in (one, other)]
     if all("sequences" in corpus for corpus in corpora):
         fed = " and ".join(f"{int(corpus['sequences']):,}" for corpus in corpora)
-        return [f"what they were fed ({fed} sequences; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
+        by = _tokenizers(one, other)
+        return [f"what they were fed ({fed} sequences{by}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
     data = [str(corpus.get("data")) for corpus in corpora]
     named = f"{data[0]}, {data[1]}" if data[0] != data[1] else f"both read {data[0]}, {_how_corpora_differ(one, other)}"
     return [f"their corpus ({named}; SHA-256 {digests[0][:12]}…, {digests[1][:12]}…)"]
+
+
+def _tokenizers(one: ProbeResult, other: ProbeResult) -> str:
+    """Say that other tokenizers made the sequences that models were fed, where that is known."""
+    described = [result.info.get("tokenizer") or {} for result in (one, other)]
+    names = [str(tokenizer.get("tokenizer") or tokenizer.get("class") or "") for tokenizer in described]
+    if "" in names or names[0] == names[1]:
+        return ""
+    return f" of the tokenizers {names[0]} and {names[1]}, maybe of the same texts, which is not recorded"
 
 
 def _unrecorded(one: ProbeResult, other: ProbeResult) -> str:
@@ -191,7 +205,7 @@ def corpus_notes(corpora: Iterable[Mapping[str, Any]]) -> list[str]:
         return [f"texts differ: {len(texts - {None})} different corpora, whose values are not comparable"]
     return [
         f"tokenizers differ: the same texts are {n_tokens} different corpora, so informations about tokens and n-grams "
-        "are of other labels in each"
+        "are of other labels in each: their shape over depth can be compared, and their shares of H(X), bits cannot"
     ]
 
 
@@ -270,23 +284,7 @@ def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
             f"they measured {' and '.join(kinds)}: rows stand side by side by where they come in each, whatever they "
             "are."
         )
-    positions = [int(result.info.get("positions", 0)) for result in (one, other)]
-    if tokens_differ(one, other):
-        found.append(
-            f"their texts are the same and their tokens differ ({positions[0]:,} and {positions[1]:,} positions were "
-            "counted): informations about tokens and n-grams are of other labels in each, and not comparable."
-        )
-        cut = [_n_cut(result) for result in (one, other)]
-        if any(cut):
-            found.append(
-                f"{cut[0]:,} and {cut[1]:,} documents were cut at max_length, so other parts of their texts were "
-                "measured; a longer max_length or overflow=split takes whole texts."
-            )
-    elif positions[0] != positions[1] and not corpus_differences(one, other) + population_differences(one, other):
-        found.append(
-            f"{positions[0]:,} and {positions[1]:,} positions were counted: label sets of other orders leave out "
-            "other ends of documents."
-        )
+    found += [*_token_notes(one, other), *_position_notes(one, other)]
     if one.sites != other.sites:
         sites = [", ".join(result.sites) for result in (one, other)]
         found.append(f"they measured different sites ({' and '.join(sites)}): those of both are compared.")
@@ -299,6 +297,64 @@ def notes_on(one: ProbeResult, other: ProbeResult) -> list[str]:
             "the standard errors by that of both."
         )
     return found
+
+
+def _token_notes(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Say of the same texts in other tokens what can be compared, and what cannot."""
+    if not tokens_differ(one, other):
+        return []
+    start = "their texts are the same and their tokens differ"
+    if settings := _tokenised_otherwise(one, other):
+        return [f"{start} by settings of the same tokenizer ({settings}): other parts of texts were measured."]
+    cut = [_n_cut(result) for result in (one, other)]
+    found = [
+        f"{start} by their tokenizers: labels of tokens and n-grams are others in each, so bits of information about "
+        "them are not comparable. Its shape over depth is, and its share of H(X) (label_entropy); so are entropy and "
+        f"information about columns, {'as far as' if any(cut) else 'since'} both are of the same characters."
+    ]
+    if any(cut):
+        found.append(
+            f"{cut[0]:,} and {cut[1]:,} documents were cut at max_length, so other parts of their texts were measured; "
+            "a longer max_length or overflow=split takes whole texts."
+        )
+    return found
+
+
+def _tokenised_otherwise(one: ProbeResult, other: ProbeResult) -> str:
+    """Say by which settings the same tokenizer gave two results other tokens; empty where it is not the same."""
+    heads = [
+        (model.get("model"), model.get("commit") or model.get("revision"), config.get("tokenizer"))
+        for model, config in ((r.info.get("model") or {}, r.info.get("config") or {}) for r in (one, other))
+    ]
+    if heads[0] != heads[1]:
+        return ""
+    configs = [result.info.get("config") or {} for result in (one, other)]
+    changed = [key for key in _TOKENISING if configs[0].get(key) != configs[1].get(key)]
+    return ", ".join(f"{key} {configs[0].get(key)} and {configs[1].get(key)}" for key in changed)
+
+
+def _position_notes(one: ProbeResult, other: ProbeResult) -> list[str]:
+    """Say of results of the same texts why unequal numbers of positions were counted."""
+    positions = [int(result.info.get("positions", 0)) for result in (one, other)]
+    if positions[0] == positions[1] or corpus_differences(one, other):
+        return []
+    settings = _tokenised_otherwise(one, other)
+    by_tokens = settings or "their tokenizers cut the same texts into more and fewer tokens"
+    reasons = {
+        by_tokens: tokens_differ(one, other),
+        "other positions count in each": bool(population_differences(one, other)),
+        "label sets of other orders leave out other ends of documents": _orders(one) != _orders(other),
+    }
+    why = "; ".join(reason for reason, holds in reasons.items() if holds)
+    return [f"{positions[0]:,} and {positions[1]:,} positions were counted{f': {why}' if why else ''}."]
+
+
+def _orders(result: ProbeResult) -> list[int]:
+    """Find how many tokens up to a position, and after it, the label sets of a result need."""
+    return [
+        max([least, *(n for order, n in ORDERS.items() if f"{direction}_{order}" in result.label_sets)])
+        for direction, least in (("input", 1), ("output", 0))
+    ]
 
 
 def _n_cut(result: ProbeResult) -> int:

@@ -1,12 +1,15 @@
 """Layers of several models beside each other: in tables, figures and pages."""
 
 import json
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.analysis.alignment import align, interpolated
@@ -14,11 +17,14 @@ from softh_probe.analysis.comparable import check_comparable
 from softh_probe.errors import InputError
 from softh_probe.layer_places import place_layers
 from softh_probe.report.compare import differences
+from softh_probe.report.comparison_table import compare_folders
 from softh_probe.report.figures import compared_by_depth
 from softh_probe.report.page import sweep_page, write_report
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step
 from softh_probe.report.sweep_files import read_sweep
+from softh_probe.run import run
 from softh_probe.sweep import collect
+from tests.helpers.corpora import TEXTS
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import page_data, result_of, save
@@ -179,6 +185,76 @@ def test_the_same_texts_under_other_tokenizers_stand_side_by_side_with_a_note(tm
     assert "their texts are the same and their tokens differ" in page.read_text().split("<main")[0]
     notes = check_comparable([one, of_texts("a", "e")], ["x", "y"])
     assert notes == []
+
+
+def counted(result, positions, policy=None, label_sets=None):
+    """The result as one of so many positions."""
+    info = {**result.info, "positions": positions, **({"positions_policy": policy} if policy else {})}
+    return replace(result, info=info, label_sets=label_sets or result.label_sets)
+
+
+def position_notes(one, other) -> list[str]:
+    notes = check_comparable([one, other], ["x", "y"], allow_different=True)
+    return [note.removeprefix("x and y: ") for note in notes if "positions were counted" in note]
+
+
+BY_TOKENIZERS = "their tokenizers cut the same texts into more and fewer tokens"
+BY_ORDERS = "label sets of other orders leave out other ends of documents"
+BIGRAMS = ["input_bigram", "output_unigram", "topic"]
+
+
+def test_the_reason_for_other_numbers_of_positions_is_the_one_there_is():
+    one, same, other = counted(of_texts("a", "e"), 900), of_texts("a", "e"), of_texts("b", "e")
+    counts = "900 and 1,200 positions were counted"
+    assert position_notes(one, counted(other, 1200)) == [f"{counts}: {BY_TOKENIZERS}."]
+    assert position_notes(one, counted(other, 900)) == []
+    assert position_notes(one, counted(same, 1200, label_sets=BIGRAMS)) == [f"{counts}: {BY_ORDERS}."]
+    last = {"positions": "last", "left": 1200, "of": 9000}
+    assert position_notes(one, counted(same, 1200, last)) == [f"{counts}: other positions count in each."]
+    both = counted(other, 1200, label_sets=BIGRAMS)
+    assert position_notes(one, both) == [f"{counts}: {BY_TOKENIZERS}; {BY_ORDERS}."]
+    assert position_notes(one, counted(same, 1200)) == [f"{counts}."]  # of masks of one's own, say
+
+
+def test_what_can_be_compared_between_tokenizers_is_said():
+    (note,) = [n for n in check_comparable([of_texts("a", "e"), of_texts("b", "e")], ["x", "y"]) if "tokens" in n]
+    assert "bits of information about them are not comparable" in note
+    assert "Its shape over depth is, and its share of H(X) (label_entropy)" in note
+    assert note.endswith("entropy and information about columns, since both are of the same characters.")
+
+
+def test_other_settings_of_one_tokenizer_are_named_instead():
+    one, other = counted(of_texts("a", "e"), 900), counted(of_texts("b", "e"), 1200)
+    one.info["config"], other.info["config"] = {"max_length": 64}, {"max_length": 128}
+    notes = check_comparable([one, other], ["x", "y"])
+    assert notes == [
+        "x and y: their texts are the same and their tokens differ by settings of the same tokenizer (max_length 64 "
+        "and 128): other parts of texts were measured.",
+        "x and y: 900 and 1,200 positions were counted: max_length 64 and 128.",
+    ]
+    other.info["model"] = {"model": "another", "revision": None}
+    assert position_notes(one, other) == [f"900 and 1,200 positions were counted: {BY_TOKENIZERS}."]
+
+
+def test_two_runs_of_other_tokenizers_say_why_their_positions_differ(config, tmp_path):
+    letters = Tokenizer(models.BPE(unk_token="<unk>"))
+    letters.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=30, special_tokens=["<unk>", "<s>", "<pad>"]))
+    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>").save_pretrained(tmp_path / "letters")
+    for name, tokenizer in (("own", None), ("letters", str(tmp_path / "letters"))):
+        run(config(out=str(tmp_path / name), tokenizer=tokenizer, labels=["input_unigram"]), progress=False)
+    said = compare_folders([str(tmp_path / "own"), str(tmp_path / "letters")])
+    assert f"positions were counted: {BY_TOKENIZERS}." in said
+    assert "its share of H(X) (label_entropy)" in said
+    assert "label sets of other orders" not in said
+
+
+def test_attached_results_of_other_tokenizers_name_them():
+    one, other = (result_of(tiny_llama(), labels=NAMES[:2], corpus=None) for _ in range(2))
+    for result, name in ((one, "gpt2"), (other, "org/words")):
+        result.info["corpus"] = {"sequences": 60, "sequences_sha256": name * 8, "sequence_set_sha256": name * 8}
+        result.info["tokenizer"] = {"tokenizer": name}
+    with pytest.raises(InputError, match="60 and 60 sequences of the tokenizers gpt2 and org/words, maybe of the same"):
+        check_comparable([one, other], ["x", "y"])
 
 
 @pytest.mark.parametrize("texts", [("e", "f"), ("e", None), (None, None)])

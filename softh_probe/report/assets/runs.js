@@ -320,7 +320,7 @@ function differenceTable() {
     const spreadKnown = anchorSpreadKnown(series);
     document.getElementById("differences-read").textContent =
       `${other.title} minus ${first.title}, ${interpolated ? "at the same relative depth, layer / (L + 1), interpolated between layers; final norms beside each other" : "in the same layer"}. ` +
-      (tokensDiffer ? "Their tokens differ, so informations about tokens and n-grams are of other labels in each. " : "") +
+      (tokensDiffer ? "Their tokens differ, so informations about tokens and n-grams are of other labels in each: compare their shape over depth, and their shares of H(X), not bits. " : "") +
       (byDocuments ? documentWords(columns, series) : anchorWords(one)) +
       (measured ? "" : " Noise over documents was not measured: softh-probe run --intervals does.") +
       (sameLabels === undefined ? "" : sameLabels
