@@ -27,6 +27,7 @@ from softh_probe.report.extreme_words import ONE_SET, one_set_line, rule_words
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.figure_files import write_comparison_figures, write_figures, write_sweep_figures
 from softh_probe.report.findings import findings
+from softh_probe.report.glossary import GLOSSARIES
 from softh_probe.report.label_samples import sample_sentences
 from softh_probe.report.page_data import (
     UNIT_NAMES,
@@ -232,6 +233,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
         kind=kind,
         units=UNIT_NAMES,
         spreads=SPREADS,
+        glossaries=GLOSSARIES,
         spread_headings=HEADINGS,
         chance=CHANCE.kind,
         style=Markup(_asset("page.css")),
