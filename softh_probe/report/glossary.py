@@ -70,8 +70,8 @@ COLUMNS = Glossary(
         Entry("`se`", "The standard error of `value` over documents. It takes `--intervals`."),
         Entry(
             "`sampling_sd`",
-            "The standard error of `value` by the sampling of labels, 0 where it is exact. Where all labels were "
-            "followed, there is no such column.",
+            "The standard error of `value` by the sampling of labels, 0 where it is exact. Where nothing was "
+            "sampled, there is no such column.",
         ),
         Entry(
             "`p_value`",

@@ -66,12 +66,12 @@ def test_the_unit_switch_rescales_figures_and_table(page_of_a_run, open_page):
     page = open_page(page_of_a_run)
     read = "document.querySelector('[data-chart=entropy] .plot').data.at(-1).y"
     before, cells = page.evaluate(read), numbers(page, "#layer-table td:nth-child(2)")
-    page.get_by_text("bits", exact=True).click()
+    page.locator("#unit").get_by_text("bits", exact=True).click()
     log2_m = 4.321928094887363  # of 20 anchors
     assert page.evaluate(read) == pytest.approx([v * log2_m for v in before])
     assert numbers(page, "#layer-table td:nth-child(2)") == pytest.approx([v * log2_m for v in cells], abs=5e-4)
     assert "H(Z) (bits)" in page.locator('[data-chart="entropy"] .ytitle').text_content()
-    page.get_by_text("share of log m", exact=True).click()
+    page.locator("#unit").get_by_text("share of log m", exact=True).click()
     assert page.evaluate(read) == before
 
 
