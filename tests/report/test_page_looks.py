@@ -141,7 +141,7 @@ def test_a_panel_that_is_alone_in_its_row_is_as_wide_as_the_page(open_page, page
     assert last == whole
     assert max(panels) < whole / 3
     caption = page.locator('[data-chart="information"] figcaption').last.text_content()
-    assert caption == "topic on a vertical scale of its own; n-grams share one"
+    assert caption == "topic H(X) = 1.58 bits; on a vertical scale of its own; n-grams share one"
 
 
 def test_a_page_without_label_sets_is_drawn(open_page, tmp_path):

@@ -277,8 +277,10 @@ def test_results_of_other_positions_are_not_compared_without_a_word(config, tmp_
     with pytest.raises(InputError) as caught:
         check_comparable([every, answers], ["a", "b"])
     assert f"folders: a and b differ in {told}; add --allow-different" in str(caught.value)
-    notes = check_comparable([every, answers], ["a", "b"], allow_different=True)
-    assert notes == [f"a and b differ in {told}: their values are not comparable."]
+    note, of_counts = check_comparable([every, answers], ["a", "b"], allow_different=True)
+    assert note == f"a and b differ in {told}: their values are not comparable."
+    counts = [f"{result.info['positions']:,}" for result in (every, answers)]
+    assert of_counts == f"a and b: {counts[0]} and {counts[1]} positions were counted: other positions count in each."
     assert f"a and b differ in {told}." in comparison_notes(every, answers, ["a", "b"])
     assert check_comparable([later, same], ["a", "b"]) == []
     assert policy_notes(policies[2:]) == []
