@@ -57,6 +57,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def require_string(argument: str, value: object) -> None:
+    """Refuse anything but a string.
+
+    Raises:
+        InputError: the value of the argument is something else.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{argument}: expected a string, got {short_repr(value)}")
+
+
 def short_repr(value: Any) -> str:
     """Represent any value shortly, for an error message.
 

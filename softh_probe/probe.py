@@ -16,7 +16,7 @@ from softh_probe.attached.pass_blocks import PassBlocks
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError, ProbeError, abbreviated, one_line
+from softh_probe.errors import InputError, ProbeError, abbreviated, one_line, require_string
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Kind
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
@@ -205,7 +205,11 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
 
         Raises:
             ProbeError: nothing was counted, or a layer was not measured as it has to be.
+            InputError: the name or the notes are no string.
         """
+        for argument, words in {"name": name, "notes": notes}.items():
+            if words is not None:
+                require_string(argument, words)
         self.check()
         if not self._recorder.positions:
             left_out = self._recorder.left_out

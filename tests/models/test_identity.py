@@ -1,11 +1,14 @@
 """What attached results say of their model, and whether its weights are those that were measured."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from softh_probe import SoftEntropyProbe
+from softh_probe.errors import InputError
 from softh_probe.models import identity
 from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.fingerprint import weights_fingerprint
@@ -110,6 +113,16 @@ def test_offloaded_and_spread_weights_say_why_they_have_no_fingerprint():
     spread = nn.Linear(2, 2)
     spread.weight.ds_id = 3
     assert describe_model(spread)["weights_note"] == "the weights are spread over several processes"
+
+
+@pytest.mark.parametrize("given", [{"name": 500}, {"name": b"x"}, {"notes": ["no dropout"]}])
+def test_names_and_notes_that_no_page_could_show_are_refused(model, given):
+    probe = SoftEntropyProbe(model, labels=(), anchor_sets=1, n_anchors=8)
+    with probe, torch.no_grad():
+        model(IDS + 5)
+    ((argument, value),) = given.items()
+    with pytest.raises(InputError, match=re.escape(f"{argument}: expected a string, got {value!r}")):
+        probe.result(**given)
 
 
 def test_name_notes_tokenizer_time_and_versions(model, tokenizer):
