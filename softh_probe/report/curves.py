@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from softh_probe.analysis.sites import HEADS, lead_site
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, require_string
 from softh_probe.labels import COLUMN_PREFIX
 from softh_probe.metrics import ENTROPIES, METRICS, unit_scale
 from softh_probe.report.figure_style import layer_axis, one_panel, plain
@@ -41,6 +41,10 @@ def plot(result: ProbeResult, figure: str, unit: str, **curve: Any) -> Figure:
         InputError: the figure, the unit, or what chooses the curve is unknown.
     """
     unit_scale(unit, result.n_anchors)  # raises if the unit is unknown
+    require_string("figure", figure)
+    for chosen in ("label_set", "metric", "site"):
+        if curve.get(chosen) is not None:
+            require_string(chosen, curve[chosen])
     curve = {name: value for name, value in curve.items() if value is not None}
     sets = list(dict.fromkeys(name for name, _ in result.labels))
     is_set = bool({figure, COLUMN_PREFIX + figure} & {*sets})

@@ -146,6 +146,11 @@ def test_several_curves_share_axes_whose_labels_stay(result):
         ),
         ("entropy", {"site": "attention_heads"}, "site: expected .*, got 'attention_heads'"),
         ("entropy", {"ax": [1, 2]}, "ax: expected the axes of matplotlib, got list; of several, give one"),
+        ("information", {"label_set": ["topic"]}, r"label_set: expected a string, got \['topic'\]"),
+        ("information", {"label_set": "topic", "metric": 3}, "metric: expected a string, got 3"),
+        ("entropy", {"site": 3}, "site: expected a string, got 3"),
+        (None, {}, "figure: expected a string, got None"),
+        (3, {}, "figure: expected a string, got 3"),
         ("entropy", {"colour": "k"}, "plot: .*colour.*; it takes figure, unit, label_set, metric, ax, error, site"),
     ],
 )
