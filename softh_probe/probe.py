@@ -196,8 +196,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
     def result(self, name: str | None = None, notes: str | None = None) -> ProbeResult:
         """Compute entropies and information of every layer.
 
-        The result knows its model by a fingerprint of the weights, which takes seconds where there are billions, and
-        once as long as they stay the same.
+        The result knows its model by a fingerprint of the weights, which takes seconds where there are billions.
 
         Args:
             name: what was measured, in a few words; pages are titled by it.

@@ -9,7 +9,6 @@ weights.describe()
 from __future__ import annotations
 
 import json
-import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -90,7 +89,9 @@ class MeasuredWeights:
     def describe(self) -> dict[str, Any]:
         """Describe the model as `describe_model` does, and what it was loaded from, as far as transformers knows.
 
-        The fingerprint is computed once for the same weights.
+        The fingerprint is that of the weights as they are now. It is None where they were seen to change since they
+        were measured: torch's counts and some values of each tensor are compared, so a part of a tensor that is written
+        through `.data` may stay unseen between the measurement and this call.
         """
         config = getattr(self._model, "config", None)
         loaded_from = getattr(config, "_name_or_path", None) or None
@@ -101,7 +102,7 @@ class MeasuredWeights:
         self.note_use()
         if self._unreadable or bool(self._changed):
             return {**found, "weights_note": self._unreadable or _CHANGED}
-        found["weights_sha256"], found["weights_note"] = _known_fingerprint(self._model)
+        found["weights_sha256"], found["weights_note"] = _current_fingerprint(self._model)
         return found
 
 
@@ -115,19 +116,12 @@ class _Mark(NamedTuple):
     values: dict[tuple[str, str], Tensor]
 
 
-_fingerprints: weakref.WeakKeyDictionary[nn.Module, tuple[_Mark, str | None, str | None]] = weakref.WeakKeyDictionary()
-
-
-def _known_fingerprint(model: nn.Module) -> tuple[str | None, str | None]:
-    """Give the fingerprint of a model, computed anew where its weights changed."""
-    now, known = _mark(model), _fingerprints.get(model)
-    if known is None or bool(_differ(known[0], now)):
-        try:
-            found = _fingerprint(model)
-        except Exception as error:  # as above
-            found = None, _unreadable(error)
-        known = _fingerprints[model] = (now, *found)
-    return known[1:]
+def _current_fingerprint(model: nn.Module) -> tuple[str | None, str | None]:
+    """Compute the fingerprint of a model as it is now; a kind of weights that nobody can read has none, and a note."""
+    try:
+        return _fingerprint(model)
+    except Exception as error:  # as above
+        return None, _unreadable(error)
 
 
 def _unreadable(error: Exception) -> str:
