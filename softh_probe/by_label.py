@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from softh_probe.errors import InputError
-from softh_probe.labels import COLUMN_PREFIX
+from softh_probe.labels import spellings
 from softh_probe.metrics import unit_scale
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def by_label_table(result: ProbeResult, label_set: str, unit: str = "efficiency"
     Raises:
         InputError: the set does not show its labels one by one, or the unit is unknown.
     """
-    sets = {label_set, COLUMN_PREFIX + label_set}
+    sets = spellings(label_set)
     chosen = [i for i, (in_set, _) in enumerate(result.labels) if in_set in sets]
     if not chosen:
         shown = ", ".join(dict.fromkeys(s for s, _ in result.labels)) or "none"

@@ -90,6 +90,15 @@ def _remedy(name: str, column: str, has_columns: bool) -> str:
     return f"labels of your own are given by {block} around forward passes; n-grams are {ngrams}"
 
 
+def spellings(name: str) -> set[str]:
+    """Give the names that a label set may have where a user names it: the prefix `column:` may be omitted.
+
+    >>> sorted(spellings("language"))
+    ['column:language', 'language']
+    """
+    return {name, COLUMN_PREFIX + name}
+
+
 def context(label_sets: Sequence[LabelSet]) -> tuple[int, int]:
     """Count the tokens before and after a position that its n-gram labels need.
 

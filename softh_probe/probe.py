@@ -328,8 +328,5 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _layer_names(self) -> list[str]:
-        return self._points.layer_names(self._recorder.n_blocks)
-
     def _flush(self) -> None:
         self._recorder.flush()

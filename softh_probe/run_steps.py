@@ -114,9 +114,11 @@ class RunSteps:
         """Tokens counted so far, without drafts that were rejected."""
         return self._recorder.tokens - self._source.n_rejected
 
+    def _layer_names(self) -> list[str]:
+        return self._points.layer_names(self._recorder.n_blocks)
+
     def _measured(self) -> list[str]:
         """Name the layers that have sums, or will have them, in the order of calls."""
         self._recorder.flush()
         measured = self._sums.measured
-        names = self._points.layer_names(self._recorder.n_blocks)
-        return [name for name in names if (name in measured if measured else self._recorder.wants(name))]
+        return [name for name in self._layer_names() if (name in measured if measured else self._recorder.wants(name))]

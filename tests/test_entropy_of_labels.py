@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from softh_probe import ProbeResult, SoftEntropyProbe
-from softh_probe.data.corpus import length_batches, pad_batch
+from softh_probe.data.corpus import length_batches
 from softh_probe.labels import parse_label_sets
 from softh_probe.planned import row_allocation
 from softh_probe.planned.plan import Plan
@@ -18,7 +18,7 @@ from softh_probe.run import run as run_config
 from softh_probe.run.forward import forward
 from tests.helpers.corpora import COLUMNS, LANGUAGES, TEXTS, corpus_of, documents, values_of
 from tests.helpers.position_bins import bin_of, planned_in_bins
-from tests.helpers.probes import NAMES, NGRAMS, planned, run, run_planned
+from tests.helpers.probes import NAMES, NGRAMS, feed, planned, run, run_planned
 from tests.helpers.references import ngram_label, ngram_positions
 from tests.test_label_sampling import Contextual, zipf_phrases
 
@@ -200,15 +200,7 @@ def sampled(docs, label_rows, *, plans=False, seed=0) -> ProbeResult:
     probe = SoftEntropyProbe(
         net, labels=SAMPLED, modules={"layer": net.layer}, plan=plan, label_rows=label_rows, seed=seed, n_anchors=4
     )
-    with probe, torch.inference_mode():
-        for i, of_batch in enumerate(batches):
-            ids, mask = pad_batch(corpus, of_batch)
-            if plan is None:
-                net(input_ids=ids, attention_mask=mask)
-            else:
-                with probe.batch(plan.batch(i)):
-                    net(input_ids=ids, attention_mask=mask)
-    return probe.result()
+    return feed(probe, net, corpus, batches, plan).result()
 
 
 def test_a_plan_knows_all_counts_so_that_a_sample_is_exact(text):

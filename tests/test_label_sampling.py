@@ -10,6 +10,7 @@ from softh_probe.labels import NGRAM_SETS, parse_label_sets
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from tests.helpers.corpora import corpus_of
+from tests.helpers.probes import feed
 
 SEEDS = 20
 SHARES = (1 / 2, 1 / 8, 1 / 32)
@@ -65,15 +66,7 @@ def measure(text):
             n_anchors=20,
             anchor_sets=1,
         )
-        with probe, torch.inference_mode():
-            for index, documents in enumerate(batches):
-                ids, mask = pad_batch(text, documents)
-                if plan is None:
-                    net(input_ids=ids, attention_mask=mask)
-                else:
-                    with probe.batch(plan.batch(index)):
-                        net(input_ids=ids, attention_mask=mask)
-        table = probe.result().to_pandas()
+        table = feed(probe, net, text, batches, plan).result().to_pandas()
         sizes = probe._source.rows.table_sizes()
         return table[table.metric.isin(METRICS)].set_index(["metric", "label_set"]), sizes.n_live
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from softh_probe.analysis.sites import HEADS, lead_site
 from softh_probe.errors import InputError, require_string
-from softh_probe.labels import COLUMN_PREFIX
+from softh_probe.labels import spellings
 from softh_probe.metrics import ENTROPIES, METRICS, unit_scale
 from softh_probe.report.figure_style import layer_axis, one_panel, plain
 from softh_probe.report.figures import FIGURES, entropy_by_label
@@ -47,7 +47,7 @@ def plot(result: ProbeResult, figure: str, unit: str, **curve: Any) -> Figure:
             require_string(chosen, curve[chosen])
     curve = {name: value for name, value in curve.items() if value is not None}
     sets = list(dict.fromkeys(name for name, _ in result.labels))
-    is_set = bool({figure, COLUMN_PREFIX + figure} & {*sets})
+    is_set = bool(spellings(figure) & {*sets})
     if curve or (figure in _NAMES and figure not in FIGURES and not is_set):
         return draw_curve(result, figure, unit, **curve)
     if figure in FIGURES:
@@ -127,7 +127,7 @@ def _of_set(part: pd.DataFrame, metric: str, label_set: str | None) -> pd.DataFr
     sets = list(dict.fromkeys(part.label_set))
     if label_set is None and len(sets) > 1:
         raise InputError(f"label_set: expected one of {', '.join(sets)}, whose {metric} is to be drawn")
-    wanted = {sets[0]} if label_set is None else {label_set, COLUMN_PREFIX + label_set}
+    wanted = {sets[0]} if label_set is None else spellings(label_set)
     chosen = [name for name in sets if name in wanted]
     if not chosen:
         there_are = f"expected one of {', '.join(sets)}" if sets != [""] else f"{metric} is of no label set"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from softh_probe.report.position_words import position_line
 from softh_probe.report.share_words import share_words
 from softh_probe.result import ProbeResult
 
+ENTROPY_QUESTION = "How spread out are the hidden states?"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -33,6 +35,22 @@ class Finding:
     question: str
     answer: str
     text: str
+
+
+def questions(label_sets: Collection[str]) -> dict[str, str]:
+    """Ask what layers know of each label set that findings tell of: n-grams of the lowest order, then all others.
+
+    >>> questions(["input_bigram", "column:language", "input_quadgram"])
+    {'input_bigram': 'What do layers keep of what was read?', 'column:language': 'What do layers say of language?'}
+    """
+    order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & {*label_sets}), None)
+    asked = {
+        f"input_{order}": "What do layers keep of what was read?",
+        f"output_{order}": "What do layers say of what comes?",
+    }
+    others = (name for name in label_sets if name not in NGRAM_SETS)
+    asked = {name: question for name, question in asked.items() if name in label_sets}
+    return asked | {name: f"What do layers say of {name.removeprefix(COLUMN_PREFIX)}?" for name in others}
 
 
 def findings(result: ProbeResult) -> list[Finding]:
@@ -86,30 +104,27 @@ def _of_one(result: ProbeResult) -> list[Finding]:
 
     found = [
         Finding(
-            "How spread out are the hidden states?",
+            ENTROPY_QUESTION,
             f"{percent(entropy[0])} → {percent(entropy[-1])}",
             f"Entropy from {layers[0]} to {layers[-1]}: {_named(result, most, entropy, as_many)}; "
             f"{_named(result, least, entropy, likewise, lowest=True)}{_unmeasured(most)}.",
         )
     ]
-    order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & set(result.label_sets)), None)
-    for direction, question, tokens in (
-        (
-            "input",
-            "What do layers keep of what was read?",
-            "token just read" if order == "unigram" else f"last {order}",
-        ),
-        ("output", "What do layers say of what comes?", "next token" if order == "unigram" else f"next {order}"),
-    ):
-        name = f"{direction}_{order}"
-        if name in result.label_sets:
-            found.append(_information(result, means, name, question, tokens))
+    asked = questions(result.label_sets)
+    found += [_information(result, means, name, asked[name], _tokens_of(name)) for name in asked if name in NGRAM_SETS]
     found += [*_context(result), *_positions(result)]
-    for name in result.label_sets:
+    for name, question in asked.items():
         if name not in NGRAM_SETS and len(found) < 4:
-            column = name.removeprefix(COLUMN_PREFIX)
-            found.append(_information(result, means, name, f"What do layers say of {column}?", column))
+            found.append(_information(result, means, name, question, name.removeprefix(COLUMN_PREFIX)))
     return found
+
+
+def _tokens_of(name: str) -> str:
+    """Name the tokens that are the labels of a set of n-grams."""
+    direction, order = name.split("_")
+    if order == "unigram":
+        return "token just read" if direction == "input" else "next token"
+    return f"{'last' if direction == 'input' else 'next'} {order}"
 
 
 def _context(result: ProbeResult) -> list[Finding]:

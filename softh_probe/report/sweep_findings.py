@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from softh_probe.labels import COLUMN_PREFIX, NGRAM_SETS, ORDERS
 from softh_probe.report.bit_words import LabelBits, bits, percent
-from softh_probe.report.findings import Finding
+from softh_probe.report.findings import ENTROPY_QUESTION, Finding, questions
 from softh_probe.report.sweep_course import LayerMean, layer_means
 from softh_probe.report.sweep_data import Sweep
 
@@ -54,15 +53,8 @@ def _questions(sweep: Sweep) -> Iterator[_Asked]:
         used = ", then ".join(f"{sweep.n_anchors**share:.0f}" for share in shares)
         return f"As many as {used} of {sweep.n_anchors} anchors, evenly used."
 
-    yield _Asked("entropy|", "How spread out are the hidden states?", _percents, anchors)
-    order = next((o for o in ORDERS if {f"input_{o}", f"output_{o}"} & {*sweep.label_sets}), None)
-    questions = {
-        f"input_{order}": "What do layers keep of what was read?",
-        f"output_{order}": "What do layers say of what comes?",
-    }
-    columns = [name for name in sweep.label_sets if name not in NGRAM_SETS]
-    questions |= {name: f"What do layers say of {name.removeprefix(COLUMN_PREFIX)}?" for name in columns}
-    for name, question in questions.items():
+    yield _Asked("entropy|", ENTROPY_QUESTION, _percents, anchors)
+    for name, question in questions(sweep.label_sets).items():
         yield _Asked(f"mutual_information|{name}", question, _bits(sweep, name), _chance(sweep, name))
 
 

@@ -33,6 +33,7 @@ from softh_probe.estimators.soft_entropy import log_assignments
 from softh_probe.hooks.hook_points import find_hook_points, hidden_state, watched_layers
 from softh_probe.hooks.named_modules import find_modules
 from softh_probe.planned.prepared import BATCHINGS, EQUAL_LENGTHS, PADDED, SINGLE_DOCUMENTS, batch_documents
+from softh_probe.run.feed import evenly_chosen
 from softh_probe.run.forward import input_embeddings, quiet_inference, run_backbone
 
 #: Padded batches of a model that gives other hidden states each time, so that nothing can be said of padding.
@@ -257,8 +258,7 @@ def _rows_to_compare(lengths: np.ndarray) -> list[int]:
     if not len(rows):
         rows = np.flatnonzero(lengths > 1)
     by_length = rows[np.argsort(lengths[rows], kind="stable")]
-    spread = np.linspace(0, len(by_length) - 1, num=min(_N_DOCUMENTS, len(by_length)), dtype=int)
-    return [int(row) for row in by_length[spread]]
+    return evenly_chosen(by_length.tolist(), _N_DOCUMENTS)
 
 
 def _assignments(hidden_ND: Tensor) -> Tensor:

@@ -125,14 +125,7 @@ def _run(
             feed.group(PADDED)
         logger.info("%s", feed.describe_batches())
     with seconds("load"):
-        checkpoint = load_checkpoint(
-            source,
-            dtype=config.dtype,
-            device_map=device_map,
-            trust_remote_code=config.trust_remote_code,
-            allow_pickle=config.allow_pickle,
-            model_kwargs=config.model_kwargs,
-        )
+        checkpoint = load_model(config, source, device_map)
     for choice in checkpoint.choices:
         logger.info("%s", choice)
     with checkpoint:
@@ -247,6 +240,27 @@ def open_feed(
         return PlannedFeed(config, tokenizer, processes, choices=made, progress=progress)
     state = unfinished and unfinished[0].feed
     return StreamedFeed(config, tokenizer, processes, choices=made, documents=documents, state=state)
+
+
+def load_model(config: RunConfig, source: ModelSource, device_map: str | None) -> Checkpoint:
+    """Load the checkpoint as a configuration asks for it.
+
+    Args:
+        config: the run.
+        source: the checkpoint.
+        device_map: where the weights go.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    return load_checkpoint(
+        source,
+        dtype=config.dtype,
+        device_map=device_map,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+        model_kwargs=config.model_kwargs,
+    )
 
 
 def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) -> SoftEntropyProbe:

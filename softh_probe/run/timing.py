@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 from softh_probe.config import RunConfig
 from softh_probe.errors import SofthProbeError
-from softh_probe.models.checkpoint import load_checkpoint
 from softh_probe.models.placement import synchronize
 from softh_probe.models.source import ModelSource, weights_at_hand
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.feed import Feed
 from softh_probe.run.forward import Batch, run_batches
-from softh_probe.run.pipeline import new_probe
+from softh_probe.run.pipeline import load_model, new_probe
 from softh_probe.run.provenance import check_model
 
 #: Batches that are timed, and seconds after which no other one is begun.
@@ -57,14 +56,7 @@ def time_run(config: RunConfig, source: ModelSource, feed: Feed, device_map: str
         return "the weights are not on this machine yet"
     start = time.perf_counter()
     try:
-        checkpoint = load_checkpoint(
-            source,
-            dtype=config.dtype,
-            device_map=device_map,
-            trust_remote_code=config.trust_remote_code,
-            allow_pickle=config.allow_pickle,
-            model_kwargs=config.model_kwargs,
-        )
+        checkpoint = load_model(config, source, device_map)
         loaded = time.perf_counter()
         with checkpoint:
             probe = new_probe(config, checkpoint.model, feed.rows)

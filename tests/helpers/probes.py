@@ -1,5 +1,7 @@
 """Label sets, and runs of a probe over token sequences and planned corpora."""
 
+from contextlib import nullcontext
+
 import torch
 
 from softh_probe import SoftEntropyProbe, sample_anchors, temperature
@@ -66,10 +68,15 @@ def run_planned(model, corpus, names, tokens_per_batch, plan=None, anchor_sets=1
     """Run a planned probe over a corpus."""
     plan = plan or planned(corpus, names, tokens_per_batch)
     probe = SoftEntropyProbe(model, labels=names, n_anchors=20, anchor_sets=anchor_sets, plan=plan, **settings)
+    return feed(probe, model, corpus, plan.batches, plan)
+
+
+def feed(probe, model, corpus, batches, plan=None):
+    """Run a model over the batches of a corpus under a probe, whose labels a plan may know."""
     with probe, torch.inference_mode():
-        for i, docs in enumerate(plan.batches):
+        for i, docs in enumerate(batches):
             ids, mask = pad_batch(corpus, docs)
-            with probe.batch(plan.batch(i)):
+            with nullcontext() if plan is None else probe.batch(plan.batch(i)):
                 model(input_ids=ids, attention_mask=mask)
     return probe
 

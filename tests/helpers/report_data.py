@@ -140,6 +140,16 @@ def sweep_folder(folder: Path, *, n_checkpoints: int, layers: int = 3, labels=NA
     return folder
 
 
+#: Steps of checkpoints: one, two, some, and as many as a training run keeps.
+STEPS = {
+    1: [1000],
+    2: [0, 143_000],
+    10: [0, *(2**n for n in range(9))],
+    150: [0, *(2**n for n in range(10)), *range(1000, 140_000, 1000)],
+    1500: [0, *(2**n for n in range(10)), *range(1000, 1_490_000, 1000)],
+}
+
+
 def sweep_of_steps(folder: Path, steps, *, labels=NAMES[:2], layers=None) -> Path:
     """Write the folder of a sweep with a checkpoint at each step, whose values all grow alike."""
     result = result_of(tiny_llama(), labels=labels, anchor_sets=2, layers=layers)

@@ -11,19 +11,11 @@ from tests.helpers.corpora import corpus_of
 from tests.helpers.models import tiny_llama
 from tests.helpers.position_bins import planned_in_bins, tokens_of_lengths
 from tests.helpers.probes import NAMES, run_planned
-from tests.helpers.report_data import result_of, sweep_of_steps
+from tests.helpers.report_data import STEPS, result_of, sweep_of_steps
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.chromium, pytest.mark.slow]
 
-#: Steps of checkpoints: one, two, some, and as many as a training run keeps.
-STEPS = {
-    1: [1000],
-    2: [0, 143_000],
-    10: [0, *(2**n for n in range(9))],
-    150: [0, *(2**n for n in range(10)), *range(1000, 140_000, 1000)],
-    1500: [0, *(2**n for n in range(10)), *range(1000, 1_490_000, 1000)],
-}
 WIDTHS = (420, 1400)
 
 

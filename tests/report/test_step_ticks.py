@@ -9,15 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from softh_probe.report.step_ticks import log_ticks
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step
+from tests.helpers.report_data import STEPS
 
-STEPS = {
-    1: [1000],
-    2: [0, 143_000],
-    10: [0, *(2**n for n in range(9))],
-    150: [0, *(2**n for n in range(10)), *range(1000, 140_000, 1000)],
-    1500: [0, *(2**n for n in range(10)), *range(1000, 1_490_000, 1000)],
-    "narrow": [142_000, 143_000],
-}
+SPANS = {**STEPS, "narrow": [142_000, 143_000]}
 
 
 def table_of(steps, label_sets):
@@ -36,10 +30,10 @@ def drawn_by_agg(figure):
     return figure
 
 
-@pytest.mark.parametrize("n", STEPS)
+@pytest.mark.parametrize("n", SPANS)
 @pytest.mark.parametrize("sets", [["a"], ["a", "b", "c"]])
 def test_ticks_keep_apart(n, sets):
-    steps = STEPS[n]
+    steps = SPANS[n]
     table = table_of(steps, sets)
     for figure in (metric_by_step(table, "mutual_information"), layers_by_step(table, "mutual_information", "a")):
         drawn_by_agg(figure)
