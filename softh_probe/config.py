@@ -115,7 +115,7 @@ _DIFFERENCES = {
     "positions": "all, assistant, completion, last, first:N, skip:N, or several with commas",
     "tokens_per_batch": "it counts tokens, padding included, not documents",
     "cache": "a folder for tokenised corpora and plans; HF_HOME is that of downloads",
-    "calibration": "exact, leading_order, or the temperature as a number",
+    "calibration": "exact, leading_order, amos, or the temperature as a number",
 }
 
 
@@ -231,8 +231,9 @@ class RunConfig:
     with one set."""
     seed: int = 0
     """Seed of the first set of anchors; set s uses seed + s."""
-    calibration: Literal["exact", "leading_order"] | float = "exact"
-    """Temperature of the soft assignment: exact, leading_order, or the temperature itself as a number."""
+    calibration: Literal["exact", "leading_order", "amos"] | float = "exact"
+    """Temperature of the soft assignment: exact, leading_order (its limit for wide states), amos (that of soft-entropy
+    0.1.5, to continue its numbers), or the temperature itself as a number."""
     layers: str | Sequence[str | int] | None = None
     """Rows to measure: embeddings, layer.1, …, final_norm, or indices (-1 the last), which stand for all sites of a
     layer; null measures all."""

@@ -76,7 +76,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         anchor_sets: independent sets, all measured in the same pass; results carry the spread over them, which is
             unknown with one set.
         seed: of the first set; set s uses seed + s.
-        calibration: "exact", "leading_order", or the temperature as a float.
+        calibration: "exact", "leading_order", "amos", or the temperature as a float.
         layers: rows to measure, by name, or all sites of a layer by index (0 the embeddings, −1 the last); None is all.
         count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
             distinct sequence of tokens up to a position once, in causal models.
@@ -112,7 +112,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         n_anchors: int = 100,
         anchor_sets: int = DEFAULT_ANCHOR_SETS,
         seed: int = 0,
-        calibration: Literal["exact", "leading_order"] | float = "exact",
+        calibration: Literal["exact", "leading_order", "amos"] | float = "exact",
         layers: Sequence[str | int] | None = None,
         count: Literal["forwarded", "unique_prefix"] = "forwarded",
         label_rows: LabelRows = DEFAULT_LABEL_ROWS,

@@ -519,7 +519,7 @@ def test_embeddings_without_ids_have_no_ngrams(model):
         ({"seed": "a"}, "seed: expected an integer, got 'a'"),
         ({"seed": 2**70}, "seed: expected an integer of 64 bits"),
         ({"layers": []}, "layers: expected at least one, got none"),
-        ({"calibration": "fast"}, "calibration: expected exact or leading_order"),
+        ({"calibration": "fast"}, "calibration: expected exact, leading_order, amos"),
         ({"count": "often"}, "count: expected 'forwarded' or 'unique_prefix', got 'often'"),
     ],
 )

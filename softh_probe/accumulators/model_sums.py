@@ -56,7 +56,7 @@ class ModelSums:
         self._projections: dict[tuple[int, torch.device], Projection] = {}
         self._on_host: frozenset[str] = frozenset()
         self._host = HostWorker()
-        self._anchors_of(2)  # settings that no anchors can be drawn with fail here, not in a hook
+        self._anchors_of(3)  # settings that no anchors can be drawn with fail here, not in a hook
         self._anchors.clear()
 
     def __getitem__(self, layer: str) -> LayerSums:

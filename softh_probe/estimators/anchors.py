@@ -101,7 +101,7 @@ class Anchors:
             n_sets: number of sets.
             seed: seed of the first set; set s is drawn with seed + s.
             kind: "iid", "published" or "antithetic", as in `sample_anchors`.
-            calibration: "exact", "leading_order", or the temperature, as in `resolve_temperature`.
+            calibration: "exact", "leading_order", "amos", or the temperature, as in `resolve_temperature`.
 
         Raises:
             InputError: an argument is of the wrong type or out of range, or an unknown name.

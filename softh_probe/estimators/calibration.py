@@ -9,6 +9,12 @@ arXiv 2505.23960):
 Z is the ratio of the two densities' normalisers. It is evaluated without Bessel functions, which under- and overflow
 for large orders: as its power series, whose terms are all positive, or, where κ is far larger than the order, as
 Hankel's expansion for large arguments (DLMF 10.40.1).
+
+`amos` takes a lower bound of the divergence in its place, as `soft-entropy` 0.1.5 does, whose numbers it continues. It
+follows from Amos' bounds of ratios of Bessel functions (Amos 1974, Math. Comp. 28, 239):
+
+    G(d/2, d/2, κ)·κ − Φ⁺(κ) = log m,    G(α, β, κ) = κ / (α + sqrt(κ² + β²))
+    Φ⁺(κ) = r − ν + ν log(2ν / (ν + r)),    ν = d/2 − 1,  r = sqrt(κ² + ν²)
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from scipy.special import logsumexp
 
 from softh_probe.errors import InputError, short_repr
 
-METHODS = ("exact", "leading_order")
+METHODS = ("exact", "leading_order", "amos")
 #: Temperatures with which float32 can hold the logits. Close to either bound, an assignment is one-hot or uniform.
 _LEAST, _MOST = 1e-12, 1e12
 
@@ -37,15 +43,18 @@ def temperature(n_anchors: int, dim: int, method: str = "exact") -> float:
     0.013566183548
     >>> round(temperature(100, 576, method="leading_order"), 12)
     0.01372937977
+    >>> round(temperature(100, 576, method="amos"), 12)
+    0.013541419003
 
     Args:
         n_anchors: number of anchors m, at least 2.
         dim: width d of the hidden states, at least 2.
         method: "exact" solves KL(vMF(1/ε) ‖ Uniform) = log m to 1e-9 relative for d and m up to 65,536;
-            "leading_order" is its limit for large d, 1/sqrt(2·d·log m).
+            "leading_order" is its limit for large d, 1/sqrt(2·d·log m); "amos" is the root of a lower bound of the
+            divergence, the temperature of `soft-entropy` 0.1.5.
 
     Raises:
-        InputError: n_anchors or dim is below 2, or the method is unknown.
+        InputError: n_anchors or dim is below 2, or the method is unknown; or it is "amos" and dim is 2.
     """
     if n_anchors < 2:
         raise InputError(f"n_anchors: expected at least 2, got {n_anchors}; the published value is 100")
@@ -54,9 +63,12 @@ def temperature(n_anchors: int, dim: int, method: str = "exact") -> float:
     leading_order = 1.0 / math.sqrt(2.0 * dim * math.log(n_anchors))
     if method == "leading_order":
         return leading_order
-    if method != "exact":
+    if method not in METHODS:
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    return 1.0 / _solve_increasing(lambda kappa: vmf_divergence(kappa, dim), math.log(n_anchors), 1.0 / leading_order)
+    if method == "amos" and dim == 2:
+        raise InputError("calibration: amos has no bound for hidden states of width 2; take exact")
+    divergence = vmf_divergence if method == "exact" else _amos_bound
+    return 1.0 / _solve_increasing(lambda kappa: divergence(kappa, dim), math.log(n_anchors), 1.0 / leading_order)
 
 
 def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> float:
@@ -68,7 +80,7 @@ def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> f
     True
 
     Args:
-        calibration: a method of `temperature` ("exact" or "leading_order"), or the temperature ε itself.
+        calibration: a method of `temperature` ("exact", "leading_order" or "amos"), or the temperature ε itself.
         n_anchors: number of anchors m, at least 2.
         dim: width d of the hidden states, at least 2.
 
@@ -78,7 +90,7 @@ def resolve_temperature(calibration: str | float, n_anchors: int, dim: int) -> f
     if isinstance(calibration, str):
         if calibration not in METHODS:
             raise InputError(
-                f"calibration: expected {' or '.join(METHODS)}, or the temperature as a number, got {calibration!r}"
+                f"calibration: expected {', '.join(METHODS)}, or the temperature as a number, got {calibration!r}"
             )
         return temperature(n_anchors, dim, method=calibration)
     if not (isinstance(calibration, Real) and not isinstance(calibration, bool) and _LEAST <= calibration <= _MOST):
@@ -137,6 +149,17 @@ def _divergence_by_hankel(kappa: float, order: float) -> float:
         kappa_ds -= k * term
     constant = math.lgamma(order + 1.0) + order * math.log(2.0) - 0.5 * math.log(2.0 * math.pi)
     return (order + 0.5) * (math.log(kappa) - 1.0) - constant - math.log(s) + kappa_ds / s
+
+
+def _amos_bound(kappa: float, dim: int) -> float:
+    """Compute Amos' lower bound of the divergence, in nats, for d of 3 or more; it increases with κ.
+
+    G·κ is R − d/2, with R = sqrt(κ² + d²/4); R − r = (d − 1)/(R + r) has none of the cancellation of large κ.
+    """
+    half, order = dim / 2.0, dim / 2.0 - 1.0
+    outer, root = math.hypot(kappa, half), math.hypot(kappa, order)
+    excess = kappa * kappa / (root + order)  # r − ν
+    return (dim - 1.0) / (outer + root) - 1.0 + order * math.log1p(excess / (2.0 * order))
 
 
 def _solve_increasing(function: Callable[[float], float], target: float, start: float) -> float:

@@ -143,7 +143,7 @@ def soft_entropy(
             code, where a run and a probe leave them out; NaN gives NaN.
         n_anchors: number of anchors M.
         seed: seed of the anchors.
-        calibration: "exact", "leading_order", or the temperature itself.
+        calibration: "exact", "leading_order", "amos", or the temperature itself.
         anchors: kind of the anchors: "iid", "published" or "antithetic", as in `sample_anchors`.
 
     Returns:

@@ -70,7 +70,7 @@ def test_a_number_is_the_temperature_itself():
         (lambda: temperature(1, 64), "n_anchors"),
         (lambda: temperature(100, 1), "dim"),
         (lambda: temperature(100, 64, method="fast"), "exact, leading_order"),
-        (lambda: resolve_temperature("fast", 100, 64), "exact or leading_order"),
+        (lambda: resolve_temperature("fast", 100, 64), "exact, leading_order, amos"),
         (lambda: resolve_temperature(-1.0, 100, 64), "positive"),
         (lambda: resolve_temperature(float("nan"), 100, 64), "positive"),
     ],
@@ -78,3 +78,34 @@ def test_a_number_is_the_temperature_itself():
 def test_bad_arguments_are_named(call, named):
     with pytest.raises(InputError, match=named):
         call()
+
+
+@pytest.mark.parametrize(
+    ("dim", "expected"), [(64, 0.0362298791), (576, 0.0135414190), (768, 0.0117678219), (4096, 0.0051385816)]
+)
+def test_amos_is_the_temperature_of_the_published_package(dim, expected):
+    assert temperature(100, dim, "amos") == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("n_anchors", [2, 100, 1000])
+@pytest.mark.parametrize("dim", [8, 64, 576, 4096, 65_536])
+def test_amos_equals_the_package_itself(n_anchors, dim):
+    calibration = pytest.importorskip("soft_entropy.temp_calibration")
+    assert temperature(n_anchors, dim, "amos") == pytest.approx(calibration.find_eps(n_anchors, dim), rel=1e-9)
+
+
+@pytest.mark.parametrize("n_anchors", [2, 1000, 65_536])
+@pytest.mark.parametrize("dim", [3, 4, 16, 65_536])
+def test_amos_solves_its_bound_where_the_package_finds_no_root(n_anchors, dim):
+    with mpmath.workdps(50):
+        kappa, half = 1 / mpmath.mpf(temperature(n_anchors, dim, "amos")), mpmath.mpf(dim) / 2
+        order = half - 1
+        root = mpmath.sqrt(kappa**2 + order**2)
+        phi = root - order + order * mpmath.log(2 * order / (order + root))
+        bound = kappa**2 / (half + mpmath.sqrt(kappa**2 + half**2)) - phi
+    assert float(bound) == pytest.approx(math.log(n_anchors), rel=1e-9)
+
+
+def test_amos_has_no_bound_in_two_dimensions():
+    with pytest.raises(InputError, match="calibration: amos has no bound for hidden states of width 2; take exact"):
+        temperature(100, 2, "amos")

@@ -22,7 +22,7 @@ def clustered(n: int, dim: int, n_labels: int, seed: int = 0) -> tuple[torch.Ten
 
 @pytest.mark.parametrize("dim", [8, 64, 576])
 @pytest.mark.parametrize("n_anchors", [2, 100])
-@pytest.mark.parametrize("calibration", ["exact", "leading_order", 0.03])
+@pytest.mark.parametrize("calibration", ["exact", "leading_order", "amos", 0.03])
 def test_equal_to_float64_reference(dim, n_anchors, calibration):
     z, labels = clustered(700, dim, 12)
     epsilon = calibration if isinstance(calibration, float) else temperature(n_anchors, dim, calibration)
