@@ -17,8 +17,8 @@ from softh_probe.config_checks import (
     check_secrets,
     check_types,
 )
-from softh_probe.errors import InputError
-from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Kind
+from softh_probe.errors import InputError, short_repr
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS, Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.positions import check_labels, parse_positions, positions_text
@@ -105,6 +105,8 @@ _OTHER_NAMES = {
 }
 _FIELD_OF = {other: field for field, others in _OTHER_NAMES.items() for other in others.split()}
 
+#: Numbers that a file of anchors decides.
+_SIZES = ("n_anchors", "anchor_sets")
 #: What differs from the other tools' fields.
 _DIFFERENCES = {
     "model": "a hub id, a local folder, or a .gguf file",
@@ -222,10 +224,13 @@ class RunConfig:
     together."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
-    anchors: Kind = "iid"
+    anchors: Kind | str = "iid"
     """Sampling of the anchors: iid, independent, from a stream of their own; published, the draw of the published code
     and of versions that recorded no recipe; antithetic, in pairs w and -w, which makes entropies vary less from one
-    draw to the next; published_antithetic, the pairs of those versions."""
+    draw to the next; published_antithetic, the pairs of those versions. Or a .npy, .npz or .safetensors file of your
+    own, [M, D] or [S, M, D] of unit rows, one array for each width, which decides n_anchors and anchor_sets."""
+    anchors_sha256: str | None = None
+    """Digest of the anchors of a file, which a run writes into its config.yaml; the file has to have it."""
     anchor_sets: int = DEFAULT_ANCHOR_SETS
     """Independent sets of anchors, measured in the same pass; their spread is the sd of results. It is unknown
     with one set."""
@@ -287,6 +292,7 @@ class RunConfig:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
         check_label_rows(self.label_rows)
+        self._check_anchors()
         self._check_stream()
         self._check_permute_within()
         self._check_modules()
@@ -294,6 +300,27 @@ class RunConfig:
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
+
+    def _check_anchors(self) -> None:
+        """Read a file of anchors; the numbers of sets and anchors are then its own."""
+        given = None
+        if self.anchors not in KINDS:
+            from softh_probe.estimators.given_anchors import given_anchors  # imports numpy
+
+            given = given_anchors(self.anchors)
+        if given is None and self.anchors not in KINDS:
+            kinds = f"{', '.join(KINDS[:-1])}, {KINDS[-1]}"
+            raise InputError(f"anchors: expected {kinds}, or a .npy, .npz or .safetensors file, got {self.anchors!r}")
+        found = given.sha256 if given else None
+        if self.anchors_sha256 not in (None, found):
+            raise InputError(
+                f"anchors_sha256: expected the anchors with SHA-256 {short_repr(self.anchors_sha256)}, and those of "
+                f"{self.anchors} have {found}; name the file they were in, or leave it out"
+            )
+        object.__setattr__(self, "anchors_sha256", found)
+        if given is not None:
+            for name, value in zip(_SIZES, given.sizes(self.n_anchors, self.anchor_sets), strict=True):
+                object.__setattr__(self, name, value)
 
     def _check_stream(self) -> None:
         """Refuse what needs the whole corpus before the first forward pass."""

@@ -17,7 +17,8 @@ from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError, abbreviated, one_line, require_string
-from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Kind
+from softh_probe.estimators.given_anchors import given_anchors
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
@@ -83,7 +84,9 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         label_rows: rows of n-gram labels that a layer holds at most, or "all". Where more would be needed, a sample of
             labels is followed, frequent ones always; results carry the standard error of that (`sampling_sd`).
         anchors: "iid"; "published", the draw of the published code; or "antithetic": pairs w and −w, with which
-            entropies vary less between draws (see `sample_anchors`).
+            entropies vary less between draws (see `sample_anchors`). Or your own: a tensor or array [M, D] or [S, M, D]
+            of unit rows, a list of one for each width, or a file of these (.npy, .npz, .safetensors); they decide
+            n_anchors and anchor_sets.
         modules: name -> module whose outputs [B, T, D] are measured instead of transformer blocks; with outputs [B, D]
             a position is a row. (module, "key" or index) names one of several tensors, (module, None, "TBD") says what
             the dimensions are: B the batch, D or C the width, others positions ("BCT", "BCHW"), where not certain.
@@ -117,7 +120,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         count: Literal["forwarded", "unique_prefix"] = "forwarded",
         label_rows: LabelRows = DEFAULT_LABEL_ROWS,
         *,
-        anchors: Kind = "iid",
+        anchors: object = "iid",
         modules: Mapping[str, nn.Module | tuple[Any, ...]] | None = None,
         sites: Sequence[str] | str = (RESIDUAL,),
         plan: AnnouncedRows | None = None,
@@ -141,17 +144,20 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         self._model, self._modules, self._plan = model, modules, plan
         self._source, self._points = source, points
         self.origin = Origin(points.entry, skip_special_tokens)
+        if (given := given_anchors(anchors)) is not None:
+            n_anchors, anchor_sets = given.sizes(n_anchors, anchor_sets)
+        self._anchors = given or anchors
         estimator: dict[str, Any] = {
             "n_anchors": n_anchors,
             "anchor_sets": anchor_sets,
             "seed": seed,
-            "anchors": anchors,
+            "anchors": given.setting if given else anchors,
             "calibration": calibration,
         }
         counted: dict[str, Any] = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
         counted |= {"label_rows": label_rows, **rules.settings}
         self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites)}
-        self._sums = ModelSums(source.rows.table_sizes, **estimator)
+        self._sums = ModelSums(source.rows.table_sizes, **{**estimator, "anchors": self._anchors})
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)

@@ -28,6 +28,7 @@ class RunSteps:
     _modules: Mapping[str, nn.Module | tuple[Any, ...]] | None
     _plan: AnnouncedRows | None
     _settings: dict[str, Any]
+    _anchors: object
     _source: LabelSource
     _points: HookPoints
     _sums: ModelSums
@@ -103,7 +104,8 @@ class RunSteps:
     def new_like(self) -> Self:
         """Make a probe of the same model with the same settings that has measured nothing."""
         plan = None if self._plan is None else self._plan.fresh()
-        made = type(self)(self._model, modules=self._modules, plan=plan, **self._settings)  # type: ignore[call-arg]
+        settings = {**self._settings, "anchors": self._anchors}
+        made = type(self)(self._model, modules=self._modules, plan=plan, **settings)  # type: ignore[call-arg]
         made.origin = self.origin.fresh()
         return made
 

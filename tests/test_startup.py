@@ -103,7 +103,7 @@ def test_choices_of_a_configuration_are_those_of_the_code_it_configures():
     """They are written twice, as configurations are read without torch and scipy."""
     hints = type_hints(RunConfig)
     assert get_args(hints["dtype"]) == DTYPES
-    assert get_args(hints["anchors"]) == KINDS
+    assert get_args(get_args(hints["anchors"])[0]) == KINDS  # or a file
     assert get_args(get_args(hints["calibration"])[0]) == METHODS
 
 

@@ -14,6 +14,7 @@ from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.errors import ProbeError
 from softh_probe.estimators.anchors import Anchors
+from softh_probe.estimators.given_anchors import GivenAnchors
 from softh_probe.estimators.projection import Projection
 from softh_probe.layer_places import RESIDUAL, SITES
 
@@ -39,7 +40,7 @@ class ModelSums:
         n_anchors: int,
         anchor_sets: int,
         seed: int,
-        anchors: str,
+        anchors: str | GivenAnchors,
         calibration: str | float,
     ) -> None:
         self.measured: set[str] = set()
@@ -56,7 +57,9 @@ class ModelSums:
         self._projections: dict[tuple[int, torch.device], Projection] = {}
         self._on_host: frozenset[str] = frozenset()
         self._host = HostWorker()
-        self._anchors_of(3)  # settings that no anchors can be drawn with fail here, not in a hook
+        self._given = anchors if isinstance(anchors, GivenAnchors) else None
+        # Settings that no anchors can be drawn with fail here, not in a hook.
+        self._anchors_of(self._given.widths[0] if self._given else 3)
         self._anchors.clear()
 
     def __getitem__(self, layer: str) -> LayerSums:
@@ -209,5 +212,10 @@ class ModelSums:
 
     def _anchors_of(self, dim: int) -> Anchors:
         if dim not in self._anchors:
-            self._anchors[dim] = Anchors.sample(dim=dim, **self._anchor_settings)
+            if self._given is not None:
+                self._anchors[dim] = Anchors.take(
+                    self._given, dim=dim, calibration=self._anchor_settings["calibration"]
+                )
+            else:
+                self._anchors[dim] = Anchors.sample(dim=dim, **self._anchor_settings)
         return self._anchors[dim]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from softh_probe.errors import InputError
 from softh_probe.estimators.calibration import resolve_temperature
+from softh_probe.estimators.given_anchors import GivenAnchors
 from softh_probe.estimators.recipes import ANTITHETIC, KINDS, stream_seed
 from softh_probe.hashing import bytes_sha256
 
@@ -71,7 +72,7 @@ class Anchors:
         points_SMD: [n_sets, n_anchors, dim], float32, CPU; set s is drawn with seed + s.
         temperature: ε of the softmax over cosine similarities (dimensionless).
         sha256: digest of the points' bytes (little-endian float32, set by set); equal digests mean equal anchors.
-        recipe: kind of the draw, one of `KINDS`.
+        recipe: kind of the draw, one of `KINDS`, or "given".
     """
 
     points_SMD: Tensor
@@ -111,11 +112,30 @@ class Anchors:
         if not isinstance(seed, int):
             raise InputError(f"seed: expected an integer, got {seed!r}")
         points_SMD = torch.stack([sample_anchors(n_anchors, dim, seed + s, kind) for s in range(n_sets)])
+        return cls._of(points_SMD, calibration, recipe=kind)
+
+    @classmethod
+    def take(cls, given: GivenAnchors, *, dim: int, calibration: str | float = "exact") -> Anchors:
+        """Take a user's own anchors for one width, with their temperature.
+
+        Args:
+            given: the anchors.
+            dim: width d of the hidden states.
+            calibration: as in `sample`.
+
+        Raises:
+            InputError: there are none for that width.
+        """
+        return cls._of(torch.from_numpy(given.of_width(dim)), calibration, recipe="given")
+
+    @classmethod
+    def _of(cls, points_SMD: Tensor, calibration: str | float, *, recipe: str) -> Anchors:
+        _, n_anchors, dim = points_SMD.shape
         return cls(
             points_SMD=points_SMD,
             temperature=resolve_temperature(calibration, n_anchors, dim),
             sha256=bytes_sha256(points_SMD.numpy().astype("<f4").tobytes()),
-            recipe=kind,
+            recipe=recipe,
         )
 
     def describe(self) -> dict[str, Any]:

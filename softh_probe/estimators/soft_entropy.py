@@ -21,6 +21,7 @@ from softh_probe.errors import InputError
 from softh_probe.estimators.anchors import sample_anchors
 from softh_probe.estimators.calibration import resolve_temperature
 from softh_probe.estimators.float32 import full_float32
+from softh_probe.estimators.given_anchors import given_anchors
 
 #: Norms whose squares float32 can hold.
 _SAFE = (1e-12, 1e15)
@@ -129,7 +130,7 @@ def entropy(mass: Tensor) -> Tensor:
 
 
 def soft_entropy(
-    z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact", anchors: str = "iid"
+    z: Tensor, n_anchors: int = 100, seed: int = 0, calibration: str | float = "exact", anchors: object = "iid"
 ) -> Tensor:
     """Compute H(Z) of hidden states, in units of log(n_anchors): 0 for a single anchor, 1 for a uniform distribution.
 
@@ -144,7 +145,8 @@ def soft_entropy(
         n_anchors: number of anchors M.
         seed: seed of the anchors.
         calibration: "exact", "leading_order", "amos", or the temperature itself.
-        anchors: kind of the anchors: "iid", "published" or "antithetic", as in `sample_anchors`.
+        anchors: kind of the anchors: "iid", "published" or "antithetic", as in `sample_anchors`; or one's own [M, D], a
+            tensor, an array or a file of one, which decides n_anchors.
 
     Returns:
         Tensor [], on z's device; differentiable with respect to z.
@@ -153,7 +155,7 @@ def soft_entropy(
         InputError: z has no positions, or is not a floating point tensor of at least two dimensions.
     """
     q_NM = _soft_assignments(z, n_anchors, seed, calibration, anchors)
-    return entropy(q_NM.mean(dim=0)) / math.log(n_anchors)
+    return entropy(q_NM.mean(dim=0)) / math.log(q_NM.shape[1])
 
 
 def soft_mutual_information(
@@ -162,7 +164,7 @@ def soft_mutual_information(
     n_anchors: int = 100,
     seed: int = 0,
     calibration: str | float = "exact",
-    anchors: str = "iid",
+    anchors: object = "iid",
 ) -> Tensor:
     """Compute I(X;Z) between labels and hidden states, in units of log(n_anchors).
 
@@ -196,12 +198,12 @@ def soft_mutual_information(
         raise InputError(f"labels: expected one per position, shape {list(z.shape[:-1])}, got {list(labels.shape)}")
     q_NM = _soft_assignments(z, n_anchors, seed, calibration, anchors)
     _, label_N, count_L = labels.to(z.device).reshape(-1).unique(return_inverse=True, return_counts=True)
-    mass_LM = q_NM.new_zeros(len(count_L), n_anchors).index_add(0, label_N, q_NM)
+    mass_LM = q_NM.new_zeros(len(count_L), q_NM.shape[1]).index_add(0, label_N, q_NM)
     conditional: Tensor = ((count_L / len(q_NM)).to(q_NM.dtype) * entropy(mass_LM)).sum()
-    return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(n_anchors)
+    return (entropy(q_NM.mean(dim=0)) - conditional) / math.log(q_NM.shape[1])
 
 
-def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float, anchors: str) -> Tensor:
+def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | float, anchors: object) -> Tensor:
     """Compute the soft assignments [N, M] of hidden states [..., D]."""
     _require_states(z)
     z_ND = z.reshape(-1, z.shape[-1])
@@ -209,7 +211,11 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
         raise InputError("z: no positions; entropy needs at least one hidden state")
     if z.dtype in (torch.float16, torch.bfloat16):
         z_ND = z_ND.float()
-    anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed, anchors).to(z_ND)
+    if (given := given_anchors(anchors)) is not None:
+        n_anchors, _ = given.sizes(n_anchors, 1)
+        anchors_MD = torch.from_numpy(given.of_width(z.shape[-1])[0]).to(z_ND)
+    else:
+        anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed, str(anchors)).to(z_ND)
     temperature = resolve_temperature(calibration, n_anchors, z.shape[-1])
     with torch.autocast(z.device.type, enabled=False):  # autocast would project in half precision
         log_q_N1M = log_assignments(z_ND, anchors_MD.unsqueeze(0), temperature)

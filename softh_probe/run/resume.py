@@ -148,6 +148,7 @@ def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
         "skip_special_tokens": False,
         "sites": [RESIDUAL],
         "by_position": False,
+        "anchors_sha256": None,
     }
     return {**since, **config}
 

@@ -115,6 +115,8 @@ class SweepConfig(RunConfig):
         data = os.path.abspath(os.path.expanduser(self.data)) if is_local(self.data) else self.data
         if self.tokenizer and is_local(self.tokenizer):
             values["tokenizer"] = os.path.abspath(os.path.expanduser(self.tokenizer))
+        if values["anchors_sha256"]:
+            values["anchors"] = os.path.abspath(os.path.expanduser(self.anchors))
         values |= {"model": model, "revision": revision, "out": str(out), "data": data, "resume": True}
         return RunConfig(**values)
 
