@@ -170,7 +170,7 @@ def _report(options: Namespace) -> int:
 
     folders = options.folders
     out = options.out or (folders[0] if len(folders) == 1 else "report")
-    print(write_report(folders, out, allow_different=options.allow_different))
+    print(write_report(folders, out, allow_different=options.allow_different, groups=options.groups))
     return 0
 
 
@@ -254,6 +254,12 @@ def _report_parser() -> ArgumentParser:
         default=False,
         help="Show results side by side that were measured on different text or with different anchors; the page then "
         "opens with a warning.",
+    )
+    parser.add_argument(
+        "--groups",
+        type=str | None,
+        help="CSV with the column model (a result's name, a hub id or the end of one) and others: the points of models "
+        "can be coloured by these. Null: by family, training step or model.",
     )
     return parser
 
