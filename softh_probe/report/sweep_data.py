@@ -25,7 +25,7 @@ from softh_probe.report.packed import packed
 #: Columns of standard errors by the sampling of labels and over documents, which are there where they were measured.
 SAMPLING_SD, SE = "sampling_sd", "se"
 #: Most values (and as many sd) in a page: it stays below 8 MB, and a browser draws it in seconds.
-MOST_VALUES = 430_000
+MOST_VALUES = 450_000
 #: Shares of the ceiling and what they leave, and H(X), which is the same in all layers: a page would hold fewer
 #: checkpoints for them.
 NOT_SHOWN = ("label_entropy", *(metric.name for metric in METRICS if metric.scope in ("level", "direction")))
