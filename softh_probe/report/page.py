@@ -150,7 +150,7 @@ def run_page(result: ProbeResult) -> str:
     several = len(lines) > 1
     runs = [site_data(result, site, site.replace("_", " ") if several else title) for site in lines]
     runs[0]["by_position"] = position_data(of_site(result, lines[0]))
-    return _render(
+    return render(
         "sites" if several else "run",
         title=title,
         subtitle=summary(result),
@@ -191,7 +191,7 @@ def comparison_page(
     runs = [_Run(title, facts(result), warnings_of(result)) for result, title in zip(results, titles, strict=True)]
     sites = common_lines(results)
     pairs = [(result, title, site) for result, title in zip(results, titles, strict=True) for site in sites]
-    return _render(
+    return render(
         "comparison",
         title=_several_titles(all_titles),
         subtitle=_several_results(len(all_titles), len(results)),
@@ -243,7 +243,7 @@ def sweep_page(sweep: Sweep, pages: Mapping[str, str] = MappingProxyType({}), gr
     points = sweep_points(sweep) if sweep.site == sweep.sites[0] else []
     has_plane = bool(plane_orders(points))
     log_m = math.log(sweep.n_anchors)
-    return _render(
+    return render(
         "sweep",
         title=sweep.title,
         subtitle=sweep.summary,
@@ -279,7 +279,15 @@ def _page_in(out: Path) -> Path:
     return out if out.suffix == ".html" else out / REPORT_HTML
 
 
-def _render(kind: str, *, data: dict[str, Any], planes: Mapping[str, Any] = MappingProxyType({}), **values: Any) -> str:
+def render(
+    kind: str,
+    *,
+    data: dict[str, Any],
+    planes: Mapping[str, Any] = MappingProxyType({}),
+    own_scripts: Sequence[str] = _SCRIPTS,
+    **values: Any,
+) -> str:
+    """Render the template of a kind of page, with `data` for its scripts and `values` for its text."""
     environment = Environment(
         loader=PackageLoader("softh_probe.report", "assets"),
         autoescape=True,
@@ -289,7 +297,7 @@ def _render(kind: str, *, data: dict[str, Any], planes: Mapping[str, Any] = Mapp
     )
     environment.filters["named"] = html_of
     environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:]}."
-    scripts = [get_plotlyjs(), *(_asset(name) for name in _SCRIPTS)]
+    scripts = [get_plotlyjs(), *(_asset(name) for name in own_scripts)]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
     if planes:
