@@ -20,7 +20,7 @@ from pyarrow.csv import CSVWriter
 from pyarrow.csv import WriteOptions as CsvOptions
 
 from softh_probe.analysis.comparable import corpus_notes, policy_notes
-from softh_probe.errors import InputError, abbreviated, first_sentence
+from softh_probe.errors import InputError, SofthProbeError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.layer_places import place_layers
@@ -335,4 +335,5 @@ def _correlate(folder: SweepFolder, found: Collection) -> None:
         correlate_folders = import_module("softh_probe.report.correlate").correlate_folders
         found.correlation = correlate_folders([folder.path], folder.scores.folder, out=folder.path)
     except Exception as error:
-        found.warnings.append(f"scores were not correlated with what was measured: {first_sentence(error)}")
+        reason = error if isinstance(error, SofthProbeError) else first_sentence(error)
+        found.warnings.append(f"scores were not correlated with what was measured: {reason}")

@@ -16,11 +16,11 @@ from softh_probe.result_files import RESULT_JSON, is_result
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import GB, size_on_hub
-from softh_probe.sweep.evaluation import check_tasks
 from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand, inferred_steps
 from softh_probe.sweep.pools import new_pool
 from softh_probe.sweep.status import MOST_NAMES, count_states, describe_states
+from softh_probe.sweep.tasks import check_tasks
 
 
 def describe_plan(config: SweepConfig) -> str:

@@ -5,21 +5,15 @@ The checkpoint is loaded a second time, with its head: what is measured is loade
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import errno
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from softh_probe.errors import InputError, SofthProbeError, first_sentence, short_repr
-from softh_probe.hashing import file_sha256
+from softh_probe.errors import InputError, SofthProbeError, first_sentence
 from softh_probe.models.checkpoint import Checkpoint, load_with_head
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
@@ -29,87 +23,13 @@ from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder, make_durable
 from softh_probe.sweep.grid import GridPoint
 from softh_probe.sweep.scores import Tasks
+from softh_probe.sweep.tasks import task_manager
 
 #: Requests of a forward pass.
 _BATCH_ON_CPU, _BATCH = 8, 16
 _NOT_EVALUATED = "it was measured, but not evaluated"
 
 logger = logging.getLogger(__name__)
-
-
-def check_tasks(config: SweepConfig) -> Tasks:
-    """Check the tasks of a sweep before anything starts; nothing is downloaded for that.
-
-    Raises:
-        InputError: lm-evaluation-harness is not installed, it knows no such task, or `task_path` is no folder.
-    """
-    if not config.tasks:
-        return Tasks()
-    path = None
-    if config.task_path is not None:
-        path = os.path.abspath(os.path.expanduser(config.task_path))
-        if not os.path.isdir(path):
-            raise InputError(f"task_path: expected a folder of YAML files, got {short_repr(config.task_path)}")
-    names = tuple(config.tasks)
-    known = task_manager(path, names)
-    for name in names:
-        if name not in known.task_index:
-            close = difflib.get_close_matches(name, known.all_tasks, n=3)
-            meant = f"did you mean {' or '.join(close)}? " if close else ""
-            raise InputError(
-                f"tasks: lm-evaluation-harness knows no {name!r}; {meant}`lm-eval ls tasks` lists its tasks; those of "
-                "your own are found by --task-path"
-            )
-    return Tasks(
-        names=names,
-        limit=config.task_limit,
-        num_fewshot=config.task_num_fewshot,
-        path=path,
-        definitions=_definitions(known, path, names),
-    )
-
-
-def task_manager(path: str | None, names: Sequence[str]) -> Any:
-    """Make the harness's `TaskManager` that knows the tasks: that of the folder alone if all are of it.
-
-    The harness reads some 14,000 files of its own otherwise, once in a process.
-
-    Raises:
-        InputError: lm-evaluation-harness is not installed.
-    """
-    if path is not None and {*names} <= {*(own := _manager(path, False)).all_subtasks}:
-        return own
-    return _manager(path, True)
-
-
-@cache
-def _manager(path: str | None, with_defaults: bool) -> Any:
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError(
-            f"tasks: lm-evaluation-harness is not installed ({first_sentence(error)}): pip install '.[lm-eval]'"
-        ) from error
-    return TaskManager(include_path=path, include_defaults=with_defaults)
-
-
-def _definitions(known: Any, path: str | None, names: Sequence[str]) -> dict[str, str]:
-    """Digest the YAML files of the tasks that are from the user's folder."""
-    found = {}
-    for name in names:
-        entry = known.task_index[name]
-        file = entry["yaml_path"] if isinstance(entry, dict) else entry.yaml_path
-        if path is not None and Path(str(file)).is_relative_to(path):
-            found[name] = file_sha256(Path(file))
-    return found
-
-
-def know_tasks(folder: SweepFolder) -> None:
-    """Read the tasks' descriptions, so that processes which are forked from this one have them."""
-    tasks = folder.scores.asked()
-    if tasks.names:
-        with contextlib.suppress(InputError):  # raised again where a checkpoint is evaluated
-            task_manager(tasks.path, tasks.names)
 
 
 def evaluate(config: SweepConfig, point: GridPoint, folder: SweepFolder, *, killed: int = 0) -> None:

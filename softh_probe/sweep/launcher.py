@@ -18,10 +18,10 @@ from softh_probe.sweep.collection import collect
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import Downloads
-from softh_probe.sweep.evaluation import check_tasks
 from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, Failure, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
 from softh_probe.sweep.pools import Pool, new_pool
+from softh_probe.sweep.tasks import check_tasks
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import DONE, WAITING, SweepFolder, is_intact
 from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.tasks import know_tasks
 
 #: Seconds that a measurement has to write its snapshot when it is stopped. Slurm warns 90 s before the end of a job.
 STOP_S = 75.0
@@ -77,7 +78,6 @@ class Worker:
         there = [f for f in self.folder.finished_folders() if is_intact(f)]
         scores = self.folder.scores
         self._finished = {f.name for f in there if not scores.drop_damaged(f.name) and not scores.missing(f.name)}
-        from softh_probe.sweep.evaluation import know_tasks
         from softh_probe.sweep.measure import fetch_ahead, measure  # imported before the fork, so that memory is shared
 
         know_tasks(self.folder)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lm_eval
 import pandas as pd
@@ -20,12 +21,13 @@ from transformers import BertConfig, BertForMaskedLM
 from softh_probe.cli import main
 from softh_probe.errors import InputError
 from softh_probe.run import run
-from softh_probe.sweep import SweepConfig, collect, collection, evaluation
+from softh_probe.sweep import SweepConfig, collect, collection, evaluation, tasks
 from softh_probe.sweep.dry_run import describe_plan
 from softh_probe.sweep.folder import DONE, WAITING, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
 from softh_probe.sweep.scores import Tasks
 from softh_probe.sweep.status import status
+from softh_probe.sweep.tasks import check_tasks
 from tests.helpers.models import tiny_llama
 from tests.helpers.sweeps import attempts, started, wait_for, written
 
@@ -62,6 +64,12 @@ def tasks_folder(tmp_path) -> Path:
     return folder
 
 
+def correlating(monkeypatch, correlate) -> None:
+    """Correlate scores otherwise."""
+    module = SimpleNamespace(correlate_folders=correlate)
+    monkeypatch.setitem(sys.modules, "softh_probe.report.correlate", module)
+
+
 @pytest.fixture
 def settings(tmp_path, tasks_folder, tokenizer) -> dict:
     """A sweep of two checkpoints with tasks."""
@@ -91,7 +99,7 @@ def settings(tmp_path, tasks_folder, tokenizer) -> dict:
 def measured(config: SweepConfig) -> tuple[SweepFolder, list[GridPoint]]:
     """Set a sweep up, and measure its checkpoints in this process, without evaluating them."""
     folder, points = SweepFolder(config.out), expand(config)
-    folder.start(config, points, evaluation.check_tasks(config))
+    folder.start(config, points, check_tasks(config))
     for point in points:
         run(config.run_config(model=point.source, revision=None, out=folder.result(point)), progress=False)
     return folder, points
@@ -143,7 +151,7 @@ def test_more_tasks_evaluate_only_what_is_new_and_other_settings_are_refused(set
     (first,) = folder.scores.files(points[0].folder)
     before = first.stat().st_mtime_ns
     more = dataclasses.replace(config, tasks=["letters", "others", "letters"])
-    folder.start(more, points, evaluation.check_tasks(more))
+    folder.start(more, points, check_tasks(more))
     assert [folder.scores.missing(p.folder) for p in points] == [["others"], ["letters", "others"]]
     evaluation.evaluate(more, points[0], folder)
     assert folder.state(points[0]).status == DONE
@@ -151,19 +159,19 @@ def test_more_tasks_evaluate_only_what_is_new_and_other_settings_are_refused(set
     assert {row["task"] for row in folder.scores.rows(points[0].folder)} == {"letters", "others"}
 
     whole = dataclasses.replace(config, task_limit=None)
-    for start in (lambda: folder.start(whole, points, evaluation.check_tasks(whole)), lambda: describe_plan(whole)):
+    for start in (lambda: folder.start(whole, points, check_tasks(whole)), lambda: describe_plan(whole)):
         with pytest.raises(InputError, match="task_limit was 2, is None") as refused:
             start()
         assert f"remove {folder.path / 'evaluations'} to evaluate anew" in line(refused)
     yaml_file = tasks_folder / "letters.yaml"
     yaml_file.write_text(yaml_file.read_text() + "num_fewshot: 1\n")
     with pytest.raises(InputError, match="the YAML of letters has changed"):
-        folder.start(config, points, evaluation.check_tasks(config))
+        folder.start(config, points, check_tasks(config))
     # Without tasks, or with the scores removed, what was measured is done or goes on.
     folder.start(dataclasses.replace(config, tasks=None, task_limit=None, task_path=None), points)
     assert {state.status for state in folder.states(points).values()} == {DONE}
     shutil.rmtree(folder.path / "evaluations")
-    folder.start(whole, points, evaluation.check_tasks(whole))
+    folder.start(whole, points, check_tasks(whole))
     assert [folder.scores.missing(point.folder) for point in points] == [["letters"], ["letters"]]
 
 
@@ -211,11 +219,11 @@ def test_out_of_memory_halves_the_requests_of_a_batch(settings, monkeypatch):
     tried, limit = [], 4
     attempt = evaluation._Harness._attempt
 
-    def hungry(harness, task, tasks, manager, batch):
+    def hungry(harness, task, asked, manager, batch):
         tried.append(batch)
         if batch > limit:
             torch.empty(2**60, dtype=torch.uint8)
-        return attempt(harness, task, tasks, manager, batch)
+        return attempt(harness, task, asked, manager, batch)
 
     monkeypatch.setattr(evaluation._Harness, "_attempt", hungry)
     evaluation.evaluate(config, points[0], folder)
@@ -229,7 +237,7 @@ def test_out_of_memory_halves_the_requests_of_a_batch(settings, monkeypatch):
 def test_what_cannot_be_evaluated_is_refused_before_anything_starts(settings, tmp_path, monkeypatch):
     def refused(match: str, **changes) -> None:
         with pytest.raises(InputError, match=match) as error:
-            evaluation.check_tasks(SweepConfig(**settings | changes))
+            check_tasks(SweepConfig(**settings | changes))
         line(error)
 
     refused("task_limit: expected at least 1, got 0", task_limit=0)
@@ -238,10 +246,10 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(settings, tm
     refused(r"task_limit: there are no tasks; name some \(--tasks arc_easy\)", tasks=None, task_path=None, task_limit=3)
     refused("task_path: expected a folder of YAML files, got '/no/such'", task_path="/no/such")
     defaults = TaskManager(include_path=settings["task_path"], include_defaults=False)
-    monkeypatch.setattr(evaluation, "_manager", lambda path, with_defaults: defaults)
+    monkeypatch.setattr(tasks, "_manager", lambda path, with_defaults: defaults)
     refused("knows no 'leters'; did you mean letters", tasks="letters,leters")
     monkeypatch.undo()
-    evaluation._manager.cache_clear()
+    tasks._manager.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     refused(r"lm-evaluation-harness is not installed .*: pip install '\.\[lm-eval\]'")
     assert not Path(settings["out"]).exists()
@@ -249,7 +257,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(settings, tm
 
 def test_scores_become_a_table_and_damaged_ones_are_evaluated_again(settings, monkeypatch):
     monkeypatch.setattr(collection, "_write_report", lambda _: None)
-    monkeypatch.setattr(collection, "import_module", lambda _: 1 / 0)
+    correlating(monkeypatch, lambda *_, **__: 1 / 0)
     config = SweepConfig(**settings)
     folder, points = measured(config)
     folder.scores.add(points[0].folder, "letters", fake(0.375, 0.25), seconds=2.0)
@@ -278,6 +286,39 @@ def test_scores_become_a_table_and_damaged_ones_are_evaluated_again(settings, mo
     assert [folder.is_done(point) for point in points] == [True, False]
 
 
+def test_collecting_ends_with_the_correlation_and_keeps_the_tables_without_one(settings, monkeypatch, capsys):
+    monkeypatch.setattr(collection, "_write_report", lambda _: None)
+    asked = []
+
+    def correlate(folders, scores, **more):
+        asked.append((folders, scores, more))
+        return "letters goes with entropy"
+
+    correlating(monkeypatch, correlate)
+    folder, points = measured(SweepConfig(**settings))
+    assert main(["collect", settings["out"]]) == 0
+    assert asked == []  # nothing has scores yet
+    for point in points:
+        folder.scores.add(point.folder, "letters", fake(0.5), seconds=2.0)
+    capsys.readouterr()
+    assert main(["collect", settings["out"]]) == 0
+    assert asked == [([folder.path], folder.path / "evaluations", {"out": folder.path})]
+    assert "letters goes with entropy" in capsys.readouterr().out.splitlines()
+
+    def refuse(*_, **__):
+        raise InputError("scores: 2 models have scores, at least 5 are needed. Measure more.")
+
+    correlating(monkeypatch, refuse)
+    (folder.path / "scores.csv").unlink()
+    assert main(["collect", settings["out"]]) == 0
+    warned = [text for text in capsys.readouterr().out.splitlines() if text.startswith("warning: ")]
+    assert warned == [
+        "warning: scores were not correlated with what was measured: scores: 2 models have scores, at least 5 are "
+        "needed. Measure more."
+    ]
+    assert (folder.path / "scores.csv").is_file()
+
+
 def test_a_dry_run_and_status_count_what_is_to_be_evaluated(settings):
     config = SweepConfig(**settings, task_limit=1200)
     folder, points = measured(config)
@@ -294,7 +335,7 @@ def test_a_dry_run_and_status_count_what_is_to_be_evaluated(settings):
         names=("letters",),
         limit=1200,
         path=settings["task_path"],
-        definitions=evaluation.check_tasks(config).definitions,
+        definitions=check_tasks(config).definitions,
     )
 
 
