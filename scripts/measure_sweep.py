@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,6 @@ class Taken:
         """From one result to the next, without loading and forward."""
         return self.each - self.load - self.forward
 
-    @property
-    def rest_cpu(self) -> float:
-        """CPU time without loading and forward, which use one core and are measured by the clock."""
-        return self.each_cpu - self.load - self.forward
-
     def lines(self) -> list[str]:
         """What is printed."""
         return [
@@ -113,15 +109,15 @@ class Taken:
             f"checkpoint  {self.each:6.2f} s, {self.each_cpu:6.2f} s of CPU",
             f"  loading   {self.load:6.2f} s",
             f"  forward   {self.forward:6.2f} s",
-            f"  rest      {self.rest:6.2f} s, {self.rest_cpu:6.2f} s of CPU",
+            f"  rest      {self.rest:6.2f} s",
             f"collect     {self.collect:6.2f} s",
             f"total       {self.total:6.2f} s, {self.total_cpu:6.2f} s of CPU",
         ]
 
     def problems(self) -> list[str]:
         """What takes longer than it should."""
-        pairs = {"rest": (self.rest, MOST_REST_S), "collect": (self.collect, MOST_COLLECT_S)}
-        return [f"{name}: {took:.2f} s are more than {most:.1f} s" for name, (took, most) in pairs.items() if took > most]
+        limits = (("rest", self.rest, MOST_REST_S), ("collect", self.collect, MOST_COLLECT_S))
+        return [f"{name}: {took:.2f} s are more than {most:.1f} s" for name, took, most in limits if took > most]
 
 
 def sweep(data: Path, run: Path, out: Path, *more: str) -> Taken:
@@ -146,7 +142,7 @@ def sweep(data: Path, run: Path, out: Path, *more: str) -> Taken:
     middle = statistics.median
     return Taken(
         start=when[0] - seconds[0]["forward"] - seconds[0]["finish"] - began,
-        each=middle(after - before for before, after in zip(when, when[1:], strict=False)),
+        each=middle(after - before for before, after in pairwise(when)),
         each_cpu=middle(cpu[1:]) if cpu[1:] else float("nan"),
         load=middle(one["load"] for one in seconds[1:]),
         forward=middle(one["forward"] for one in seconds[1:]),

@@ -28,7 +28,7 @@ def test_every_task_runs_once_and_in_as_many_processes_as_asked_for(tmp_path):
 
 
 def test_a_failure_in_a_fork_is_told_and_the_other_tasks_are_done(tmp_path):
-    with pytest.raises(RuntimeError, match="^ValueError: no ink$"):
+    with pytest.raises(RuntimeError, match=r"^ValueError: no ink$"):
         run_in_forks([partial(write_pid, tmp_path / "a"), fail, partial(write_pid, tmp_path / "c")], most=2)
     assert (tmp_path / "c").exists()
     with pytest.raises(RuntimeError, match="ended with exit code -9"):

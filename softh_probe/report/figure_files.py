@@ -106,9 +106,9 @@ def _save(figure: Figure, folder: Path, stem: str) -> None:
         figure.set_layout_engine("none")  # laid out once, for both formats
         figure.set_dpi(_DPI)
         with replacing(folder / f"{stem}.png") as part:
-            FigureCanvasAgg(figure).print_png(part)
+            FigureCanvasAgg(figure).print_png(part)  # type: ignore[no-untyped-call]
         with replacing(folder / f"{stem}.svg") as part:
-            FigureCanvasSVG(figure).print_svg(part)
+            FigureCanvasSVG(figure).print_svg(part)  # type: ignore[no-untyped-call]
 
 
 def _stem(name: str, taken: set[str]) -> str:
