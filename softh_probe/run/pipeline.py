@@ -31,7 +31,6 @@ from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
-from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
@@ -304,6 +303,10 @@ def _padding(
 def _write_report(result: ProbeResult, folder: Path) -> None:
     """Write the page and the figures; a failure is only a warning, so that the result is kept."""
     try:
+        from softh_probe.report.page import (
+            write_run_report,  # imports matplotlib and plotly, for which sweeps do not wait
+        )
+
         write_run_report(result, folder)
     except Exception as error:
         text = f"the report could not be written ({type(error).__name__}: {error}); try `softh-probe report` later"

@@ -68,7 +68,7 @@ def new_pool(config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoin
 class LocalPool:
     """Workers as processes on this machine: each has a slot, and the slot's GPUs."""
 
-    poll_s = 0.5
+    poll_s = 0.25
 
     def __init__(self, config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoint]) -> None:
         self.config, self.folder, self.points = config, folder, points
