@@ -20,12 +20,13 @@ def write_cloze(folder: Path, train: list[str], held_out: list[str], tokenizer: 
 
     An item is a word of the text held out, after the 24 words before it. It and the wrong words are single tokens, and
     neighbours in the order of frequency in the training text. No word is asked for more than three times.
+
+    Raises:
+        SystemExit: fewer than 20 items are found.
     """
     chance = random.Random(0)
     count = Counter(word for text in train for word in re.findall(r"(?<= )[A-Za-z]{3,}(?=[ .,;:)])", text))
     ranked = [word for word, n in count.most_common() if n >= 5 and len(tokenizer(f" {word}").input_ids) == 1]
-    if len(ranked) < 4:
-        raise SystemExit("--data: the text has too few words that recur; give more text")
     rank = {word: i for i, word in enumerate(ranked)}
     places = [(text.split(), i) for text in held_out for i in range(CONTEXT, len(text.split()))]
     chance.shuffle(places)
@@ -33,7 +34,7 @@ def write_cloze(folder: Path, train: list[str], held_out: list[str], tokenizer: 
     asked: Counter[str] = Counter()
     for words, i in places:
         right = words[i].rstrip(".,;:)")
-        if len(items) == n_items or right not in rank or asked[right] == 3:
+        if len(items) == n_items or len(ranked) < 4 or right not in rank or asked[right] == 3:
             continue
         asked[right] += 1
         near = sorted((word for word in ranked if word != right), key=lambda word: abs(rank[word] - rank[right]))[:12]
@@ -41,6 +42,8 @@ def write_cloze(folder: Path, train: list[str], held_out: list[str], tokenizer: 
         chance.shuffle(choices)
         context = " ".join(words[i - CONTEXT : i])
         items.append({"context": context, "choices": choices, "answer": choices.index(right)})
+    if len(items) < 20:
+        raise SystemExit(f"--data: expected texts of more than {CONTEXT} words, of which many recur; give more text")
     folder.mkdir(exist_ok=True)
     lines = "".join(json.dumps(item) + "\n" for item in items)
     (folder / "cloze.jsonl").write_text(lines, encoding="utf-8")

@@ -23,6 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 END_OF_TEXT = "<|endoftext|>"
 #: Characters of a piece of text: what is held out or not, and a document of the sweep.
 PIECE = 2000
+#: Fewest characters that are worth a training.
+LEAST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,26 @@ class Plan:
         return [0, *sorted({round(step) for step in np.geomspace(1, self.steps, self.n_checkpoints - 1)})]
 
 
-def read_pieces(data: str | None) -> list[str]:
-    """Cut the texts into pieces of whole paragraphs; each paragraph stands where it first occurs, and nowhere else."""
+def read_texts(data: str | None) -> list[str]:
+    """Read the texts of a file of JSON lines, or Python's help texts.
+
+    Raises:
+        SystemExit: the file cannot be read.
+    """
     if data is None:
-        texts = [text for _, text in sorted(topics.items())]
-    else:
-        texts = [json.loads(line)["text"] for line in Path(data).read_text(encoding="utf-8").splitlines()]
+        return [text for _, text in sorted(topics.items())]
+    try:
+        return [str(json.loads(line)["text"]) for line in Path(data).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SystemExit(f"--data: expected JSON lines with a key text, got {data!r}: {error!r}") from error
+
+
+def cut(texts: list[str]) -> list[str]:
+    """Cut texts into pieces of whole paragraphs; each paragraph stands where it first occurs, and nowhere else.
+
+    Raises:
+        SystemExit: they are too short to learn from.
+    """
     seen: set[str] = set()
     pieces = []
     for text in texts:
@@ -71,6 +87,8 @@ def read_pieces(data: str | None) -> list[str]:
                 piece = ""
         if piece:
             pieces.append(piece)
+    if (size := sum(map(len, pieces))) < LEAST:
+        raise SystemExit(f"--data: expected at least {LEAST:,} characters of distinct paragraphs, got {size:,}")
     return pieces
 
 
@@ -78,10 +96,6 @@ def write_texts(folder: Path, pieces: list[str]) -> tuple[list[str], list[str]]:
     """Hold out one piece in six, and write those as the texts of the sweep."""
     pieces = random.Random(0).sample(pieces, len(pieces))
     held_out, train = pieces[: len(pieces) // 6], pieces[len(pieces) // 6 :]
-    if not held_out:
-        raise SystemExit(
-            f"--data: expected at least 6 pieces of {PIECE:,} characters, got {len(pieces)}; give more text"
-        )
     lines = "".join(json.dumps({"text": text}) + "\n" for text in held_out)
     (folder / "held_out.jsonl").write_text(lines, encoding="utf-8")
     return train, held_out
