@@ -127,6 +127,8 @@ def _sweep(options: Namespace) -> int:
         return _fail("interrupted; the same command resumes from here", EXIT_INTERRUPTED, False)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.waiting)} waiting"
     print(f"{counts}; results in {config.out}")
+    if outcome.correlation:
+        print(outcome.correlation)
     for warning in outcome.warnings:
         print(f"warning: {warning}")
     for point, failure in outcome.failed:
@@ -150,6 +152,8 @@ def _collect(options: Namespace) -> int:
     for warning in found.warnings:
         print(f"warning: {warning}")
     print(f"{found.count('done')} of {len(found.checkpoints)} checkpoints in {found.folder}/sweep.parquet and .csv")
+    if found.correlation:
+        print(found.correlation)
     return 0
 
 

@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -28,7 +30,7 @@ from softh_probe.result_files import LAYERS_PARQUET
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint, inferred_steps
 
-SWEEP_CSV = "sweep.csv"
+SWEEP_CSV, SCORES_CSV = "sweep.csv", "scores.csv"
 #: Checkpoints whose tables are written as one row group.
 _GROUP_SIZE = 64
 SCHEMA = pa.schema(
@@ -65,6 +67,7 @@ class Collection:
         duplicates: names of checkpoints with equal weights, group by group.
         not_monotone: names of checkpoints whose steps, tokens or own records disagree, group by group.
         label_samples: the different samples of labels that were followed; a checkpoint's entry has the number of its.
+        correlation: what the correlation of the measured values with scores on tasks says; empty without scores.
         warnings: notes for readers of the table, a line each.
     """
 
@@ -73,6 +76,7 @@ class Collection:
     duplicates: list[list[str]] = field(default_factory=list)
     not_monotone: list[list[str]] = field(default_factory=list)
     label_samples: list[Samples] = field(default_factory=list)
+    correlation: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
@@ -82,6 +86,8 @@ class Collection:
 
 def collect(out: str | Path) -> Collection:
     """Collect a sweep's results so far into sweep.parquet, sweep.csv, sweep.json, figures and report.html.
+
+    Where checkpoints have scores on tasks, these are collected into scores.csv, and correlated with what was measured.
 
     Results are read one by one; the page and the figures need the values of all in memory, some 100 bytes for each
     line of the table.
@@ -116,6 +122,8 @@ def collect(out: str | Path) -> Collection:
             write_text(folder.path / SWEEP_JSON, json.dumps(summary, indent=1, ensure_ascii=False))
             if info and (problem := _write_report(folder)):
                 found.warnings.append(problem)
+            if _write_scores(folder, points, found) and info:
+                _correlate(folder, found)
     except OSError as error:
         raise InputError(f"out: cannot write to {folder.path}: {error.strerror or error}") from error
     return found
@@ -197,8 +205,9 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
                 "weights_sha256": model.get("weights_sha256"),
                 "commit": model.get("commit"),
                 "source": point.source,
-                "folder": f"checkpoints/{point.folder}" if state.status == DONE else None,
+                "folder": f"checkpoints/{point.folder}" if state.status == DONE or own else None,
                 "log": str(folder.log(point).relative_to(folder.path)) if folder.log(point).is_file() else None,
+                **({"scores": f"evaluations/{point.folder}"} if folder.scores.files(point.folder) else {}),
                 **_known_since(own),
                 **({"label_sample": number} if (number := number_of.get(point.folder)) is not None else {}),
                 **({"step_note": point.step_note} if point.step_note else {}),
@@ -297,3 +306,33 @@ def _write_report(folder: SweepFolder) -> str | None:
     except Exception as error:
         return f"the report could not be written ({first_sentence(error)}); `softh-probe report` tries again"
     return None
+
+
+def _write_scores(folder: SweepFolder, points: Sequence[GridPoint], found: Collection) -> bool:
+    """Write the table of all scores, and warn of those that cannot be read; False where there are none."""
+    rows, damaged = [], []
+    for point in points:
+        head = {"checkpoint": point.checkpoint, "model": point.series, "revision": point.revision, "step": point.step}
+        try:
+            rows += [head | row for row in folder.scores.rows(point.folder)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            damaged.append(point.checkpoint)
+    if damaged:
+        found.warnings.append(
+            f"damaged scores are left out: {abbreviated(damaged, 8)}; run the sweep again to evaluate them anew"
+        )
+    if not rows:
+        (folder.path / SCORES_CSV).unlink(missing_ok=True)
+        return False
+    table = pd.DataFrame(rows).astype({"step": "Int64"})
+    write_text(folder.path / SCORES_CSV, table.to_csv(index=False, lineterminator="\n"))
+    return True
+
+
+def _correlate(folder: SweepFolder, found: Collection) -> None:
+    """Correlate what was measured with the scores; a failure is a warning, so that tables and page are kept."""
+    try:
+        correlate_folders = import_module("softh_probe.report.correlate").correlate_folders
+        found.correlation = correlate_folders([folder.path], folder.scores.folder, out=folder.path)
+    except Exception as error:
+        found.warnings.append(f"scores were not correlated with what was measured: {first_sentence(error)}")

@@ -18,6 +18,7 @@ from softh_probe.sweep.collection import collect
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import Downloads
+from softh_probe.sweep.evaluation import check_tasks
 from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, Failure, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
 from softh_probe.sweep.pools import Pool, new_pool
@@ -35,6 +36,7 @@ class Outcome:
         waiting: checkpoints that are to be tried again, because a problem stopped the sweep.
         problem: the problem that stopped the sweep, or None.
         warnings: notes for readers of the table: equal weights, steps out of order.
+        correlation: what the correlation with scores on tasks says; empty without scores.
     """
 
     done: list[GridPoint] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Outcome:
     waiting: list[GridPoint] = field(default_factory=list)
     problem: str | None = None
     warnings: list[str] = field(default_factory=list)
+    correlation: str = ""
 
 
 def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
@@ -63,7 +66,7 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
     config, notes = with_shared_length(config, points)
     folder = SweepFolder(config.out)
     pool = new_pool(config, folder, points)
-    folder.start(config, points)
+    folder.start(config, points, check_tasks(config))
     problem = None
     with log_to_stderr() if progress else nullcontext():
         with _Bar(points, folder, enabled=progress) as bar:
@@ -82,7 +85,8 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
             outcome.waiting.append(point)
     if not outcome.waiting:
         shutil.rmtree(folder.work / "cache", ignore_errors=True)
-    outcome.warnings = notes + collect(config.out).warnings
+    collection = collect(config.out)
+    outcome.warnings, outcome.correlation = notes + collection.warnings, collection.correlation
     return outcome
 
 

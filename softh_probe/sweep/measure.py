@@ -31,7 +31,8 @@ from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.run.pipeline import run
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
-from softh_probe.sweep.folder import SweepFolder, make_durable
+from softh_probe.sweep.evaluation import evaluate
+from softh_probe.sweep.folder import SweepFolder, is_intact, make_durable
 from softh_probe.sweep.grid import GridPoint
 
 #: Exit codes of a measuring process: success, failure with a reason, asked to stop, disk full.
@@ -74,9 +75,11 @@ def _measure(config: SweepConfig, point: GridPoint, folder: SweepFolder, *, kill
         )
         # A snapshot of other batches cannot be resumed: with overwrite, the run starts anew.
         run_config = dataclasses.replace(run_config, tokens_per_batch=max(1, tokens >> killed), overwrite=True)
-        prepare(run_config, folder)
-        run_in_memory(run_config)
-        make_durable(out)
+        if not is_intact(out):  # else it was measured before, and lacks scores alone
+            prepare(run_config, folder)
+            run_in_memory(run_config)
+            make_durable(out)
+        evaluate(config, point, folder, killed=killed)
         return EXIT_DONE
     except Interrupted:
         return EXIT_STOPPED

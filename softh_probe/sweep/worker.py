@@ -17,7 +17,7 @@ from typing import Any
 
 from softh_probe.errors import SofthProbeError
 from softh_probe.redaction import log_to_stderr
-from softh_probe.result_files import RESULT_JSON, is_result
+from softh_probe.result_files import RESULT_JSON
 from softh_probe.sweep.claims import BEAT_S, is_running
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
@@ -74,9 +74,13 @@ class Worker:
         self.folder = SweepFolder(self.config.out)
         self.downloads = Downloads(self.folder, self.config)
         # Intact results stay intact: thousands of them are checked without the lock, for which others wait.
-        self._finished = {f.name for f in self.folder.finished_folders() if is_intact(f)}
+        there = [f for f in self.folder.finished_folders() if is_intact(f)]
+        scores = self.folder.scores
+        self._finished = {f.name for f in there if not scores.drop_damaged(f.name) and not scores.missing(f.name)}
+        from softh_probe.sweep.evaluation import know_tasks
         from softh_probe.sweep.measure import fetch_ahead, measure  # imported before the fork, so that memory is shared
 
+        know_tasks(self.folder)
         # A fork starts at once; on other systems it is unsafe, and each process imports everything anew.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         tried = 0
@@ -146,7 +150,7 @@ class Worker:
                 if point.folder in self._finished:
                     continue
                 owner = self.folder.claims.break_dead(point.folder)
-                if owner and not is_result(self.folder.result(point)):
+                if owner and not self.folder.is_done(point):
                     self._record_lost(point, owner)
                 state = self.folder.state(point)
                 if state.status == DONE and not is_intact(self.folder.result(point)):
@@ -197,7 +201,7 @@ class Worker:
         except EOFError:
             reason = f"its process ended with exit code {code} and gave no reason"
         retries = self.config.retries
-        if is_intact(self.folder.result(point)):
+        if is_intact(self.folder.result(point)) and self.folder.is_done(point):
             self.folder.failure_path(point).unlink(missing_ok=True)
             logger.info("%s: done", point.checkpoint)
             return
