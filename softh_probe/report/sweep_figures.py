@@ -195,10 +195,8 @@ class _Grid:
         places = part.groupby("name", observed=True).layer.max().sort_values(kind="stable")
         columns = ("value", "sd", "sampling_sd", "se")
         part = part.assign(**{column: np.nan for column in columns[2:] if column not in part})
-        arrays = (
-            part.pivot(index="name", columns="checkpoint", values=column).loc[places.index, names].to_numpy(float)
-            for column in columns
-        )
+        wide = part.pivot(index="name", columns="checkpoint", values=[*columns])
+        arrays = (wide[column].loc[places.index, names].to_numpy(float) for column in columns)
         layers = [*map(str, places.index)]
         return cls(names, list(checkpoints.step), layers, places.tolist(), *arrays)
 
