@@ -119,7 +119,7 @@ def run_page(result: ProbeResult) -> str:
     several = len(lines) > 1
     runs = [site_data(result, site, site.replace("_", " ") if several else title) for site in lines]
     runs[0]["by_position"] = position_data(of_site(result, lines[0]))
-    return _render(
+    return render(
         "sites" if several else "run",
         title=title,
         subtitle=summary(result),
@@ -145,7 +145,7 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
     runs = [_Run(title, facts(result), warnings_of(result)) for result, title in zip(results, titles, strict=True)]
     sites = common_lines(results)
     pairs = [(result, title, site) for result, title in zip(results, titles, strict=True) for site in sites]
-    return _render(
+    return render(
         "comparison",
         title=" · ".join(titles),
         subtitle=f"{len(results)} results side by side",
@@ -180,7 +180,7 @@ def comparison_page(results: Sequence[ProbeResult], titles: Sequence[str], notes
 
 def sweep_page(sweep: Sweep, pages: Mapping[str, str] = MappingProxyType({})) -> str:
     """Render the page of one site of a sweep; `pages` are the files of all sites."""
-    return _render(
+    return render(
         "sweep",
         title=sweep.title,
         subtitle=sweep.summary,
@@ -215,7 +215,8 @@ def _page_in(out: Path) -> Path:
     return out if out.suffix == ".html" else out / REPORT_HTML
 
 
-def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
+def render(kind: str, *, data: dict[str, Any], own_scripts: Sequence[str] = _SCRIPTS, **values: Any) -> str:
+    """Render the template of a kind of page, with `data` for its scripts and `values` for its text."""
     environment = Environment(
         loader=PackageLoader("softh_probe.report", "assets"),
         autoescape=True,
@@ -225,7 +226,7 @@ def _render(kind: str, *, data: dict[str, Any], **values: Any) -> str:
     )
     environment.filters["named"] = html_of
     environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:]}."
-    scripts = [get_plotlyjs(), *(_asset(name) for name in _SCRIPTS)]
+    scripts = [get_plotlyjs(), *(_asset(name) for name in own_scripts)]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
     template = "comparison" if kind == "sites" else kind
