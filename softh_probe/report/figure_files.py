@@ -12,10 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.analysis.sites import HEADS, common_lines, lines_of, of_site
 from softh_probe.files import replacing
 from softh_probe.forks import run_in_forks
 from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
+from softh_probe.report.groups import Groups
+from softh_probe.report.plane_data import INFORMATIONS, plane_orders
+from softh_probe.report.plane_figures import distance_to_bound, plane_of_models
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
 from softh_probe.result import ProbeResult
@@ -82,6 +86,31 @@ def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Callable[[], Figure]]]:
             yield f"{prefix}plane", partial(plane_through_training, table)
             corrected = "mutual_information_corrected"
             yield f"{prefix}plane_corrected", partial(plane_through_training, table, corrected)
+
+
+def write_point_figures(points: Sequence[ModelPoint], folder: Path, groups: Groups | None = None) -> None:
+    """Write the planes of models and checkpoints, raw and corrected, and bars of their distances to the bound.
+
+    Args:
+        points: one or none has no plane.
+        folder: for the files; with several orders of n-grams, their names end in the order.
+        groups: the first of their columns gives the colours.
+    """
+    if len(points) > 1:
+        _write(_point_figures(points, groups), folder)
+
+
+def _point_figures(points: Sequence[ModelPoint], groups: Groups | None) -> Iterator[tuple[str, Figure]]:
+    columns = groups.columns_of(points) if groups else {}
+    names = [point.name for point in points]
+    colour_by = next((dict(zip(names, column, strict=True)) for column in columns.values()), None)
+    orders = plane_orders(points)
+    for order in orders:
+        end = f"_{order}" if len(orders) > 1 else ""
+        yield f"model_plane{end}", plane_of_models(points, order, colour_by=colour_by)
+        if order in plane_orders(points, INFORMATIONS[1]):
+            yield f"model_plane_corrected{end}", plane_of_models(points, order, INFORMATIONS[1], colour_by)
+        yield f"model_distances{end}", distance_to_bound(points, order, colour_by=colour_by)
 
 
 def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
