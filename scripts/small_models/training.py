@@ -94,7 +94,8 @@ def cut(texts: list[str]) -> list[str]:
 
 def write_texts(folder: Path, pieces: list[str]) -> tuple[list[str], list[str]]:
     """Hold out one piece in six, and write those as the texts of the sweep."""
-    pieces = random.Random(0).sample(pieces, len(pieces))
+    pieces = [*pieces]
+    random.Random(0).shuffle(pieces)
     held_out, train = pieces[: len(pieces) // 6], pieces[len(pieces) // 6 :]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in held_out)
     (folder / "held_out.jsonl").write_text(lines, encoding="utf-8")
