@@ -114,6 +114,8 @@ def main() -> None:
     entropy = train_all(arguments.out, plan, pieces)
     sweep_all(arguments.out, plan)
     draw(arguments.out, plan, entropy)
+    print(f"picture: {arguments.out / 'train_and_sweep.png'}; pages: {arguments.out / 'sweep' / 'report.html'}")
+    print(f"correlations of all metrics with the score: {arguments.out / 'sweep' / 'correlations.html'}")
 
 
 if __name__ == "__main__":

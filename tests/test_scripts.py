@@ -160,11 +160,11 @@ def test_models_trained_here_become_points(tmp_path):
     printed = output_of("train_and_sweep.py", "--quick", "--out", tmp_path / "out", folder=tmp_path)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} >= {"train_and_sweep.png", "train_and_sweep.svg", "models", "sweep"}
-    unigram_entropy = float(re.search(r"unigram entropy ([\d.]+) nats", printed)[1])
+    assert "40 items of the cloze task" in printed
     for name in ("small", "large"):
         losses = json.loads((out / "models" / name / "training.json").read_text())
         assert [at["step"] for at in losses] == [0, 1, 20]
-        assert losses[0]["loss"] > losses[1]["loss"] > losses[2]["loss"] > unigram_entropy / 2
+        assert losses[0]["loss"] > losses[1]["loss"] > losses[2]["loss"]
         assert losses[0]["loss"] == pytest.approx(math.log(512), abs=0.1)  # of 512 tokens, it knows nothing
     table = pd.read_parquet(out / "sweep" / "sweep.parquet")
     assert table[table.name == "mean"].checkpoint.nunique() == 6

@@ -7,28 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import spearmanr
-from small_models.training import Plan
+from softh_probe.report.points import read_points
 
-from softh_probe.analysis.model_points import ModelPoint
+from small_models.training import Plan
 from softh_probe.report.figure_style import COLOURS, style_axes
 from softh_probe.report.label_places import place_labels
 from softh_probe.report.plane_data import limits_of, places_of
-from softh_probe.report.points import read_points
 
 #: Order of the n-grams.
 ORDER = "unigram"
 _BOUND = {"color": "0.5", "linestyle": ":", "linewidth": 1.2, "zorder": 1}
-
-
-def accuracies(sweep: Path, points: Sequence[ModelPoint]) -> np.ndarray:
-    """Read each point's score of the cloze task from the harness's results."""
-    folders = [sweep / "evaluations" / Path(point.folder).name for point in points]
-    results = [json.loads(next(folder.glob("results_*.json")).read_text())["results"] for folder in folders]
-    return np.array([result["cloze"]["acc,none"] for result in results])
 
 
 def draw(out: Path, plan: Plan, entropy: float) -> None:
@@ -40,7 +32,9 @@ def draw(out: Path, plan: Plan, entropy: float) -> None:
         entropy: of the tokens held out, in nats: the least loss of a model that knows frequencies alone.
     """
     points = sorted(read_points([out / "sweep"]), key=lambda point: point.step or 0)
-    score = accuracies(out / "sweep", points)
+    scores = pd.read_csv(out / "sweep" / "scores.csv").set_index(["model", "step"]).value
+    score = scores.loc[[(point.series, point.step) for point in points]].to_numpy()
+    found = pd.read_csv(out / "sweep" / "correlations.csv").query(f"metric == 'optimality' and label_set == '{ORDER}'")
     optimality = np.array([point.values[ORDER, "optimality"].value for point in points])
     x, y = places_of(points, ORDER, "mutual_information")
 
@@ -61,8 +55,8 @@ def draw(out: Path, plan: Plan, entropy: float) -> None:
     courses[1].set_title("Held-out loss, nats (dotted: unigrams)", loc="left")
     courses[1].axhline(entropy, **_BOUND)
     courses[2].set_title("Cloze accuracy (dotted: chance)", loc="left")
-    rho = spearmanr(optimality, score).statistic
-    style_axes(right, f"Spearman {rho:.2f} (n = {len(points)})", "optimality (unigram)", "cloze accuracy")
+    correlation = f"Spearman {found.spearman.iloc[0]:.2f} (n = {found.n.iloc[0]})"
+    style_axes(right, correlation, "optimality (unigram)", "cloze accuracy")
     right.xaxis.set_major_locator(MaxNLocator(5))
     for axes in (courses[2], right):
         axes.axhline(0.25, **_BOUND)
