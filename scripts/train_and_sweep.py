@@ -81,6 +81,8 @@ def sweep_all(out: Path, plan: Plan) -> None:
         out=str(out / "sweep"),
         labels=["input_unigram", "output_unigram", "input_bigram", "output_bigram"],
         tokens_per_step=plan.sequences * plan.length,
+        workers=2,
+        gpus_per_worker=0,  # models this small need none
         tasks="cloze",
         task_path=str(out / "cloze"),
     )
