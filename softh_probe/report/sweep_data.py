@@ -54,6 +54,8 @@ class Sweep:
         name: of the folder.
         courses: what each metric does through training, by "metric|label set", a line a model.
         sites: of all rows of the sweep, the one that stands for it first; `site` is that of this table.
+        means: the lines of the means over layers, of all sites, likewise; empty in sweeps that an earlier version
+            collected. They are in no other table.
     """
 
     table: pd.DataFrame
@@ -68,6 +70,7 @@ class Sweep:
     courses: dict[str, list[str]] = field(default_factory=dict)
     sites: tuple[str, ...] = (RESIDUAL,)
     site: str = RESIDUAL
+    means: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def of_site(self, site: str) -> Sweep:
         """Select the rows of one site. Heads, of which a layer has several, stand in the order of rows."""

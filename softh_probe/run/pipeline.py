@@ -141,6 +141,7 @@ def _run(
                 feed.group(batches_as(padding))
             logger.info("%s", feed.describe_batches())
         probe = new_probe(config, checkpoint.model, feed.rows)
+        averaged = probe.check_mean_over(config.mean_over)
         info = checkpoint.info
         if info["stack"]:
             logger.info(
@@ -201,7 +202,7 @@ def _run(
         record_max_length(given, config, settings, n_longer=feed.n_longer)
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(policy_info(config, result.info["positions"], feed.n_defined))
-        result.info.update(interruptions=start.interruptions, processes=processes.count)
+        result.info.update(averaged, interruptions=start.interruptions, processes=processes.count)
         result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()
         result.info["warnings"] = warnings(result, feed.warnings())
         for text in result.info["warnings"]:

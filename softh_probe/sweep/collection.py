@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from pyarrow.csv import CSVWriter
@@ -23,9 +24,11 @@ from softh_probe.analysis.comparable import corpus_notes, policy_notes
 from softh_probe.errors import InputError, abbreviated, first_sentence
 from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
-from softh_probe.layer_places import place_layers
+from softh_probe.layer_means import MEAN_OVER, mean_rows, select_mean_rows
+from softh_probe.layer_places import parse_layers, place_layers
 from softh_probe.report.label_samples import Samples, distinct_samples, sample_notes
 from softh_probe.report.sweep_files import SWEEP_JSON, SWEEP_PARQUET, SWEEP_VERSION
+from softh_probe.result import ProbeResult
 from softh_probe.result_files import LAYERS_PARQUET
 from softh_probe.sweep.folder import DONE, FAILED, SweepFolder, read_intact
 from softh_probe.sweep.grid import GridPoint, inferred_steps
@@ -48,6 +51,16 @@ SCHEMA = pa.schema(
         ("sd", pa.float64()),
     ]
 )
+#: What pandas reads a column as: layers are whole numbers, though the mean over layers has none.
+_READ_AS = {
+    "pandas": json.dumps(
+        {
+            "index_columns": [],
+            "column_indexes": [],
+            "columns": [{"name": "layer", "field_name": "layer", "pandas_type": "int64", "numpy_type": "Int64"}],
+        }
+    )
+}
 #: Further columns where some checkpoint has them, missing for others: the standard error over documents (with
 #: intervals), that by the sampling of labels (where one was followed), the p-value of labels of whole documents, and
 #: the site of a row, where others than the residual stream were measured.
@@ -105,9 +118,9 @@ def collect(out: str | Path) -> Collection:
     info: dict[str, dict[str, Any]] = {}
     try:
         with folder.lock("collect"):
-            _write_tables(folder, points, info)
-            found = _summary(folder, points, info)
             config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+            _write_tables(folder, points, info, config.get(MEAN_OVER))
+            found = _summary(folder, points, info)
             if len(recipes := _recipes(info)) == 1:
                 config["anchors"] = recipes[0]  # an earlier version named the draw of its results otherwise
             summary = {
@@ -129,16 +142,21 @@ def collect(out: str | Path) -> Collection:
     return found
 
 
-def _write_tables(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]]) -> None:
+def _write_tables(
+    folder: SweepFolder,
+    points: Sequence[GridPoint],
+    info: dict[str, dict[str, Any]],
+    mean_over: object,
+) -> None:
     """Write the table of all checkpoints; add the information of each result to `info`."""
     as_written = CsvOptions(include_header=False, quoting_style="needed")
     there = {name for point in points for name in _columns(folder.result(point))}
-    schema = pa.schema([*SCHEMA, *(column for column in OPTIONAL if column.name in there)])
+    schema = pa.schema([*SCHEMA, *(column for column in OPTIONAL if column.name in there)], metadata=_READ_AS)
     with replacing(folder.path / SWEEP_PARQUET) as parquet, replacing(folder.path / SWEEP_CSV) as csv:
         with pq.ParquetWriter(parquet, schema) as writer, csv.open("wb") as text:
             text.write((",".join(schema.names) + "\n").encode())
             with CSVWriter(text, schema, write_options=as_written) as lines:
-                tables = _results(folder, points, info, schema)
+                tables = _results(folder, points, info, schema, mean_over)
                 # Each write makes a row group of the file: a few large ones are read faster.
                 while group := list(islice(tables, _GROUP_SIZE)):
                     table = pa.concat_tables(group)
@@ -154,13 +172,18 @@ def _columns(result: Path) -> list[str]:
 
 
 def _results(
-    folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, dict[str, Any]], schema: pa.Schema
+    folder: SweepFolder,
+    points: Sequence[GridPoint],
+    info: dict[str, dict[str, Any]],
+    schema: pa.Schema,
+    mean_over: object,
 ) -> Iterator[pa.Table]:
     """Read the table of each intact result, with columns that name its checkpoint."""
     for point in points:
         if (result := read_intact(folder.result(point))) is None:
             continue
         of_result, own = result
+        own = _with_means(folder.result(point), of_result, own, mean_over)
         kept = ("model", "anchors", "corpus", "n_blocks", "label_sampling", "positions_policy")
         info[point.folder] = {name: of_result[name] for name in kept if name in of_result}
         head = {name: getattr(point, name) for name in ("checkpoint", "revision", "step", "tokens")}
@@ -169,10 +192,24 @@ def _results(
             for name, value in {**head, "model": point.series}.items()
         }
         columns |= {name: own[name] for name in schema.names if name in own.schema.names}
-        columns["layer"] = _layers(own["name"], of_result)
+        columns["layer"] = pc.if_else(own["layer"].is_null(), None, _layers(own["name"], of_result))
         for column in OPTIONAL:
             columns.setdefault(column.name, pa.nulls(len(own), column.type))
         yield pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
+
+
+def _with_means(folder: Path, info: dict[str, Any], own: pa.Table, mean_over: object) -> pa.Table:
+    """Give a result's table with the means over the layers that the sweep asks for.
+
+    Results of earlier versions have no lines of them, and others may be of other layers: theirs are computed anew.
+    """
+    names, before = info["rows"], info.get(MEAN_OVER)
+    chosen = None if mean_over is None else select_mean_rows(parse_layers(MEAN_OVER, mean_over), names, info)
+    asked = {**info, MEAN_OVER: chosen}
+    if chosen == before and bool(own["layer"].null_count) == bool(mean_rows(names, asked)):
+        return own
+    result = ProbeResult.load(folder)
+    return pa.Table.from_pandas(replace(result, info={**result.info, MEAN_OVER: chosen}).to_pandas())
 
 
 def _layers(names: pa.ChunkedArray, info: dict[str, Any]) -> pa.Array:
@@ -232,8 +269,9 @@ def _summary(folder: SweepFolder, points: Sequence[GridPoint], info: dict[str, d
 
 
 def _known_since(info: dict[str, Any]) -> dict[str, Any]:
-    """List what results of earlier versions do not record: number of blocks, and the digests of texts and tokens."""
+    """List what results of earlier versions do not record: number of blocks, model, digests of texts and tokens."""
     found = {"n_blocks": info["n_blocks"]} if "n_blocks" in info else {}
+    found |= {name: info["model"][name] for name in ("model_type", "n_parameters") if info.get("model", {}).get(name)}
     corpus = info.get("corpus", {})
     if corpus.get("texts_sha256"):
         tokens = corpus.get("sha256") or corpus.get("chained_sha256")  # a stream has the latter alone
