@@ -11,12 +11,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from softh_probe.report.points import read_points
 
 from small_models.training import Plan
 from softh_probe.report.figure_style import COLOURS, style_axes
 from softh_probe.report.label_places import place_labels
 from softh_probe.report.plane_data import limits_of, places_of
+from softh_probe.report.points import read_points
 
 #: Order of the n-grams.
 ORDER = "unigram"
@@ -52,7 +52,7 @@ def draw(out: Path, plan: Plan, entropy: float) -> None:
     plane.axline((0, 0), slope=1, label="bound", **_BOUND)
     _steps_below(courses, plan.checkpoints())
     courses[0].set_title("Optimality (unigram)", loc="left")
-    courses[1].set_title("Held-out loss, nats (dotted: unigrams)", loc="left")
+    courses[1].set_title("Held-out loss (dotted: unigrams)", loc="left")
     courses[1].axhline(entropy, **_BOUND)
     courses[2].set_title("Cloze accuracy (dotted: chance)", loc="left")
     correlation = f"Spearman {found.spearman.iloc[0]:.2f} (n = {found.n.iloc[0]})"
@@ -65,7 +65,12 @@ def draw(out: Path, plan: Plan, entropy: float) -> None:
         steps = [points[i].step for i in own]
         losses = json.loads((out / "models" / name / "training.json").read_text())
         look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.2}
-        plane.plot(x[own], y[own], label=f"{name}: {(points[own[0]].n_parameters or 0) / 1e6:.1f}M parameters", **look)
+        plane.plot(
+            x[own],
+            y[own],
+            label=f"{name}, {(points[own[0]].n_parameters or 0) / 1e6:.1f}M",
+            **look,
+        )
         courses[0].plot(steps, optimality[own], **look)
         courses[1].plot([at["step"] for at in losses], [at["loss"] for at in losses], **look)
         courses[2].plot(steps, score[own], **look)
