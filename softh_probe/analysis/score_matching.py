@@ -85,7 +85,7 @@ def match(points: Sequence[ModelPoint], scores: Scores) -> Matched:
             notes.add(f"matched {_BY[min(of)[0]]}", [named(*key) for key in found])
         if found and min(of)[1]:
             notes.add(
-                "scores of a commit, matched with what was measured without a revision", [named(*k) for k in found]
+                "scores of a commit, matched with what was measured without a revision", [key[0] for key in found]
             )
     values = _values(scores.table, points, best, notes)
     with_scores = set(scores.table[["model", "revision"]].itertuples(index=False, name=None))

@@ -1,228 +1,104 @@
-"""Correlations of whole-model values with benchmark scores: their table, notes and files."""
+"""`softh-probe correlate`: correlations of results with benchmark scores, as text and files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from softh_probe.analysis.correlation import FEWEST_MODELS, is_constant, partial_correlation
-from softh_probe.analysis.model_points import ModelPoint
-from softh_probe.analysis.score_correlation import ALL, KINDS, ModelTables, correlate_group
-from softh_probe.analysis.score_matching import Matched, match
-from softh_probe.analysis.score_table import Scores
-from softh_probe.errors import InputError, abbreviated
+from softh_probe.analysis.point_correlation import Correlations, correlate
+from softh_probe.analysis.score_correlation import ALL
+from softh_probe.analysis.scores import read_scores
+from softh_probe.files import write_bytes, write_text
+from softh_probe.report.correlation_page import correlations_page
+from softh_probe.report.points import read_points
+from softh_probe.report.sweep_files import SWEEP_PARQUET
 
-#: Fields of a point that may be controls; the number of parameters enters as its logarithm.
-POINT_CONTROLS = ("n_parameters", "tokens", "step")
-_LOGARITHMIC = "n_parameters"
-_NO_METRIC = ("label_entropy",)
-_SPREAD_END = "_sd"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Correlations:
-    """Correlations of metrics with benchmarks.
-
-    Attributes:
-        table: one line for each benchmark, label set, metric and group; columns `benchmark`, `label_set`, `metric`,
-            `group`, `n` (models), and of each of `kinds` the coefficient and its p-value, 95% interval and q, as
-            `spearman`, `spearman_p`, `spearman_low`, `spearman_high`, `spearman_q`. q is p corrected for the number of
-            tests of its benchmark and group (Benjamini and Hochberg).
-        kinds: "spearman", "pearson", and with controls "partial_spearman" and "partial_pearson".
-        points: the matched models.
-        matched: their scores.
-        control: names of the controls.
-        notes: what was left out, chosen or assumed, a line each.
-        source: the scores' file or folder.
-    """
-
-    table: pd.DataFrame
-    kinds: list[str]
-    points: list[ModelPoint]
-    matched: Matched
-    control: list[str]
-    notes: list[str]
-    source: str
-
-    @property
-    def unmatched(self) -> list[str]:
-        """Lines that list the models without scores, and scores without a model."""
-        pairs = (
-            ("measured, without scores", self.matched.unmatched_points),
-            ("with scores, not measured", self.matched.unmatched_scores),
-        )
-        return [f"{kind} ({len(names)}): {abbreviated(names, 8)}" for kind, names in pairs if names]
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON values: settings, notes, unmatched models and records; null for what is not known."""
-        return {
-            "settings": {"scores": self.source, "control": self.control, "groups": [*self.table["group"].unique()]},
-            "notes": self.notes,
-            "unmatched": {"results": self.matched.unmatched_points, "scores": self.matched.unmatched_scores},
-            "models": [
-                {"name": point.name, "model": point.model, "revision": point.revision, "family": point.family}
-                for point in self.points
-            ],
-            "table": [
-                {str(k): None if isinstance(v, float) and np.isnan(v) else v for k, v in record.items()}
-                for record in self.table.to_dict("records")
-            ],
-        }
+CORRELATIONS = ("correlations.csv", "correlations.json", "correlations.html")
+DEFAULT_FOLDER = "correlate"
+#: Of several kinds, that by which lines are chosen and ordered.
+_LEADING = "spearman"
+_SHOWN = 12
 
 
-def correlate(
-    points: Sequence[ModelPoint], scores: Scores, *, control: Sequence[str] = (), by: str | None = None
-) -> Correlations:
-    """Correlate every metric of the row `mean` with every benchmark, over models.
+def correlate_folders(
+    folders: Sequence[str | Path],
+    scores: str | Path,
+    *,
+    control: Sequence[str] = (),
+    by: str | None = None,
+    out: str | Path | None = None,
+    mean_over: str | Sequence[str | int] | None = None,
+    as_json: bool = False,
+) -> str:
+    """Correlate the results in folders with benchmark scores, and write correlations.csv, .json and .html.
 
     Args:
-        points: measured models.
-        scores: their scores, and those of others.
-        control: what partial correlations hold constant: `n_parameters` (as its logarithm), `tokens`, `step`, or a
-            column of numbers of the scores.
-        by: "family" for correlations within each family of at least `FEWEST_MODELS` models, too.
+        folders: of results or sweeps.
+        scores: a table, or a file or folder of lm-evaluation-harness, as `read_scores` takes it.
+        control, by: as in `correlate`.
+        out: folder for the files; None is the sweep's own folder if a sweep stands alone, else `correlate` here.
+        mean_over: layers that the row `mean` averages, as in `read_points`.
+        as_json: return what correlations.json holds, not lines.
+
+    Returns:
+        What is to be printed.
 
     Raises:
-        InputError: fewer than `FEWEST_MODELS` models are matched, no metric or no score varies, or another argument is
-            none of these.
+        InputError: as `read_points`, `read_scores` and `correlate`.
     """
-    if by not in (None, "family"):
-        raise InputError(f"by: expected family, got {by!r}")
-    matched = match(points, scores)
-    used = np.isfinite(matched.scores.to_numpy()).any(axis=1)
-    names = [*dict.fromkeys(control)]
-    controls = _controls(points, matched, names)
-    notes = [*scores.notes, *matched.notes, *_control_notes(points, used, controls)]
-    used &= np.isfinite(controls.to_numpy()).all(axis=1)
-    chosen = [point for point, is_used in zip(points, used, strict=True) if is_used]
-    if len(chosen) < FEWEST_MODELS:
-        raise InputError(_too_few(len(chosen), points, scores, matched))
-    _check_controls(controls[used])
-    values, constant = _metrics(chosen)
-    notes += [f"metrics that do not vary, left out: {abbreviated(constant, 8)}"] * bool(constant)
-    of_models = ModelTables(
-        values=values,
-        scores=matched.scores.loc[used, [name for name in matched.scores if name not in names]].reset_index(drop=True),
-        controls=controls[used].reset_index(drop=True),
-    )
-    tables: list[pd.DataFrame] = []
-    for group, rows in _groups(chosen, by, notes):
-        tables += correlate_group(group, of_models.at(rows), notes)
-    if not tables:
-        raise InputError(f"scores: nothing can be correlated: {'; '.join(notes)}")
-    table = pd.concat(tables, ignore_index=True)
-    kinds = [kind for kind in KINDS if kind in table]
-    notes.append(f"q corrects p for the tests of one benchmark (Benjamini-Hochberg); {len(table)} tests in all")
-    return Correlations(
-        table=table,
-        kinds=kinds,
-        points=chosen,
-        matched=_kept(matched, used),
-        control=names,
-        notes=notes,
-        source=scores.source,
-    )
+    read = read_scores(scores)
+    found = correlate(read_points(folders, mean_over=mean_over), read, control=control, by=by)
+    folder = Path(out) if out is not None else _default_folder(folders)
+    described = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    table, values, page = (folder / name for name in CORRELATIONS)
+    write_text(table, found.table.to_csv(index=False))
+    write_text(values, described)
+    write_bytes(page, correlations_page(found).encode("utf-8", "replace"))  # as its content security policy hashes it
+    return described if as_json else "\n".join([*summary_lines(found), f"all in {table} and .json; open {page}"])
 
 
-def _metrics(points: Sequence[ModelPoint]) -> tuple[pd.DataFrame, list[str]]:
-    """Give the metrics of points, one column each, and name those that are the same for all."""
-    keys = [
-        key
-        for key in dict.fromkeys(key for point in points for key in point.values)
-        if key[1] not in _NO_METRIC and not key[1].endswith(_SPREAD_END)
-    ]
-    values_ND = np.array([[_value(point, key) for key in keys] for point in points])
-    varies = [
-        bool(len(known := column[np.isfinite(column)])) and not is_constant(known[:, None])[0] for column in values_ND.T
-    ]
-    frame = pd.DataFrame(values_ND, columns=pd.MultiIndex.from_tuples(keys)) if keys else pd.DataFrame()
-    if not any(varies):
-        raise InputError(f"results: no metric varies over the {len(points)} models that have scores")
-    names = [" ".join(filter(None, (metric, label_set))) for label_set, metric in keys]
-    return frame.loc[:, varies], [name for name, v in zip(names, varies, strict=True) if not v]
+def summary_lines(found: Correlations) -> Iterator[str]:
+    """Give the strongest correlations of all models, and every note and model without a match."""
+    of_all = found.table[found.table["group"] == ALL]
+    strongest = of_all.iloc[np.argsort(-of_all[_LEADING].abs().to_numpy(), kind="stable")]
+    shown = strongest.head(_SHOWN)
+    given = [kind for kind in found.kinds if kind == f"partial_{_LEADING}"]
+    yield f"{len(found.points)} models; the {len(shown)} strongest of {len(of_all)} correlations:"
+    columns = {
+        "benchmark": [*shown["benchmark"]],
+        "metric": [" ".join(filter(None, pair)) for pair in zip(shown["metric"], shown["label_set"], strict=True)],
+        "n": [*shown["n"]],
+        **{name: value for kind in (_LEADING, *given) for name, value in _columns(shown, kind).items()},
+    }
+    yield from pd.DataFrame(columns).to_string(index=False).splitlines()
+    if given:
+        yield f"(partial: given {', '.join(found.control)})"
+    for group in [name for name in found.table["group"].unique() if name != ALL]:
+        part = found.table[found.table["group"] == group]
+        best = part.iloc[int(np.argmax(part[_LEADING].abs().to_numpy()))]
+        where = " ".join(filter(None, (best["metric"], best["label_set"])))
+        yield f"within {group}: strongest {best['benchmark']} with {where}, {best[_LEADING]:+.2f} (n {best['n']})"
+    yield from (f"note: {note}" for note in found.notes)
+    yield from (f"unmatched: {line}" for line in found.unmatched)
 
 
-def _varies(column_N: np.ndarray) -> bool:
-    known_N1 = column_N[np.isfinite(column_N), None]
-    return bool(len(known_N1)) and not is_constant(known_N1)[0]
+def _columns(shown: pd.DataFrame, kind: str) -> dict[str, list[str]]:
+    """Write a coefficient, its 95% interval and q."""
+    name = kind.replace("_spearman", "")
+    low, high = shown[f"{kind}_low"], shown[f"{kind}_high"]
+    intervals = ["" if np.isnan(a) else f"{a:+.2f} to {b:+.2f}" for a, b in zip(low, high, strict=True)]
+    return {
+        name: [f"{r:+.2f}" for r in shown[kind]],
+        f"{name} 95%": intervals,
+        f"{name} q": [f"{q:.2g}" for q in shown[f"{kind}_q"]],
+    }
 
 
-def _value(point: ModelPoint, key: tuple[str, str]) -> float:
-    return point.values[key].value if key in point.values else np.nan
-
-
-def _groups(points: Sequence[ModelPoint], by: str | None, notes: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Give the groups of models: all, and each family that is large enough; name the others."""
-    yield ALL, np.ones(len(points), dtype=bool)
-    if by is None:
-        return
-    families = np.array([point.family or "unknown family" for point in points])
-    names, counts = np.unique(families, return_counts=True)
-    for name in names[counts >= FEWEST_MODELS]:
-        yield str(name), families == name
-    small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < FEWEST_MODELS]
-    if small:
-        notes.append(f"families of fewer than {FEWEST_MODELS} models, not shown alone: {abbreviated(small, 8)}")
-
-
-def _controls(points: Sequence[ModelPoint], matched: Matched, names: Sequence[str]) -> pd.DataFrame:
-    """Give the controls, one column each; NaN where one is not known."""
-    columns: dict[str, np.ndarray] = {}
-    for name in names:
-        if name in POINT_CONTROLS:
-            of_points = [getattr(point, name) for point in points]
-            values = np.array([np.nan if value is None else float(value) for value in of_points])
-            columns[name] = np.log(np.where(values > 0, values, np.nan)) if name == _LOGARITHMIC else values
-        elif name in matched.others or name in matched.scores:
-            columns[name] = (matched.others if name in matched.others else matched.scores)[name].to_numpy()
-        else:
-            valid = [*POINT_CONTROLS, *map(str, matched.others), *map(str, matched.scores)]
-            raise InputError(f"control: expected one of {abbreviated(valid, 20)}, got {name!r}")
-    return pd.DataFrame(columns, index=range(len(points)), dtype=float)
-
-
-def _control_notes(points: Sequence[ModelPoint], used: np.ndarray, controls: pd.DataFrame) -> Iterator[str]:
-    if _LOGARITHMIC in controls:
-        yield f"control: {_LOGARITHMIC} enters as its logarithm"
-    for name in controls:
-        lost = [
-            p.name for p, u, v in zip(points, used, np.isfinite(controls[name].to_numpy()), strict=True) if u and not v
-        ]
-        if lost:
-            yield f"control {name} is not known, left out ({len(lost)}): {abbreviated(lost)}"
-
-
-def _check_controls(controls: pd.DataFrame) -> None:
-    for name in controls:
-        if is_constant(controls[[name]].to_numpy())[0]:
-            raise InputError(f"control: {name} is the same for all matched models; leave it out")
-    values = controls.to_numpy()
-    for i in range(1, values.shape[1]):
-        if np.isnan(partial_correlation(values[:, i : i + 1], values[:, i : i + 1], values[:, :i]))[0, 0]:
-            raise InputError(
-                f"control: {controls.columns[i]} follows from the others on all matched models; leave it out"
-            )
-
-
-def _too_few(n: int, points: Sequence[ModelPoint], scores: Scores, matched: Matched) -> str:
-    missing = abbreviated(matched.unmatched_points) or "none"
-    others = abbreviated(matched.unmatched_scores) or "none"
-    return (
-        f"models: expected at least {FEWEST_MODELS} with scores and controls, got {n} of {len(points)} measured; "
-        f"without scores: {missing}; in {scores.source or 'the scores'} but not measured: {others}"
-    )
-
-
-def _kept(matched: Matched, used: np.ndarray) -> Matched:
-    """Keep the rows of the models that were correlated."""
-    return Matched(
-        scores=matched.scores[used].reset_index(drop=True),
-        others=matched.others[used].reset_index(drop=True),
-        unmatched_points=matched.unmatched_points,
-        unmatched_scores=matched.unmatched_scores,
-        notes=matched.notes,
-    )
+def _default_folder(folders: Sequence[str | Path]) -> Path:
+    first = Path(folders[0])
+    return first if len(folders) == 1 and (first / SWEEP_PARQUET).is_file() else Path(DEFAULT_FOLDER)

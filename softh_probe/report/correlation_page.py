@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from softh_probe.report.correlate import Correlations
+from softh_probe.analysis.point_correlation import Correlations
 from softh_probe.report.page import render
 from softh_probe.report.page_data import numbers
 
 _SCRIPTS = ("ink.js", "ticks.js", "base.js", "table.js", "correlations.js", "start.js")
-_PARTS = ("", "_p", "_low", "_high", "_q")
-#: Digits of p-values that the page keeps: small ones are what is looked for.
-_P_DIGITS = 12
 
 
 def correlations_page(found: Correlations) -> str:
@@ -68,12 +66,9 @@ def _data(found: Correlations) -> dict[str, Any]:
 
 def _parts(line: dict[Any, Any], kind: str) -> list[float | None]:
     """Give the coefficient, its p-value, both ends of its interval, and q."""
-    return [
-        *numbers([line[kind]], 4),
-        *numbers([line[f"{kind}_p"]], _P_DIGITS),
-        *numbers([line[f"{kind}_low"], line[f"{kind}_high"]], 4),
-        *numbers([line[f"{kind}_q"]], _P_DIGITS),
-    ]
+    r, low, high = numbers([line[kind], line[f"{kind}_low"], line[f"{kind}_high"]], 4)
+    p, q = (None if math.isnan(line[name]) else float(f"{line[name]:.3g}") for name in (f"{kind}_p", f"{kind}_q"))
+    return [r, p, low, high, q]
 
 
 def _size(n_parameters: int | None) -> str:

@@ -11,6 +11,8 @@ const CELL = 46;
 const DIVERGING = { light: ["#3f86c9", "#f7f7f7", "#dd6a55"], dark: ["#2d6cab", "#22272e", "#b04a38"] };
 
 const metricName = ([labelSet, metric]) => `${METRICS[metric] || plain(metric)}${labelSet ? ` · ${plain(labelSet)}` : ""}`;
+/** The same for a narrow screen: both parts are cut, so that neither is lost. */
+const shortName = ([labelSet, metric]) => [text(METRICS[metric] || plain(metric), 13), ...(labelSet ? [text(plain(labelSet), 14)] : [])].join(" · ");
 const signed = (value, digits = 2) => (isKnown(value) ? value.toFixed(digits).replace("-", "−") : "–");
 const withInterval = (low, high) => (isKnown(low) && isKnown(high) ? `[${signed(low)}, ${signed(high)}]` : "");
 
@@ -52,7 +54,7 @@ function buildCorrelations() {
     const layout = heatLayout(
       `${KIND_NAMES[kind()]} correlation`,
       { tickvals: benchmarks.map((_, b) => b), ticktext: benchmarks.map((name) => text(name, narrow ? 12 : 24)), title: { text: "" } },
-      { tickvals: metrics.map((_, m) => m), ticktext: metrics.map((key) => text(metricName(key), narrow ? 24 : 60)), autorange: "reversed" },
+      { tickvals: metrics.map((_, m) => m), ticktext: metrics.map((key) => (narrow ? shortName(key) : text(metricName(key)))), tickfont: { size: narrow ? 10 : 12 }, autorange: "reversed" },
     );
     layout.xaxis.tickangle = (room - (narrow ? 60 : MAP_MARGINS)) / benchmarks.length < 80 ? -40 : 0;
     return {
