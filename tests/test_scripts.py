@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -155,7 +156,7 @@ def test_the_benchmark_of_gpus_says_in_a_line_what_it_cannot_do(tmp_path, option
     assert "Traceback" not in done.stderr
 
 
-def test_models_trained_here_become_points(tmp_path):
+def test_models_trained_here_become_points(tmp_path, monkeypatch):
     """Two tiny models, three checkpoints each: trained, swept, evaluated, correlated, drawn; and not trained twice."""
     printed = output_of("train_and_sweep.py", "--quick", "--out", tmp_path / "out", folder=tmp_path)
     out = tmp_path / "out"
@@ -173,12 +174,18 @@ def test_models_trained_here_become_points(tmp_path):
     of_optimality = correlations[(correlations.metric == "optimality") & (correlations.label_set == "unigram")]
     assert set(of_optimality.n) == {6}
 
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from small_models.training import Plan, cut, read_texts
+    from train_and_sweep import prepare, train_all
+
     weights = out / "models" / "small" / "checkpoint-20" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
-    (out / "train_and_sweep.png").unlink()
-    output_of("train_and_sweep.py", "--quick", "--out", out, folder=tmp_path)
-    assert (out / "train_and_sweep.png").exists()
+    plan = Plan(**json.loads((out / "plan.json").read_text()))
+    prepare(out, plan, overwrite=False)
+    train_all(out, plan, cut(read_texts(None)))
     assert weights.stat().st_mtime_ns == trained
+    with pytest.raises(SystemExit, match="made with other settings"):
+        prepare(out, replace(plan, steps=21), overwrite=False)
 
 
 def test_items_of_the_cloze_task_are_words_of_the_text_held_out(tmp_path, monkeypatch):
