@@ -120,9 +120,9 @@ def measure_one(
             prepare(run_config, folder, kept)
             run_in_memory(run_config, kept)
             make_durable(out)
-            wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-            logger.info("took %.2f s, %.2f s of CPU", wall, cpu)
         evaluate(config, point, folder, killed=killed)
+        wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+        logger.info("took %.2f s, %.2f s of CPU", wall, cpu)
         return EXIT_DONE
     except Interrupted:
         return EXIT_STOPPED
