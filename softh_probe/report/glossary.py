@@ -49,8 +49,8 @@ COLUMNS = Glossary(
         Entry(
             "`name`",
             "The name of the row: `embeddings`, `layer.1` to `layer.L`, `final_norm`; of a site `layer.1.attention` "
-            "and the like; of a module its path. `mean` is the mean over `layer.1` to `layer.L`, or over `--mean-over`; "
-            "of a site `mean.attention` and the like.",
+            "and the like; of a module its path. `mean` is the mean over `layer.1` to `layer.L`, or over "
+            "`--mean-over`; of a site `mean.attention` and the like.",
         ),
         Entry(
             "`label_set`",
