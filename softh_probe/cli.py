@@ -194,16 +194,8 @@ def _correlate(options: Namespace) -> int:
     from softh_probe.report.correlate import correlate_folders
 
     control = () if options.control is None else split_names(options.control)
-    lines = correlate_folders(
-        options.results,
-        options.scores,
-        control=control,
-        by=options.by,
-        out=options.out,
-        mean_over=options.mean_over,
-        as_json=options.json,
-    )
-    print(lines)
+    chosen = {name: options[name] for name in ("by", "out", "mean_over")}
+    print(correlate_folders(options.results, options.scores, control=control, as_json=options.json, **chosen))
     return 0
 
 

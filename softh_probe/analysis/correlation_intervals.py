@@ -1,6 +1,6 @@
 """95% bootstrap intervals of correlations, over models.
 
-A percentile interval of few models is too short: of 20, it holds Pearson's ρ in 91 to 92% of draws. Two others hold it,
+A percentile interval of few models is too short: of 20, it holds Pearson's ρ in 91 to 93% of draws. Two others hold it,
 and Spearman's, in 94 to 97% (`python scripts/study_correlation.py`):
 
 - `fisher_interval`, of Pearson's: artanh r ± t · sd, with the standard deviation over resamples of artanh r, and

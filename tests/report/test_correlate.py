@@ -124,7 +124,7 @@ def test_what_cannot_be_correlated_is_one_clear_line():
     with pytest.raises(InputError, match=r"got 0 of 7 measured; without scores: model-0, .* not measured: org/x-0"):
         correlate(points, scores_for(points_of(7, names="x")))
     flat = Scores(table=pd.DataFrame([(p.model, None, "BBH", 1.0) for p in points], columns=[*COLUMNS]))
-    with pytest.raises(InputError, match="nothing can be correlated: .*the same score for all models, left out: BBH"):
+    with pytest.raises(InputError, match=r"nothing can be correlated: .*the same score for all models, left out: BBH"):
         correlate(points, flat)
 
 
