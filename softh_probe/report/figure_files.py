@@ -59,11 +59,21 @@ def _write_compared(results: Sequence[ProbeResult], titles: Sequence[str], folde
     _write(drawn, folder)
 
 
-def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
-    """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane."""
+def write_sweep_figures(
+    sweep: Sweep, folder: Path, points: Sequence[ModelPoint] = (), groups: Groups | None = None
+) -> None:
+    """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane.
+
+    Args:
+        sweep: one site of it.
+        folder: for the files.
+        points: its checkpoints, of which planes and distances are drawn, too.
+        groups: as in `write_point_figures`.
+    """
     before = "" if sweep.site == sweep.sites[0] else f"{sweep.site}_"
     taken: set[str] = set()
-    tasks = [partial(_draw, draw, folder, _stem(f"{before}{name}", taken)) for name, draw in _sweep_figures(sweep)]
+    drawn = [*_point_figures(points, groups), *_sweep_figures(sweep)]
+    tasks = [partial(_draw, draw, folder, _stem(f"{before}{name}", taken)) for name, draw in drawn]
     run_in_forks(tasks[::-1])  # the last ones take longest
 
 
@@ -96,21 +106,22 @@ def write_point_figures(points: Sequence[ModelPoint], folder: Path, groups: Grou
         folder: for the files; with several orders of n-grams, their names end in the order.
         groups: the first of their columns gives the colours.
     """
-    if len(points) > 1:
-        _write(_point_figures(points, groups), folder)
+    run_in_forks([partial(_draw, draw, folder, name) for name, draw in _point_figures(points, groups)])
 
 
-def _point_figures(points: Sequence[ModelPoint], groups: Groups | None) -> Iterator[tuple[str, Figure]]:
+def _point_figures(points: Sequence[ModelPoint], groups: Groups | None) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    if len(points) < 2:
+        return
     columns = groups.columns_of(points) if groups else {}
     names = [point.name for point in points]
     colour_by = next((dict(zip(names, column, strict=True)) for column in columns.values()), None)
     orders = plane_orders(points)
     for order in orders:
         end = f"_{order}" if len(orders) > 1 else ""
-        yield f"model_plane{end}", plane_of_models(points, order, colour_by=colour_by)
+        yield f"model_plane{end}", partial(plane_of_models, points, order, colour_by=colour_by)
         if order in plane_orders(points, INFORMATIONS[1]):
-            yield f"model_plane_corrected{end}", plane_of_models(points, order, INFORMATIONS[1], colour_by)
-        yield f"model_distances{end}", distance_to_bound(points, order, colour_by=colour_by)
+            yield f"model_plane_corrected{end}", partial(plane_of_models, points, order, INFORMATIONS[1], colour_by)
+        yield f"model_distances{end}", partial(distance_to_bound, points, order, colour_by=colour_by)
 
 
 def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:

@@ -117,9 +117,8 @@ def _write_sweep(folder: Path, page: Path, groups: Groups | None) -> Path:
     page.parent.mkdir(parents=True, exist_ok=True)
     for site, path in pages.items():
         sweep = lead if site == lead.site else read_sweep(folder, site)
-        write_sweep_figures(sweep, page.parent)
-        if site == lead.site:
-            write_point_figures(sweep_points(sweep), page.parent, groups)
+        points = sweep_points(sweep) if site == lead.site else []
+        write_sweep_figures(sweep, page.parent, points, groups)
         _write(path, sweep_page(sweep, {site: other.name for site, other in pages.items()}, groups))
     return page
 
