@@ -165,8 +165,9 @@ def mean_standard_errors(
             found[label_set, metric] = _on_ratio_of_means(*of)
         elif metric == "optimality":
             given, output = (f"{direction}_{label_set}" for direction in DIRECTIONS)
-            a_LS, b_LS = (information_XLS[label_sets.index(name)] for name in (output, given))
-            found[label_set, metric] = _on_ratio_of_means(a_LS, b_LS, ratio_LD, psi_LD[given, "mutual_information"])
+            if (on_given := (given, "mutual_information")) in psi_LD:
+                a_LS, b_LS = (information_XLS[label_sets.index(name)] for name in (output, given))
+                found[label_set, metric] = _on_ratio_of_means(a_LS, b_LS, ratio_LD, psi_LD[on_given])
     return {name: influence.error_of(psi_D) for name, psi_D in found.items()}
 
 

@@ -148,7 +148,7 @@ def test_shares_are_stacked_to_the_ceiling_raw_and_corrected(open_page, tmp_path
     edges = "[...document.querySelectorAll('[data-chart=\"shares\"] .plot')].map(p => p.data.map(t => t.y))"
     for version in ("", "_corrected"):
         page.select_option("#shares-version", version)
-        table = result.to_pandas()
+        table = result.to_pandas(means=False)
         table = table[table.metric == f"information_share{version}"]
         for direction, orders in (("input", ["unigram", "bigram"]), ("output", ["unigram"])):
             base, *found = page.evaluate(edges)[direction == "output"]

@@ -44,7 +44,7 @@ def visible(html: str) -> str:
 
 def said_of(result) -> str:
     """The information of the most informative layer beside chance, from the tidy table."""
-    table = result.to_pandas("bits").query("label_set == 'topic'").set_index(["metric", "name"])
+    table = result.to_pandas("bits", means=False).query("label_set == 'topic'").set_index(["metric", "name"])
     layer = table.loc["mutual_information"].value.idxmax()
     raw, null, sd = (table.loc[f"mutual_information{end}"].value[layer] for end in ("", "_null", "_null_sd"))
     p = table.loc["mutual_information"].p_value[layer]
@@ -89,7 +89,7 @@ def test_other_label_sets_have_no_such_chance(result):
 def test_a_page_shows_sd_and_p_and_says_what_they_are(result, without, tmp_path):
     page = write_report([save(result, tmp_path)], tmp_path)
     series = page_data(page)["runs"][0]["series"]
-    table = result.to_pandas().query("label_set == 'topic'")
+    table = result.to_pandas(means=False).query("label_set == 'topic'")
     raw = table[table.metric == "mutual_information"]
     assert series["mutual_information|topic"]["p"] == pytest.approx(raw.p_value.tolist())
     null_sd = table[table.metric == "mutual_information_null_sd"].value

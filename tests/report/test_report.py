@@ -38,7 +38,7 @@ def test_a_page_holds_the_results_values_in_units_of_log_m(result, tmp_path):
     page = write_report([save(result, tmp_path / "a")], tmp_path / "a")
     assert page == tmp_path / "a" / "report.html"
     series = page_data(page)["runs"][0]["series"]
-    table = result.to_pandas()
+    table = result.to_pandas(means=False)
     for (metric, label_set), part in table.groupby(["metric", "label_set"]):
         shown = series[f"{metric}|{label_set}"]
         assert shown["v"] == pytest.approx(part.value.tolist(), abs=1e-6, nan_ok=True)
@@ -103,7 +103,7 @@ def test_plot_gives_a_figure_that_notebooks_show(result, figure, unit):
 
 def test_the_figures_show_the_results_values(result):
     line = result.plot("entropy", "nats").axes[0].lines[0]
-    table = result.to_pandas("nats")
+    table = result.to_pandas("nats", means=False)
     np.testing.assert_allclose(line.get_ydata(), table[table.metric == "entropy"].value)
     points = result.plot("plane").axes[0].collections[0].get_offsets()
     wide = result.to_pandas()
@@ -300,7 +300,7 @@ def test_a_terminal_gets_bars_in_colour_and_a_pipe_gets_plain_columns(result, mo
     print_table(result, pipe)
     assert pipe.getvalue().isascii()
     table = pd.read_csv(io.StringIO(pipe.getvalue()), sep=r"\s+")
-    entropy = result.to_pandas().query("metric == 'entropy'")
+    entropy = result.to_pandas(means=False).query("metric == 'entropy'")
     np.testing.assert_allclose(table.entropy, entropy.value, atol=5e-5)
 
 
