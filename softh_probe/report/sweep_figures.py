@@ -9,7 +9,7 @@
 'training step (log scale)'
 
 Tables have one row for each checkpoint, layer, label set and metric, in units of log m, with the checkpoints in the
-order of training. Rows of one name are of one layer; `layer` is where it stands.
+order of training. Rows of one name are of one layer; `layer` is where it stands. Means over layers are not drawn.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ class _Grid:
     @classmethod
     def of(cls, table: pd.DataFrame, metric: str, label_set: str = "") -> _Grid:
         """Select a metric and label set from a table."""
-        part = table[(table.metric == metric) & (table.label_set == label_set)]
+        part = table[(table.metric == metric) & (table.label_set == label_set) & table.layer.notna()]
+        part = part.assign(layer=part.layer.to_numpy())  # without the means over layers, all are numbers
         checkpoints = part.drop_duplicates("checkpoint")
         names = list(checkpoints.checkpoint)
         places = part.groupby("name", observed=True).layer.max().sort_values(kind="stable")

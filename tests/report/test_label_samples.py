@@ -236,7 +236,8 @@ def test_the_terminals_table_ends_with_a_line_on_the_sample(whole, result, capsy
         "labels were sampled in input_bigram, output_bigram: the standard error of information by that is at most "
         f"{most(result, 'mutual_information'):.4f} log m"
     )
-    of_anchors, of_bits, of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    of_mean, of_anchors, of_bits, of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    assert of_mean.startswith("mean of layers 1–3: entropy 0.")
     assert [of_anchors, of_bits] == reading_lines(result)
     assert all(line.startswith("shares of the ceiling, ") for line in of_shares)
     assert of_chance.startswith("topic: highest in ")

@@ -191,7 +191,7 @@ def test_a_sweeps_page_lists_failures_and_duplicates_and_holds_every_value(tmp_p
     assert "CUDA out of &lt;memory&gt;" in html
     assert "step0 = step1" in html
     data = page_data(page)
-    table = pd.read_parquet(folder / "sweep.parquet")
+    table = pd.read_parquet(folder / "sweep.parquet").dropna(subset="layer")
     part = table[(table.metric == "mutual_information") & (table.label_set == "input_unigram")]
     shown = unpacked(data["series"]["mutual_information|input_unigram"]["v"])
     steps = [c["step"] for c in data["checkpoints"]]
@@ -211,7 +211,11 @@ def test_a_sweeps_figures_show_the_tables_values(tmp_path):
         line = axes.lines[0]
         np.testing.assert_allclose(line.get_ydata(), part.value)
         assert list(line.get_xdata()) == list(part.step)
-    last = table[(table.metric == "mutual_information") & (table.step == table.step.max())].sort_values("layer")
+    last = (
+        table[(table.metric == "mutual_information") & (table.step == table.step.max())]
+        .dropna(subset="layer")
+        .sort_values("layer")
+    )
     path = plane_through_training(table).axes[0].lines[-3]  # the last checkpoint's, before its mark and the diagonal
     np.testing.assert_allclose(path.get_xdata(), last[last.label_set == "input_unigram"].value)
     np.testing.assert_allclose(path.get_ydata(), last[last.label_set == "output_unigram"].value)
