@@ -87,10 +87,10 @@ def by_position_table(result: ProbeResult, unit: str) -> pd.DataFrame:
 def _parts(result: ProbeResult, unit: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the tables of the bins, of the position as a label, and of the other label sets given it or with it."""
     for name, of_bin in result.bins.items():
-        table = of_bin.to_pandas(unit)
+        table = of_bin.to_pandas(unit, means=False)
         yield name, table if name != ALL_BINS else table[table.label_set == POSITION_SET]
     if result.label_sets:
-        table = given_and_with_position(result).to_pandas(unit)
+        table = given_and_with_position(result).to_pandas(unit, means=False)
         is_joint = table.label_set.str.endswith(f",{POSITION_SET}")
         yield ALL_BINS, table[(table.label_set != "") & (~is_joint | table.metric.isin(_OF_JOINT))]
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from softh_probe.files import write_bytes
 from softh_probe.hashing import arrays_sha256, text_sha256
+from softh_probe.kept import Kept
 
 #: Increased whenever the same input gives other documents, tokens or row allocations than before.
 FORMAT = 9
@@ -38,11 +39,12 @@ class Cache:
     ({'rows': array([0, 1, 2])}, {'sets': 2})
 
     Args:
-        folder: folder of the entries; None stores and finds nothing.
+        folder: folder of the entries; None stores and finds nothing there.
+        kept: keeps entries in memory too, which are then neither read again nor checked.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, kept: Kept | None = None) -> None:
+        self.folder, self.kept = folder, kept
 
     def load(self, kind: str, key: str | None) -> tuple[Arrays, dict[str, Any]] | None:
         """Load an entry.
@@ -54,7 +56,18 @@ class Cache:
         Returns:
             Its arrays and its head; None where there is no intact entry.
         """
-        if self.folder is None or key is None:
+        if key is None:
+            return None
+        if self.kept is None:
+            return self._read(kind, key)
+        found: tuple[Arrays, dict[str, Any]] | None = self.kept.find(kind, key)
+        if found is None and (found := self._read(kind, key)) is not None:
+            self.kept.keep(kind, key, found)
+        return found
+
+    def _read(self, kind: str, key: str) -> tuple[Arrays, dict[str, Any]] | None:
+        """Read an entry from its file."""
+        if self.folder is None:
             return None
         try:
             with safe_open(self._path(kind, key), framework="np") as file:

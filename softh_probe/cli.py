@@ -127,6 +127,8 @@ def _sweep(options: Namespace) -> int:
         return _fail("interrupted; the same command resumes from here", EXIT_INTERRUPTED, False)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.waiting)} waiting"
     print(f"{counts}; results in {config.out}")
+    if outcome.correlation:
+        print(outcome.correlation)
     for warning in outcome.warnings:
         print(f"warning: {warning}")
     for point, failure in outcome.failed:
@@ -150,6 +152,8 @@ def _collect(options: Namespace) -> int:
     for warning in found.warnings:
         print(f"warning: {warning}")
     print(f"{found.count('done')} of {len(found.checkpoints)} checkpoints in {found.folder}/sweep.parquet and .csv")
+    if found.correlation:
+        print(found.correlation)
     return 0
 
 
@@ -170,7 +174,7 @@ def _report(options: Namespace) -> int:
 
     folders = options.folders
     out = options.out or (folders[0] if len(folders) == 1 else "report")
-    print(write_report(folders, out, allow_different=options.allow_different))
+    print(write_report(folders, out, allow_different=options.allow_different, groups=options.groups))
     return 0
 
 
@@ -186,11 +190,21 @@ def _compare(options: Namespace) -> int:
     return 0
 
 
+def _correlate(options: Namespace) -> int:
+    from softh_probe.report.correlate import correlate_folders
+
+    control = () if options.control is None else split_names(options.control)
+    chosen = {name: options[name] for name in ("by", "out", "mean_over")}
+    print(correlate_folders(options.results, options.scores, control=control, as_json=options.json, **chosen))
+    return 0
+
+
 COMMANDS = {
     "run": _run,
     "layers": _layers,
     "report": _report,
     "compare": _compare,
+    "correlate": _correlate,
     "sweep": _sweep,
     "status": _status,
     "collect": _collect,
@@ -217,6 +231,8 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
     compare = _compare_parser()
     commands.add_subcommand("compare", compare, help="Show in which layers two results differ beyond noise.")
+    correlate = _correlate_parser()
+    commands.add_subcommand("correlate", correlate, help="Correlate whole-model values with benchmark scores.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, and the expected time and disk.")
     commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
@@ -255,6 +271,12 @@ def _report_parser() -> ArgumentParser:
         help="Show results side by side that were measured on different text or with different anchors; the page then "
         "opens with a warning.",
     )
+    parser.add_argument(
+        "--groups",
+        type=str | None,
+        help="CSV with the column model (a result's name, a hub id or the end of one) and others: the points of models "
+        "can be coloured by these. Null: by family, training step or model.",
+    )
     return parser
 
 
@@ -276,6 +298,37 @@ def _compare_parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=str | None, help="File for the table: .csv or .json.")
     parser.add_argument("--json", action="store_true", help="Print notes and records as JSON.")
+    return parser
+
+
+def _correlate_parser() -> ArgumentParser:
+    parser = _Parser(
+        description="Correlate the values of whole models (means over layers) with benchmark scores, over at least 5 "
+        "models or checkpoints: Spearman and Pearson with p-values, 95% bootstrap intervals over models, and q, "
+        "which is p corrected for the number of tests. Writes correlations.csv, .json and .html.",
+    )
+    parser.add_argument("results", nargs="+", type=str, metavar="RESULTS", help="Folders of results or sweeps.")
+    parser.add_argument(
+        "--scores",
+        type=str,
+        required=True,
+        help="Benchmark scores: a .csv, .tsv or .parquet table with a column of models and one of numbers for each "
+        "benchmark (the Open LLM leaderboard's as it is), or results_*.json of lm-evaluation-harness, or their folder.",
+    )
+    parser.add_argument(
+        "--control",
+        type=str | None,
+        help="What partial correlations hold constant, by commas: n_parameters (as its logarithm), tokens, step, or a "
+        "column of numbers of the scores.",
+    )
+    parser.add_argument("--by", type=str | None, help="family: correlate within each family of at least 5 models, too.")
+    parser.add_argument(
+        "--out", type=str | None, help="Folder to write into; null is a sweep's own folder, or `correlate` here."
+    )
+    parser.add_argument(
+        "--mean-over", type=str | None, help="Layers that values are averaged over; null is layer.1 to layer.L."
+    )
+    parser.add_argument("--json", action="store_true", help="Print what correlations.json holds.")
     return parser
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -20,10 +19,10 @@ from softh_probe.config_checks import (
 from softh_probe.errors import InputError, short_repr
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS, Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
-from softh_probe.layer_places import RESIDUAL, parse_sites
+from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites
 from softh_probe.positions import check_labels, parse_positions, positions_text
 
-#: Fields for where and how results are computed. All other fields decide what is measured.
+#: Fields for where and how results are computed, and for means of what is measured. All others decide what is measured.
 EXECUTION_FIELDS = frozenset(
     (
         "out",
@@ -36,6 +35,7 @@ EXECUTION_FIELDS = frozenset(
         "device_map",
         "trust_remote_code",
         "allow_pickle",
+        "mean_over",
     )
 )
 
@@ -93,6 +93,7 @@ _OTHER_NAMES = {
     "anchor_sets": "n_anchor_sets num_anchor_sets n_sets num_sets",
     "calibration": "temperature epsilon",
     "layers": "layer layer_indices",
+    "mean_over": "average_over average_layers mean_layers",
     "sites": "site hook_points components",
     "modules": "module module_names target_modules hook_modules",
     "tokens_per_batch": "batch_size bs max_batch_size eval_batch_size per_device_batch_size "
@@ -242,6 +243,9 @@ class RunConfig:
     layers: str | Sequence[str | int] | None = None
     """Rows to measure: embeddings, layer.1, …, final_norm, or indices (-1 the last), which stand for all sites of a
     layer; null measures all."""
+    mean_over: str | Sequence[str | int] | None = None
+    """Layers whose mean is the row `mean`, by names and indices as in layers; null is layer.1 to the last block, as far
+    as they are measured. The mean can be taken anew of a finished result: this changes nothing that is measured."""
     sites: str | Sequence[str] = (RESIDUAL,)
     """Places in each block to measure: residual (what the block gives), attention and mlp (what they give, before a
     norm or the residual stream is added), router (logits of a mixture of experts), attention_heads (what each head
@@ -279,7 +283,9 @@ class RunConfig:
 
     def _split_lists(self) -> None:
         object.__setattr__(self, "labels", split_names(self.labels))
-        object.__setattr__(self, "layers", None if self.layers is None else _split_layers(self.layers))
+        object.__setattr__(self, "layers", None if self.layers is None else parse_layers("layers", self.layers))
+        if self.mean_over is not None:
+            object.__setattr__(self, "mean_over", parse_layers("mean_over", self.mean_over))
         object.__setattr__(self, "per_label", split_names(self.per_label))
         object.__setattr__(self, "sites", parse_sites(split_names(self.sites)))
         object.__setattr__(self, "modules", None if self.modules is None else split_names(self.modules))
@@ -410,11 +416,3 @@ def split_names(value: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return tuple(value)
-
-
-def _split_layers(value: str | Sequence[str | int]) -> tuple[str | int, ...]:
-    """Split names and indices of layers."""
-    layers = split_names(value) if isinstance(value, str) else tuple(value)
-    if not layers:
-        raise InputError("layers: expected at least one, got none; null measures all")
-    return tuple(int(layer) if re.fullmatch(r"-?\d{1,9}", str(layer)) else layer for layer in layers)

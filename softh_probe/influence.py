@@ -68,6 +68,10 @@ class DocumentInfluence:
         """Compute the standard error of a metric over documents: [R], in nats where it has a unit."""
         return standard_error(self.values[name] / self.n_positions, self.units, self.n_units)
 
+    def error_of(self, psi_D: np.ndarray) -> float:
+        """Compute the standard error of a value on which the documents have the influences ψ [D]."""
+        return float(standard_error(psi_D[None] / self.n_positions, self.units, self.n_units)[0])
+
     def write(self, path: Path, layers: Sequence[int]) -> None:
         """Write a parquet file: a line for each value, document and layer; the counts are metadata of its schema.
 

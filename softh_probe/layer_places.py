@@ -19,6 +19,8 @@ RESIDUAL = "residual"
 #: The sites of a layer, in the order of their rows. The residual stream, which is what a block gives, comes last.
 SITES = ("attention", "attention_heads", "router", "mlp", RESIDUAL)
 _SITE_ROWS = re.compile(r"layer\.[1-9]\d{0,8}\.(?:(attention|router|mlp)|head\.\d{1,8})")
+#: What null stands for.
+_NONE = {"layers": "measures all", "mean_over": "averages the blocks"}
 _BLOCK = re.compile(r"layer\.([1-9]\d{0,8})(?:\..+)?", re.DOTALL)
 
 
@@ -84,6 +86,28 @@ def parse_sites(sites: object) -> tuple[str, ...]:
     if unknown := [name for name in asked if name not in SITES]:
         raise InputError(f"sites: no site {unknown[0]!r}; expected any of {', '.join(SITES)}")
     return tuple(site for site in SITES if site in asked)
+
+
+def parse_layers(field: str, layers: object) -> tuple[str | int, ...]:
+    """Read names and indices of layers: a sequence, or a text with commas.
+
+    >>> parse_layers("layers", "layer.1, -1")
+    ('layer.1', -1)
+
+    Args:
+        field: "layers" or "mean_over", as which they are given.
+        layers: the names and indices.
+
+    Raises:
+        InputError: there is none, or they are no names and indices.
+    """
+    given = layers.split(",") if isinstance(layers, str) else layers
+    if not isinstance(given, Sequence) or not all(isinstance(one, str | int) for one in given):
+        raise InputError(f"{field}: expected names and indices of layers, got {short_repr(layers)}")
+    found = [text for one in given if (text := str(one).strip())]
+    if not found:
+        raise InputError(f"{field}: expected at least one, got none; null {_NONE[field]}")
+    return tuple(int(text) if re.fullmatch(r"-?\d{1,9}", text) else text for text in found)
 
 
 def block_index(name: str) -> int | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -24,10 +23,12 @@ from softh_probe.choices import Choices
 from softh_probe.errors import abbreviated, one_line
 from softh_probe.influence import DocumentInfluence
 from softh_probe.labels import ORDERS
-from softh_probe.layer_places import RESIDUAL, SITES, LayerPlaces, place_layers
+from softh_probe.layer_means import MEAN_OVER, mean_rows, select_mean_rows
+from softh_probe.layer_places import SITES, LayerPlaces, parse_layers, place_layers
 from softh_probe.limits import record_limits
-from softh_probe.metrics import ENTROPIES, compute_metrics, unit_scale
+from softh_probe.metrics import compute_metrics
 from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
+from softh_probe.tidy_table import tidy_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,6 +138,27 @@ class ProbeResult:
         """Sites that the rows are of: "residual" alone unless others were asked for."""
         return [site for site in SITES if site in self.places.sites]
 
+    @property
+    def mean_rows(self) -> dict[str, list[str]]:
+        """Layers of the row `mean`, and, where sites were asked for, of `mean.mlp` and the like, by its name.
+
+        By default those of layer.1 … layer.L that were measured; none where modules are named.
+        """
+        return mean_rows(self.rows, self.info)
+
+    def averaged_over(self, layers: str | Sequence[str | int]) -> ProbeResult:
+        """Choose the layers of the row `mean`, as in `result.averaged_over(["layer.1", "layer.2"]).to_pandas()`.
+
+        Args:
+            layers: names of rows, or indices in the model, which stand for all sites of a layer, as a list or a text
+                with commas; −1 is the last layer that was measured.
+
+        Raises:
+            InputError: one of them was not measured.
+        """
+        chosen = select_mean_rows(parse_layers(MEAN_OVER, layers), self.rows, self.info)
+        return replace(self, info={**self.info, MEAN_OVER: chosen})
+
     def single_values(self) -> dict[str, str]:
         """Find the label sets of which all labelled positions have one value, and that value.
 
@@ -234,13 +256,15 @@ class ProbeResult:
         """Names of the label sets of which a sample of labels was followed."""
         return list(samples_of(self.info))
 
-    def to_pandas(self, unit: str = "efficiency") -> pd.DataFrame:
-        """Build the tidy table: one line for each layer, label set and metric.
+    def to_pandas(self, unit: str = "efficiency", *, means: bool = True) -> pd.DataFrame:
+        """Build the tidy table: one line for each layer, label set and metric, then those of the mean over layers.
 
         Args:
             unit: unit of the entropies and informations: "efficiency" (the share of log m, their upper bound), "nats"
                 or "bits". coverage, regularity, optimality, shares and what they leave are ratios in any
                 unit.
+            means: whether to add the lines of the row `mean` (of sites also `mean.mlp`, …), which `mean_rows` has the
+                layers of; see `softh_probe.layer_means`.
 
         Returns:
             Columns layer, name, label_set (empty for entropy), metric, value (mean over anchor sets) and sd (their
@@ -249,35 +273,14 @@ class ProbeResult:
             it is exact; where labels are of whole documents, p_value, the share of relabelings of the documents with as
             much information. `layer` is the index in the model, whichever layers
             were measured: 0 the embeddings, i the i-th block call, L + 1 the final norm of a model of L blocks. Modules
-            that a probe was given by name have no such index; theirs is the number of the row, in the order given.
+            that a probe was given by name have no such index; theirs is the number of the row, in the order given. It
+            is of pandas' Int64, and <NA> in the row `mean`; of int64 where `means` are left out.
             Last, where sites were asked for, `site`: "residual", "attention", …
 
         Raises:
             InputError: the unit is none of these.
         """
-        scale = unit_scale(unit, self.n_anchors)
-        parts = []
-        errors = {
-            "se": self.standard_errors(),
-            "sampling_sd": self.sampling_sds() if self.sampled_sets else {},
-            "p_value": self.p_values(),
-        }
-        errors = {name: found for name, found in errors.items() if found}
-        missing_R = torch.full((len(self.rows),), math.nan, dtype=torch.float64)
-        for label_set, metric, values_RS in self.metrics():
-            factor = scale if metric in ENTROPIES else 1.0
-            part = self._table(values_RS * factor, label_set=label_set, metric=metric)
-            for name, found in errors.items():
-                of_metric_R = found.get((label_set, metric), missing_R)
-                part[name] = (of_metric_R if name == "p_value" else of_metric_R * factor).numpy()
-            parts.append(part)
-        table = pd.concat(parts, ignore_index=True)
-        columns = ["layer", "name", "label_set", "metric", "value", "sd", *errors]
-        if self.sites != [RESIDUAL]:
-            table["site"] = np.tile(self.places.sites, len(parts))
-            columns.append("site")
-        row = np.tile(np.arange(len(self.rows)), len(parts))
-        return table[columns].iloc[row.argsort(kind="stable")].reset_index(drop=True)
+        return tidy_table(self, unit, means=means)
 
     def by_position(self, unit: str = "efficiency") -> pd.DataFrame:
         """Build the tidy table of the bins of positions, where these were measured; see `softh_probe.by_position`.
@@ -307,17 +310,6 @@ class ProbeResult:
             InputError: the set does not show its labels one by one, or the unit is unknown.
         """
         return by_label_table(self, label_set, unit)
-
-    def _table(self, values_RS: Tensor, **constants: str) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "layer": np.array(self.places.indices, dtype=np.int64),
-                "name": self.rows,
-                **constants,
-                "value": values_RS.mean(dim=1).numpy(),
-                "sd": values_RS.std(dim=1).numpy() if values_RS.shape[1] > 1 else math.nan,
-            }
-        )
 
     # --- figures -------------------------------------------------------------------------------------------
 

@@ -192,7 +192,9 @@ def _influence_of(folder: Path, files: Mapping[str, str]) -> DocumentInfluence |
     except InputError:
         raise  # it is a ValueError, and says what to do
     except FileNotFoundError:
-        lost = "differences to other results have no standard error; copy it again, or measure again"
+        lost = (
+            "means of layers and differences to other results have no standard error; copy it again, or measure again"
+        )
         warnings.warn(f"{folder}: {DOCUMENTS_PARQUET} is missing, so {lost}", stacklevel=4)
         return None
     except (OSError, ValueError, KeyError) as error:

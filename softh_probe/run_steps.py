@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
+from softh_probe.layer_means import MEAN_OVER, select_mean_rows
 from softh_probe.models.origin import Origin
 from softh_probe.planned.announced import AnnouncedRows
 
@@ -43,6 +44,16 @@ class RunSteps:
     def layer_widths(self) -> dict[str, int | None]:
         """Find the width of each layer's hidden states, as far as it is known beforehand."""
         return self._points.layer_widths(self._recorder.n_blocks)
+
+    def check_mean_over(self, mean_over: Sequence[str | int] | None) -> dict[str, list[str]]:
+        """Find the rows whose mean is asked for, before they are measured: entries of a result's `info`.
+
+        Raises:
+            InputError: one of them will not be measured.
+        """
+        if mean_over is None:
+            return {}
+        return {MEAN_OVER: select_mean_rows(mean_over, self._measured(), {"n_blocks": self._recorder.n_blocks or None})}
 
     def reserve(self, on_host: Collection[str] = ()) -> None:
         """Take the memory of the sums now, so that a lack of it shows before the model runs.

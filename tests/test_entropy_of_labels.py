@@ -56,7 +56,7 @@ def expected_of(docs, names, columns=None) -> dict[str, float]:
 
 def found_in(result: ProbeResult) -> dict[str, float]:
     """The value of each label set in nats; that of all layers is the same."""
-    table = result.to_pandas("nats")
+    table = result.to_pandas("nats", means=False)
     table = table[table.metric == "label_entropy"]
     of_sets = table.groupby("label_set", sort=False).value
     assert (of_sets.max() - of_sets.min()).max() == 0

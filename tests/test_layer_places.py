@@ -26,6 +26,7 @@ def measured(model, **settings) -> ProbeResult:
 
 
 def layers_of(table: pd.DataFrame) -> dict[str, int]:
+    table = table[table.layer.notna()].astype({"layer": int})  # the mean over layers has no index
     return dict(table[["name", "layer"]].drop_duplicates().itertuples(index=False))
 
 
@@ -56,7 +57,8 @@ def test_layer_is_the_index_in_the_model_whichever_layers_were_measured(model, t
 
 def test_tables_joined_on_layer_pair_the_same_layers(model):
     one, other = measured(model, layers=SOME), measured(model, layers=[1, 5, -2, -1])
-    joined = one.to_pandas().merge(other.to_pandas(), on=["layer", "label_set", "metric"])
+    one, other = (result.to_pandas().dropna(subset="layer") for result in (one, other))
+    joined = one.merge(other, on=["layer", "label_set", "metric"])
     assert set(joined.layer) == {5, 7}
     assert (joined.name_x == joined.name_y).all()
     np.testing.assert_allclose(joined.value_x, joined.value_y)

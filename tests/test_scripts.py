@@ -1,11 +1,15 @@
 """The example programs run and show what they promise."""
 
 import json
+import math
 import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -150,3 +154,57 @@ def test_the_benchmark_of_gpus_says_in_a_line_what_it_cannot_do(tmp_path, option
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].endswith(said)
     assert "Traceback" not in done.stderr
+
+
+def test_models_trained_here_become_points(tmp_path, monkeypatch):
+    """Two tiny models, three checkpoints each: trained, swept, evaluated, correlated, drawn; and not trained twice."""
+    printed = output_of("train_and_sweep.py", "--quick", "--out", tmp_path / "out", folder=tmp_path)
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} >= {"train_and_sweep.png", "train_and_sweep.svg", "models", "sweep"}
+    assert "40 items of the cloze task" in printed
+    for name in ("small", "large"):
+        losses = json.loads((out / "models" / name / "training.json").read_text())
+        assert [at["step"] for at in losses] == [0, 1, 20]
+        assert losses[0]["loss"] > losses[1]["loss"] > losses[2]["loss"]
+        assert losses[0]["loss"] == pytest.approx(math.log(512), abs=0.1)  # of 512 tokens, it knows nothing
+    table = pd.read_parquet(out / "sweep" / "sweep.parquet")
+    assert table[table.name == "mean"].checkpoint.nunique() == 6
+    assert len(list((out / "sweep" / "evaluations").glob("*/results_*.json"))) == 6
+    correlations = pd.read_csv(out / "sweep" / "correlations.csv")
+    of_optimality = correlations[(correlations.metric == "optimality") & (correlations.label_set == "unigram")]
+    assert set(of_optimality.n) == {6}
+
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from small_models.training import Plan, cut, read_texts
+    from train_and_sweep import prepare, train_all
+
+    weights = out / "models" / "small" / "checkpoint-20" / "model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    plan = Plan(**json.loads((out / "plan.json").read_text()))
+    prepare(out, plan, overwrite=False)
+    train_all(out, plan, cut(read_texts(None)))
+    assert weights.stat().st_mtime_ns == trained
+    with pytest.raises(SystemExit, match="made with other settings"):
+        prepare(out, replace(plan, steps=21), overwrite=False)
+
+
+def test_items_of_the_cloze_task_are_words_of_the_text_held_out(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from small_models.cloze import write_cloze
+    from small_models.training import cut, read_texts, train_tokenizer, write_texts
+
+    train, held_out = write_texts(tmp_path, cut(read_texts(None)))
+    paragraphs = {line for text in train for line in text.splitlines()}
+    assert not any(line in paragraphs for text in held_out for line in text.splitlines() if line)
+    n = write_cloze(tmp_path, train, held_out, train_tokenizer(train, 2048), 400)
+    items = list(map(json.loads, (tmp_path / "cloze.jsonl").read_text().splitlines()))
+    assert len(items) == n == 400
+    words, seen = " ".join(held_out).split(), " ".join(train).split()
+    read = " ".join(words)
+    for item in items:
+        assert len(set(item["choices"])) == 4
+        assert f"{item['context']} {item['choices'][item['answer']]}" in read
+    often = Counter(seen)  # guessing the most frequent word is hardly better than chance
+    guessed = [max(range(4), key=lambda i: often[item["choices"][i]]) == item["answer"] for item in items]
+    assert 0.15 < sum(guessed) / n < 0.35
+    assert {item["answer"] for item in items} == {0, 1, 2, 3}

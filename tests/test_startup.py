@@ -110,3 +110,15 @@ def test_choices_of_a_configuration_are_those_of_the_code_it_configures():
 def test_public_modules_are_attributes_of_the_package():
     code = "import softh_probe; softh_probe.result.ProbeResult; softh_probe.labels.parse_label_sets"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_launcher_of_a_sweep_is_imported_without_torch_data_sets_and_figures():
+    code = "import sys; from softh_probe.sweep import sweep; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "datasets", "matplotlib", "plotly", "scipy.stats"} & {*done.stdout.split()}
+
+
+def test_a_measuring_process_imports_no_library_of_figures():
+    code = "import sys; import softh_probe.sweep.measure; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "plotly", "scipy.stats"} & {*done.stdout.split()}

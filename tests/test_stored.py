@@ -143,8 +143,10 @@ LATER_MEASURED = ["label_entropy"]
 
 
 def as_before(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave the metrics of later versions out of a table, all of which it has."""
+    """Leave the metrics of later versions and the mean over layers out of a table, which has all of them."""
     assert {*LATER_METRICS} <= {*table.metric}
+    assert "mean" in {*table.name}
+    table = table[table.name != "mean"].astype({"layer": "int64"})
     return table[~table.metric.isin([*LATER_METRICS, *LATER_MEASURED])].reset_index(drop=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from scipy.stats import poisson
+from scipy.special import pdtr
 
 #: Positions of which a layer keeps the soft assignment, for the null and the bias correction.
 SAMPLE_SIZE = 2048
@@ -26,7 +26,7 @@ N_REPLICATES = 100
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64
 _BEYOND_POSITIONS = 1 << 40  # keys of weights are none of a position
 _PLACES = np.uint64(0xFF)  # bits of a document's key that tell its place in its row
-_POISSON_CDF = poisson(1.0).cdf(np.arange(20))
+_POISSON_CDF = pdtr(np.arange(20), 1.0)
 
 
 def sequence_key(tokens: np.ndarray) -> int:

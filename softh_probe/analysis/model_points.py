@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from softh_probe.analysis.sites import ordered_sites
+from softh_probe.errors import InputError
+from softh_probe.layer_means import MEAN
+from softh_probe.layer_places import RESIDUAL
+from softh_probe.result import ProbeResult
+from softh_probe.tidy_table import mean_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +59,53 @@ class ModelPoint:
     n_parameters: int | None = None
     folder: str = ""
     values: Mapping[tuple[str, str], PointValue]
+
+
+def point_of(result: ProbeResult, *, name: str, **identity: Any) -> ModelPoint:
+    """Make the point of a result, as in `point_of(ProbeResult.load("pythia"), name="pythia", family="gpt_neox")`.
+
+    Args:
+        result: its values are those of the row `mean`, or where the residual stream was not measured, of a site's.
+        name: as it is shown.
+        identity: fields of `ModelPoint` that are known better than the result knows them.
+
+    Raises:
+        InputError: the result has no row `mean`.
+    """
+    table = mean_table(result, "efficiency")
+    if table.empty:
+        raise InputError(
+            f"{name}: the result has no row {MEAN!r}, which is the mean over blocks, and measured none of them; name "
+            "the rows to average by mean_over"
+        )
+    model, evaluation = result.info.get("model") or {}, result.info.get("evaluation") or {}
+    known = {
+        "model": str(model.get("model") or model.get("class") or name),
+        "revision": model.get("revision"),
+        "series": str(evaluation.get("run") or ""),
+        "step": evaluation.get("step"),
+        "family": model.get("model_type"),
+        "n_parameters": model.get("n_parameters"),
+        **identity,
+    }
+    return ModelPoint(name=name, values=point_values(table[table.name == lead_mean({*table.name})]), **known)
+
+
+def point_values(lines: pd.DataFrame) -> dict[tuple[str, str], PointValue]:
+    """Take the values of one row of means from its lines in a tidy table."""
+    nothing = pd.Series(math.nan, index=lines.index)
+    columns = (lines.label_set, lines.metric, lines.value, lines.sd, lines.get("se", nothing))
+    return {
+        (str(label_set), str(metric)): PointValue(value=float(value), sd=float(sd), se=float(se))
+        for label_set, metric, value, sd, se in zip(*columns, strict=True)
+    }
+
+
+def lead_mean(names: Collection[str]) -> str:
+    """Choose the row of means that stands for a model: that of the residual stream, else that of a site.
+
+    >>> lead_mean({"mean.mlp", "mean"})
+    'mean'
+    """
+    site_of = {RESIDUAL if name == MEAN else name.removeprefix(f"{MEAN}."): name for name in names}
+    return site_of[ordered_sites(site_of)[0]]

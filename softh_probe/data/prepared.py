@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from softh_probe.cache import Cache, cache_folder, key_of
@@ -17,8 +16,10 @@ from softh_probe.data.sources import data_identity
 from softh_probe.data.token_stream import TokenStream, tokenize
 from softh_probe.data.tokenizing import tokenizer_fingerprint
 from softh_probe.errors import InputError
+from softh_probe.kept import Kept
 from softh_probe.labels import parse_label_sets
 from softh_probe.positions import parse_positions, roles_of
+from softh_probe.versions import version_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ def read_corpus(
     *,
     choices: Iterable[Choice] = (),
     progress: bool = True,
+    kept: Kept | None = None,
 ) -> Corpus:
     """Tokenise the corpus of a configuration, or load it from the cache.
 
@@ -38,15 +40,16 @@ def read_corpus(
         tokenizer: the model's tokenizer.
         choices: what was chosen while the tokenizer was loaded; comes first among the choices of the corpus.
         progress: show a progress bar.
+        kept: keeps the tokens in memory, for the runs that follow.
 
     Raises:
         InputError: the data cannot be read, or the tokenizer does not fit it.
     """
     source, cutting = _source(config), _cutting(config)
-    cache = Cache(cache_folder(config.cache))
-    identity, fingerprint = data_identity(config.data, config.data_revision), tokenizer_fingerprint(tokenizer)
+    cache = Cache(cache_folder(config.cache), kept)
+    identity, fingerprint = data_identity(config.data, config.data_revision), tokenizer_fingerprint(tokenizer, kept)
     commit = identity if isinstance(identity, str) else None
-    versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
+    versions = {name: version_of(name) for name in ("datasets", "tokenizers", "transformers")}
     known = identity is not None and fingerprint is not None
     key = key_of(data=identity, tokenizer=fingerprint, versions=versions, **source, **cutting) if known else None
     if stored := cache.load("corpus", key):

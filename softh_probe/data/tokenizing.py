@@ -13,12 +13,14 @@ from softh_probe.choices import Choices
 from softh_probe.data.chat_template import chat_ids
 from softh_probe.data.texts_digest import has_text
 from softh_probe.errors import InputError, first_sentence, is_of_tokenizers
+from softh_probe.kept import Kept
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 _HEAD_CHARACTERS_PER_TOKEN = 16
+_FINGERPRINT = "fingerprint of a tokenizer"
 
 Windows = list[list[int]]  # token ids of each window of a document
 
@@ -105,8 +107,12 @@ def tell_special_tokens(
         choices.add("special_tokens", "none", "add_special_tokens is on, but the tokenizer has none to add to a text")
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, kept: Kept | None = None) -> str | None:
     """Compute a digest of everything that determines a tokenizer's output.
+
+    Args:
+        tokenizer: the tokenizer.
+        kept: keeps the digest, if it keeps the tokenizer, which is then not changed.
 
     Returns:
         The digest; None for tokenizers with parts in Python or with code of their own, whose state does not determine
@@ -114,13 +120,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
     if not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
         return None
+    if kept is not None and (known := kept.find(_FINGERPRINT, id(tokenizer))) is not None and known[0] is tokenizer:
+        return str(known[1])
     try:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:
         if is_of_tokenizers(error):  # as for parts in Python
             return None
         raise
-    return key_of(
+    found = key_of(
         name=type(tokenizer).__name__,
         # The state holds the last call's truncation and padding, which do not affect the next call.
         backend={name: value for name, value in backend.items() if name not in ("truncation", "padding")},
@@ -128,6 +136,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
         special_tokens=tokenizer.special_tokens_map,
         truncation_side=tokenizer.truncation_side,
     )
+    if kept is not None:
+        kept.keep(_FINGERPRINT, id(tokenizer), (tokenizer, found))
+    return found
 
 
 def _truncated(

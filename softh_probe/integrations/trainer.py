@@ -30,10 +30,11 @@ from softh_probe.result import ProbeResult
 class SoftEntropyCallback(TrainerCallback):
     """Callback that adds a number for each layer and metric to the metrics of `trainer.evaluate()`.
 
-    The numbers are named `eval_entropy/layer.3` and `eval_mutual_information_input_unigram/layer.3`, and appear
-    wherever the Trainer logs (wandb, trackio, tensorboard, its JSON log). Training steps are not measured. If the
-    measurement fails, a warning gives the reason and the evaluation continues. Results are named by run and step, and
-    `info["evaluation"]` has both, the epoch and the name of the data, as far as it is known.
+    The numbers are named `eval_entropy/layer.3` and `eval_mutual_information_input_unigram/layer.3`, those of the mean
+    over the blocks `eval_entropy/mean`, and appear wherever the Trainer logs (wandb, trackio, tensorboard, its JSON
+    log). Training steps are not measured. If the measurement fails, a warning gives the reason and the evaluation
+    continues. Results are named by run and step, and `info["evaluation"]` has both, the epoch and the name of the data,
+    as far as it is known.
 
     Args:
         trainer: the trainer whose evaluations are measured.

@@ -67,6 +67,34 @@ def model_class(name: str, config: PretrainedConfig, choices: Choices | None = N
     return chosen if _holds(named, whole, config) else named
 
 
+def model_class_with_head(name: str, config: PretrainedConfig) -> Any:
+    """Choose the auto class that loads a checkpoint with the head that predicts the next token.
+
+    Args:
+        name: the model's name, for errors.
+        config: the model's configuration.
+
+    Returns:
+        AutoModelForCausalLM, or AutoModelForSeq2SeqLM for an encoder-decoder.
+
+    Raises:
+        InputError: the model type has no such head, or the files are those of a class without one.
+    """
+    code, named = getattr(config, "auto_map", None) or {}, _named_class(config)
+    for auto_class, mapping in (
+        (AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    ):
+        if type(config) in mapping:
+            classes = mapping[type(config)]
+            if named is None or named in (classes if isinstance(classes, tuple | list) else (classes,)):
+                return auto_class
+        elif auto_class.__name__ in code:
+            return auto_class
+    kind = f"a {named.__name__}" if named else f"a model of type {config.model_type!r}"
+    raise model_error(name, f"{kind} has no head that predicts the next token, so it cannot be evaluated on tasks")
+
+
 def build_skeleton(kind: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """Build a model from its config without weights, on the meta device.
 

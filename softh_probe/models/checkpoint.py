@@ -1,4 +1,4 @@
-"""Load a checkpoint without its language-model head, check that it is complete, and free it.
+"""Load a checkpoint without its language-model head (or with it), check that it is complete, and free it.
 
     source = resolve_model("EleutherAI/pythia-160m", revision="step1000")
     tokenizer = load_tokenizer(source)
@@ -25,7 +25,7 @@ from transformers import AutoConfig, PreTrainedModel
 from softh_probe.choices import Choices
 from softh_probe.config_checks import check_model_kwargs
 from softh_probe.errors import InputError, abbreviated, short_repr
-from softh_probe.models.architecture import body_of, check_reads_text, model_class
+from softh_probe.models.architecture import body_of, check_reads_text, model_class, model_class_with_head
 from softh_probe.models.completeness import check_nothing_left_out, check_nothing_missing, left_over_names
 from softh_probe.models.gguf import check_gguf_sizes, gguf_names_left, gguf_names_read
 from softh_probe.models.identity import describe_model
@@ -36,7 +36,7 @@ from softh_probe.models.source import ModelSource, check_weights, fetch_weights
 from softh_probe.models.stored import StoredTensors, check_names, check_one_name
 from softh_probe.models.tokenizer import load_tokenizer
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_tokenizer"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_tokenizer", "load_with_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +102,10 @@ def load_checkpoint(
     Raises:
         InputError: an argument is wrong, or the checkpoint is damaged, incomplete or needs code that is not allowed.
     """
-    placement, torch_dtype = check_device(device_map), check_dtype(dtype)
-    if dtype == "auto" and (placement == "cpu" or not accelerator()):
-        torch_dtype = torch.float32
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "model_kwargs": model_kwargs}
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    check_model_kwargs(model_kwargs)
-    given, choices = dict(model_kwargs or {}), Choices()
-    folder = source.folder or fetch_weights(source, variant=given.get("variant"), **trust)
-    with quiet_transformers():
-        loaded, model, quantization = _load(
-            source, folder, choices, model_kwargs=given, dtype=torch_dtype, device_map=placement, **trust
-        )
+    choices = Choices()
+    folder, loaded, model, quantization = _read(source, choices, trust, head=False, **settings)
     if model is not loaded:
         # compressed-tensors unpacks weights in a hook of the outer model's first pass, which never comes. torch lists
         # a module's hooks in this attribute only.
@@ -134,9 +127,74 @@ def load_checkpoint(
         **describe_model(model),
         "quantization": quantization,  # as it was before weights were unpacked
         **trust,
-        "model_kwargs": given,
+        "model_kwargs": dict(model_kwargs or {}),
     }
     return Checkpoint(model=model, info=info, choices=choices)
+
+
+def load_with_head(
+    source: ModelSource,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Load a language model with the head that predicts the next token, as code that evaluates it needs it.
+
+        with load_with_head(resolve_model("./checkpoint-500")) as checkpoint:
+            checkpoint.model.generate(**batch)
+
+    Args:
+        source: the checkpoint, as `resolve_model` finds it.
+        dtype, device_map, trust_remote_code, allow_pickle, model_kwargs: as of `load_checkpoint`.
+
+    Returns:
+        The whole model in eval mode, with weights that are all the checkpoint's; `info` has `model`, `revision`,
+        `commit`, `gguf_file`, `class` and `dtype` alone.
+
+    Raises:
+        InputError: as `load_checkpoint` does; or the checkpoint has no such head.
+    """
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "model_kwargs": model_kwargs}
+    trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    choices = Choices()
+    folder, model, _, _ = _read(source, choices, trust, head=True, **settings)
+    model.eval().requires_grad_(False)
+    info = {
+        "model": source.name,
+        "revision": source.revision,
+        "commit": None if source.folder else folder.name,
+        "gguf_file": source.gguf_file,
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    return Checkpoint(model=model, info=info, choices=choices)
+
+
+def _read(
+    source: ModelSource,
+    choices: Choices,
+    trust: Mapping[str, bool],
+    *,
+    head: bool,
+    dtype: str,
+    device_map: str | None,
+    model_kwargs: Mapping[str, Any] | None,
+) -> tuple[Path, PreTrainedModel, PreTrainedModel, dict[str, Any] | None]:
+    """Check the settings, download a checkpoint and load it; return its folder and what `_load` returns."""
+    placement, torch_dtype = check_device(device_map), check_dtype(dtype)
+    if dtype == "auto" and (placement == "cpu" or not accelerator()):
+        torch_dtype = torch.float32
+    check_model_kwargs(model_kwargs)
+    given = dict(model_kwargs or {})
+    folder = source.folder or fetch_weights(source, variant=given.get("variant"), **trust)
+    with quiet_transformers():
+        loaded, model, quantization = _load(
+            source, folder, choices, head=head, model_kwargs=given, dtype=torch_dtype, device_map=placement, **trust
+        )
+    return folder, loaded, model, quantization
 
 
 def _without_values(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -151,6 +209,7 @@ def _load(
     folder: Path,
     choices: Choices,
     *,
+    head: bool,
     trust_remote_code: bool,
     allow_pickle: bool,
     model_kwargs: Mapping[str, Any],
@@ -159,6 +218,7 @@ def _load(
     """Load a model by transformers, perhaps with a head, and check its body against the files.
 
     Args:
+        head: the whole model is wanted, with its head, and checked.
         placement: `dtype` and `device_map` of `from_pretrained`.
 
     Returns:
@@ -173,7 +233,7 @@ def _load(
         files = check_weights(source.name, folder, allow_pickle, variant=model_kwargs.get("variant"), choices=choices)
     with as_input_error(f"model {source.name!r}: {config_file}", RELOAD_HINT):
         config = AutoConfig.from_pretrained(folder, **options)
-    kind = model_class(source.name, config, choices)
+    kind = model_class_with_head(source.name, config) if head else model_class(source.name, config, choices)
     quantization = json.loads(json.dumps(getattr(config, "quantization_config", None), default=str))
     stored = StoredTensors(source.name, folder, files)
     if not source.gguf_file:
@@ -193,8 +253,9 @@ def _load(
         what, remedy, also = f"{what}, with model_kwargs {short_repr(dict(model_kwargs))}", "check them", (TypeError,)
     with as_input_error(what, remedy, *also), left_over_names() as left_over, gguf_names_read() as read:
         loaded, report = kind.from_pretrained(folder, config=config, **placement, **options)
-    body = body_of(source.name, loaded)
-    check_reads_text(source.name, body, loaded)
+    body = loaded if head else body_of(source.name, loaded)
+    if not head:
+        check_reads_text(source.name, body, loaded)
     check_one_name(source.name, stored.files, loaded.base_model_prefix)
     check_nothing_missing(source.name, loaded, body, report)
     left_over |= set(report["unexpected_keys"]) | gguf_names_left(stored.files, read)

@@ -10,21 +10,25 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softh_probe.errors import SofthProbeError
+from softh_probe.hashing import file_sha256
+from softh_probe.kept import Kept
 from softh_probe.models.describe import load_body_skeleton
 from softh_probe.models.source import ModelSource
 
 _POSITIONS = re.compile(
     r"wpe|(embed_|word_)?pos(ition)?s?(_?emb\w*)?|position(al|s)?_(embed\w*|encod\w*)|positions_embed"
 )
+_LIMIT = "length limit"
 _TOWERS = re.compile(r"vision|visual|image|audio|speech|video|patch")
 
 
-def length_limit(source: ModelSource, *, trust_remote_code: bool = False) -> int | None:
+def length_limit(source: ModelSource, *, trust_remote_code: bool = False, kept: Kept | None = None) -> int | None:
     """Find the tokens that a document may have at most, from a checkpoint's config alone.
 
     Args:
         source: the checkpoint, as `resolve_model` finds it.
         trust_remote_code: allow Python code that comes with the checkpoint.
+        kept: keeps the answer for checkpoints with the same config.
 
     Returns:
         The number of tokens; None if there is no limit, or the model cannot be built without its weights.
@@ -33,6 +37,23 @@ def length_limit(source: ModelSource, *, trust_remote_code: bool = False) -> int
         InputError: the config is missing or damaged, needs code that is not allowed, or is of a model that reads no
             text.
     """
+    key = None if kept is None or trust_remote_code else _config_key(source)
+    if kept is None or key is None:
+        return _limit(source, trust_remote_code)
+    known: tuple[int | None] | None = kept.find(_LIMIT, key)
+    if known is None:
+        known = (_limit(source, trust_remote_code),)
+        kept.keep(_LIMIT, key, known)
+    return known[0]
+
+
+def _config_key(source: ModelSource) -> str | None:
+    """Digest the file that decides the limit of a local checkpoint; None where there is no such file."""
+    file = None if source.folder is None or source.gguf_file else source.folder / "config.json"
+    return None if file is None or not file.is_file() else file_sha256(file)
+
+
+def _limit(source: ModelSource, trust_remote_code: bool) -> int | None:
     try:
         return longest_document(load_body_skeleton(source, trust_remote_code=trust_remote_code))
     except SofthProbeError:

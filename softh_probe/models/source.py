@@ -158,6 +158,28 @@ def check_weights(
     return files
 
 
+def weight_paths(source: ModelSource, *, variant: str | None = None) -> list[Path]:
+    """List the weight files of a checkpoint on this machine; none where it is not here.
+
+    Args:
+        source: the checkpoint.
+        variant: variant of the weights, such as fp16.
+
+    Raises:
+        InputError: an index of shards is damaged.
+    """
+    folder = source.folder
+    if source.gguf_file and folder is not None:
+        return [folder / source.gguf_file]
+    if folder is None:
+        try:
+            folder = Path(snapshot_download(source.name, revision=source.revision, local_files_only=True))
+        except hub_errors.LocalEntryNotFoundError:
+            return []
+    safe, pickled = _weight_files(folder, variant)
+    return [path for name in safe or pickled if (path := folder / name).is_file()]
+
+
 def weights_at_hand(source: ModelSource, allow_pickle: bool, *, variant: str | None = None) -> bool:
     """Tell whether all weights of a checkpoint are on this machine, in its folder or in the hub's cache."""
     if source.gguf_file:

@@ -9,9 +9,11 @@ decide and records it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,17 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, is_of_tokenizers
+from softh_probe.hashing import file_sha256, text_sha256
+from softh_probe.kept import Kept
 from softh_probe.models.gguf import follow_gguf
 from softh_probe.models.loading_errors import RELOAD_HINT, as_input_error, quiet_transformers
 from softh_probe.models.source import ModelSource, fetch, small_files
 from softh_probe.models.tokenizer_file import TOKENIZER_JSON, follow_file
 
+#: Files beside a tokenizer's, which differ from checkpoint to checkpoint.
+_OF_TRAINING = ("trainer_state.json", "generation_config.json", "*.index.json", "*_results.json")
+#: Folder of further chat templates.
+_TEMPLATES = "additional_chat_templates"
 _EXPECTED = f"expected a hub id, a folder with a tokenizer's files, a {TOKENIZER_JSON} file or a .gguf file"
 
 
@@ -36,6 +44,7 @@ def load_tokenizer(
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
     choices: Choices | None = None,
+    kept: Kept | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint, or the one that is named instead.
 
@@ -47,11 +56,50 @@ def load_tokenizer(
             a .gguf file; an existing path takes precedence over a hub id. None is the checkpoint's own.
         trust_remote_code: allow Python code that comes with the checkpoint or the tokenizer.
         choices: collects what was chosen where files, settings and the library's class disagree.
+        kept: keeps the tokenizer for checkpoints with the same files, whose tokenizer nobody may change then.
 
     Raises:
         InputError: the tokenizer is missing or damaged, or needs code of its own.
     """
-    choices = Choices() if choices is None else choices
+    made = Choices()
+    key = None if kept is None or trust_remote_code else _key(source, tokenizer)
+    found = None if kept is None or key is None else kept.find("tokenizer", key)
+    if found is None:
+        found = _load_any(source, tokenizer, trust_remote_code, made), made
+        if kept is not None and key is not None:
+            kept.keep("tokenizer", key, found)
+    if choices is not None:
+        choices.update(found[1])
+    return found[0]
+
+
+def _key(source: ModelSource, tokenizer: str | None) -> str | None:
+    """Digest all that decides which tokenizer is loaded, and what is said of it; None where that is unknown."""
+    if source.gguf_file:
+        return None
+    try:
+        folder = source.folder or fetch(source, small_files(False))
+    except InputError:  # loading it tells why
+        return None
+    given = None if tokenizer is None else Path(os.path.expanduser(tokenizer))
+    files = [*_files(folder), *(() if given is None else [given] if given.is_file() else _files(given))]
+    digests = [(file.name, file_sha256(file)) for file in files]
+    # The library knows the tokenizers of some repositories by their names.
+    name = source.name if source.folder is None else None
+    return text_sha256(json.dumps([name, tokenizer, digests]))
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files in a folder that a tokenizer may be read from, and the model's config."""
+    patterns = small_files(False)
+    there = [*folder.glob("*"), *folder.glob(f"{_TEMPLATES}/*")]
+    named = [file for file in there if any(fnmatch(file.name, pattern) for pattern in patterns)]
+    return sorted(file for file in named if file.is_file() and not any(fnmatch(file.name, n) for n in _OF_TRAINING))
+
+
+def _load_any(
+    source: ModelSource, tokenizer: str | None, trust_remote_code: bool, choices: Choices
+) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         where = (
             "" if source.gguf_file else f"put its files ({TOKENIZER_JSON}, tokenizer_config.json) beside config.json"

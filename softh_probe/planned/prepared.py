@@ -11,6 +11,7 @@ from softh_probe.config import RunConfig, tokens_per_batch_on
 from softh_probe.data.corpus import Corpus, length_batches
 from softh_probe.errors import InputError
 from softh_probe.hashing import arrays_sha256
+from softh_probe.kept import Kept
 from softh_probe.labels import parse_label_sets
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.population import Population
@@ -40,7 +41,9 @@ def batch_documents(
     return length_batches(corpus.lengths, tokens_per_batch, keep, equal=batching == EQUAL_LENGTHS)
 
 
-def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: str = PADDED) -> Plan:
+def plan_run(
+    config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: str = PADDED, kept: Kept | None = None
+) -> Plan:
     """Group a corpus into batches and allocate the rows of its labels, or load the allocation from the cache.
 
     Args:
@@ -48,6 +51,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
         corpus: the tokenised documents.
         n_processes: processes that share the batches.
         batching: one of the `BATCHINGS`.
+        kept: keeps the allocation in memory, for the runs that follow.
 
     Raises:
         InputError: the corpus gives fewer batches than there are processes.
@@ -60,7 +64,7 @@ def plan_run(config: RunConfig, corpus: Corpus, n_processes: int = 1, batching: 
             f"tokens_per_batch: the corpus makes {len(batches)} batches of up to {tokens_per_batch:,} tokens, for "
             f"{n_processes} processes; start fewer, or set --tokens-per-batch lower"
         )
-    cache = Cache(cache_folder(config.cache))
+    cache = Cache(cache_folder(config.cache), kept)
     key = key_of(
         corpus=corpus.sha256,
         columns=arrays_sha256(*(column.ids for column in corpus.columns.values())),

@@ -80,7 +80,7 @@ def draw_curve(
     Raises:
         InputError: there is no such curve, or it has no such error; the message names those that there are.
     """
-    table = result.to_pandas(unit)
+    table = result.to_pandas(unit, means=False)
     name = _metric(table, figure, metric)
     part = _of_set(table[table.metric == name], name, label_set)
     part = _of_site(part, result, site)

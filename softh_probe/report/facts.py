@@ -7,6 +7,7 @@ from typing import Any
 from softh_probe.choices import Choices
 from softh_probe.layer_places import RESIDUAL
 from softh_probe.positions import describe_policy
+from softh_probe.report.mean_words import mean_facts
 from softh_probe.result import ProbeResult
 
 Facts = list[tuple[str, str]]
@@ -28,6 +29,7 @@ def facts(result: ProbeResult) -> dict[str, Facts]:
                 ("notes", info.get("notes")),
                 ("created", info.get("created")),
                 *((k.replace("_", " "), _pairs(v)) for k, v in evaluation.items()),
+                *mean_facts(result),
             ],
             "Model": [
                 ("model", model.get("model")),

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.analysis.sites import HEADS, common_lines, lines_of, of_site
 from softh_probe.files import replacing
+from softh_probe.forks import run_in_forks
 from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
+from softh_probe.report.groups import Groups
+from softh_probe.report.plane_data import INFORMATIONS, plane_orders
+from softh_probe.report.plane_figures import distance_to_bound, plane_of_models
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
 from softh_probe.result import ProbeResult
 
-_SUFFIXES = ("png", "svg")
+_DPI = 150
 #: Metrics of a sweep that are drawn against the training step, with the names of their files.
 _BY_STEP = {"entropy": "entropy", "mutual_information": "information", "optimality": "optimality"}
 _MAX_BYTES = 120  # of a name; file systems allow 255, suffixes included
@@ -51,13 +59,25 @@ def _write_compared(results: Sequence[ProbeResult], titles: Sequence[str], folde
     _write(drawn, folder)
 
 
-def write_sweep_figures(sweep: Sweep, folder: Path) -> None:
-    """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane."""
+def write_sweep_figures(
+    sweep: Sweep, folder: Path, points: Sequence[ModelPoint] = (), groups: Groups | None = None
+) -> None:
+    """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane.
+
+    Args:
+        sweep: one site of it.
+        folder: for the files.
+        points: its checkpoints, of which planes and distances are drawn, too.
+        groups: as in `write_point_figures`.
+    """
     before = "" if sweep.site == sweep.sites[0] else f"{sweep.site}_"
-    _write(((f"{before}{name}", figure) for name, figure in _sweep_figures(sweep)), folder)
+    taken: set[str] = set()
+    drawn = [*_point_figures(points, groups), *_sweep_figures(sweep)]
+    tasks = [partial(_draw, draw, folder, _stem(f"{before}{name}", taken)) for name, draw in drawn]
+    run_in_forks(tasks[::-1])  # the last ones take longest
 
 
-def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
+def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Callable[[], Figure]]]:
     models = list(dict.fromkeys(str(c["model"]) for c in sweep.done))
     steps = {c["checkpoint"]: c.get("step") for c in sweep.done}
     metrics = set(sweep.table.metric.unique())
@@ -65,29 +85,70 @@ def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Figure]]:
         table, axis = sweep.table_of(model)
         table = table.assign(step=table.checkpoint.map(steps).astype("Int64"))
         prefix = "" if len(models) == 1 else f"{Path(model).name}_"
-        yield f"{prefix}entropy", layers_by_step(table, "entropy", axis=axis)
+        yield f"{prefix}entropy", partial(layers_by_step, table, "entropy", axis=axis)
         for label_set in sweep.label_sets:
-            yield f"{prefix}information_{label_set}", layers_by_step(table, "mutual_information", label_set, axis)
+            draw = partial(layers_by_step, table, "mutual_information", label_set, axis)
+            yield f"{prefix}information_{label_set}", draw
         for metric, name in _BY_STEP.items():
             if metric in metrics:
-                yield f"{prefix}{name}_by_step", metric_by_step(table, metric)
+                yield f"{prefix}{name}_by_step", partial(metric_by_step, table, metric)
         if "optimality" in metrics:
-            yield f"{prefix}plane", plane_through_training(table)
-            yield f"{prefix}plane_corrected", plane_through_training(table, "mutual_information_corrected")
+            yield f"{prefix}plane", partial(plane_through_training, table)
+            corrected = "mutual_information_corrected"
+            yield f"{prefix}plane_corrected", partial(plane_through_training, table, corrected)
+
+
+def write_point_figures(points: Sequence[ModelPoint], folder: Path, groups: Groups | None = None) -> None:
+    """Write the planes of models and checkpoints, raw and corrected, and bars of their distances to the bound.
+
+    Args:
+        points: one or none has no plane.
+        folder: for the files; with several orders of n-grams, their names end in the order.
+        groups: the first of their columns gives the colours.
+    """
+    run_in_forks([partial(_draw, draw, folder, name) for name, draw in _point_figures(points, groups)])
+
+
+def _point_figures(points: Sequence[ModelPoint], groups: Groups | None) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    if len(points) < 2:
+        return
+    columns = groups.columns_of(points) if groups else {}
+    names = [point.name for point in points]
+    colour_by = next((dict(zip(names, column, strict=True)) for column in columns.values()), None)
+    orders = plane_orders(points)
+    for order in orders:
+        end = f"_{order}" if len(orders) > 1 else ""
+        yield f"model_plane{end}", partial(plane_of_models, points, order, colour_by=colour_by)
+        if order in plane_orders(points, INFORMATIONS[1]):
+            yield f"model_plane_corrected{end}", partial(plane_of_models, points, order, INFORMATIONS[1], colour_by)
+        yield f"model_distances{end}", partial(distance_to_bound, points, order, colour_by=colour_by)
 
 
 def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
     """Write figures by name, each as one file for every format."""
     taken: set[str] = set()
     for name, figure in figures:
-        stem = _stem(name, taken)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for all formats
-            for suffix in _SUFFIXES:
-                with replacing(folder / f"{stem}.{suffix}") as part:
-                    figure.savefig(part, dpi=150, format=suffix)
+        _save(figure, folder, _stem(name, taken))
+
+
+def _draw(draw: Callable[[], Figure], folder: Path, stem: str) -> None:
+    """Draw a figure and write it."""
+    _save(draw(), folder, stem)
+
+
+def _save(figure: Figure, folder: Path, stem: str) -> None:
+    """Write a figure as PNG and SVG. `Figure.savefig` would lay it out and draw it twice for each of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
+        FigureCanvasAgg(figure)
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)
+        figure.set_layout_engine("none")  # laid out once, for both formats
+        figure.set_dpi(_DPI)
+        with replacing(folder / f"{stem}.png") as part:
+            FigureCanvasAgg(figure).print_png(part)  # type: ignore[no-untyped-call]
+        with replacing(folder / f"{stem}.svg") as part:
+            FigureCanvasSVG(figure).print_svg(part)  # type: ignore[no-untyped-call]
 
 
 def _stem(name: str, taken: set[str]) -> str:

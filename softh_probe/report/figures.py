@@ -81,7 +81,7 @@ def chance_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     n_rows = max(1, -(-len(names) // n_columns))
     figure = NotebookFigure(figsize=(3 + 2.6 * n_columns, 1 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    table = result.to_pandas(unit)
+    table = result.to_pandas(unit, means=False)
     left_out = len(result.rows) < result.places.last  # marks show which layers were measured
     marks: dict[str, Any] = {"marker": "o", "markersize": 3} if left_out else {}
     for axes, name in zip(grid.flat, panel_order(names), strict=False):
@@ -210,7 +210,7 @@ def compared_by_depth(
     n_rows = max(1, -(-len(sets) // n_columns))
     figure = NotebookFigure(figsize=(3.6 + 3 * n_columns, 1.4 + 2.4 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    tables = [result.to_pandas(unit) for result in results]
+    tables = [result.to_pandas(unit, means=False) for result in results]
     places = [result.places for result in results]
     same = equally_deep(places)
     axis = max((layer_axis(one) for one in places), key=len) if same else DEPTH_AXIS
@@ -294,7 +294,7 @@ def _optimality_lines(axes: Axes, result: ProbeResult, unit: str) -> None:
 
 
 def _plane(axes: Axes, result: ProbeResult, unit: str, order: str, metric: str) -> None:
-    table = result.to_pandas(unit)
+    table = result.to_pandas(unit, means=False)
     x, y = (
         table[(table.metric == metric) & (table.label_set == f"{direction}_{order}")].value.to_numpy(float)
         for direction in ("input", "output")
@@ -347,7 +347,7 @@ def _line(
     label: str | None,
     linestyle: str = "-",
 ) -> None:
-    table = result.to_pandas(unit)
+    table = result.to_pandas(unit, means=False)
     table = table[(table.metric == metric) & (table.label_set == label_set)]
     x, y, sd = (table[column].to_numpy(float) for column in ("layer", "value", "sd"))
     axes.plot(x, y, color=colour, linestyle=linestyle, marker="o", markersize=3, label=label)

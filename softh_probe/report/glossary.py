@@ -43,12 +43,14 @@ COLUMNS = Glossary(
         Entry(
             "`layer`",
             "The index in the model, whichever layers were measured: 0 the embeddings, i the i-th block call, L + 1 "
-            "the final norm after L blocks. Of modules given by name, the number of the row.",
+            "the final norm after L blocks. Of modules given by name, the number of the row. Missing in the row "
+            "`mean`.",
         ),
         Entry(
             "`name`",
             "The name of the row: `embeddings`, `layer.1` to `layer.L`, `final_norm`; of a site `layer.1.attention` "
-            "and the like; of a module its path.",
+            "and the like; of a module its path. `mean` is the mean over `layer.1` to `layer.L`, or over "
+            "`--mean-over`; of a site `mean.attention` and the like.",
         ),
         Entry(
             "`label_set`",
@@ -144,6 +146,11 @@ METRICS = Glossary(
         Entry(
             "`optimality_corrected`",
             "The same ratio of corrected informations; missing where the input's is below 0.01 log m.",
+        ),
+        Entry(
+            "`regularity_mean_of_layers`, `optimality_mean_of_layers`, `optimality_corrected_mean_of_layers`",
+            "In the row `mean` alone: the mean of the layers' ratios, while `regularity`, `optimality` and the like "
+            "are there the ratio of the mean informations. Publications give either; say which.",
         ),
         Entry(
             "`information_share`",

@@ -29,7 +29,7 @@ def shares_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     directions = [d for d in DIRECTIONS if levels_of(d, result.label_sets)]
     figure = NotebookFigure(figsize=(2.4 + 4 * max(1, len(directions)), 6), layout="constrained")
     grid = figure.subplots(len(_VERSIONS), max(1, len(directions)), sharex=True, sharey=True, squeeze=False)
-    table = result.to_pandas()
+    table = result.to_pandas(means=False)
     for line, (suffix, version) in zip(grid, _VERSIONS.items(), strict=True):
         for axes, direction in zip(line, directions, strict=False):
             _stack(axes, table, levels_of(direction, result.label_sets), suffix)

@@ -31,7 +31,7 @@ def sites_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     """Draw entropy, and information about each label set, of every layer: a panel each, in it a line for each site."""
     panels = [("entropy", ""), *(("mutual_information", name) for name in panel_order(result.label_sets))]
     figure, grid = _grid(len(panels), 3.0, 2.4)
-    tables = {site: of_site(result, site).to_pandas(unit) for site in lines_of(result)}
+    tables = {site: of_site(result, site).to_pandas(unit, means=False) for site in lines_of(result)}
     for axes, (metric, label_set) in zip(grid, panels, strict=False):
         y_label = f"{'I(X;Z)' if label_set else 'H(Z)'} ({UNIT_NAMES[unit]})"
         style_axes(axes, plain(label_set) if label_set else "entropy", "", y_label)
@@ -52,7 +52,7 @@ def heads_by_layer(result: ProbeResult, unit: str = "efficiency") -> Figure:
     heads = of_site(result, HEADS)
     panels = [("entropy", ""), *(("mutual_information", name) for name in panel_order(result.label_sets))]
     figure, grid = _grid(len(panels), 4.0, 0.8 + 0.16 * (1 + max(head_numbers(heads))))
-    table = heads.to_pandas(unit)
+    table = heads.to_pandas(unit, means=False)
     table["head"] = table.name.map(dict(zip(heads.rows, head_numbers(heads), strict=True)))
     for axes, (metric, label_set) in zip(grid, panels, strict=False):
         part = table[(table.metric == metric) & (table.label_set == label_set)]

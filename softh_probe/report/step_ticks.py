@@ -28,7 +28,7 @@ def every_nth(names: Sequence[str], inches: float) -> int:
     return max(1, math.ceil(len(names) / max(1, min(_MOST, most))))
 
 
-def _log_place(step: float, least: float) -> float:
+def log_place(step: float, least: float) -> float:
     """Place a step on a logarithmic axis; step 0, which has no logarithm, stands half a decade left of the least."""
     return math.log10(step) if step > 0 else math.log10(least) - 0.5
 
@@ -48,10 +48,10 @@ def log_ticks(steps: Sequence[int], inches: float) -> list[int]:
     if not positive:
         return [0] if 0 in steps else []
     least, greatest = min(positive), max(positive)
-    scale = inches / ((_log_place(greatest, least) - _log_place(min(steps), least)) or 1.0)
+    scale = inches / ((log_place(greatest, least) - log_place(min(steps), least)) or 1.0)
 
     def apart(tick: int, following: int) -> bool:
-        distance = _log_place(following, least) - _log_place(tick, least)
+        distance = log_place(following, least) - log_place(tick, least)
         return distance * scale >= _LETTER * (len(f"{tick:,}") + len(f"{following:,}")) / 2 + _GAP
 
     def with_zero(ticks: list[int]) -> list[int]:

@@ -20,19 +20,17 @@ from softh_probe.layer_places import RESIDUAL, LayerPlaces
 from softh_probe.metrics import METRICS
 from softh_probe.report.figure_style import DEPTH_AXIS, HEAD_AXIS, layer_axis
 from softh_probe.report.label_samples import TOLD, Samples, sample_notes, sentences
-from softh_probe.report.page_data import numbers
+from softh_probe.report.packed import packed
 
 #: Columns of standard errors by the sampling of labels and over documents, which are there where they were measured.
 SAMPLING_SD, SE = "sampling_sd", "se"
-#: Most values (and as many sd) in a page: it stays below 15 MB, and a browser draws it in seconds.
-MOST_VALUES = 500_000
+#: Most values (and as many sd) in a page: it stays below 8 MB, and a browser draws it in seconds.
+MOST_VALUES = 450_000
 #: Shares of the ceiling and what they leave, and H(X), which is the same in all layers: a page would hold fewer
 #: checkpoints for them.
 NOT_SHOWN = ("label_entropy", *(metric.name for metric in METRICS if metric.scope in ("level", "direction")))
 #: Most names that a list shows, and most samples of labels that are described.
 _MAX_NAMES, _MAX_SAMPLES = 20, 5
-#: Digits of a sweep's values, in units of log m: few, so that the page of 200 checkpoints stays small.
-_DIGITS, _SD_DIGITS = 5, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,8 @@ class Sweep:
         name: of the folder.
         courses: what each metric does through training, by "metric|label set", a line a model.
         sites: of all rows of the sweep, the one that stands for it first; `site` is that of this table.
+        means: the lines of the means over layers, of all sites, likewise; empty in sweeps that an earlier version
+            collected. They are in no other table.
     """
 
     table: pd.DataFrame
@@ -68,6 +68,7 @@ class Sweep:
     courses: dict[str, list[str]] = field(default_factory=dict)
     sites: tuple[str, ...] = (RESIDUAL,)
     site: str = RESIDUAL
+    means: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def of_site(self, site: str) -> Sweep:
         """Select the rows of one site. Heads, of which a layer has several, stand in the order of rows."""
@@ -238,7 +239,7 @@ class Sweep:
         return list(self.table.label_set[self.table.metric == "mutual_information"].unique())
 
     def data(self) -> dict[str, Any]:
-        """Convert the drawn checkpoints to JSON values: value and sd [checkpoint][row] by "metric|label set".
+        """Convert the drawn checkpoints to JSON values: value and sd [checkpoint, row] by "metric|label set", packed.
 
         Where values are estimates from a sample of labels, there is the standard error by that, too (`e`), and with
         intervals that over documents (`se`). `courses` are sentences by "metric|label set", a line a model.
@@ -262,13 +263,13 @@ class Sweep:
             columns = ["value", "sd", *(name for name in (SAMPLING_SD, SE) if name in part)]
             wide = np.full((len(columns), len(done), len(aligned.rows)), np.nan)
             wide[:, part.place, part.row] = part[columns].to_numpy(float).T
-            entry: dict[str, Any] = {"v": [numbers(line, _DIGITS) for line in wide[0]]}
+            entry = {"v": packed(wide[0])}
             if part.sd.notna().any():
-                entry["s"] = [numbers(line, _SD_DIGITS) for line in wide[1]]
+                entry["s"] = packed(wide[1])
             if self.is_sampled and part[SAMPLING_SD].fillna(0).any():
-                entry["e"] = [numbers(line, _DIGITS) for line in wide[2]]
+                entry["e"] = packed(wide[2])
             if self.has_intervals and part[SE].notna().any():
-                entry["se"] = [numbers(line, _DIGITS) for line in wide[-1]]
+                entry["se"] = packed(wide[-1])
             series[f"{metric}|{label_set}"] = entry
         shown = ("checkpoint", "model", "revision", "step", "tokens")
         return {

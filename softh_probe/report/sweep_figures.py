@@ -9,7 +9,7 @@
 'training step (log scale)'
 
 Tables have one row for each checkpoint, layer, label set and metric, in units of log m, with the checkpoints in the
-order of training. Rows of one name are of one layer; `layer` is where it stands.
+order of training. Rows of one name are of one layer; `layer` is where it stands. Means over layers are not drawn.
 """
 
 from __future__ import annotations
@@ -189,16 +189,15 @@ class _Grid:
     @classmethod
     def of(cls, table: pd.DataFrame, metric: str, label_set: str = "") -> _Grid:
         """Select a metric and label set from a table."""
-        part = table[(table.metric == metric) & (table.label_set == label_set)]
+        part = table[(table.metric == metric) & (table.label_set == label_set) & table.layer.notna()]
+        part = part.assign(layer=part.layer.to_numpy())  # without the means over layers, all are numbers
         checkpoints = part.drop_duplicates("checkpoint")
         names = list(checkpoints.checkpoint)
         places = part.groupby("name", observed=True).layer.max().sort_values(kind="stable")
         columns = ("value", "sd", "sampling_sd", "se")
         part = part.assign(**{column: np.nan for column in columns[2:] if column not in part})
-        arrays = (
-            part.pivot(index="name", columns="checkpoint", values=column).loc[places.index, names].to_numpy(float)
-            for column in columns
-        )
+        wide = part.pivot(index="name", columns="checkpoint", values=[*columns])
+        arrays = (wide[column].loc[places.index, names].to_numpy(float) for column in columns)
         layers = [*map(str, places.index)]
         return cls(names, list(checkpoints.step), layers, places.tolist(), *arrays)
 

@@ -44,6 +44,36 @@ def read_sweep(folder: Path, site: str | None = None) -> Sweep:
     Raises:
         InputError: its files are missing or damaged, or no checkpoint is done yet.
     """
+    info, table, means = read_tables(folder)
+    checkpoints = info["checkpoints"]
+    places = _place(table, checkpoints, info.get("config") or {})
+    result = _first_result(folder, checkpoints)
+    sweep = Sweep(
+        table=table,
+        means=means,
+        places=places,
+        checkpoints=checkpoints,
+        duplicates=info.get("duplicates") or [],
+        not_monotone=info.get("not_monotone") or [],
+        label_samples=info.get("label_samples") or [],
+        n_anchors=result.n_anchors,
+        settings=_flattened({**(info.get("config") or {}), **_anchors(result)}),
+        name=folder.resolve().name,
+    )
+    sites = tuple(ordered_sites({one for of in places.values() for one in of.sites}))
+    if len(sites) > 1:
+        sweep = replace(sweep, sites=sites).of_site(site or sites[0])
+    elif sites != (RESIDUAL,):
+        sweep = replace(sweep, sites=sites).of_site(sites[0])
+    return replace(sweep, courses=courses(sweep, folder))
+
+
+def read_tables(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Read sweep.json, and of sweep.parquet the lines of layers and those of means over layers, in order.
+
+    Raises:
+        InputError: the files are missing or damaged, or no checkpoint is done yet.
+    """
     anew = f"`softh-probe collect {folder}` makes them anew"
     try:
         info = json.loads((folder / SWEEP_JSON).read_text(encoding="utf-8"))
@@ -76,25 +106,14 @@ def read_sweep(folder: Path, site: str | None = None) -> Sweep:
     ]
     table["checkpoint"] = table.checkpoint.cat.set_categories(in_order)
     table = table.dropna(subset="checkpoint").sort_values("checkpoint", kind="stable", ignore_index=True)
-    places = _place(table, checkpoints, info.get("config") or {})
-    result = _first_result(folder, checkpoints)
-    sweep = Sweep(
-        table=table,
-        places=places,
-        checkpoints=checkpoints,
-        duplicates=info.get("duplicates") or [],
-        not_monotone=info.get("not_monotone") or [],
-        label_samples=info.get("label_samples") or [],
-        n_anchors=result.n_anchors,
-        settings=_flattened({**(info.get("config") or {}), **_anchors(result)}),
-        name=folder.resolve().name,
-    )
-    sites = tuple(ordered_sites({one for of in places.values() for one in of.sites}))
-    if len(sites) > 1:
-        sweep = replace(sweep, sites=sites).of_site(site or sites[0])
-    elif sites != (RESIDUAL,):
-        sweep = replace(sweep, sites=sites).of_site(sites[0])
-    return replace(sweep, courses=courses(sweep, folder))
+    is_mean = table.layer.isna()
+    return info, _part(table, ~is_mean), _part(table, is_mean)
+
+
+def _part(table: pd.DataFrame, is_in: pd.Series) -> pd.DataFrame:
+    """Select lines of the table, without the names of others."""
+    found = table[is_in].reset_index(drop=True)
+    return found.assign(**{name: found[name].cat.remove_unused_categories() for name in _TEXT[1:]})
 
 
 def _check(info: dict[str, Any], table: pd.DataFrame, what: str, remedy: str) -> None:
@@ -152,7 +171,7 @@ def _first_result(folder: Path, checkpoints: list[dict[str, Any]]) -> ProbeResul
     """Read the result of a checkpoint, for the number of anchors in a set and their recipe."""
     for checkpoint in checkpoints:
         path = folder / str(checkpoint.get("folder")) / RESULT_JSON
-        if checkpoint["status"] == "done" and path.is_file():
+        if path.is_file():  # one that failed on a task was measured all the same
             return ProbeResult.load(path.parent)
     raise InputError(f"{folder}: no result of a checkpoint lies in this sweep; its units are unknown")
 

@@ -19,6 +19,7 @@ from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.extreme_words import one_set_line
 from softh_probe.report.facts import policy_lines
 from softh_probe.report.label_samples import sample_line
+from softh_probe.report.mean_words import mean_lines
 from softh_probe.report.position_words import position_line
 from softh_probe.report.share_words import share_lines
 from softh_probe.report.wide_table import wide_table
@@ -33,13 +34,15 @@ _NUMBER = 6  # characters of 0.1234
 def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
     """Print one line for each layer: entropy and each label set's information, in units of log m.
 
-    On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless
-    NO_COLOR is set; columns that do not fit are printed below the others. Elsewhere the columns are plain. How values
-    read in anchors and bits, what chance gives for labels of whole documents, that labels were sampled, that the spread
-    over anchors is unknown, and which positions count where not all do, is said below, elsewhere on standard error.
+    On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless NO_COLOR
+    is set; columns that do not fit are printed below the others. Elsewhere the columns are plain. The mean over layers,
+    how values read in anchors and bits, what chance gives for labels of whole documents, that labels were sampled, that
+    the spread over anchors is unknown, and which positions count where not all do, is said below, elsewhere on standard
+    error.
     """
     file = file or sys.stdout
     notes = [
+        *mean_lines(result),
         *reading_lines(result),
         *policy_lines(result),
         *chance_lines(result),

@@ -11,7 +11,7 @@ from softh_probe.result import ProbeResult
 
 def wide_table(result: ProbeResult, metrics: Sequence[str] = ("entropy", "mutual_information")) -> pd.DataFrame:
     """Arrange the tidy table for reading: one line a layer, with its entropy and each label set's information."""
-    table = result.to_pandas()
+    table = result.to_pandas(means=False)
     table = table[table.metric.isin(metrics)]
     column = table.label_set.where(table.label_set != "", "entropy").where(
         table.metric != "mutual_information", "I(" + table.label_set + ")"

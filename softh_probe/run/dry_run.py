@@ -22,6 +22,7 @@ from softh_probe.durations import duration
 from softh_probe.errors import InputError
 from softh_probe.hooks.hook_points import find_hook_points, select_layers
 from softh_probe.hooks.named_modules import find_modules
+from softh_probe.layer_means import select_mean_rows
 from softh_probe.layer_places import block_index, parse_sites
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.describe import describe_layers, load_body_skeleton, weights_by_device
@@ -244,4 +245,6 @@ def _layers(
         layer: torch.device("cpu" if devices[layer] in on_host else devices[layer])
         for layer in select_layers(config.layers, places)
     }
+    if config.mean_over is not None:
+        select_mean_rows(config.mean_over, list(placed), {"n_blocks": n_calls or None})
     return placed, widths

@@ -19,6 +19,7 @@ from softh_probe.data.documents import Document
 from softh_probe.errors import InputError
 from softh_probe.files import write_text
 from softh_probe.hooks.named_modules import find_modules
+from softh_probe.kept import Kept
 from softh_probe.layer_places import RESIDUAL
 from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
 from softh_probe.models.lengths import length_limit
@@ -30,7 +31,6 @@ from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
-from softh_probe.report.page import write_run_report
 from softh_probe.result import ProbeResult
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
@@ -57,6 +57,7 @@ def run(
     progress: bool = True,
     processes: Processes = ALONE,
     documents: Iterable[Document] | None = None,
+    kept: Kept | None = None,
 ) -> ProbeResult:
     """Probe one checkpoint on one corpus and write the output folder.
 
@@ -67,6 +68,7 @@ def run(
         processes: those that measure this run together (see `softh_probe.run.processes`); all have to call this.
         documents: what a streamed run reads in place of `config.data`, which then only names it. An unfinished run goes
             on where it was, so they have to begin with the first one each time.
+        kept: keeps tokenizer, tokens and plan in memory for the runs of this process that follow; None reads them anew.
 
     Returns:
         The result, as `ProbeResult.load(config.out)` reads it back; in every process.
@@ -82,13 +84,13 @@ def run(
     with StopRequests() as stop, log_to_stderr() if progress else nullcontext():
         if processes.is_first:
             with output_folder(config.out, overwrite=config.overwrite) as folder:
-                result = _run(config, folder, stop, processes, progress, documents)
+                result = _run(config, folder, stop, processes, progress, documents, kept)
                 assert result is not None
                 result.save(folder)
             processes.from_first(result)
             return result
         with shared_folder(config.out) as folder:
-            _run(config, folder, stop, processes, progress, documents)
+            _run(config, folder, stop, processes, progress, documents, kept)
             received: ProbeResult = processes.from_first(None)
             Snapshots(folder, processes).clear()
             return received
@@ -101,6 +103,7 @@ def _run(
     processes: Processes,
     progress: bool,
     documents: Iterable[Document] | None,
+    kept: Kept | None,
 ) -> ProbeResult | None:
     """Measure this process's share of the batches; the first process returns the result of all and writes its page."""
     seconds = _Stopwatch()
@@ -112,10 +115,10 @@ def _run(
             if config.tokens_per_batch is None:
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             source = resolve_model(config.model, revision=config.revision)
-            given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code)
+            given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code, kept=kept)
             unfinished = load_snapshot(config, snapshots)
             config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
-            feed = open_feed(config, source, processes, unfinished, documents=documents, progress=progress)
+            feed = open_feed(config, source, processes, unfinished, documents=documents, progress=progress, kept=kept)
         known = Choices()
         record_max_length(given, config, known, n_longer=feed.n_longer)
         for choice in (*known, *feed.choices):
@@ -137,6 +140,7 @@ def _run(
                 feed.group(batches_as(padding))
             logger.info("%s", feed.describe_batches())
         probe = new_probe(config, checkpoint.model, feed.rows)
+        averaged = probe.check_mean_over(config.mean_over)
         info = checkpoint.info
         if info["stack"]:
             logger.info(
@@ -197,7 +201,7 @@ def _run(
         record_max_length(given, config, settings, n_longer=feed.n_longer)
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(policy_info(config, result.info["positions"], feed.n_defined))
-        result.info.update(interruptions=start.interruptions, processes=processes.count)
+        result.info.update(averaged, interruptions=start.interruptions, processes=processes.count)
         result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()
         result.info["warnings"] = warnings(result, feed.warnings())
         for text in result.info["warnings"]:
@@ -218,6 +222,7 @@ def open_feed(
     *,
     documents: Iterable[Document] | None = None,
     progress: bool = True,
+    kept: Kept | None = None,
 ) -> Feed:
     """Read the documents of a run, all of them or the first ones, with the checkpoint's tokenizer.
 
@@ -228,16 +233,17 @@ def open_feed(
         unfinished: the snapshot from which the run goes on.
         documents: what a streamed run reads in place of the configuration's data.
         progress: show a progress bar.
+        kept: keeps tokenizer, tokens and plan in memory.
 
     Raises:
         InputError: the tokenizer or the data cannot be used.
     """
     made = Choices()
     tokenizer = load_tokenizer(
-        source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=made
+        source, tokenizer=config.tokenizer, trust_remote_code=config.trust_remote_code, choices=made, kept=kept
     )
     if not config.stream:
-        return PlannedFeed(config, tokenizer, processes, choices=made, progress=progress)
+        return PlannedFeed(config, tokenizer, processes, choices=made, progress=progress, kept=kept)
     state = unfinished and unfinished[0].feed
     return StreamedFeed(config, tokenizer, processes, choices=made, documents=documents, state=state)
 
@@ -298,6 +304,10 @@ def _padding(
 def _write_report(result: ProbeResult, folder: Path) -> None:
     """Write the page and the figures; a failure is only a warning, so that the result is kept."""
     try:
+        from softh_probe.report.page import (
+            write_run_report,  # imports matplotlib and plotly, for which sweeps do not wait
+        )
+
         write_run_report(result, folder)
     except Exception as error:
         text = f"the report could not be written ({type(error).__name__}: {error}); try `softh-probe report` later"

@@ -12,6 +12,7 @@ from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus
 from softh_probe.data.prepared import read_corpus
 from softh_probe.hashing import arrays_sha256
+from softh_probe.kept import Kept
 from softh_probe.planned.held_sets import unknown_intervals
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
@@ -37,6 +38,7 @@ class PlannedFeed:
         processes: those that share the batches.
         choices: what was chosen while the tokenizer was loaded.
         progress: show a progress bar.
+        kept: keeps tokens and plan in memory, for the runs that follow.
 
     Raises:
         InputError: the data cannot be read, or the tokenizer does not fit it.
@@ -50,9 +52,10 @@ class PlannedFeed:
         *,
         choices: Iterable[Choice],
         progress: bool,
+        kept: Kept | None = None,
     ) -> None:
-        self._config, self._processes = config, processes
-        self.trial = read_corpus(config, tokenizer, choices=choices, progress=progress)
+        self._config, self._processes, self._kept = config, processes, kept
+        self.trial = read_corpus(config, tokenizer, choices=choices, progress=progress, kept=kept)
         self.rows: Plan
         self._unknown: tuple[Choice, ...] = ()
 
@@ -83,7 +86,7 @@ class PlannedFeed:
 
     def group(self, batching: str) -> None:
         """Plan batches in one of the `BATCHINGS`, or load the plan from the cache."""
-        self.rows = plan_run(self._config, self.trial, self._processes.count, batching)
+        self.rows = plan_run(self._config, self.trial, self._processes.count, batching, self._kept)
         if self._config.intervals:
             self._unknown = tuple(unknown_intervals(self.rows, self._config.label_rows))
 

@@ -28,6 +28,9 @@ _LEAST = {
     "timeout_min": 1,
     "gpus_per_worker": 0,
     "retries": 0,
+    "task_limit": 1,
+    "task_num_fewshot": 0,
+    "task_batch_size": 1,
 }
 
 
@@ -56,6 +59,19 @@ class SweepConfig(RunConfig):
     """Take the first n checkpoints of each model."""
     last: int | None = None
     """Take the last n checkpoints of each model."""
+    tasks: str | Sequence[str] | None = None
+    """Tasks of lm-evaluation-harness on which each checkpoint is evaluated too, with its head, after it was measured;
+    groups and tags are taken, too. A sweep that is resumed with other tasks evaluates only what is new; null evaluates
+    nothing."""
+    task_limit: int | None = None
+    """Questions of each task, the first ones; null takes all. It cannot change where scores are there already."""
+    task_num_fewshot: int | None = None
+    """Examples before each question; null is what the task says. It cannot change where scores are there already."""
+    task_path: str | None = None
+    """Folder of further tasks as YAML files, which take precedence over those of the harness with equal names."""
+    task_batch_size: int | None = None
+    """Requests that a forward pass of an evaluation takes at once; null is 8 on a CPU and 16 elsewhere. It is halved
+    where memory does not suffice."""
     launcher: Literal["local", "slurm"] = "local"
     """Place of the workers: local (processes on this machine) or slurm (an array job)."""
     workers: int | None = None
@@ -93,6 +109,8 @@ class SweepConfig(RunConfig):
         object.__setattr__(self, "model", _split_names("model", self.model))
         if self.revision is not None:
             object.__setattr__(self, "revision", _split_names("revision", self.revision))
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", tuple(dict.fromkeys(_split_names("tasks", self.tasks))))
         object.__setattr__(self, "slurm_setup", tuple(self.slurm_setup))
 
     def _check_names(self) -> None:
@@ -101,6 +119,9 @@ class SweepConfig(RunConfig):
             raise InputError("overwrite: a sweep keeps what is finished; name a new output folder, or delete this one")
         if self.step_pattern is not None:
             _check_pattern(self.step_pattern)
+        for name in ("task_limit", "task_num_fewshot", "task_path", "task_batch_size"):
+            if getattr(self, name) is not None and not self.tasks:
+                raise InputError(f"{name}: there are no tasks; name some (--tasks arc_easy), or leave it out")
 
     def _check_numbers(self) -> None:
         super()._check_numbers()

@@ -12,7 +12,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 
 from softh_probe.durations import duration
 from softh_probe.errors import first_sentence
-from softh_probe.result_files import RESULT_JSON
+from softh_probe.result_files import RESULT_JSON, is_result
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import GB, size_on_hub
@@ -20,6 +20,7 @@ from softh_probe.sweep.folder import FAILED, WAITING, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand, inferred_steps
 from softh_probe.sweep.pools import new_pool
 from softh_probe.sweep.status import MOST_NAMES, count_states, describe_states
+from softh_probe.sweep.tasks import check_tasks
 
 
 def describe_plan(config: SweepConfig) -> str:
@@ -32,15 +33,22 @@ def describe_plan(config: SweepConfig) -> str:
     config, notes = with_shared_length(config, points)
     folder = SweepFolder(config.out)
     folder.check(config)
+    tasks = folder.scores.assumed = check_tasks(config)
+    folder.scores.check(tasks)
     n_workers = new_pool(config, folder, points).n_workers
     states = folder.states(points)
     todo = [point for point, state in states.items() if state.status in (WAITING, FAILED)]
     lines = [f"{len(points)} checkpoints, {n_workers} at once ({config.launcher}), results in {config.out}"]
     lines += [count_states(states), *(line for line in describe_states(states) if "waiting " not in line)]
+    measured = [point for point in todo if is_result(folder.result(point))]
+    if tasks.names:
+        alone = f"; {len(measured)} of them are measured already" if measured else ""
+        lines.append(f"tasks: {tasks.describe()}, by lm-evaluation-harness, for {len(todo)} checkpoints{alone}")
     if todo:
         lines += ["would run:", *_shorten([f"  {_described(point)}" for point in todo])]
     lines += [f"warning: {note}" for note in [inferred_steps(points), *notes] if note]
-    lines += [f"time expected: {_time(folder, len(todo), n_workers)}", f"disk expected: {_disk(config, folder, todo)}"]
+    time = _time(folder, len(todo) - len(measured), len(todo), n_workers)
+    lines += [f"time expected: {time}", f"disk expected: {_disk(config, folder, todo)}"]
     return "\n".join(lines)
 
 
@@ -59,18 +67,26 @@ def _shorten(lines: Sequence[str]) -> list[str]:
     return [*lines[:MOST_NAMES], f"  … {len(lines) - 2 * MOST_NAMES} more …", *lines[-MOST_NAMES:]]
 
 
-def _time(folder: SweepFolder, n: int, n_workers: int) -> str:
-    if n == 0:
+def _time(folder: SweepFolder, n_measured: int, n_evaluated: int, n_workers: int) -> str:
+    """Tell the time of checkpoints to measure, and to evaluate where tasks are asked for, from those that are done."""
+    if n_evaluated == 0:
         return "none"
-    seconds = []
+    seconds, on_tasks = [], []
     for path in folder.finished_folders():
         info = json.loads((path / RESULT_JSON).read_text(encoding="utf-8"))
         seconds.append(sum(info.get("seconds", {}).values()))
+        if folder.scores.asked().names and not folder.scores.missing(path.name):
+            on_tasks.append(folder.scores.seconds(path.name))
     if not seconds:
         return "unknown until a checkpoint of this sweep is done"
     each = statistics.median(seconds)
-    rounds = -(-n // n_workers)
-    return f"{duration(rounds * each)} ({duration(each)} each, from {len(seconds)} done)"
+    text = f"{duration(-(-n_measured // n_workers) * each)} ({duration(each)} each, from {len(seconds)} done)"
+    if not folder.scores.asked().names:
+        return text
+    if not on_tasks:
+        return f"{text}; that of tasks is unknown until a checkpoint has scores on all"
+    each = statistics.median(on_tasks)
+    return f"{text}, and on tasks {duration(-(-n_evaluated // n_workers) * each)} ({duration(each)} each)"
 
 
 def _size(points: Sequence[GridPoint], config: SweepConfig) -> int:

@@ -2,6 +2,7 @@
 
 config.yaml             the sweep, as `softh-probe sweep --config` takes it
 checkpoints/NAME/       complete results
+evaluations/NAME/       their scores on tasks, with work/tasks.json and work/scores (scores.py)
 sweep.parquet …         the table of all checkpoints, figures (collection.py)
 work/grid.json          the checkpoints
 work/claims, failures, logs, jobs, downloads
@@ -32,6 +33,7 @@ from softh_probe.result_files import LAYERS_PARQUET, RESULT_JSON, SUMS, is_resul
 from softh_probe.sweep.claims import Claims
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig, is_local, measured_fields
 from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.scores import Scores, Tasks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,6 +83,7 @@ class SweepFolder:
         self.work = self.path / "work"
         self.checkpoints = self.path / "checkpoints"
         self.claims = Claims(self.work / "claims")
+        self.scores = Scores(self.path)
 
     def lock(self, name: str = "sweep") -> FileLock:
         """Make a lock among all processes of the sweep."""
@@ -89,22 +92,31 @@ class SweepFolder:
 
     # --- configuration and grid ---------------------------------------------------------------------------
 
-    def start(self, config: SweepConfig, points: Sequence[GridPoint]) -> None:
+    def start(self, config: SweepConfig, points: Sequence[GridPoint], tasks: Tasks | None = None) -> None:
         """Set up the folder for a sweep, or resume the sweep in it; failed checkpoints are tried again.
 
+        Args:
+            config: the sweep.
+            points: its checkpoints.
+            tasks: on which they are evaluated, too.
+
         Raises:
-            InputError: it holds results of another configuration or of other data, or cannot be written.
+            InputError: it holds results of another configuration or of other data, or scores on one of the tasks of
+                other settings; or cannot be written.
         """
+        tasks = tasks or Tasks()
         try:
             for folder in (self.checkpoints, self.logs, self.work / "failures"):
                 folder.mkdir(parents=True, exist_ok=True)
             with self.lock():
                 self.check(config)
+                self.scores.check(tasks)
                 keep = {p.folder: p for p in self.known_points() if is_result(self.result(p))}
                 asked = {p.folder: p for p in points}
                 union = asked | {name: p for name, p in keep.items() if name not in asked}
                 self.write_json("grid.json", [dataclasses.asdict(p) for p in union.values()])
                 self.write_json("data.json", {"sha256": data_digest(config.data)})
+                self.scores.ask(tasks)
                 write_text(self.path / "config.yaml", config_yaml(config))
                 for point in points:
                     failure = self.failure(point)
@@ -175,9 +187,13 @@ class SweepFolder:
         """Give the folder of a checkpoint's result."""
         return self.checkpoints / point.folder
 
+    def is_done(self, point: GridPoint) -> bool:
+        """Test whether a checkpoint has its result, and its scores on all tasks that are asked for."""
+        return is_result(self.result(point)) and not self.scores.missing(point.folder)
+
     def state(self, point: GridPoint) -> CheckpointStatus:
-        """Read a checkpoint's status from up to three files."""
-        if is_result(self.result(point)):
+        """Read a checkpoint's status from a few files."""
+        if self.is_done(point):
             return CheckpointStatus(status=DONE)
         if owner := self.claims.owner(point.folder):
             return CheckpointStatus(status=RUNNING, owner=owner)

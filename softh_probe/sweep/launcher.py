@@ -7,20 +7,24 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from softh_probe.redaction import log_to_stderr
-from softh_probe.sweep.collection import collect
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.document_length import with_shared_length
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import DONE, FAILED, RUNNING, WAITING, Failure, SweepFolder
 from softh_probe.sweep.grid import GridPoint, expand
 from softh_probe.sweep.pools import Pool, new_pool
+from softh_probe.sweep.tasks import check_tasks
+
+if TYPE_CHECKING:
+    from softh_probe.sweep.collection import Collection
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ class Outcome:
         waiting: checkpoints that are to be tried again, because a problem stopped the sweep.
         problem: the problem that stopped the sweep, or None.
         warnings: notes for readers of the table: equal weights, steps out of order.
+        correlation: what the correlation with scores on tasks says; empty without scores.
     """
 
     done: list[GridPoint] = field(default_factory=list)
@@ -42,6 +47,7 @@ class Outcome:
     waiting: list[GridPoint] = field(default_factory=list)
     problem: str | None = None
     warnings: list[str] = field(default_factory=list)
+    correlation: str = ""
 
 
 def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
@@ -63,15 +69,23 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
     config, notes = with_shared_length(config, points)
     folder = SweepFolder(config.out)
     pool = new_pool(config, folder, points)
-    folder.start(config, points)
-    problem = None
-    with log_to_stderr() if progress else nullcontext():
+    folder.start(config, points, check_tasks(config))
+    with log_to_stderr() if progress else nullcontext(), ExitStack() as stack:
+        stack.callback(pool.stop)
         with _Bar(points, folder, enabled=progress) as bar:
-            try:
-                problem = _watch(pool, bar)
-            finally:
-                pool.stop()
+            problem = _watch(pool, bar)
+        if problem:
+            stack.close()  # what workers do now is finished first
         Downloads(folder, config).tidy()
+        outcome = _outcome(bar, problem)
+        if not outcome.waiting:
+            shutil.rmtree(folder.work / "cache", ignore_errors=True)
+        collection = _collect(config.out)
+        outcome.warnings, outcome.correlation = notes + collection.warnings, collection.correlation
+    return outcome
+
+
+def _outcome(bar: _Bar, problem: str | None) -> Outcome:
     outcome = Outcome(problem=problem)
     for point, state in bar.states().items():
         if state.status == DONE:
@@ -80,10 +94,20 @@ def sweep(config: SweepConfig, *, progress: bool = True) -> Outcome:
             outcome.failed.append((point, state.failure))
         else:
             outcome.waiting.append(point)
-    if not outcome.waiting:
-        shutil.rmtree(folder.work / "cache", ignore_errors=True)
-    outcome.warnings = notes + collect(config.out).warnings
     return outcome
+
+
+def _collect(out: str | Path) -> Collection:
+    from softh_probe.sweep.collection import collect  # imports torch, matplotlib and plotly
+
+    return collect(out)
+
+
+def _import_ahead() -> None:
+    """Import what collects the results while workers start, which takes as long."""
+    with suppress(ImportError):  # collecting says why
+        import softh_probe.report.page
+        import softh_probe.sweep.collection  # noqa: F401
 
 
 def _watch(pool: Pool, bar: _Bar) -> str | None:
@@ -99,6 +123,7 @@ def _watch(pool: Pool, bar: _Bar) -> str | None:
         idle = max(0, alive - running)  # workers that are starting
         if wanted := min(pool.n_workers - alive, waiting - idle):
             pool.start(max(0, wanted))
+            _import_ahead()
         time.sleep(pool.poll_s)
 
 

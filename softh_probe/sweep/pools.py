@@ -18,6 +18,7 @@ import submitit
 from submitit.helpers import environment_variables
 
 from softh_probe.errors import InputError
+from softh_probe.forks import n_cores
 from softh_probe.sweep.claims import process_key
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder
@@ -67,7 +68,7 @@ def new_pool(config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoin
 class LocalPool:
     """Workers as processes on this machine: each has a slot, and the slot's GPUs."""
 
-    poll_s = 0.5
+    poll_s = 0.25
 
     def __init__(self, config: SweepConfig, folder: SweepFolder, points: Sequence[GridPoint]) -> None:
         self.config, self.folder, self.points = config, folder, points
@@ -245,11 +246,6 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     n = torch.cuda.device_count()
     return [name.strip() for name in named.split(",")][:n] if named else [str(i) for i in range(n)]
-
-
-def n_cores() -> int:
-    """Count the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ def status(out: str | Path) -> str:
     if not folder.is_sweep():
         raise InputError(f"{folder.path}: holds no sweep; expected the output folder of `softh-probe sweep`")
     states = folder.states(folder.known_points())
-    return "\n".join([count_states(states), *describe_states(states)])
+    scores = folder.scores.describe(point.folder for point in states)
+    return "\n".join([count_states(states), *filter(None, [scores]), *describe_states(states)])
 
 
 def count_states(states: Mapping[GridPoint, CheckpointStatus]) -> str:

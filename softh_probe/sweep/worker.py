@@ -1,14 +1,11 @@
-"""A worker: measures one checkpoint after the other, each in a process of its own, until none waits."""
+"""A worker: measures one checkpoint after the other, in a process that may crash, until none waits."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,16 +14,17 @@ from typing import Any
 
 from softh_probe.errors import SofthProbeError
 from softh_probe.redaction import log_to_stderr
-from softh_probe.result_files import RESULT_JSON, is_result
+from softh_probe.result_files import RESULT_JSON
 from softh_probe.sweep.claims import BEAT_S, is_running
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.folder import DONE, WAITING, SweepFolder, is_intact
 from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.measurer import Ended, Measurer
+from softh_probe.sweep.tasks import know_tasks
 
 #: Seconds that a measurement has to write its snapshot when it is stopped. Slurm warns 90 s before the end of a job.
 STOP_S = 75.0
-_POLL_S = 0.1
 #: Signals that ask a measurement to stop: they do not count as a failure of the checkpoint.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
@@ -58,7 +56,7 @@ class Worker:
     devices: str | None = None
     launcher: list[Any] | None = None
     first: GridPoint | None = None
-    _child: BaseProcess | None = field(default=None, init=False)
+    _measurer: Measurer | None = field(default=None, init=False)
     _claimed: GridPoint | None = field(default=None, init=False)
 
     @log_to_stderr()
@@ -74,42 +72,39 @@ class Worker:
         self.folder = SweepFolder(self.config.out)
         self.downloads = Downloads(self.folder, self.config)
         # Intact results stay intact: thousands of them are checked without the lock, for which others wait.
-        self._finished = {f.name for f in self.folder.finished_folders() if is_intact(f)}
-        from softh_probe.sweep.measure import fetch_ahead, measure  # imported before the fork, so that memory is shared
-
-        # A fork starts at once; on other systems it is unsafe, and each process imports everything anew.
-        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        there = [f for f in self.folder.finished_folders() if is_intact(f)]
+        scores = self.folder.scores
+        self._finished = {f.name for f in there if not scores.drop_damaged(f.name) and not scores.missing(f.name)}
+        know_tasks(self.folder)
+        measurer = self._measurer = Measurer(self.config)
         tried = 0
-        ahead: tuple[GridPoint, BaseProcess] | None = None
+        following: GridPoint | None = None
+        ahead: BaseProcess | None = None
         try:
-            while point := self._claim(prefer=ahead[0] if ahead else self.first):
+            while point := self._claim(prefer=following or self.first):
                 tried += 1
                 logger.info("%s: started", point.checkpoint)
                 failure = self.folder.failure(point)
-                reading, writing = context.Pipe(duplex=False)
-                options = {"killed": failure.killed if failure else 0, "reason": writing}
-                child = context.Process(target=measure, args=(self.config, point), kwargs=options)
-                self._child = child
-                child.start()
-                writing.close()
-                self.folder.claims.add_process(point.folder, child.pid or 0)
-                ahead = None if ahead and not ahead[1].is_alive() else ahead
-                if ahead is None and (following := self._following(point)):
-                    ahead = (following, context.Process(target=fetch_ahead, args=(self.config, following)))
-                    ahead[1].start()
-                mine = self._wait(child, point)
-                self._child = None
-                if mine:
-                    self._record_end(point, child.exitcode, reading)
+                if ahead is None or not ahead.is_alive():
+                    following, ahead = self._following(point), None
+                local = following if following and following.local else None
+                pid = measurer.begin(point, killed=failure.killed if failure else 0, following=local)
+                self.folder.claims.add_process(point.folder, pid)
+                if following and not local and ahead is None:
+                    ahead = measurer.fetch_ahead(following)
+                if ended := self._wait(measurer, point):
+                    self._record_end(point, ended)
                     self.folder.claims.release(point.folder)
                 self._claimed = None
                 self.downloads.tidy(wait=False)
+            measurer.close()
         except Stopped:
             self.checkpoint()
             logger.info("stopped")
         finally:
-            if ahead and ahead[1].is_alive():
-                ahead[1].kill()
+            measurer.kill()
+            if ahead and ahead.is_alive():
+                ahead.kill()
             if self._claimed:
                 self.folder.claims.release(self._claimed.folder)
         return tried
@@ -118,20 +113,15 @@ class Worker:
         """Stop, and return the job with which submitit requeues this one. Called from a signal handler."""
         from submitit.helpers import DelayedSubmission
 
-        if child := self._child:
-            with contextlib.suppress(ProcessLookupError, AttributeError):
-                child.terminate()
-            end = time.monotonic() + STOP_S
-            while child.exitcode is None and time.monotonic() < end:
-                time.sleep(_POLL_S)
-                if self._claimed:
-                    self.folder.claims.beat(self._claimed.folder)
-            if child.exitcode is None:
-                child.kill()
-                child.join()
+        if self._measurer:
+            self._measurer.stop(STOP_S, self._beat)
         if self._claimed:
             self.folder.claims.release(self._claimed.folder)
         return DelayedSubmission(dataclasses.replace(self, first=self._claimed))
+
+    def _beat(self) -> None:
+        if self._claimed:
+            self.folder.claims.beat(self._claimed.folder)
 
     def _stop(self, *_: Any) -> None:
         if os.getpid() != self._pid:  # a new fork, which has not set its own handlers yet
@@ -146,7 +136,7 @@ class Worker:
                 if point.folder in self._finished:
                     continue
                 owner = self.folder.claims.break_dead(point.folder)
-                if owner and not is_result(self.folder.result(point)):
+                if owner and not self.folder.is_done(point):
                     self._record_lost(point, owner)
                 state = self.folder.state(point)
                 if state.status == DONE and not is_intact(self.folder.result(point)):
@@ -163,41 +153,37 @@ class Worker:
         return None
 
     def _following(self, current: GridPoint) -> GridPoint | None:
-        """Guess the next checkpoint that has to be downloaded."""
-        free = [p for p in self.points if p.folder not in self._finished and not p.local and p != current]
+        """Guess the next checkpoint, whose weights are downloaded or read ahead."""
+        free = [p for p in self.points if p.folder not in self._finished and p != current]
         claimed = set(self.folder.claims.names())
-        # Other workers download ahead too: each takes another checkpoint.
+        # Other workers look ahead too: each takes another checkpoint.
         states = self.folder.states(p for p in free if p.folder not in claimed)
         behind = [p for p, state in states.items() if state.status == WAITING]
         rank = sorted(claimed).index(current.folder) if current.folder in claimed else 0
         return behind[min(rank, len(behind) - 1)] if behind else None
 
-    def _wait(self, child: BaseProcess, point: GridPoint) -> bool:
-        """Wait until the measurement ends; False if its claim belongs to another worker by then."""
+    def _wait(self, measurer: Measurer, point: GridPoint) -> Ended | None:
+        """Wait until the measurement ends; None if its claim belongs to another worker by then."""
         beaten = time.monotonic()
-        while child.exitcode is None:
-            child.join(_POLL_S)
+        while (ended := measurer.wait()) is None:
             orphaned = os.getppid() != self._parent
             if orphaned or (self.launcher is not None and not is_running(self.launcher)):
                 raise Stopped
             if time.monotonic() - beaten >= BEAT_S:
                 beaten = time.monotonic()
                 if not self.folder.claims.beat(point.folder):
-                    child.kill()
-                    child.join()
-                    return False
-        return True
+                    measurer.kill()
+                    return None
+        return ended
 
-    def _record_end(self, point: GridPoint, code: int | None, reading: Any) -> None:
+    def _record_end(self, point: GridPoint, ended: Ended) -> None:
         """Record how a measurement ended."""
         from softh_probe.sweep.measure import EXIT_DISK_FULL, EXIT_STOPPED
 
-        try:
-            reason = reading.recv()
-        except EOFError:
-            reason = f"its process ended with exit code {code} and gave no reason"
+        code = ended.code
+        reason = ended.reason or f"its process ended with exit code {code} and gave no reason"
         retries = self.config.retries
-        if is_intact(self.folder.result(point)):
+        if is_intact(self.folder.result(point)) and self.folder.is_done(point):
             self.folder.failure_path(point).unlink(missing_ok=True)
             logger.info("%s: done", point.checkpoint)
             return

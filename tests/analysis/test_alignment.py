@@ -1,6 +1,7 @@
 """Layers of several models beside each other: in tables, figures and pages."""
 
 import json
+import math
 from dataclasses import replace
 from unittest import mock
 
@@ -27,7 +28,7 @@ from softh_probe.sweep import collect
 from tests.helpers.corpora import TEXTS
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
-from tests.helpers.report_data import page_data, result_of, save
+from tests.helpers.report_data import page_data, result_of, save, unpacked
 from tests.helpers.sweeps import collected_folder, info_of
 
 
@@ -315,11 +316,11 @@ def test_a_sweeps_page_has_the_values_of_every_layer_under_its_name(unequal, tmp
     data = page_data(tmp_path / "report.html")
     assert data["rows"] == names(6)
     assert data["by_depth"]
-    shown = data["series"]["entropy|"]["v"]
+    shown = unpacked(data["series"]["entropy|"]["v"])
     for checkpoint, values in zip(data["checkpoints"], shown, strict=True):
         n = int(checkpoint["model"][-1])
         result = results[n, checkpoint["step"]]
-        by_name = {name: v for name, v in zip(data["rows"], values, strict=True) if v is not None}
+        by_name = {name: v for name, v in zip(data["rows"], values, strict=True) if not math.isnan(v)}
         assert by_name == pytest.approx({name: expected(result, name) for name in names(n)}, abs=1e-5)
         layout = data["layouts"][checkpoint["layout"]]
         assert (layout["layers"], layout["depth"]) == (list(range(n + 2)), n + 1)

@@ -1,10 +1,12 @@
 """Small results and synthetic sweeps for the report's tests."""
 
+import base64
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -103,6 +105,14 @@ def page_data(page: Path) -> dict:
     """Read the data of a page's figures."""
     text = page.read_text(encoding="utf-8")
     return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+
+
+def unpacked(packed: dict) -> np.ndarray:
+    """Read an array as report/packed.py describes it."""
+    if "f4" in packed:
+        return np.frombuffer(base64.b64decode(packed["f4"]), "<f4").astype(float).reshape(packed["shape"])
+    places = np.frombuffer(base64.b64decode(packed["u2"]), "<u2").reshape(packed["shape"])
+    return np.where(places == 65535, np.nan, packed["low"] + packed["step"] * places)
 
 
 def save(result: ProbeResult, folder: Path) -> Path:

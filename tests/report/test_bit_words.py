@@ -110,7 +110,8 @@ def test_entropy_reads_as_that_of_so_many_anchors():
 
 def test_the_terminal_says_how_its_units_read(capsys):
     print_table(made_up(), io.StringIO())
-    assert capsys.readouterr().err.splitlines()[:2] == [
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "mean of layer.1: entropy 0.70, information (language) 0.08",
         "entropy of layer.1: as many as 25 of 100 anchors, evenly used",
         "in bits: 1 is log m = 6.64; there is to know of labels, H(X): column:language 2.75",
     ]

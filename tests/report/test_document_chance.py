@@ -14,6 +14,7 @@ import pytest
 from softh_probe.report.bit_words import bits, reading_lines
 from softh_probe.report.document_chance import chance_lines, document_chance
 from softh_probe.report.findings import findings
+from softh_probe.report.mean_words import mean_lines
 from softh_probe.report.page import comparison_page, run_page, sweep_page, write_report
 from softh_probe.report.spreads import HEADINGS, SPREADS, html_of, measured
 from softh_probe.report.sweep_files import read_sweep
@@ -44,7 +45,7 @@ def visible(html: str) -> str:
 
 def said_of(result) -> str:
     """The information of the most informative layer beside chance, from the tidy table."""
-    table = result.to_pandas("bits").query("label_set == 'topic'").set_index(["metric", "name"])
+    table = result.to_pandas("bits", means=False).query("label_set == 'topic'").set_index(["metric", "name"])
     layer = table.loc["mutual_information"].value.idxmax()
     raw, null, sd = (table.loc[f"mutual_information{end}"].value[layer] for end in ("", "_null", "_null_sd"))
     p = table.loc["mutual_information"].p_value[layer]
@@ -89,7 +90,7 @@ def test_other_label_sets_have_no_such_chance(result):
 def test_a_page_shows_sd_and_p_and_says_what_they_are(result, without, tmp_path):
     page = write_report([save(result, tmp_path)], tmp_path)
     series = page_data(page)["runs"][0]["series"]
-    table = result.to_pandas().query("label_set == 'topic'")
+    table = result.to_pandas(means=False).query("label_set == 'topic'")
     raw = table[table.metric == "mutual_information"]
     assert series["mutual_information|topic"]["p"] == pytest.approx(raw.p_value.tolist())
     null_sd = table[table.metric == "mutual_information_null_sd"].value
@@ -116,7 +117,9 @@ def test_the_terminal_and_notebooks_say_it_below_the_table(result, without, caps
     print_table(result, file)
     assert len(pd.read_csv(io.StringIO(file.getvalue()), sep=r"\s+")) == len(result.rows)
     error = capsys.readouterr().err
-    assert error == "".join(f"{line}\n" for line in [*reading_lines(result), *chance_lines(result)])
+    assert error == "".join(
+        f"{line}\n" for line in [*mean_lines(result), *reading_lines(result), *chance_lines(result)]
+    )
     assert f"topic: highest in {said_of(result)}; p is below" in error
     terminal = io.StringIO()
     with mock.patch.object(terminal, "isatty", return_value=True), mock.patch.dict("os.environ", {"COLUMNS": "250"}):
@@ -124,7 +127,7 @@ def test_the_terminal_and_notebooks_say_it_below_the_table(result, without, caps
     assert said_of(result) in terminal.getvalue()
     assert said_of(result) in result._repr_html_()
     print_table(without, io.StringIO())
-    assert capsys.readouterr().err.splitlines() == reading_lines(without)
+    assert capsys.readouterr().err.splitlines() == [*mean_lines(without), *reading_lines(without)]
 
 
 def test_a_label_set_without_positions_is_no_error(result):

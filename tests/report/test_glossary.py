@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from softh_probe.analysis.paired import compare_results
+from softh_probe.layer_means import MEANS_OF_RATIOS
 from softh_probe.metrics import METRICS
 from softh_probe.report import glossary
 from softh_probe.report.glossary import GLOSSARIES, markdown_of
@@ -51,7 +52,9 @@ def test_pages_have_its_words(result, tmp_path):
 
 
 def test_every_metric_is_explained_once():
-    assert sorted(names_in(glossary.METRICS)) == sorted(metric.name for metric in METRICS)
+    assert sorted(names_in(glossary.METRICS)) == sorted(
+        [*(metric.name for metric in METRICS), *MEANS_OF_RATIOS.values()]
+    )
 
 
 def test_every_column_is_explained(result):

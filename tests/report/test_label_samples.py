@@ -62,7 +62,7 @@ def with_nan(result, *tensors: str, label_set: str = "input_bigram") -> ProbeRes
 
 def test_a_page_shows_the_standard_errors_of_what_was_sampled(result, tmp_path):
     page = write_report([save(result, tmp_path)], tmp_path)
-    table = result.to_pandas()
+    table = result.to_pandas(means=False)
     for key, shown in page_data(page)["runs"][0]["series"].items():
         metric, label_set = key.split("|")
         part = table[(table.metric == metric) & (table.label_set == label_set)]
@@ -175,7 +175,7 @@ def test_figures_have_a_band_of_the_sampling_and_its_key(whole, result, name, n_
 
 
 def test_the_band_is_the_standard_error(result):
-    table = result.to_pandas()
+    table = result.to_pandas(means=False)
     part = table[(table.metric == "mutual_information") & (table.label_set == "input_bigram")]
     bands = [band.get_paths()[0].vertices[:, 1] for band in result.plot("information").axes[0].collections[:-1]]
     edges = [(part.value - part.sampling_sd).min(), (part.value + part.sampling_sd).max()]
@@ -204,7 +204,7 @@ def test_other_samples_are_told_and_their_errors_added(whole, result, other):
     sds = [one.sampling_sds()["input_bigram", "mutual_information"].numpy() for one in (result, second)]
     by_sampling = np.hypot(*sds) / math.log(result.n_anchors)
     np.testing.assert_allclose(found["series"][KEY]["p"], by_sampling, atol=1e-6)
-    table = result.to_pandas().query("metric == 'mutual_information' and label_set == 'input_bigram'")
+    table = result.to_pandas(means=False).query("metric == 'mutual_information' and label_set == 'input_bigram'")
     expected = np.sqrt(2 * table.sd**2 + by_sampling**2)
     np.testing.assert_allclose(found["series"][KEY]["s"], expected, atol=1e-6)
     exact = differences(whole, whole)["series"]["entropy|"]
@@ -236,7 +236,8 @@ def test_the_terminals_table_ends_with_a_line_on_the_sample(whole, result, capsy
         "labels were sampled in input_bigram, output_bigram: the standard error of information by that is at most "
         f"{most(result, 'mutual_information'):.4f} log m"
     )
-    of_anchors, of_bits, of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    of_mean, of_anchors, of_bits, of_chance, *of_shares, of_sample = capsys.readouterr().err.splitlines()
+    assert of_mean.startswith("mean of layers 1–3: entropy 0.")
     assert [of_anchors, of_bits] == reading_lines(result)
     assert all(line.startswith("shares of the ceiling, ") for line in of_shares)
     assert of_chance.startswith("topic: highest in ")

@@ -33,7 +33,7 @@ def module_model():
 
 
 def shares(result, suffix, levels):
-    table = result.to_pandas()
+    table = result.to_pandas(means=False)
     table = table[table.metric == f"information_share{suffix}"]
     return np.array([table[table.label_set == level].value for level in levels])
 

@@ -113,7 +113,7 @@ def test_one_checkpoint_has_no_course_and_models_have_one_each(tmp_path):
 
 def test_figures_draw_the_interval_with_its_key(tmp_path):
     result = result_of_documents(documents(100), **CORPUS)
-    table = result.to_pandas("nats")
+    table = result.to_pandas("nats", means=False)
     entropy = table[table.metric == "entropy"]
     figure = FIGURES["entropy"](result, "nats")
     edges = [line for line in figure.axes[0].lines if line.get_linewidth() == 0.9 and len(line.get_xdata())]

@@ -25,7 +25,7 @@ def results():
 
 
 def mean_of(result, metric, label_set, unit):
-    table = result.to_pandas(unit)
+    table = result.to_pandas(unit, means=False)
     return table[(table.metric == metric) & (table.label_set == label_set)].value.mean()
 
 
@@ -47,7 +47,7 @@ def test_cards_tell_the_first_and_the_last_checkpoint(results, tmp_path):
     kept = found["What do layers keep of what was read?"]
     assert kept.answer.startswith(f"{first:.2f} → {last:.2f}")
     assert kept.answer.endswith(" bits")
-    table = results[100].to_pandas()
+    table = results[100].to_pandas(means=False)
     wide = table[table.label_set == "input_unigram"].pivot(index="name", columns="metric", values="value")
     share = min(1.0, (wide.mutual_information_null / wide.mutual_information).median())
     null = wide.mutual_information_null.median() * math.log2(20)

@@ -82,7 +82,9 @@ def test_the_output_folder_holds_what_was_found_and_where_it_comes_from(config, 
     assert {path.name for path in out.iterdir()} == names | {"sums.safetensors"}
     table = result.to_pandas()
     pd.testing.assert_frame_equal(pd.read_parquet(out / "layers.parquet"), table)
-    csv = pd.read_csv(out / "layers.csv", keep_default_na=False, na_values={"sd": ""})
+    csv = pd.read_csv(
+        out / "layers.csv", keep_default_na=False, na_values={"sd": "", "layer": ""}, dtype={"layer": "Int64"}
+    )
     pd.testing.assert_frame_equal(csv, table, check_dtype=False)
     assert list(table.columns) == ["layer", "name", "label_set", "metric", "value", "sd"]
     assert load_file(out / "sums.safetensors")["mass"].dtype == torch.float64

@@ -123,7 +123,7 @@ def test_out_of_memory_halves_the_tokens_of_a_batch(checkpoint, data, tmp_path, 
     tried = []
     run, limit = measure.run, 100
 
-    def hungry(attempt: RunConfig) -> None:
+    def hungry(attempt: RunConfig, *, kept: object) -> None:
         tried.append(attempt.tokens_per_batch)
         if attempt.tokens_per_batch > limit:
             torch.empty(2**60, dtype=torch.uint8)  # what torch raises then, whatever that is in this version

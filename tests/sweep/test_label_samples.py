@@ -17,7 +17,7 @@ from softh_probe.report.sweep_files import read_sweep
 from softh_probe.sweep import collect
 from tests.helpers.models import tiny_llama
 from tests.helpers.probes import NAMES
-from tests.helpers.report_data import result_of, sampled, sweep_folder
+from tests.helpers.report_data import result_of, sampled, sweep_folder, unpacked
 from tests.helpers.sweeps import collected_folder, info_of
 
 BIGRAMS = ("input_bigram", "output_bigram")
@@ -111,7 +111,7 @@ def test_the_page_holds_the_standard_errors(mixed):
         )
         for name in BIGRAMS
     } | {"optimality|bigram", "optimality_corrected|bigram"}
-    shown = np.array(series[INFORMATION]["e"], float)
+    shown = unpacked(series[INFORMATION]["e"])
     table = sweep.table.query("metric == 'mutual_information' and label_set == 'input_bigram'")
     np.testing.assert_allclose(shown.ravel(), table.sampling_sd, atol=1e-5)
 

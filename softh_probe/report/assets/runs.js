@@ -342,6 +342,7 @@ function buildRuns() {
     const entries = RUNS.map((run, i) => ({ name: run.title, colour: runColour(i), dash: runDash(i) }));
     keys("run-keys", entries, () => { entries.forEach((entry, i) => { RUNS[i].hidden = entry.hidden; }); redraw(); });
   }
+  const pointTables = pointFigures();
   entropyFigure();
   informationFigures();
   optimalityFigures();
@@ -352,5 +353,5 @@ function buildRuns() {
     positionFigure();
     labelFigures();
   }
-  return DATA.kind === "comparison" ? [differenceTable(), layerTable()] : [layerTable()];
+  return DATA.kind === "comparison" ? [...pointTables, differenceTable(), layerTable()] : [layerTable()];
 }

@@ -1,6 +1,6 @@
 "use strict";
 // Builds the page, a figure at a time so that it shows at once, and follows the unit, and the printer's width.
-const tables = DATA.kind === "sweep" ? buildSweep() : buildRuns();
+const tables = DATA.kind === "correlations" ? buildCorrelations() : DATA.kind === "sweep" ? buildSweep() : buildRuns();
 tables.forEach((fill) => fill());
 for (const input of document.querySelectorAll('input[name="unit"]')) {
   input.addEventListener("change", () => {
@@ -9,7 +9,7 @@ for (const input of document.querySelectorAll('input[name="unit"]')) {
     tables.forEach((fill) => fill());
   });
 }
-bandSwitch(Object.values(DATA.series || Object.assign({}, ...DATA.runs.map((run) => run.series))));
+bandSwitch(Object.values(DATA.series || Object.assign({}, ...(DATA.runs || []).map((run) => run.series))));
 DARK.addEventListener("change", () => redraw());
 // Figures, and how many ticks they have, are drawn for a width: a sheet's while it is printed, and on light paper.
 const drawn = () => figures.filter(({ node }) => node.data);
@@ -30,6 +30,7 @@ window.addEventListener("resize", () => {
 (async () => {
   for (const entry of figures) {
     await render(entry);
+    if (entry.onClick) entry.node.on("plotly_click", entry.onClick);
     await new Promise((next) => setTimeout(next, 0));
   }
   document.documentElement.dataset.drawn = String(figures.length);

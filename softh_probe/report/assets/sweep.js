@@ -21,7 +21,10 @@ const beside = (checkpoint, n) => layoutOf(checkpoint).beside[n];
 function at(key, checkpoint, layer) {
   const series = DATA.series[key];
   const factor = scaleOf(metricOf(key), DATA.log_m);
-  const value = (name) => (series[name] && layer !== null && isKnown(series[name][checkpoint][layer]) ? series[name][checkpoint][layer] * factor : null);
+  const value = (name) => {
+    const found = series[name] && layer !== null ? packedAt(series[name], checkpoint, layer) : null;
+    return found === null ? null : found * factor;
+  };
   return { v: value("v"), s: value("s"), e: value("e"), se: value("se") };
 }
 
@@ -195,5 +198,5 @@ function buildSweep() {
   mapFigure();
   stepsFigure();
   pathFigure();
-  return [checkpointTable()];
+  return [...pointFigures(), checkpointTable()];
 }

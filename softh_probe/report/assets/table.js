@@ -34,13 +34,16 @@ function fillTable(table, headings, rows) {
   table.replaceChildren(element("thead", {}, head), body);
 }
 
+/** A row; a click on it calls its `onClick`, where it has one. */
 function tableRow(cells) {
-  return element("tr", {}, ...cells.map((cell, i) => {
+  const row = element("tr", cells.onClick ? { class: "choosable" } : {}, ...cells.map((cell, i) => {
     const made = element(i ? "td" : "th", cell.kind ? { class: cell.kind } : {}, cell.text);
     if (cell.title) made.title = cell.title;
     if (cell.small) made.append(" ", element("small", {}, cell.small));
     return made;
   }));
+  if (cells.onClick) row.addEventListener("click", cells.onClick);
+  return row;
 }
 
 /** Columns of a table of layers: entropy, one metric of each label set, optimality, what shares leave; as [heading, key]. */

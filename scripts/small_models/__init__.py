@@ -1,0 +1,1 @@
+"""Parts of train_and_sweep.py: texts and training, the cloze task, the picture."""
