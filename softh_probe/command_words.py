@@ -7,9 +7,10 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from softh_probe.config import RunConfig, our_name
+from softh_probe.config import RunConfig
 from softh_probe.config_checks import in_words, type_hints
 from softh_probe.errors import InputError, short_repr
+from softh_probe.other_names import our_name
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 #: Fields of a run that name the model and its device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import yaml
@@ -21,6 +21,7 @@ from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS, Kind
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites
 from softh_probe.positions import check_labels, parse_positions, positions_text
+from softh_probe.presets import Like, check_both_directions, preset_values
 
 #: Fields for where and how results are computed, and for means of what is measured. All others decide what is measured.
 EXECUTION_FIELDS = frozenset(
@@ -56,80 +57,8 @@ _RANGES = {
     "max_tokens": (1, 10**15),
 }
 
-#: Names that other tools have for a field: lm_eval's, those of transformers' scripts, and words that come to mind.
-_OTHER_NAMES = {
-    "model": "pretrained model_args model_name model_name_or_path pretrained_model_name_or_path model_id model_path "
-    "base_model checkpoint checkpoint_path ckpt hf_model",
-    "revision": "model_revision commit",
-    "dtype": "torch_dtype precision bf16 fp16 fp32 half bfloat16 float16 float32",
-    "device_map": "device devices gpu gpus cuda cpu use_cpu no_cuda accelerator parallelize",
-    "model_kwargs": "attn_implementation load_in_8bit load_in_4bit quantization quantization_config variant "
-    "low_cpu_mem_usage from_pretrained_kwargs",
-    "tokenizer": "tokenizer_name tokenizer_path tokenizer_name_or_path",
-    "data": "dataset datasets dataset_name dataset_path dataset_dir data_path data_dir data_file data_files tasks task "
-    "corpus input input_file train_file validation_file test_file",
-    "subset": "dataset_config dataset_config_name dataset_subset",
-    "data_revision": "dataset_revision",
-    "split": "dataset_split",
-    "text_column": "text_column_name text_field text_key dataset_text_field column",
-    "max_documents": "limit num_samples n_samples max_samples max_eval_samples max_train_samples num_documents "
-    "n_documents max_docs num_examples max_examples",
-    "max_tokens": "num_tokens n_tokens token_limit token_budget total_tokens",
-    "stream": "streaming",
-    "max_length": "max_seq_length max_seq_len max_len seq_len seq_length sequence_length context_length block_size "
-    "model_max_length",
-    "overflow": "truncation",
-    "shuffle_seed": "shuffle data_seed",
-    "chat_template_kwargs": "apply_chat_template chat_template_args",
-    "positions": "assistant_only_loss completion_only_loss train_on_completions_only train_on_responses_only "
-    "train_on_inputs token_positions which_positions position_policy",
-    "skip_special_tokens": "ignore_special_tokens exclude_special_tokens without_special_tokens remove_special_tokens",
-    "labels": "label label_sets ngrams",
-    "label_rows": "max_labels max_rows label_sample n_label_rows",
-    "permute_within": "permute_by group_by group_column groups strata",
-    "intervals": "confidence_intervals error_bars standard_errors confidence ci",
-    "interval_documents": "bootstrap_documents bootstrap_iters",
-    "n_anchors": "num_anchors",
-    "anchor_sets": "n_anchor_sets num_anchor_sets n_sets num_sets",
-    "calibration": "temperature epsilon",
-    "layers": "layer layer_indices",
-    "mean_over": "average_over average_layers mean_layers",
-    "sites": "site hook_points components",
-    "modules": "module module_names target_modules hook_modules",
-    "tokens_per_batch": "batch_size bs max_batch_size eval_batch_size per_device_batch_size "
-    "per_device_eval_batch_size per_device_train_batch_size per_gpu_eval_batch_size",
-    "out": "output output_path output_dir output_folder output_file out_dir outdir save_dir save_path results_dir",
-    "cache": "cache_dir use_cache cache_requests overwrite_cache",
-    "overwrite": "overwrite_output_dir force",
-    "resume": "resume_from_checkpoint",
-    "seed": "random_seed",
-}
-_FIELD_OF = {other: field for field, others in _OTHER_NAMES.items() for other in others.split()}
-
 #: Numbers that a file of anchors decides.
 _SIZES = ("n_anchors", "anchor_sets")
-#: What differs from the other tools' fields.
-_DIFFERENCES = {
-    "model": "a hub id, a local folder, or a .gguf file",
-    "dtype": "auto, float32, bfloat16 or float16",
-    "device_map": "cpu, cuda:0, …, or auto",
-    "data": "a hub id, a file, or a folder",
-    "max_tokens": "it counts tokens of the whole corpus",
-    "positions": "all, assistant, completion, last, first:N, skip:N, or several with commas",
-    "tokens_per_batch": "it counts tokens, padding included, not documents",
-    "cache": "a folder for tokenised corpora and plans; HF_HOME is that of downloads",
-    "calibration": "exact, leading_order, amos, or the temperature as a number",
-}
-
-
-def our_name(other: str) -> tuple[str, str] | None:
-    """Find the field that another tool calls otherwise, and what is different about it.
-
-    >>> our_name("batch_size")
-    ('tokens_per_batch', 'it counts tokens, padding included, not documents')
-    """
-    field = _FIELD_OF.get(other)
-    return (field, _DIFFERENCES.get(field, "")) if field else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +154,10 @@ class RunConfig:
     together."""
     n_anchors: int = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
+    like: Like | None = None
+    """Settings by which the numbers of another tool go on: soft-entropy-0.1.5 stands for its anchors, one set of them,
+    calibration amos, 128 tokens, float32 and the mean over the layers that it averages, and writes soft_entropy.json
+    with its keys. labels have to name both directions of each order. null takes the settings as they are given."""
     anchors: Kind | str = "iid"
     """Sampling of the anchors: iid, independent, from a stream of their own; published, the draw of the published code
     and of versions that recorded no recipe; antithetic, in pairs w and -w, which makes entropies vary less from one
@@ -244,8 +177,9 @@ class RunConfig:
     """Rows to measure: embeddings, layer.1, …, final_norm, or indices (-1 the last), which stand for all sites of a
     layer; null measures all."""
     mean_over: str | Sequence[str | int] | None = None
-    """Layers whose mean is the row `mean`, by names and indices as in layers; null is layer.1 to the last block, as far
-    as they are measured. The mean can be taken anew of a finished result: this changes nothing that is measured."""
+    """Layers whose mean is the row `mean`, by names and indices as in layers, or a slice of indices (1:-2, which begins
+    at 1 and ends before the last but one); null is layer.1 to the last block, as far as they are measured. The mean can
+    be taken anew of a finished result: this changes nothing that is measured."""
     sites: str | Sequence[str] = (RESIDUAL,)
     """Places in each block to measure: residual (what the block gives), attention and mlp (what they give, before a
     norm or the residual stream is added), router (logits of a mixture of experts), attention_heads (what each head
@@ -278,6 +212,7 @@ class RunConfig:
         check_secrets(self)
         check_types(self)
         self._split_lists()
+        self._apply_preset()
         self._check_names()
         self._check_numbers()
 
@@ -289,6 +224,14 @@ class RunConfig:
         object.__setattr__(self, "per_label", split_names(self.per_label))
         object.__setattr__(self, "sites", parse_sites(split_names(self.sites)))
         object.__setattr__(self, "modules", None if self.modules is None else split_names(self.modules))
+
+    def _apply_preset(self) -> None:
+        if self.like is None:
+            return
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in preset_values(self.like, fields(self), values).items():
+            object.__setattr__(self, name, value)
+        check_both_directions(self.like, self.labels)
 
     def _check_names(self) -> None:
         policies = parse_positions(self.positions)

@@ -14,6 +14,7 @@ Shape suffixes: R rows (layers) of a result, L layers that are averaged, X label
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ MEAN = "mean"
 MEAN_OVER = "mean_over"
 #: Ratios whose layers are averaged too, and the name of that mean; the ratio itself is of means.
 MEANS_OF_RATIOS = {name: f"{name}_mean_of_layers" for name in ("regularity", "optimality", "optimality_corrected")}
+#: A slice of indices, as "1:-1".
+_SLICE = re.compile(r"(-?\d{0,9}):(-?\d{0,9})")
 #: Spreads of a layer, of which the mean over layers has another meaning.
 _NOT_AVERAGED = ("entropy_document_sd", "mutual_information_null_sd")
 
@@ -71,10 +74,12 @@ def select_mean_rows(mean_over: Sequence[str | int], names: Sequence[str], info:
 
     >>> select_mean_rows([1, -2, "embeddings"], ["embeddings", "layer.1", "layer.2", "final_norm"], {"n_blocks": 2})
     ['embeddings', 'layer.1', 'layer.2']
+    >>> select_mean_rows(["1:-1"], ["embeddings", "layer.1", "layer.2", "final_norm"], {"n_blocks": 2})
+    ['layer.1', 'layer.2']
 
     Args:
         mean_over: names of rows, or indices in the model, which stand for all sites of a layer; −1 is the last layer
-            that was measured.
+            that was measured, and "1:-1" a slice of those that were, as Python takes it.
         names: of the rows that are or will be measured.
         info: of the result.
 
@@ -89,7 +94,11 @@ def select_mean_rows(mean_over: Sequence[str | int], names: Sequence[str], info:
     in_order = sorted({*indices})
     chosen: set[str] = set()
     for one in mean_over:
-        if isinstance(one, int):
+        if isinstance(one, str) and (ends := _SLICE.fullmatch(one)):
+            begin, end = (int(text) if text else None for text in ends.groups())
+            taken = {*in_order[begin:end]}
+            found = {name for name, place in zip(names, indices, strict=True) if place in taken}
+        elif isinstance(one, int):
             index = one if one >= 0 else in_order[one] if -one <= len(in_order) else None
             found = {name for name, place in zip(names, indices, strict=True) if place == index}
         else:

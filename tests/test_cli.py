@@ -7,7 +7,8 @@ import pytest
 
 from softh_probe import cli
 from softh_probe.cli import main
-from softh_probe.config import RunConfig, our_name
+from softh_probe.config import RunConfig
+from softh_probe.other_names import our_name
 from softh_probe.sweep.config import SweepConfig
 
 NEEDED = ["--model", "m", "--data", "d", "--out", "o"]

@@ -32,6 +32,7 @@ from softh_probe.planned.prepared import PADDED
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.result import ProbeResult
+from softh_probe.run.as_soft_entropy import SOFT_ENTROPY_JSON, soft_entropy_json
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
 from softh_probe.run.forward import run_batches
@@ -206,7 +207,7 @@ def _run(
         result.info["warnings"] = warnings(result, feed.warnings())
         for text in result.info["warnings"]:
             logger.warning("%s", text)
-        write_text(folder / CONFIG_YAML, config_yaml(config))
+        _write_settings(config, result, folder)
     result.info["seconds"] = seconds.spent
     result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
     if config.report:
@@ -299,6 +300,13 @@ def _padding(
     padding = processes.from_first(padding)
     checkpoint.choices.update(padding_choice(padding))
     return padding
+
+
+def _write_settings(config: RunConfig, result: ProbeResult, folder: Path) -> None:
+    """Write the configuration, and the values with the keys of another tool, like which they were measured."""
+    write_text(folder / CONFIG_YAML, config_yaml(config))
+    if config.like:
+        write_text(folder / SOFT_ENTROPY_JSON, soft_entropy_json(result))
 
 
 def _write_report(result: ProbeResult, folder: Path) -> None:

@@ -19,6 +19,7 @@ from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.lengths import longest_document
 from softh_probe.positions import ALL, describe_policy
+from softh_probe.presets import LIMITS
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import input_embeddings
 from softh_probe.versions import versions
@@ -121,6 +122,8 @@ def warnings(result: ProbeResult, of_data: Iterable[str]) -> list[str]:
     found += of_data
     if result.info["model"]["trust_remote_code"]:
         found.append("Python code that comes with the checkpoint was allowed to run (trust_remote_code)")
+    if like := result.info["config"].get("like"):
+        found.append(LIMITS[like])
     return found
 
 

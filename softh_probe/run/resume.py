@@ -149,6 +149,7 @@ def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
         "sites": [RESIDUAL],
         "by_position": False,
         "anchors_sha256": None,
+        "like": None,
     }
     return {**since, **config}
 
