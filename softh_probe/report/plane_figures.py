@@ -75,7 +75,7 @@ def plane_of_models(
     paths = paths_of(points)
     figure = NotebookFigure(figsize=(9.6, 6.6), layout="constrained")
     axes = figure.add_subplot()
-    (left, right), (low, high) = limits_of(x, y)
+    (left, right), (low, high) = limits_of(x, y, spreads_of(points, order, metric))
     ends = [min(left, low), max(right, high)]
     axes.plot(ends, ends, color="0.5", linestyle=":", linewidth=1, zorder=1, label="bound")
     colours, areas = _colours(points, colour_by), _areas(points, _PATH_AREAS if paths else _AREAS)
