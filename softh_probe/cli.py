@@ -194,7 +194,7 @@ def _correlate(options: Namespace) -> int:
     from softh_probe.report.correlate import correlate_folders
 
     control = () if options.control is None else split_names(options.control)
-    chosen = {name: options[name] for name in ("by", "out", "mean_over")}
+    chosen = {name: options[name] for name in ("by", "out", "mean_over", "allow_different")}
     print(correlate_folders(options.results, options.scores, control=control, as_json=options.json, **chosen))
     return 0
 
@@ -327,6 +327,12 @@ def _correlate_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--mean-over", type=str | None, help="Layers that values are averaged over; null is layer.1 to layer.L."
+    )
+    parser.add_argument(
+        "--allow-different",
+        action=ActionYesNo(no_prefix="no-"),
+        default=False,
+        help="Correlate results of different text, anchors or positions, too; a note says in what they differ.",
     )
     parser.add_argument("--json", action="store_true", help="Print what correlations.json holds.")
     return parser

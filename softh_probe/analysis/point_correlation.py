@@ -104,6 +104,11 @@ def correlate(
         raise InputError(
             _too_few(len(chosen), points, scores, matched, [*_control_notes(points, with_scores, controls)])
         )
+    if len(names) and len(chosen) < FEWEST_MODELS + len(names):
+        raise InputError(
+            f"control: {len(names)} of them take at least {FEWEST_MODELS + len(names)} models, got {len(chosen)}; leave "
+            "some out"
+        )
     _check_controls(controls[used])
     values, constant = _metrics(chosen)
     notes += [f"metrics that do not vary, left out: {abbreviated(constant, 8)}"] * bool(constant)
@@ -175,6 +180,9 @@ def _groups(points: Sequence[ModelPoint], by: str | None, notes: list[str]) -> I
         return
     families = np.array([point.family or "unknown family" for point in points])
     names, counts = np.unique(families, return_counts=True)
+    if len(names) == 1:
+        notes.append(f"all models are of the family {names[0]}, which is not shown alone")
+        return
     for name in names[counts >= FEWEST_MODELS]:
         yield str(name), families == name
     small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < FEWEST_MODELS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ _SCRIPTS = (
     *("shares.js", "positions.js", "runs.js", "sweep.js", "start.js"),
 )
 
+logger = logging.getLogger(__name__)
+
 
 def write_report(
     folders: Sequence[str | Path],
@@ -96,12 +99,15 @@ def write_report(
     if len(paths) == 1:
         return write_run_report(load(paths[0]), page)
     side_by_side = read_side_by_side(paths, allow_different=allow_different)
+    of_groups = columns.notes(side_by_side.points) if columns else []
+    for note in of_groups:
+        logger.warning("%s", note)
     html = comparison_page(
         side_by_side.drawn,
         side_by_side.titles,
         side_by_side.notes,
         _planes(side_by_side.points, side_by_side.log_m, columns),
-        columns.notes(side_by_side.points) if columns else (),
+        of_groups,
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_comparison_figures(side_by_side.drawn, side_by_side.titles[: len(side_by_side.drawn)], page.parent)
@@ -118,6 +124,8 @@ def _write_sweep(folder: Path, page: Path, groups: Groups | None) -> Path:
     for site, path in pages.items():
         sweep = lead if site == lead.site else read_sweep(folder, site)
         points = sweep_points(sweep) if site == lead.site else []
+        for note in groups.notes(points) if groups and points else []:
+            logger.warning("%s", note)
         write_sweep_figures(sweep, page.parent, points, groups)
         _write(path, sweep_page(sweep, {site: other.name for site, other in pages.items()}, groups))
     return page

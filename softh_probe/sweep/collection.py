@@ -371,7 +371,9 @@ def _correlate(folder: SweepFolder, found: Collection) -> None:
     from softh_probe.report.correlate import correlate_folders
 
     try:
-        found.correlation = correlate_folders([folder.path], folder.scores.folder, out=folder.path)
+        found.correlation = correlate_folders(
+            [folder.path], folder.scores.folder, out=folder.path, allow_different=True
+        )
     except Exception as error:
         reason = error if isinstance(error, SofthProbeError) else first_sentence(error)
         found.warnings.append(f"scores were not correlated with what was measured: {reason}")
