@@ -106,7 +106,7 @@ def correlate(
         )
     if len(names) and len(chosen) < FEWEST_MODELS + len(names):
         raise InputError(
-            f"control: {len(names)} of them take at least {FEWEST_MODELS + len(names)} models, got {len(chosen)}; leave "
+            f"control: {len(names)} take at least {FEWEST_MODELS + len(names)} models, got {len(chosen)}; leave "
             "some out"
         )
     _check_controls(controls[used])
