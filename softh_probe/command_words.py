@@ -14,7 +14,7 @@ from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 #: Fields of a run that name the model and its device.
 LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code", "sites", "modules")
-REPORT_FIELDS = ("folders", "out", "allow_different")
+REPORT_FIELDS = ("folders", "out", "allow_different", "groups")
 COMPARE_FIELDS = ("a", "b", "unit", "metric", "out", "json")
 CORRELATE_FIELDS = ("results", "scores", "control", "by", "out", "mean_over", "json")
 #: Flags that are no fields.

@@ -302,7 +302,8 @@ def test_collecting_ends_with_the_correlation_and_keeps_the_tables_without_one(s
         folder.scores.add(point.folder, "letters", fake(0.5), seconds=2.0)
     capsys.readouterr()
     assert main(["collect", settings["out"]]) == 0
-    assert asked == [([folder.path], folder.path / "evaluations", {"out": folder.path})]
+    given = {"out": folder.path, "allow_different": True}
+    assert asked == [([folder.path], folder.path / "evaluations", given)]
     assert "letters goes with entropy" in capsys.readouterr().out.splitlines()
 
     def refuse(*_, **__):
