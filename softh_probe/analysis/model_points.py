@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from softh_probe.analysis.comparable import RECIPE
 from softh_probe.analysis.sites import ordered_sites
 from softh_probe.errors import InputError, abbreviated
 from softh_probe.layer_means import MEAN
@@ -17,7 +18,7 @@ from softh_probe.result import ProbeResult
 from softh_probe.tidy_table import mean_table
 
 #: Settings that values of several models have to share.
-_CONDITIONS = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration", "positions")
+_CONDITIONS = (*RECIPE, "positions")
 
 
 @dataclass(frozen=True, kw_only=True)

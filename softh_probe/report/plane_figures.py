@@ -72,14 +72,14 @@ def plane_of_models(
         InputError: no point has both informations, or `colour_by` is none of these.
     """
     points, x, y = _known(points, order, metric)
-    paths = paths_of(points)
+    paths, spreads = paths_of(points), spreads_of(points, order, metric)
     figure = NotebookFigure(figsize=(9.6, 6.6), layout="constrained")
     axes = figure.add_subplot()
-    (left, right), (low, high) = limits_of(x, y, spreads_of(points, order, metric))
+    (left, right), (low, high) = limits_of(x, y, spreads)
     ends = [min(left, low), max(right, high)]
     axes.plot(ends, ends, color="0.5", linestyle=":", linewidth=1, zorder=1, label="bound")
     colours, areas = _colours(points, colour_by), _areas(points, _PATH_AREAS if paths else _AREAS)
-    _draw_points(axes, x, y, spreads_of(points, order, metric), colours, areas, paths)
+    _draw_points(axes, x, y, spreads, colours, areas, paths)
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
     axes.set_title(_title("Information plane", order, metric), loc="left")

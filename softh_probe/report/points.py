@@ -12,7 +12,8 @@ import pandas as pd
 
 from softh_probe.analysis.model_points import ModelPoint, conditions_of, lead_mean, point_of, point_values
 from softh_probe.errors import InputError
-from softh_probe.report.page_data import check_info, distinct_titles
+from softh_probe.report.page_data import distinct_titles
+from softh_probe.report.side_by_side import load
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_files import SWEEP_PARQUET, read_tables
 from softh_probe.result import ProbeResult
@@ -61,8 +62,7 @@ def _is_sweep(folder: Path) -> bool:
 
 
 def _load(folder: Path, mean_over: str | Sequence[str | int] | None) -> ProbeResult:
-    result = ProbeResult.load(folder)
-    check_info(result, str(folder))
+    result = load(folder)
     try:
         return result if mean_over is None else result.averaged_over(mean_over)
     except InputError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import faulthandler
 import logging
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import clear_device_cache
 
 from softh_probe.cache import key_of
@@ -29,7 +27,7 @@ from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig, tokens_per_batch_o
 from softh_probe.data.prepared import read_corpus
 from softh_probe.data.sources import data_identity
 from softh_probe.data.tokenizing import tokenizer_fingerprint
-from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence
+from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence, is_disk_full
 from softh_probe.kept import Kept
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
@@ -42,6 +40,7 @@ from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.evaluation import evaluate
 from softh_probe.sweep.folder import SweepFolder, is_intact, make_durable
 from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.halving import with_less_memory
 from softh_probe.sweep.read_ahead import read_ahead, read_ahead_in_thread
 
 #: Exit codes of a measuring process: success, failure with a reason, asked to stop, disk full.
@@ -128,10 +127,9 @@ def measure_one(
         return EXIT_STOPPED
     except BaseException as error:
         logger.exception("%s cannot be measured", point.checkpoint)
-        disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         text = str(error) if isinstance(error, SofthProbeError) else f"{type(error).__name__}: {first_sentence(error)}"
         reason.send(redacted(text))
-        return EXIT_DISK_FULL if disk_full else EXIT_FAILED
+        return EXIT_DISK_FULL if is_disk_full(error) else EXIT_FAILED
 
 
 @contextlib.contextmanager
@@ -233,14 +231,7 @@ def run_in_memory(config: RunConfig, kept: Kept | None = None) -> None:
     def attempt(tokens_per_batch: int) -> None:
         run(dataclasses.replace(config, tokens_per_batch=tokens_per_batch), kept=kept)
 
-    try:
-        find_executable_batch_size(attempt, starting_batch_size=budget, reduce_batch_size_fn=halved)()
-    except RuntimeError as error:
-        if "No executable batch size" in str(error):
-            raise InputError(
-                "out of memory, even with one document a batch; take a larger device, or --dtype"
-            ) from error
-        raise
+    with_less_memory(attempt, budget, halved, "one document a batch; take a larger device, or --dtype")
 
 
 def _log_to(log: Path) -> None:
