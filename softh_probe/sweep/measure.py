@@ -47,6 +47,8 @@ from softh_probe.sweep.read_ahead import read_ahead, read_ahead_in_thread
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_DISK_FULL = 0, 1, 75, 74
 #: What a measuring process answers when a result is written, and it waits for the next checkpoint.
 DONE = None
+#: What a worker sends in place of a checkpoint when there are no more.
+NO_MORE = None
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +62,20 @@ def serve(config: SweepConfig, jobs: Any) -> None:
     Args:
         config: the sweep.
         jobs: connection to the worker, which sends a `GridPoint`, the number of earlier attempts that the system
-            killed, and a checkpoint to read ahead, or None. The answer is `DONE`, or a line that says why the process
-            ends.
+            killed, and a checkpoint to read ahead, or None; in the end `NO_MORE`. The answer is `DONE`, or a line that
+            says why the process ends.
     """
     _detach()
     folder, kept, code = SweepFolder(config.out), Kept(), EXIT_DONE
     try:
         while code == EXIT_DONE:
             try:
-                point, killed, following = jobs.recv()
-            except EOFError:  # none is left
+                job = jobs.recv()
+            except EOFError:  # the worker has ended
                 break
+            if job is NO_MORE:
+                break
+            point, killed, following = job
             code = EXIT_FAILED
             _log_to(folder.log(point))
             with log_to_stderr(), _like_a_new_process():
