@@ -5,7 +5,9 @@ Commands import the modules that they need when they run: `--help`, `status` and
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for bad input, with one line on standard error, and where there are no words, with the help;
         128 plus the signal's number for a run that a signal stopped; 1 for any other failure.
     """
+    atexit.register(gc.freeze)  # the end of the process frees all memory at once: objects one by one take 0.6 s
     words = spelled(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     command = next((word for word in words if word in COMMANDS), "run")

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -126,9 +126,14 @@ def _write_sweep(folder: Path, page: Path, groups: Groups | None) -> Path:
         points = sweep_points(sweep) if site == lead.site else []
         for note in groups.notes(points) if groups and points else []:
             logger.warning("%s", note)
-        write_sweep_figures(sweep, page.parent, points, groups)
-        _write(path, sweep_page(sweep, {site: other.name for site, other in pages.items()}, groups))
+        names = {site: other.name for site, other in pages.items()}
+        write_page = partial(_write_sweep_page, path, sweep, names, groups)
+        write_sweep_figures(sweep, page.parent, points, groups, beside=[write_page])
     return page
+
+
+def _write_sweep_page(path: Path, sweep: Sweep, pages: Mapping[str, str], groups: Groups | None) -> None:
+    _write(path, sweep_page(sweep, pages, groups))
 
 
 def _planes(points: Sequence[ModelPoint], log_m: Sequence[float], groups: Groups | None) -> dict[str, Any]:
@@ -304,7 +309,7 @@ def render(
     )
     environment.filters["named"] = html_of
     environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:]}."
-    scripts = [get_plotlyjs(), *(_asset(name) for name in own_scripts)]
+    plotly, scripts = get_plotlyjs(), [_asset(name) for name in own_scripts]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
     if planes:
@@ -319,7 +324,8 @@ def render(
         chance=CHANCE.kind,
         style=Markup(_asset("page.css")),
         scripts=[Markup(script) for script in scripts],
-        script_hashes=" ".join(_csp_hash(script) for script in scripts),
+        plotly=Markup(plotly),
+        script_hashes=" ".join(_csp_hash(script) for script in (plotly, *scripts)),
         data=Markup(embedded_json(data)),
         planes=planes,
         has_heads="heads" in data,
