@@ -84,7 +84,7 @@ def plane_of_models(
         axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
         axes.set_title(_title("Information plane", one, metric) if is_single else one, loc="left")
     if not is_single:
-        figure.suptitle(_title("Information plane", "", metric), fontsize="medium")
+        figure.suptitle(_title("Information plane", "", metric), x=0.01, ha="left", fontsize="medium")
     colours.explain(figure, panels)
     _size_key(figure, points, sizes, below=bool(paths))
     lay_out(figure)
@@ -140,7 +140,7 @@ def distance_to_bound(
         _draw_distances(axes, points, one, metric, colours)
         axes.set_title(_title("Distance to the bound", one, metric) if is_single else one, loc="left")
     if not is_single:
-        figure.suptitle(_title("Distance to the bound", "", metric), fontsize="medium")
+        figure.suptitle(_title("Distance to the bound", "", metric), x=0.01, ha="left", fontsize="medium")
     colours.explain(figure, panels, bars=True)
     return figure
 

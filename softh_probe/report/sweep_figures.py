@@ -99,7 +99,7 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str | None = Non
         layer_ticks(lead.yaxis, grid.layers)
     leave_empty(panels, len(sets))
     if not is_single:
-        figure.suptitle(f"{_title(metric, '')} ({unit})", fontsize="medium")
+        figure.suptitle(f"{_title(metric, '')} ({unit})", x=0.01, ha="left", fontsize="medium")
     figure.supxlabel("training step (checkpoints evenly spaced)", fontsize="medium")
     figure.supylabel(axis, fontsize="medium")
     return figure
