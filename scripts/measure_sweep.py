@@ -33,8 +33,8 @@ from typing import Any
 
 import torch
 from random_models import model_config
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from small_models.training import read_texts, train_tokenizer
+from transformers import AutoModelForCausalLM
 
 from softh_probe.labels import NGRAM_SETS
 
@@ -47,22 +47,7 @@ _TOOK = re.compile(r"^took ([\d.]+) s, ([\d.]+) s of CPU$", re.MULTILINE)
 
 def texts() -> list[str]:
     """Help texts that come with Python."""
-    from pydoc_data.topics import topics
-
-    return [" ".join(topics[name].split()) for name in sorted(topics)]
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    return [" ".join(text.split()) for text in read_texts(None)]
 
 
 def make_material(folder: Path, n_checkpoints: int) -> tuple[Path, Path]:
@@ -70,7 +55,7 @@ def make_material(folder: Path, n_checkpoints: int) -> tuple[Path, Path]:
     data, run = folder / "documents.jsonl", folder / "run"
     pieces = [text[:CHARACTERS] for text in texts() if len(text) >= CHARACTERS][:N_DOCUMENTS]
     data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
-    tokenizer, config = make_tokenizer(), model_config("tiny")
+    tokenizer, config = train_tokenizer(texts(), VOCABULARY), model_config("tiny")
     config.vocab_size = VOCABULARY
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)

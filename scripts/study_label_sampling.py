@@ -90,7 +90,7 @@ def measure(
             else:
                 with probe.batch(plan.batch(replay.batch)):
                     replay(input_ids=ids_BT, attention_mask=mask_BT)
-    table = probe.result().to_pandas()
+    table = probe.result().to_pandas(means=False)
     return probe, table[table.metric.isin(METRICS)].set_index(["metric", "label_set", "name"])
 
 

@@ -15,9 +15,9 @@ from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
 #: Fields of a run that name the model and its device.
 LAYERS_FIELDS = ("model", "revision", "device_map", "trust_remote_code", "sites", "modules")
-REPORT_FIELDS = ("folders", "out", "allow_different")
+REPORT_FIELDS = ("folders", "out", "allow_different", "groups")
 COMPARE_FIELDS = ("a", "b", "unit", "metric", "out", "json")
-CORRELATE_FIELDS = ("results", "scores", "control", "by", "out", "mean_over", "json")
+CORRELATE_FIELDS = ("results", "scores", "control", "by", "out", "mean_over", "allow_different", "json")
 #: Flags that are no fields.
 GLOBAL_FLAGS = ("version", "config", "print_config", "debug")
 _OWN_FIELDS = {
@@ -29,7 +29,7 @@ _OWN_FIELDS = {
     "collect": ("folder",),
 }
 #: Switches that are no fields of a configuration, by command; those that can be negated, and those that cannot.
-_OWN_SWITCHES = {"layers": ("trust_remote_code",), "report": ("allow_different",)}
+_OWN_SWITCHES = {"layers": ("trust_remote_code",), "report": ("allow_different",), "correlate": ("allow_different",)}
 _ALONE = {"run": ("dry_run", "json"), "sweep": ("dry_run",), "compare": ("json",), "correlate": ("json",)}
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 #: Words that a command takes without a flag, by command and field, as its help writes them.

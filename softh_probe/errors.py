@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
 import signal
 from collections.abc import Sequence
@@ -108,3 +109,21 @@ def first_sentence(error: BaseException) -> str:
     """
     sentence = shorten(str(error).split(". ")[0].rstrip("."), 160, placeholder=" …")
     return sentence if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {sentence}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why something failed in one line: an error of softh_probe whole, of any other its first sentence.
+
+    >>> reason_of(InputError("tasks: none. Name some.")), reason_of(ValueError("no such file. Try again."))
+    ('tasks: none. Name some.', 'no such file')
+    """
+    return str(error) if isinstance(error, SofthProbeError) else first_sentence(error)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether there was no room for a file.
+
+    >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device")), is_disk_full(OSError("no"))
+    (True, False)
+    """
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from softh_probe.errors import InputError, abbreviated
+from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.influence import DocumentInfluence, Name
 from softh_probe.labels import DIRECTIONS
 from softh_probe.layer_places import RESIDUAL, SITES, block_index, place_layers, site_name
@@ -54,13 +54,18 @@ def mean_rows(names: Sequence[str], info: Mapping[str, Any]) -> dict[str, list[s
 
     Returns:
         Names of layers by that of the row: "mean" of the residual stream, "mean.attention" and the like of sites.
+
+    Raises:
+        InputError: `mean_over` is no list of names, as where a result was changed.
     """
     places = place_layers(names, info)
     chosen = info.get(MEAN_OVER)
     if chosen is None:
         taken = {name for name in names if places.n_blocks and block_index(name) is not None}
-    else:
+    elif isinstance(chosen, list) and all(isinstance(name, str) for name in chosen):
         taken = {*chosen}
+    else:
+        raise InputError(f"mean_over: expected a list of names of layers, got {short_repr(chosen)}")
     found: dict[str, list[str]] = {}
     for site in (RESIDUAL, *(site for site in SITES if site != RESIDUAL)):
         layers = [name for name, of in zip(names, places.sites, strict=True) if of == site and name in taken]

@@ -146,16 +146,18 @@ class ProbeResult:
         """
         return mean_rows(self.rows, self.info)
 
-    def averaged_over(self, layers: str | Sequence[str | int]) -> ProbeResult:
+    def averaged_over(self, layers: str | Sequence[str | int] | None) -> ProbeResult:
         """Choose the layers of the row `mean`, as in `result.averaged_over(["layer.1", "layer.2"]).to_pandas()`.
 
         Args:
             layers: names of rows, or indices in the model, which stand for all sites of a layer, as a list or a text
-                with commas; −1 is the last layer that was measured.
+                with commas; −1 is the last layer that was measured. None takes the blocks.
 
         Raises:
             InputError: one of them was not measured.
         """
+        if layers is None:
+            return replace(self, info={name: value for name, value in self.info.items() if name != MEAN_OVER})
         chosen = select_mean_rows(parse_layers(MEAN_OVER, layers), self.rows, self.info)
         return replace(self, info={**self.info, MEAN_OVER: chosen})
 

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softh_probe.config import RunConfig
 from tests.helpers.corpora import write_texts
+from tests.helpers.lm_eval_tasks import multiple_choice
 from tests.helpers.models import tiny_llama
 from tests.helpers.sweeps import small_tokenizer, train
 
@@ -43,22 +44,8 @@ def task(tmp_path) -> Path:
     questions = ["a b c", "g h i j k l", "p", "x y"]
     rows = [{"question": q, "choices": [" d", " e f"], "answer": i % 2} for i, q in enumerate(questions)]
     (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "letters.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "task": "letters",
-                "dataset_path": "json",
-                "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
-                "test_split": "test",
-                "output_type": "multiple_choice",
-                "doc_to_text": "{{question}}",
-                "doc_to_choice": "{{choices}}",
-                "doc_to_target": "{{answer}}",
-                "target_delimiter": "",
-                "metric_list": [{"metric": "acc"}],
-            }
-        )
-    )
+    letters = multiple_choice("letters", tmp_path / "rows.json", "acc")
+    (tmp_path / "letters.yaml").write_text(yaml.safe_dump(letters))
     return tmp_path
 
 

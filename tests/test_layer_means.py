@@ -195,6 +195,12 @@ def test_layers_that_are_not_there_are_refused(result, mean_over, said):
         result.averaged_over(mean_over)
 
 
+@pytest.mark.parametrize("mean_over", [5, "layer.1", [1], [["layer.1"]]])
+def test_a_result_that_says_nonsense_of_its_mean_is_refused_in_one_line(result, mean_over):
+    with pytest.raises(InputError, match="mean_over: expected a list of names of layers, got"):
+        replace(result, info={**result.info, "mean_over": mean_over}).to_pandas()
+
+
 def test_a_module_of_that_name_is_no_mean():
     net = torch.nn.Sequential(torch.nn.Linear(8, 16)).eval()
     probe = SoftEntropyProbe(net, modules={"mean": net[0]}, n_anchors=20)

@@ -14,7 +14,7 @@ from softh_probe.positions import describe_policy, same_policy
 from softh_probe.result import ProbeResult
 
 #: Settings from which anchors are drawn. Equal recipes at equal widths give equal anchors.
-_RECIPE = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration")
+RECIPE = ("n_anchors", "anchor_sets", "anchors", "seed", "calibration")
 
 #: Settings that decide which texts of a data set are read, and in which order.
 _READING = (
@@ -213,7 +213,7 @@ def _anchors_differ(one: ProbeResult, other: ProbeResult) -> list[str]:
     if same_anchors(one, other):
         return []
     recipes = [(with_recipe(result.info).get("settings") or {}) for result in (one, other)]
-    changed = [key for key in _RECIPE if recipes[0].get(key) != recipes[1].get(key)]
+    changed = [key for key in RECIPE if recipes[0].get(key) != recipes[1].get(key)]
     if changed:
         settings = ", ".join(f"{key} {recipes[0].get(key)} and {recipes[1].get(key)}" for key in changed)
         return [f"their anchors ({settings})"]

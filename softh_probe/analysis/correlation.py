@@ -22,6 +22,8 @@ from softh_probe.errors import InputError
 FEWEST_MODELS = 5
 #: A column whose spread is smaller than this share of its size is constant up to rounding.
 ROUNDING = 1e-10
+#: A correlation nearer to 1 or −1 is that, but for rounding.
+_ROUNDING_OF_ONE = 1e-14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,9 @@ def partial_correlation(x_NX: np.ndarray, y_NY: np.ndarray, controls_NK: np.ndar
         r_XY; NaN where nothing is left of a side but rounding.
     """
     r_XY: np.ndarray = _unit(_residuals(x_NX, controls_NK)).T @ _unit(_residuals(y_NY, controls_NK))
-    return np.clip(r_XY, -1.0, 1.0, out=r_XY)
+    is_whole = np.abs(r_XY) > 1 - _ROUNDING_OF_ONE
+    r_XY[is_whole] = np.sign(r_XY[is_whole])
+    return r_XY
 
 
 def p_value(r: np.ndarray, dof: int) -> np.ndarray:

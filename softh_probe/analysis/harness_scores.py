@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from softh_probe.analysis.harness_metrics import metric_name, metric_values
 from softh_probe.analysis.score_table import COLUMNS, Scores
 from softh_probe.errors import InputError, abbreviated, first_sentence
 
@@ -126,19 +127,11 @@ def _task_scores(task: str, metrics: dict[str, Any]) -> dict[str, tuple[str, flo
     >>> _task_scores("lambada", {"perplexity,none": 9.0, "acc,none": 0.4})
     {'lambada': ('acc,none', 0.4), 'lambada:perplexity': ('perplexity,none', 9.0)}
     """
-    values = {
-        str(name): float(value)
-        for name, value in metrics.items()
-        if "," in str(name)
-        and not str(name).split(",")[0].endswith("_stderr")
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    }
+    values = {name: value for name, value, _ in metric_values(metrics) if math.isfinite(value)}
     if not values:
         return {}
     first = next((name for name in values if _ACCURACY.fullmatch(name.split(",")[0])), next(iter(values)))
-    others = {f"{task}:{name.removesuffix(',none')}": (name, value) for name, value in values.items() if name != first}
+    others = {f"{task}:{metric_name(name)}": (name, value) for name, value in values.items() if name != first}
     return {task: (first, values[first]), **others}
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from softh_probe.analysis.comparable import RECIPE
 from softh_probe.analysis.sites import ordered_sites
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, abbreviated
 from softh_probe.layer_means import MEAN
 from softh_probe.layer_places import RESIDUAL
 from softh_probe.result import ProbeResult
 from softh_probe.tidy_table import mean_table
+
+#: Settings that values of several models have to share.
+_CONDITIONS = (*RECIPE, "positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ class ModelPoint:
         n_parameters: parameters of the part that was measured, or None.
         folder: of its result.
         values: by label set (empty for entropy, the order for optimality) and metric, those of the row `mean`.
+        conditions: what values of other models have to share to be comparable, by name; see `conditions_of`.
     """
 
     name: str
@@ -59,6 +64,7 @@ class ModelPoint:
     n_parameters: int | None = None
     folder: str = ""
     values: Mapping[tuple[str, str], PointValue]
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 def point_of(result: ProbeResult, *, name: str, **identity: Any) -> ModelPoint:
@@ -86,9 +92,37 @@ def point_of(result: ProbeResult, *, name: str, **identity: Any) -> ModelPoint:
         "step": evaluation.get("step"),
         "family": model.get("model_type"),
         "n_parameters": model.get("n_parameters"),
+        "conditions": conditions_of(result.info.get("settings") or {}, result.info.get("corpus") or {}),
         **identity,
     }
     return ModelPoint(name=name, values=point_values(table[table.name == lead_mean({*table.name})]), **known)
+
+
+def conditions_of(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, str]:
+    """Name what has to be the same where values of several models are compared: texts, anchors, positions.
+
+    >>> conditions_of({"n_anchors": 100, "seed": 0}, {"texts_sha256": "ab" * 32})
+    {'n_anchors': '100', 'seed': '0', 'texts': 'SHA-256 abababab'}
+
+    Args:
+        settings: of the probe.
+        corpus: of the result; those of earlier versions lack a digest of the texts.
+    """
+    known = {name: str(settings[name]) for name in _CONDITIONS if settings.get(name) is not None}
+    texts = corpus.get("texts_sha256")
+    return {**known, "texts": f"SHA-256 {str(texts)[:8]}"} if texts else known
+
+
+def differences(points: Sequence[ModelPoint]) -> list[str]:
+    """Say in which conditions points differ, with the values of each; a condition that is not known is not compared.
+
+    >>> points = [ModelPoint(name="a", model="a", values={}, conditions={"n_anchors": n}) for n in ("50", "100")]
+    >>> differences(points)
+    ['n_anchors (50, 100)']
+    """
+    names = dict.fromkeys(name for point in points for name in point.conditions)
+    values = {name: dict.fromkeys(p.conditions[name] for p in points if name in p.conditions) for name in names}
+    return [f"{name} ({abbreviated([*of_name], 4)})" for name, of_name in values.items() if len(of_name) > 1]
 
 
 def point_values(lines: pd.DataFrame) -> dict[tuple[str, str], PointValue]:

@@ -97,10 +97,18 @@ def correlate(
     names = [*dict.fromkeys(control)]
     controls = _controls(points, matched, names)
     notes = [*scores.notes, *matched.notes, *_control_notes(points, used, controls)]
+    with_scores = used.copy()
     used &= np.isfinite(controls.to_numpy()).all(axis=1)
     chosen = [point for point, is_used in zip(points, used, strict=True) if is_used]
     if len(chosen) < FEWEST_MODELS:
-        raise InputError(_too_few(len(chosen), points, scores, matched))
+        raise InputError(
+            _too_few(len(chosen), points, scores, matched, [*_control_notes(points, with_scores, controls)])
+        )
+    if len(names) and len(chosen) < FEWEST_MODELS + len(names):
+        raise InputError(
+            f"control: {len(names)} take at least {FEWEST_MODELS + len(names)} models, got {len(chosen)}; leave "
+            "some out"
+        )
     _check_controls(controls[used])
     values, constant = _metrics(chosen)
     notes += [f"metrics that do not vary, left out: {abbreviated(constant, 8)}"] * bool(constant)
@@ -172,6 +180,9 @@ def _groups(points: Sequence[ModelPoint], by: str | None, notes: list[str]) -> I
         return
     families = np.array([point.family or "unknown family" for point in points])
     names, counts = np.unique(families, return_counts=True)
+    if len(names) == 1:
+        notes.append(f"all models are of the family {names[0]}, which is not shown alone")
+        return
     for name in names[counts >= FEWEST_MODELS]:
         yield str(name), families == name
     small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < FEWEST_MODELS]
@@ -218,12 +229,13 @@ def _check_controls(controls: pd.DataFrame) -> None:
             )
 
 
-def _too_few(n: int, points: Sequence[ModelPoint], scores: Scores, matched: Matched) -> str:
+def _too_few(n: int, points: Sequence[ModelPoint], scores: Scores, matched: Matched, of_controls: Sequence[str]) -> str:
     missing = abbreviated(matched.unmatched_points) or "none"
     others = abbreviated(matched.unmatched_scores) or "none"
     return (
         f"models: expected at least {FEWEST_MODELS} with scores and controls, got {n} of {len(points)} measured; "
         f"without scores: {missing}; in {scores.source or 'the scores'} but not measured: {others}"
+        + "".join(f"; {note}" for note in of_controls)
     )
 
 

@@ -23,6 +23,12 @@ _NO_BENCHMARK = re.compile(
     r"n?_?(params?|parameters?)(_?b)?|params b|co2? ?cost.*|hub|likes|downloads|generation|step|steps|tokens|seed|rank"
     r"|index|unnamed.*|.*\bdate\b.*|date|timestamp|year"
 )
+#: A model's id as a link, in Markdown or HTML.
+_LINK = re.compile(r"\s*(?:\[([^\]]+)\]\([^)]*\)|<a\b[^>]*>\s*([^<]+?)\s*</a>)\s*", re.IGNORECASE | re.DOTALL)
+#: A number with a comma before decimals.
+_DECIMAL_COMMA = r"^\s*([+-]?\d+),(\d+)\s*(?=%?\s*$)"
+#: A number with commas between thousands and a point before decimals.
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+\.\d+")
 _MISSING = ("", "na", "n/a", "nan", "none", "null", "-", "–", "?")
 _SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
 _TABLES = (*_SEPARATORS, ".parquet")
@@ -73,6 +79,8 @@ def _read_text(path: Path) -> pd.DataFrame:
     frame = pd.read_csv(
         path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
     ).fillna("")
+    if separator != ",":  # then a comma stands before decimals
+        frame = frame.replace(_DECIMAL_COMMA, r"\1.\2", regex=True)
     return frame.iloc[1:].set_axis([str(name).strip() for name in frame.iloc[0]], axis=1)
 
 
@@ -81,11 +89,16 @@ def _from_frame(frame: pd.DataFrame, source: str) -> Scores:
     names = [str(name) for name in frame.columns]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"scores: {source} has several columns {doubled[0]!r}; rename or delete all but one")
+    if {"task", "metric", "value"} <= {*names}:
+        raise InputError(
+            f"scores: {source} has a line for each task, and a column for each benchmark is expected; of a sweep, give "
+            f"its folder evaluations, else reshape it: table.pivot(index='model', columns='task', values='value')"
+        )
     if not (model := _column(names, MODEL_COLUMNS)):
         expected = ", ".join(MODEL_COLUMNS)
         raise InputError(f"scores: {source} has no column of models ({expected}); it has {abbreviated(names, 8)}")
     revision = _column([name for name in names if name != model], REVISION_COLUMNS)
-    models = [_text(value) for value in frame[model]]
+    models = [_without_link(_text(value)) for value in frame[model]]
     revisions = [_text(value) or None for value in frame[revision]] if revision else [None] * len(frame)
     keep = np.array([bool(name) for name in models], dtype=bool)
     numbers, notes = _numbers(frame[[name for name in names if name not in (model, revision)]])
@@ -127,7 +140,7 @@ def _numbers(frame: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
             values = column.to_numpy(dtype=float, na_value=np.nan)
             known = ~np.isnan(values)
         else:
-            cells = column.map(_text)
+            cells = column.map(_text).map(_as_number)
             known = ~cells.str.lower().isin(_MISSING).to_numpy(dtype=bool)
             values = pd.to_numeric(cells.where(known), errors="coerce").to_numpy(dtype=float)
         finite = np.isfinite(values)
@@ -160,6 +173,26 @@ def _is_no_benchmark(name: str) -> bool:
     """
     words = " ".join(re.sub(r"[^a-z0-9_]+", " ", name.replace("₂", "2").lower()).split())
     return _NO_BENCHMARK.fullmatch(words) is not None
+
+
+def _without_link(name: str) -> str:
+    """Take the model's id out of a link, as leaderboards show it.
+
+    >>> _without_link("[org/a](https://huggingface.co/org/a)"), _without_link('<a href="https://x.org/a">org/a</a>')
+    ('org/a', 'org/a')
+    """
+    found = _LINK.fullmatch(name)
+    return next(part for part in found.groups() if part) if found else name
+
+
+def _as_number(cell: str) -> str:
+    """Write a number without a sign of percent and without commas between thousands, where these are certain.
+
+    >>> [_as_number(cell) for cell in ("61.5%", "1,234.5", "1,234")]
+    ['61.5', '1234.5', '1,234']
+    """
+    cell = cell.removesuffix("%").strip()
+    return cell.replace(",", "") if _THOUSANDS.fullmatch(cell) else cell
 
 
 def _text(value: object) -> str:

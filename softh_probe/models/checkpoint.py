@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -102,10 +102,9 @@ def load_checkpoint(
     Raises:
         InputError: an argument is wrong, or the checkpoint is damaged, incomplete or needs code that is not allowed.
     """
-    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "model_kwargs": model_kwargs}
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    choices = Choices()
-    folder, loaded, model, quantization = _read(source, choices, trust, head=False, **settings)
+    read = _read(source, trust, head=False, dtype=dtype, device_map=device_map, model_kwargs=model_kwargs)
+    loaded, model, quantization = read.whole, read.model, read.quantization
     if model is not loaded:
         # compressed-tensors unpacks weights in a hook of the outer model's first pass, which never comes. torch lists
         # a module's hooks in this attribute only.
@@ -119,17 +118,14 @@ def load_checkpoint(
         if hasattr(config, "use_cache"):
             config.use_cache = False
     info = {
-        "model": source.name,
-        "revision": source.revision,
-        "commit": None if source.folder else folder.name,
-        "gguf_file": source.gguf_file,
+        **read.identity,
         "stack": "encoder" if loaded.config.is_encoder_decoder else None,
         **describe_model(model),
         "quantization": quantization,  # as it was before weights were unpacked
         **trust,
         "model_kwargs": dict(model_kwargs or {}),
     }
-    return Checkpoint(model=model, info=info, choices=choices)
+    return Checkpoint(model=model, info=info, choices=read.choices)
 
 
 def load_with_head(
@@ -157,44 +153,58 @@ def load_with_head(
     Raises:
         InputError: as `load_checkpoint` does; or the checkpoint has no such head.
     """
-    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "model_kwargs": model_kwargs}
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    choices = Choices()
-    folder, model, _, _ = _read(source, choices, trust, head=True, **settings)
-    model.eval().requires_grad_(False)
-    info = {
-        "model": source.name,
-        "revision": source.revision,
-        "commit": None if source.folder else folder.name,
-        "gguf_file": source.gguf_file,
-        "class": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    return Checkpoint(model=model, info=info, choices=choices)
+    read = _read(source, trust, head=True, dtype=dtype, device_map=device_map, model_kwargs=model_kwargs)
+    model = read.model.eval().requires_grad_(False)
+    info = {**read.identity, "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch.")}
+    return Checkpoint(model=model, info=info, choices=read.choices)
+
+
+class _Read(NamedTuple):
+    """A checkpoint as it was loaded.
+
+    Attributes:
+        whole: the model as loaded.
+        model: the part of it that is wanted.
+        quantization: the config's entry for packed weights, which may be unpacked by now.
+        identity: where it is from.
+        choices: made while it was loaded.
+    """
+
+    whole: PreTrainedModel
+    model: PreTrainedModel
+    quantization: dict[str, Any] | None
+    identity: dict[str, Any]
+    choices: Choices
 
 
 def _read(
     source: ModelSource,
-    choices: Choices,
     trust: Mapping[str, bool],
     *,
     head: bool,
     dtype: str,
     device_map: str | None,
     model_kwargs: Mapping[str, Any] | None,
-) -> tuple[Path, PreTrainedModel, PreTrainedModel, dict[str, Any] | None]:
-    """Check the settings, download a checkpoint and load it; return its folder and what `_load` returns."""
+) -> _Read:
+    """Check the settings, download a checkpoint and load it."""
     placement, torch_dtype = check_device(device_map), check_dtype(dtype)
     if dtype == "auto" and (placement == "cpu" or not accelerator()):
         torch_dtype = torch.float32
     check_model_kwargs(model_kwargs)
-    given = dict(model_kwargs or {})
+    given, choices = dict(model_kwargs or {}), Choices()
     folder = source.folder or fetch_weights(source, variant=given.get("variant"), **trust)
     with quiet_transformers():
-        loaded, model, quantization = _load(
+        found = _load(
             source, folder, choices, head=head, model_kwargs=given, dtype=torch_dtype, device_map=placement, **trust
         )
-    return folder, loaded, model, quantization
+    identity = {
+        "model": source.name,
+        "revision": source.revision,
+        "commit": None if source.folder else folder.name,
+        "gguf_file": source.gguf_file,
+    }
+    return _Read(*found, identity, choices)
 
 
 def _without_values(tensor: torch.Tensor | None) -> torch.Tensor | None:

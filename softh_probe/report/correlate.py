@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from softh_probe.analysis.model_points import differences
 from softh_probe.analysis.point_correlation import Correlations, correlate
 from softh_probe.analysis.score_correlation import ALL
 from softh_probe.analysis.scores import read_scores
+from softh_probe.errors import InputError
 from softh_probe.files import write_bytes, write_text
 from softh_probe.report.correlation_page import correlations_page
 from softh_probe.report.points import read_points
@@ -33,6 +35,7 @@ def correlate_folders(
     out: str | Path | None = None,
     mean_over: str | Sequence[str | int] | None = None,
     as_json: bool = False,
+    allow_different: bool = False,
 ) -> str:
     """Correlate the results in folders with benchmark scores, and write correlations.csv, .json and .html.
 
@@ -43,15 +46,24 @@ def correlate_folders(
         out: folder for the files; None is the sweep's own folder if a sweep stands alone, else `correlate` here.
         mean_over: layers that the row `mean` averages, as in `read_points`.
         as_json: return what correlations.json holds, not lines.
+        allow_different: correlate results of other texts, anchors or positions, too; a note says in what they differ.
 
     Returns:
         What is to be printed.
 
     Raises:
-        InputError: as `read_points`, `read_scores` and `correlate`.
+        InputError: as `read_points`, `read_scores` and `correlate`; or the results were not measured alike.
     """
-    read = read_scores(scores)
-    found = correlate(read_points(folders, mean_over=mean_over), read, control=control, by=by)
+    read, points = read_scores(scores), read_points(folders, mean_over=mean_over)
+    differing = "; ".join(differences(points))
+    if differing and not allow_different:
+        raise InputError(
+            f"results: expected ones that were measured alike, got different {differing}; leave some out, or add "
+            "--allow-different"
+        )
+    found = correlate(points, read, control=control, by=by)
+    found.notes.extend([f"results differ in {differing}: their values may not be comparable"] * bool(differing))
+    found.notes.extend([f"values are means over {mean_over}"] * bool(mean_over))
     folder = Path(out) if out is not None else _default_folder(folders)
     described = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,9 +105,9 @@ def _columns(shown: pd.DataFrame, kind: str) -> dict[str, list[str]]:
     low, high = shown[f"{kind}_low"], shown[f"{kind}_high"]
     intervals = ["" if np.isnan(a) else f"{a:+.2f} to {b:+.2f}" for a, b in zip(low, high, strict=True)]
     return {
-        name: [f"{r:+.2f}" for r in shown[kind]],
+        name: ["" if np.isnan(r) else f"{r + 0.0:+.2f}" for r in shown[kind]],
         f"{name} 95%": intervals,
-        f"{name} q": [f"{q:.2g}" for q in shown[f"{kind}_q"]],
+        f"{name} q": ["" if np.isnan(q) else f"{q:.2g}" for q in shown[f"{kind}_q"]],
     }
 
 

@@ -16,9 +16,10 @@ from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.analysis.sites import HEADS, common_lines, lines_of, of_site
 from softh_probe.files import replacing
 from softh_probe.forks import run_in_forks
+from softh_probe.report.figure_style import lay_out
 from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
 from softh_probe.report.groups import Groups
-from softh_probe.report.plane_data import INFORMATIONS, plane_orders
+from softh_probe.report.plane_data import INFORMATIONS, paths_of, plane_orders
 from softh_probe.report.plane_figures import distance_to_bound, plane_of_models
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_figures import layers_by_step, metric_by_step, plane_through_training
@@ -26,7 +27,7 @@ from softh_probe.result import ProbeResult
 
 _DPI = 150
 #: Metrics of a sweep that are drawn against the training step, with the names of their files.
-_BY_STEP = {"entropy": "entropy", "mutual_information": "information", "optimality": "optimality"}
+_BY_STEP = {"mutual_information": "information", "optimality": "optimality", "entropy": "entropy"}
 _MAX_BYTES = 120  # of a name; file systems allow 255, suffixes included
 
 
@@ -60,7 +61,11 @@ def _write_compared(results: Sequence[ProbeResult], titles: Sequence[str], folde
 
 
 def write_sweep_figures(
-    sweep: Sweep, folder: Path, points: Sequence[ModelPoint] = (), groups: Groups | None = None
+    sweep: Sweep,
+    folder: Path,
+    points: Sequence[ModelPoint] = (),
+    groups: Groups | None = None,
+    beside: Sequence[Callable[[], None]] = (),
 ) -> None:
     """Write figures of each model of a sweep: layers by steps, metrics by step, and the information plane.
 
@@ -69,12 +74,13 @@ def write_sweep_figures(
         folder: for the files.
         points: its checkpoints, of which planes and distances are drawn, too.
         groups: as in `write_point_figures`.
+        beside: further tasks that only write files, which the cores share with these.
     """
     before = "" if sweep.site == sweep.sites[0] else f"{sweep.site}_"
     taken: set[str] = set()
     drawn = [*_point_figures(points, groups), *_sweep_figures(sweep)]
     tasks = [partial(_draw, draw, folder, _stem(f"{before}{name}", taken)) for name, draw in drawn]
-    run_in_forks(tasks[::-1])  # the last ones take longest
+    run_in_forks([*tasks, *beside])
 
 
 def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -85,17 +91,17 @@ def _sweep_figures(sweep: Sweep) -> Iterator[tuple[str, Callable[[], Figure]]]:
         table, axis = sweep.table_of(model)
         table = table.assign(step=table.checkpoint.map(steps).astype("Int64"))
         prefix = "" if len(models) == 1 else f"{Path(model).name}_"
-        yield f"{prefix}entropy", partial(layers_by_step, table, "entropy", axis=axis)
-        for label_set in sweep.label_sets:
-            draw = partial(layers_by_step, table, "mutual_information", label_set, axis)
-            yield f"{prefix}information_{label_set}", draw
-        for metric, name in _BY_STEP.items():
-            if metric in metrics:
-                yield f"{prefix}{name}_by_step", partial(metric_by_step, table, metric)
+        # Those of one panel last: cores that are done before the others then wait for little.
         if "optimality" in metrics:
             yield f"{prefix}plane", partial(plane_through_training, table)
             corrected = "mutual_information_corrected"
             yield f"{prefix}plane_corrected", partial(plane_through_training, table, corrected)
+        if sweep.label_sets:
+            yield f"{prefix}information", partial(layers_by_step, table, "mutual_information", axis=axis)
+        for metric, name in _BY_STEP.items():
+            if metric in metrics:
+                yield f"{prefix}{name}_by_step", partial(metric_by_step, table, metric)
+        yield f"{prefix}entropy", partial(layers_by_step, table, "entropy", axis=axis)
 
 
 def write_point_figures(points: Sequence[ModelPoint], folder: Path, groups: Groups | None = None) -> None:
@@ -103,7 +109,7 @@ def write_point_figures(points: Sequence[ModelPoint], folder: Path, groups: Grou
 
     Args:
         points: one or none has no plane.
-        folder: for the files; with several orders of n-grams, their names end in the order.
+        folder: for the files.
         groups: the first of their columns gives the colours.
     """
     run_in_forks([partial(_draw, draw, folder, name) for name, draw in _point_figures(points, groups)])
@@ -115,13 +121,12 @@ def _point_figures(points: Sequence[ModelPoint], groups: Groups | None) -> Itera
     columns = groups.columns_of(points) if groups else {}
     names = [point.name for point in points]
     colour_by = next((dict(zip(names, column, strict=True)) for column in columns.values()), None)
-    orders = plane_orders(points)
-    for order in orders:
-        end = f"_{order}" if len(orders) > 1 else ""
-        yield f"model_plane{end}", partial(plane_of_models, points, order, colour_by=colour_by)
-        if order in plane_orders(points, INFORMATIONS[1]):
-            yield f"model_plane_corrected{end}", partial(plane_of_models, points, order, INFORMATIONS[1], colour_by)
-        yield f"model_distances{end}", partial(distance_to_bound, points, order, colour_by=colour_by)
+    for metric, end in zip(INFORMATIONS, ("", "_corrected"), strict=True):
+        if plane_orders(points, metric):
+            yield f"model_plane{end}", partial(plane_of_models, points, None, metric, colour_by)
+    is_one_run = any(len(path) == len(points) for path in paths_of(points).values())
+    if plane_orders(points) and not is_one_run:  # whose distances are drawn by step
+        yield "model_distances", partial(distance_to_bound, points, colour_by=colour_by)
 
 
 def _write(figures: Iterable[tuple[str, Figure]], folder: Path) -> None:
@@ -140,10 +145,7 @@ def _save(figure: Figure, folder: Path, stem: str) -> None:
     """Write a figure as PNG and SVG. `Figure.savefig` would lay it out and draw it twice for each of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
-        FigureCanvasAgg(figure)
-        if (layout := figure.get_layout_engine()) is not None:
-            layout.execute(figure)
-        figure.set_layout_engine("none")  # laid out once, for both formats
+        lay_out(figure)
         figure.set_dpi(_DPI)
         with replacing(folder / f"{stem}.png") as part:
             FigureCanvasAgg(figure).print_png(part)  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import NonUniformImage
 from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -37,6 +38,16 @@ class NotebookFigure(Figure):
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
             self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
+
+
+def lay_out(figure: Figure) -> None:
+    """Lay out a figure once and for all; otherwise each drawing of it, in any format, does so again."""
+    FigureCanvasAgg(figure)
+    if (layout := figure.get_layout_engine()) is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            layout.execute(figure)
+    figure.set_layout_engine("none")
 
 
 def head_ticks(axis: Axis, names: Sequence[str], places: Sequence[float]) -> None:

@@ -67,7 +67,10 @@ def read_groups(path: str | Path) -> Groups:
         InputError: it cannot be read, lacks a column, or names a model twice.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with Path(path).open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        separator = next((one for one in ",;\t" if one in header), ",")
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"groups: cannot read {path}: {error}; expected a CSV with the column {_MODEL}") from error
     if _MODEL not in table or len(table.columns) < 2:

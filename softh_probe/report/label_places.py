@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 
 from softh_probe.report.figure_style import short
 
-#: Ways from a point to its label, nearest first: right, left, above, below, and the corners.
-_WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+#: Ways from a point to its label, by preference: the corners, where no bar of its spread runs, then its sides.
+_WAYS = ((1, -1), (-1, -1), (1, 1), (-1, 1), (1, 0), (-1, 0), (0, 1), (0, -1))
 #: Points between a marker and its label, from the nearest labels to those that a thin line joins to their points.
 _AWAY = (0.0, 9.0, 18.0)
 #: Points between a marker and the nearest label, and between two labels.
@@ -29,47 +29,51 @@ _FILLED = 0.9
 
 def place_labels(
     axes: Axes, x: ArrayLike, y: ArrayLike, names: Sequence[str], sizes: ArrayLike, fontsize: float = 7.5
-) -> int:
-    """Label the points of a figure that is otherwise complete.
+) -> None:
+    """Label the points of a figure that is otherwise complete, and tell in its title how many have no room.
 
     Args:
-        axes: with its limits set.
-        x, y: places of the points.
+        axes: with its limits set, of a figure that is laid out: that decides how far points are from each other.
+        x, y: places of the points; one that is NaN has no label.
         names: their labels; an empty one is none.
         sizes: of their markers, areas in square points as in `Axes.scatter`.
         fontsize: in points.
-
-    Returns:
-        How many have no room.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    pixels = figure.dpi / 72  # of a point
+    at = axes.transData.transform(np.column_stack([x, y])[known])
+    radii = np.sqrt(np.asarray(sizes, float)[known]) / 2 * pixels
+    taken = np.array([_square(point, _FILLED * r) for point, r in zip(at, radii, strict=True)]).reshape(-1, 4)
+    frame = axes.get_window_extent()
+    n_named = left_out = 0
+    for i in _crowded_last(at):
+        if not (name := short(names[known[i]], _LONGEST)):
+            continue
+        n_named += 1
+        size = _size_of(axes, name, fontsize)
+        found = (one for one in _candidates(at[i], radii[i], size, pixels) if _is_free(one.box, taken, frame))
+        if (chosen := next(found, None)) is None:
+            left_out += 1
+        else:
+            taken = np.vstack([taken, chosen.box])
+            place = axes.transData.inverted().transform(at[i])
+            _add_label(axes, name, place, np.array(chosen.offset) / pixels, chosen.is_far, fontsize)
+    if left_out:
+        told = f"{left_out} of {n_named} without a label"
+        axes.set_title(told, loc="right", fontsize="x-small", color="0.4")
+
+
+def _size_of(axes: Axes, name: str, fontsize: float) -> Bbox:
+    """Measure a label, in pixels."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.draw_without_rendering()  # the layout decides how far points are from each other
-        pixels = figure.dpi / 72  # of a point
-        at = axes.transData.transform(np.column_stack([np.asarray(x, float), np.asarray(y, float)]))
-        radii = np.sqrt(np.asarray(sizes, float)) / 2 * pixels
-        taken = np.array([_square(point, _FILLED * r) for point, r in zip(at, radii, strict=True)]).reshape(-1, 4)
-        frame = axes.get_window_extent()
-        left_out = 0
-        for i in _crowded_last(at):
-            if not names[i]:
-                continue
-            name = short(names[i], _LONGEST)
-            text = axes.text(0, 0, name, fontsize=fontsize)
-            size = text.get_window_extent()
-            text.remove()
-            found = (one for one in _candidates(at[i], radii[i], size, pixels) if _is_free(one.box, taken, frame))
-            if (chosen := next(found, None)) is None:
-                left_out += 1
-            else:
-                taken = np.vstack([taken, chosen.box])
-                place = axes.transData.inverted().transform(at[i])
-                _add_label(
-                    axes, short(names[i], _LONGEST), place, np.array(chosen.offset) / pixels, chosen.is_far, fontsize
-                )
-    return left_out
+        text = axes.text(0, 0, name, fontsize=fontsize)
+        size = text.get_window_extent()
+        text.remove()
+    return size
 
 
 @dataclass(frozen=True)

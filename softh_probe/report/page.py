@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -59,6 +60,8 @@ _SCRIPTS = (
     *("shares.js", "positions.js", "runs.js", "sweep.js", "start.js"),
 )
 
+logger = logging.getLogger(__name__)
+
 
 def write_report(
     folders: Sequence[str | Path],
@@ -96,12 +99,15 @@ def write_report(
     if len(paths) == 1:
         return write_run_report(load(paths[0]), page)
     side_by_side = read_side_by_side(paths, allow_different=allow_different)
+    of_groups = columns.notes(side_by_side.points) if columns else []
+    for note in of_groups:
+        logger.warning("%s", note)
     html = comparison_page(
         side_by_side.drawn,
         side_by_side.titles,
         side_by_side.notes,
         _planes(side_by_side.points, side_by_side.log_m, columns),
-        columns.notes(side_by_side.points) if columns else (),
+        of_groups,
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_comparison_figures(side_by_side.drawn, side_by_side.titles[: len(side_by_side.drawn)], page.parent)
@@ -118,9 +124,16 @@ def _write_sweep(folder: Path, page: Path, groups: Groups | None) -> Path:
     for site, path in pages.items():
         sweep = lead if site == lead.site else read_sweep(folder, site)
         points = sweep_points(sweep) if site == lead.site else []
-        write_sweep_figures(sweep, page.parent, points, groups)
-        _write(path, sweep_page(sweep, {site: other.name for site, other in pages.items()}, groups))
+        for note in groups.notes(points) if groups and points else []:
+            logger.warning("%s", note)
+        names = {site: other.name for site, other in pages.items()}
+        write_page = partial(_write_sweep_page, path, sweep, names, groups)
+        write_sweep_figures(sweep, page.parent, points, groups, beside=[write_page])
     return page
+
+
+def _write_sweep_page(path: Path, sweep: Sweep, pages: Mapping[str, str], groups: Groups | None) -> None:
+    _write(path, sweep_page(sweep, pages, groups))
 
 
 def _planes(points: Sequence[ModelPoint], log_m: Sequence[float], groups: Groups | None) -> dict[str, Any]:
@@ -296,7 +309,7 @@ def render(
     )
     environment.filters["named"] = html_of
     environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:]}."
-    scripts = [get_plotlyjs(), *(_asset(name) for name in own_scripts)]
+    plotly, scripts = get_plotlyjs(), [_asset(name) for name in own_scripts]
     series = [*(run["series"] for run in data.get("runs", [])), data.get("series", {})]
     data = {**data, "units": [{"id": unit, "name": UNIT_NAMES[unit]} for unit in UNITS]}
     if planes:
@@ -311,7 +324,8 @@ def render(
         chance=CHANCE.kind,
         style=Markup(_asset("page.css")),
         scripts=[Markup(script) for script in scripts],
-        script_hashes=" ".join(_csp_hash(script) for script in scripts),
+        plotly=Markup(plotly),
+        script_hashes=" ".join(_csp_hash(script) for script in (plotly, *scripts)),
         data=Markup(embedded_json(data)),
         planes=planes,
         has_heads="heads" in data,

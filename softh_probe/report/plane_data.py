@@ -35,6 +35,8 @@ _METRICS = ("entropy", *INFORMATIONS, "regularity", "optimality", "optimality_co
 #: Most points of a page: more hide each other.
 MOST_POINTS = 1000
 _DIGITS, _SD_DIGITS = 5, 4
+#: Margins of a plane, in shares of its axes; and its least width, in shares of what it has to show.
+_MARGIN, _LEAST_WIDTH = 0.08, 0.2
 
 
 def plane_orders(points: Sequence[ModelPoint], metric: str = INFORMATIONS[0]) -> list[str]:
@@ -64,18 +66,29 @@ def spreads_of(points: Sequence[ModelPoint], order: str, metric: str) -> tuple[n
     return x_P, y_P
 
 
-def limits_of(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+def limits_of(
+    x: np.ndarray, y: np.ndarray, spreads: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Choose the limits of both axes: around the points, and so far up or down that a part of the bound is in sight.
 
     >>> (left, right), (low, high) = limits_of(np.array([0.4, 0.5]), np.array([0.1, 0.2]))
     >>> low < 0.1 and right > 0.5 and high > left
     True
+
+    Args:
+        x, y: places of the points.
+        spreads: bars of each, of x and of y, which are in sight too; NaN is none.
     """
-    (left, right), (low, high) = ((float(values.min()), float(values.max())) for values in (x, y))
-    wide, tall = (0.08 * (b - a) or 0.1 * abs(b) or 1e-3 for a, b in ((left, right), (low, high)))
-    left, right, low, high = left - wide, right + wide, low - tall, high + tall
+    x_bars, y_bars = (np.nan_to_num(of) for of in spreads) if spreads else (0.0 * x, 0.0 * y)
+    left, right = float((x - x_bars).min()), float((x + x_bars).max())
+    low, high = float((y - y_bars).min()), float((y + y_bars).max())
+    wide = _LEAST_WIDTH * (max(high, right) - min(low, left)) or 1e-3  # beside the way to the bound
+    more = max(0.0, wide - (right - left)) / 2
+    left, right = left - more, right + more
     in_sight = 0.2 * (right - left)  # of the bound's length
-    return (left, right), (min(low, right - in_sight), max(high, left + in_sight))
+    low, high = min(low, right - in_sight), max(high, left + in_sight)
+    margins = [_MARGIN * max(b - a, wide) for a, b in ((left, right), (low, high))]
+    return (left - margins[0], right + margins[0]), (low - margins[1], high + margins[1])
 
 
 def few_points(points: Sequence[ModelPoint], most: int = MOST_POINTS) -> list[ModelPoint]:

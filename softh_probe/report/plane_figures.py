@@ -30,7 +30,7 @@ from matplotlib.patches import Patch
 
 from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.errors import InputError, short_repr
-from softh_probe.report.figure_style import COLOURS, NotebookFigure, short
+from softh_probe.report.figure_style import COLOURS, NotebookFigure, lay_out, leave_empty, short
 from softh_probe.report.label_places import place_labels
 from softh_probe.report.page_data import UNIT_NAMES
 from softh_probe.report.plane_data import INFORMATIONS, limits_of, paths_of, places_of, plane_orders, spreads_of
@@ -45,14 +45,14 @@ _HATCHES = {"o": "", "s": "////", "^": "...."}
 _MOST_GROUPS = len(COLOURS[:7]) * len(_MARKERS)
 #: Areas of markers in square points, of the fewest parameters and the most; those of checkpoints hide each other less.
 _AREAS, _PATH_AREAS = (16.0, 150.0), (14.0, 54.0)
-#: Most bars that have a name.
-_MOST_NAMED = 60
+#: Most bars that have a name; and most labels for which a smaller panel has room.
+_MOST_NAMED, _FEW_NAMES = 60, 12
 _OTHER = "0.6"
 
 
 def plane_of_models(
     points: Sequence[ModelPoint],
-    order: str,
+    order: str | None = None,
     metric: str = INFORMATIONS[0],
     colour_by: str | Mapping[str, str | None] | None = None,
 ) -> Figure:
@@ -62,8 +62,8 @@ def plane_of_models(
     where there is room; how many have none is told above the axes.
 
     Args:
-        points: with both informations of the order; others are left out.
-        order: "unigram", …
+        points: with both informations of an order that is drawn; others are left out.
+        order: "unigram", …; None draws a panel for each.
         metric: "mutual_information" or "mutual_information_corrected".
         colour_by: "family", "step", or a group of each point by its name; None is the step where there are training
             runs, else the family.
@@ -71,52 +71,57 @@ def plane_of_models(
     Raises:
         InputError: no point has both informations, or `colour_by` is none of these.
     """
-    points, x, y = _known(points, order, metric)
+    points, orders = _known(points, order, metric)
     paths = paths_of(points)
-    figure = NotebookFigure(figsize=(9.6, 6.6), layout="constrained")
-    axes = figure.add_subplot()
-    (left, right), (low, high) = limits_of(x, y)
-    ends = [min(left, low), max(right, high)]
-    axes.plot(ends, ends, color="0.5", linestyle=":", linewidth=1, zorder=1, label="bound")
-    colours, areas = _colours(points, colour_by), _areas(points, _PATH_AREAS if paths else _AREAS)
-    _draw_points(axes, x, y, spreads_of(points, order, metric), colours, areas, paths)
-    axes.set(xlim=(left, right), ylim=(low, high))
-    axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
-    axes.set_title(_title("Information plane", order, metric), loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    colours.explain(figure, axes)
-    _size_key(figure, points, _PATH_AREAS if paths else _AREAS, below=bool(paths))
     names = _labels(points, paths)
-    if left_out := place_labels(axes, x, y, names, areas):
-        of_all = sum(map(bool, names))
-        axes.set_title(f"{left_out} of {of_all} without a label", loc="right", fontsize="x-small", color="0.4")
+    colours, sizes = _colours(points, colour_by), _PATH_AREAS if paths else _AREAS
+    areas = _areas(points, sizes)
+    is_single = len(orders) == 1
+    width, height = (6.6, 6.6) if is_single or sum(map(bool, names)) > _FEW_NAMES else (5.0, 4.3)
+    figure, panels = _panels(len(orders), width, height)
+    for axes, one in zip(panels, orders, strict=True):
+        _draw_plane(axes, points, one, metric, colours, areas)
+        axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
+        axes.set_title(_title("Information plane", one, metric) if is_single else one, loc="left")
+    if not is_single:
+        figure.suptitle(_title("Information plane", "", metric), x=0.01, ha="left", fontsize="medium")
+    colours.explain(figure, panels)
+    _size_key(figure, points, sizes, below=bool(paths))
+    lay_out(figure)
+    for axes, one in zip(panels, orders, strict=True):
+        x, y = places_of(points, one, metric)
+        place_labels(axes, x, y, names, areas)
     return figure
 
 
-def _draw_points(
-    axes: Axes,
-    x: np.ndarray,
-    y: np.ndarray,
-    spreads: tuple[np.ndarray, np.ndarray],
-    colours: _Colours,
-    areas: np.ndarray,
-    paths: Mapping[str, Sequence[int]],
+def _draw_plane(
+    axes: Axes, points: Sequence[ModelPoint], order: str, metric: str, colours: _Colours, areas: np.ndarray
 ) -> None:
-    """Draw points over their bars of spread, and these over the paths."""
+    """Draw points over their bars of spread, these over the paths, and all over the bound."""
+    x, y = places_of(points, order, metric)
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    points, x, y, areas = [points[i] for i in known], x[known], y[known], areas[known]
+    of_points, markers = [colours.of_points[i] for i in known], [colours.markers[i] for i in known]
+    paths, spreads = paths_of(points), spreads_of(points, order, metric)
+    (left, right), (low, high) = limits_of(x, y, spreads)
+    ends = [min(left, low), max(right, high)]
+    axes.plot(ends, ends, color="0.5", linestyle=":", linewidth=1, zorder=1, label="bound")
     for of_it in map(list, paths.values()):
         axes.plot(x[of_it], y[of_it], color="0.6", linewidth=1, zorder=1.5)
     alpha = 0.5 if len(x) <= _MOST_NAMED else 0.25
-    bars: dict[str, Any] = {"fmt": "none", "ecolor": colours.of_points, "elinewidth": 0.7, "alpha": alpha, "zorder": 2}
+    bars: dict[str, Any] = {"fmt": "none", "ecolor": of_points, "elinewidth": 0.7, "alpha": alpha, "zorder": 2}
     axes.errorbar(x, y, xerr=_drawn(spreads[0]), yerr=_drawn(spreads[1]), **bars)
-    for marker in dict.fromkeys(colours.markers):
-        with_it = [i for i, one in enumerate(colours.markers) if one == marker]
-        own: dict[str, Any] = {"c": [colours.of_points[i] for i in with_it], "s": areas[with_it], "marker": marker}
+    for marker in dict.fromkeys(markers):
+        with_it = [i for i, one in enumerate(markers) if one == marker]
+        own: dict[str, Any] = {"c": [of_points[i] for i in with_it], "s": areas[with_it], "marker": marker}
         axes.scatter(x[with_it], y[with_it], edgecolor="white", linewidth=0.3 if paths else 0.6, zorder=3, **own)
+    axes.set(xlim=(left, right), ylim=(low, high))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def distance_to_bound(
     points: Sequence[ModelPoint],
-    order: str,
+    order: str | None = None,
     metric: str = INFORMATIONS[0],
     colour_by: str | Mapping[str, str | None] | None = None,
 ) -> Figure:
@@ -126,35 +131,43 @@ def distance_to_bound(
 
     Args, Raises: as in `plane_of_models`.
     """
-    points, x, y = _known(points, order, metric)
-    in_order = np.argsort(x - y, kind="stable")
-    distances = (x - y)[in_order]
+    points, orders = _known(points, order, metric)
     colours = _colours(points, colour_by)
+    is_single = len(orders) == 1
+    width, height = (8.0, 1.4 + 0.2 * len(points)) if len(points) <= _MOST_NAMED else (9.0, 4.5)
+    figure, panels = _panels(len(orders), width if is_single else 0.7 * width, height)
+    for axes, one in zip(panels, orders, strict=True):
+        _draw_distances(axes, points, one, metric, colours)
+        axes.set_title(_title("Distance to the bound", one, metric) if is_single else one, loc="left")
+    if not is_single:
+        figure.suptitle(_title("Distance to the bound", "", metric), x=0.01, ha="left", fontsize="medium")
+    colours.explain(figure, panels, bars=True)
+    return figure
+
+
+def _draw_distances(axes: Axes, points: Sequence[ModelPoint], order: str, metric: str, colours: _Colours) -> None:
+    """Draw bars from the left with names, or where these are too many from below without."""
+    x, y = places_of(points, order, metric)
+    in_order = np.argsort(x - y, kind="stable")[: np.isfinite(x - y).sum()]  # what is not known sorts last
+    distances = (x - y)[in_order]
+    n = len(distances)
     of_bars: dict[str, Any] = {
         "color": [colours.of_points[i] for i in in_order],
         "hatch": [_HATCHES[colours.markers[i]] for i in in_order],
         "edgecolor": "white",
         "linewidth": 0,
     }
-    named = len(points) <= _MOST_NAMED
-    size = (8.0, 1.4 + 0.2 * len(points)) if named else (9.0, 4.5)
-    figure = NotebookFigure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    what = f"I(input; Z) − I(output; Z) ({_UNIT}); 0 is the bound"
-    if named:
-        axes.barh(range(len(points)), distances, **of_bars)
-        axes.set_yticks(range(len(points)), [short(points[i].name, 40) for i in in_order], fontsize=8)
-        axes.set(xlabel=what, ylim=(len(points) - 0.4, -0.6))
+    if len(points) <= _MOST_NAMED:
+        axes.barh(range(n), distances, **of_bars)
+        axes.set_yticks(range(n), [short(points[i].name, 40) for i in in_order], fontsize=8)
+        axes.set(xlabel=f"I(input; Z) − I(output; Z) ({_UNIT}); 0 is the bound", ylim=(n - 0.4, -0.6))
         axes.axvline(0, color="0.5", linestyle=":", linewidth=1)
     else:
-        axes.bar(range(len(points)), distances, width=1.0, **of_bars)
-        axes.set(ylabel=f"I(input; Z) − I(output; Z)\n({_UNIT}); 0 is the bound", xlim=(-0.6, len(points) - 0.4))
-        axes.set_xlabel(f"{len(points):,} points, sorted; their names are in report.html")
+        axes.bar(range(n), distances, width=1.0, **of_bars)
+        axes.set(ylabel=f"I(input; Z) − I(output; Z)\n({_UNIT}); 0 is the bound", xlim=(-0.6, n - 0.4))
+        axes.set_xlabel(f"{n:,} points, sorted; their names are in report.html")
         axes.axhline(0, color="0.5", linestyle=":", linewidth=1)
-    axes.set_title(_title("Distance to the bound", order, metric), loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    colours.explain(figure, axes, bars=True)
-    return figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +185,13 @@ class _Colours:
     groups: dict[str, tuple[int, Any, str]]
     steps: list[int]
 
-    def explain(self, figure: Figure, axes: Axes, *, bars: bool = False) -> None:
+    def explain(self, figure: Figure, panels: Sequence[Axes], *, bars: bool = False) -> None:
         """Add a legend of groups, or a colour bar of steps."""
         if self.steps:
             least = min((step for step in self.steps if step), default=1)
             ticks = log_ticks(sorted(self.steps), 3.5)
             norm = Normalize(log_place(min(self.steps), least), log_place(max(self.steps), least))
-            bar = figure.colorbar(ScalarMappable(norm, colormaps["viridis"]), ax=axes, pad=0.02, shrink=0.8)
+            bar = figure.colorbar(ScalarMappable(norm, colormaps["viridis"]), ax=[*panels], pad=0.02, shrink=0.8)
             bar.set_label("training step (log scale)")
             bar.set_ticks([log_place(tick, least) for tick in ticks], labels=[f"{tick:,}" for tick in ticks])
             bar.minorticks_off()
@@ -233,20 +246,32 @@ def _group_colours(groups: Sequence[str]) -> _Colours:
     )
 
 
-def _known(points: Sequence[ModelPoint], order: str, metric: str) -> tuple[list[ModelPoint], np.ndarray, np.ndarray]:
-    """Select the points that have a place in the plane.
+def _known(points: Sequence[ModelPoint], order: str | None, metric: str) -> tuple[list[ModelPoint], list[str]]:
+    """Select the points that have a place in the plane of an order, or of some; and the orders that are drawn.
 
     Raises:
         InputError: none has.
     """
-    x, y = places_of(points, order, metric)
-    is_known = np.isfinite(x) & np.isfinite(y)
-    if not is_known.any():
-        orders = ", ".join(plane_orders(points, metric)) or "none"
-        raise InputError(
-            f"order: no point has {metric} about input_{order} and output_{order}; orders that points have: {orders}"
-        )
-    return [point for point, known in zip(points, is_known, strict=True) if known], x[is_known], y[is_known]
+    orders = plane_orders(points, metric)
+    drawn = orders if order is None else [order] if order in orders else []
+    if not drawn:
+        sought = "n-grams" if order is None else f"input_{order} and output_{order}"
+        known = ", ".join(orders) or "none"
+        raise InputError(f"order: no point has {metric} about {sought}; orders that points have: {known}")
+    places = [places_of(points, one, metric) for one in drawn]
+    is_known = np.any([np.isfinite(x) & np.isfinite(y) for x, y in places], axis=0)
+    return [point for point, known in zip(points, is_known, strict=True) if known], drawn
+
+
+def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of n panels of some inches, in rows of two."""
+    n_columns = min(2, n)
+    n_rows = -(-n // n_columns)
+    size = (width * n_columns + 3.0 * (width < 7), height * n_rows)
+    figure = NotebookFigure(figsize=size, layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    leave_empty(grid, n)
+    return figure, [*grid.flat[:n]]
 
 
 def _drawn(sd: np.ndarray) -> np.ndarray | None:
@@ -309,4 +334,5 @@ def _labels(points: Sequence[ModelPoint], paths: Mapping[str, Sequence[int]]) ->
 
 
 def _title(what: str, order: str, metric: str) -> str:
-    return f"{what} · {order}{', corrected' if metric == INFORMATIONS[1] else ''}"
+    of_it = [*filter(None, [order]), *["corrected"] * (metric == INFORMATIONS[1])]
+    return " · ".join(filter(None, [what, ", ".join(of_it)]))

@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from softh_probe.analysis.model_points import ModelPoint, lead_mean, point_of, point_values
+from softh_probe.analysis.model_points import ModelPoint, conditions_of, lead_mean, point_of, point_values
 from softh_probe.errors import InputError
-from softh_probe.report.page_data import check_info, distinct_titles
+from softh_probe.report.page_data import distinct_titles
+from softh_probe.report.side_by_side import load
 from softh_probe.report.sweep_data import Sweep
 from softh_probe.report.sweep_files import SWEEP_PARQUET, read_tables
 from softh_probe.result import ProbeResult
@@ -53,7 +54,7 @@ def sweep_points(sweep: Sweep) -> list[ModelPoint]:
 
     There are none where an earlier version collected the sweep, or where it measured modules.
     """
-    return _points(sweep.checkpoints, sweep.means)
+    return _points(sweep.checkpoints, sweep.means, {})
 
 
 def _is_sweep(folder: Path) -> bool:
@@ -61,16 +62,18 @@ def _is_sweep(folder: Path) -> bool:
 
 
 def _load(folder: Path, mean_over: str | Sequence[str | int] | None) -> ProbeResult:
-    result = ProbeResult.load(folder)
-    check_info(result, str(folder))
-    return result if mean_over is None else result.averaged_over(mean_over)
+    result = load(folder)
+    try:
+        return result if mean_over is None else result.averaged_over(mean_over)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
 
 
 def _of_sweep(folder: Path, mean_over: str | Sequence[str | int] | None) -> list[ModelPoint]:
     info, _, means = read_tables(folder)
     checkpoints = info["checkpoints"]
     if mean_over is None and len(means):
-        found = _points(checkpoints, means)
+        found = _points(checkpoints, means, info.get("config") or {})
         return [replace(point, folder=str(folder / point.folder)) for point in found]
     series = Counter(str(c["model"]) for c in checkpoints)
     done = [c for c in checkpoints if c["status"] == "done" and c.get("folder")]
@@ -84,7 +87,9 @@ def _of_sweep(folder: Path, mean_over: str | Sequence[str | int] | None) -> list
     ]
 
 
-def _points(checkpoints: Sequence[Mapping[str, Any]], means: pd.DataFrame) -> list[ModelPoint]:
+def _points(
+    checkpoints: Sequence[Mapping[str, Any]], means: pd.DataFrame, config: Mapping[str, Any]
+) -> list[ModelPoint]:
     if means.empty:
         return []
     of_name = {str(c["checkpoint"]): c for c in checkpoints}
@@ -92,8 +97,10 @@ def _points(checkpoints: Sequence[Mapping[str, Any]], means: pd.DataFrame) -> li
     found = []
     for checkpoint, lines in means.groupby("checkpoint", observed=True, sort=True):
         own = lines[lines.name == lead_mean({*lines.name})]
-        identity = _identity(of_name[str(checkpoint)], series)
-        found.append(ModelPoint(name=str(checkpoint), values=point_values(own), **identity))
+        of_it = of_name[str(checkpoint)]
+        conditions = conditions_of(config, of_it)
+        values = point_values(own)
+        found.append(ModelPoint(name=str(checkpoint), values=values, conditions=conditions, **_identity(of_it, series)))
     return found
 
 

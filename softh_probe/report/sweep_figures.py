@@ -58,28 +58,50 @@ _MAX_PATHS = 12
 _MAP_INCHES, _PANEL_INCHES, _SINGLE_INCHES = 6.2, 2.3, 3.6
 
 
-def layers_by_step(table: pd.DataFrame, metric: str, label_set: str = "", axis: str = LAYER_AXIS) -> Figure:
-    """Draw a metric of every layer (vertical) at each checkpoint (horizontal) as a heat map.
+def layers_by_step(table: pd.DataFrame, metric: str, label_set: str | None = None, axis: str = LAYER_AXIS) -> Figure:
+    """Draw a metric of every layer (vertical) at each checkpoint (horizontal) as heat maps.
 
     Args:
         table: of one model.
-        metric, label_set: two of the table's; label_set is empty for entropy, an order for optimality.
+        metric: one of the table's.
+        label_set: of the metric: empty for entropy, an order for optimality; None draws a panel for each.
         axis: what `layer` is.
     """
-    grid = _Grid.of(table, metric, label_set)
-    figure = NotebookFigure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    image = heat_map(axes, range(len(grid.names)), grid.layers, grid.values)
-    every = every_nth(grid.step_names, _MAP_INCHES)
-    axes.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
-    axes.set_xlabel("training step (checkpoints evenly spaced)")
-    axes.set_ylabel(axis)
-    if axis == HEAD_AXIS:
-        head_ticks(axes.yaxis, grid.layer_names, grid.layers)
+    part = table[table.metric == metric]
+    sets = panel_order(part.label_set.unique()) if label_set is None else [label_set]
+    is_single = len(sets) == 1
+    n_columns, n_rows = _grid_shape(len(sets))
+    size = (8.0, 4.5) if is_single else (0.8 + 3.3 * n_columns, 1.0 + 2.6 * n_rows)
+    figure = NotebookFigure(figsize=size, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for axes, one in zip(panels.flat, sets, strict=False):
+        grid = _Grid.of(part, metric, one)
+        image = heat_map(axes, range(len(grid.names)), grid.layers, grid.values)
+        if is_single:
+            axes.set_title(_title(metric, one), loc="left")
+        else:
+            known = grid.values[np.isfinite(grid.values)]
+            extent = f": {known.min():.3g} to {known.max():.3g}" if known.size else ""
+            axes.set_title(f"{plain(one)}{extent}", loc="left", fontsize="small")
+    unit = "ratio" if metric in _RATIOS else _UNIT
+    if is_single:
+        figure.colorbar(image, ax=panels[0, 0], label=unit, pad=0.01)
     else:
-        layer_ticks(axes.yaxis, grid.layers)
-    axes.set_title(_title(metric, label_set), loc="left")
-    figure.colorbar(image, ax=axes, label="ratio" if metric in _RATIOS else _UNIT, pad=0.01)
+        each = ScalarMappable(Normalize(0, 1), image.get_cmap())
+        bar = figure.colorbar(each, ax=panels, label="range of values above each panel", pad=0.01, shrink=0.6)
+        bar.set_ticks([0, 1], labels=["least", "most"])
+    lead = panels.flat[0]  # whose axes all others share
+    every = every_nth(grid.step_names, _MAP_INCHES if is_single else _PANEL_INCHES)
+    lead.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
+    if axis == HEAD_AXIS:
+        head_ticks(lead.yaxis, grid.layer_names, grid.layers)
+    else:
+        layer_ticks(lead.yaxis, grid.layers)
+    leave_empty(panels, len(sets))
+    if not is_single:
+        figure.suptitle(f"{_title(metric, '')} ({unit})", x=0.01, ha="left", fontsize="medium")
+    figure.supxlabel("training step (checkpoints evenly spaced)", fontsize="medium")
+    figure.supylabel(axis, fontsize="medium")
     return figure
 
 
@@ -98,14 +120,14 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
     """
     part = table[table.metric == metric]
     sets = panel_order(part.label_set.unique())
-    n_columns = min(4, -(-len(sets) // 2))
-    n_rows = -(-len(sets) // n_columns)
+    n_columns, n_rows = _grid_shape(len(sets))
     figure = NotebookFigure(figsize=(3.4 + 3 * n_columns, 1.4 + 2.6 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     first, last = float(part.layer.min()), float(part.layer.max())
+    x: list[float] = []
     for axes, label_set in zip(panels.flat, sets, strict=False):
         grid = _Grid.of(part, metric, label_set)
-        x = grid.log_steps(axes, _PANEL_INCHES if n_columns > 1 else _SINGLE_INCHES)
+        x = x or grid.log_steps(axes, _PANEL_INCHES if n_columns > 1 else _SINGLE_INCHES)  # all share the first's axis
         for row in grid.rows_of(layers):
             y, sd = grid.values[row], grid.sd[row]
             colour = colormaps["viridis"](0.9 * (grid.layers[row] - first) / ((last - first) or 1))
@@ -253,6 +275,12 @@ def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:
         shrink=0.8,
     )
     bar.set_ticks(range(len(steps)), labels=steps)
+
+
+def _grid_shape(n: int) -> tuple[int, int]:
+    """Choose the columns and rows of n panels: two rows where four columns suffice."""
+    n_columns = min(4, -(-n // 2))
+    return n_columns, -(-n // n_columns)
 
 
 def _spread(n: int, most: int) -> list[int]:

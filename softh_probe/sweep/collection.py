@@ -20,7 +20,7 @@ from pyarrow.csv import CSVWriter
 from pyarrow.csv import WriteOptions as CsvOptions
 
 from softh_probe.analysis.comparable import corpus_notes, policy_notes
-from softh_probe.errors import InputError, SofthProbeError, abbreviated, first_sentence
+from softh_probe.errors import InputError, abbreviated, first_sentence, reason_of
 from softh_probe.files import replacing, write_text
 from softh_probe.hashing import file_sha256
 from softh_probe.layer_means import MEAN_OVER, mean_rows, select_mean_rows
@@ -371,7 +371,8 @@ def _correlate(folder: SweepFolder, found: Collection) -> None:
     from softh_probe.report.correlate import correlate_folders
 
     try:
-        found.correlation = correlate_folders([folder.path], folder.scores.folder, out=folder.path)
+        found.correlation = correlate_folders(
+            [folder.path], folder.scores.folder, out=folder.path, allow_different=True
+        )
     except Exception as error:
-        reason = error if isinstance(error, SofthProbeError) else first_sentence(error)
-        found.warnings.append(f"scores were not correlated with what was measured: {reason}")
+        found.warnings.append(f"scores were not correlated with what was measured: {reason_of(error)}")

@@ -6,14 +6,13 @@ The checkpoint is loaded a second time, with its head: what is measured is loade
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from softh_probe.errors import InputError, SofthProbeError, first_sentence
+from softh_probe.errors import InputError, is_disk_full, reason_of
 from softh_probe.models.checkpoint import Checkpoint, load_with_head
 from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
@@ -22,6 +21,7 @@ from softh_probe.result_files import read_info
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.folder import SweepFolder, make_durable
 from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.halving import with_less_memory
 from softh_probe.sweep.scores import Tasks
 from softh_probe.sweep.tasks import task_manager
 
@@ -60,10 +60,10 @@ def evaluate(config: SweepConfig, point: GridPoint, folder: SweepFolder, *, kill
             try:
                 results = harness.evaluate(task, tasks, manager)
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if is_disk_full(error):
                     raise
                 logger.exception("evaluation on %s: failed", task)
-                problems.append(f"{task}: {error if isinstance(error, SofthProbeError) else first_sentence(error)}")
+                problems.append(f"{task}: {reason_of(error)}")
                 continue
             folder.scores.add(point.folder, task, results, seconds=time.monotonic() - began)
     if there := folder.scores.files(point.folder):
@@ -117,7 +117,6 @@ class _Harness:
         Raises:
             InputError: not even one request fits in memory.
         """
-        from accelerate.utils import find_executable_batch_size
 
         def halved() -> int:
             self._batch //= 2
@@ -128,17 +127,11 @@ class _Harness:
             return self._attempt(task, tasks, manager, batch)
 
         try:
-            text: str = find_executable_batch_size(
-                attempt, starting_batch_size=self._batch, reduce_batch_size_fn=halved
-            )()
-        except RuntimeError as error:
-            if "No executable batch size" in str(error):
-                self._batch = 1
-                raise InputError(
-                    "out of memory, even with one request at once; take a larger device, or --dtype"
-                ) from error
-            raise
-        return text
+            return with_less_memory(
+                attempt, self._batch, halved, "one request at once; take a larger device, or --dtype"
+            )
+        finally:
+            self._batch = max(1, self._batch)
 
     def _attempt(self, task: str, tasks: Tasks, manager: Any, batch: int) -> str:
         from lm_eval import evaluator

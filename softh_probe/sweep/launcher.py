@@ -104,10 +104,13 @@ def _collect(out: str | Path) -> Collection:
 
 
 def _import_ahead() -> None:
-    """Import what collects the results while workers start, which takes as long."""
+    """Import what collects the results, and read its fonts, while workers start, which takes as long."""
     with suppress(ImportError):  # collecting says why
         import softh_probe.report.page
         import softh_probe.sweep.collection  # noqa: F401
+        from softh_probe.report.figure_style import lay_out, one_panel
+
+        lay_out(one_panel("fonts", "", "")[0])
 
 
 def _watch(pool: Pool, bar: _Bar) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import faulthandler
 import logging
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import clear_device_cache
 
 from softh_probe.cache import key_of
@@ -29,7 +27,7 @@ from softh_probe.config import DEFAULT_MAX_LENGTH, RunConfig, tokens_per_batch_o
 from softh_probe.data.prepared import read_corpus
 from softh_probe.data.sources import data_identity
 from softh_probe.data.tokenizing import tokenizer_fingerprint
-from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence
+from softh_probe.errors import InputError, Interrupted, SofthProbeError, first_sentence, is_disk_full
 from softh_probe.kept import Kept
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import resolve_model
@@ -42,12 +40,15 @@ from softh_probe.sweep.downloads import Downloads
 from softh_probe.sweep.evaluation import evaluate
 from softh_probe.sweep.folder import SweepFolder, is_intact, make_durable
 from softh_probe.sweep.grid import GridPoint
+from softh_probe.sweep.halving import with_less_memory
 from softh_probe.sweep.read_ahead import read_ahead, read_ahead_in_thread
 
 #: Exit codes of a measuring process: success, failure with a reason, asked to stop, disk full.
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_DISK_FULL = 0, 1, 75, 74
 #: What a measuring process answers when a result is written, and it waits for the next checkpoint.
 DONE = None
+#: What a worker sends in place of a checkpoint when there are no more.
+NO_MORE = None
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +62,20 @@ def serve(config: SweepConfig, jobs: Any) -> None:
     Args:
         config: the sweep.
         jobs: connection to the worker, which sends a `GridPoint`, the number of earlier attempts that the system
-            killed, and a checkpoint to read ahead, or None. The answer is `DONE`, or a line that says why the process
-            ends.
+            killed, and a checkpoint to read ahead, or None; in the end `NO_MORE`. The answer is `DONE`, or a line that
+            says why the process ends.
     """
     _detach()
     folder, kept, code = SweepFolder(config.out), Kept(), EXIT_DONE
     try:
         while code == EXIT_DONE:
             try:
-                point, killed, following = jobs.recv()
-            except EOFError:  # none is left
+                job = jobs.recv()
+            except EOFError:  # the worker has ended
                 break
+            if job is NO_MORE:
+                break
+            point, killed, following = job
             code = EXIT_FAILED
             _log_to(folder.log(point))
             with log_to_stderr(), _like_a_new_process():
@@ -128,10 +132,9 @@ def measure_one(
         return EXIT_STOPPED
     except BaseException as error:
         logger.exception("%s cannot be measured", point.checkpoint)
-        disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         text = str(error) if isinstance(error, SofthProbeError) else f"{type(error).__name__}: {first_sentence(error)}"
         reason.send(redacted(text))
-        return EXIT_DISK_FULL if disk_full else EXIT_FAILED
+        return EXIT_DISK_FULL if is_disk_full(error) else EXIT_FAILED
 
 
 @contextlib.contextmanager
@@ -233,14 +236,7 @@ def run_in_memory(config: RunConfig, kept: Kept | None = None) -> None:
     def attempt(tokens_per_batch: int) -> None:
         run(dataclasses.replace(config, tokens_per_batch=tokens_per_batch), kept=kept)
 
-    try:
-        find_executable_batch_size(attempt, starting_batch_size=budget, reduce_batch_size_fn=halved)()
-    except RuntimeError as error:
-        if "No executable batch size" in str(error):
-            raise InputError(
-                "out of memory, even with one document a batch; take a larger device, or --dtype"
-            ) from error
-        raise
+    with_less_memory(attempt, budget, halved, "one document a batch; take a larger device, or --dtype")
 
 
 def _log_to(log: Path) -> None:

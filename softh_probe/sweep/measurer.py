@@ -101,9 +101,13 @@ class Measurer:
         return Ended(code=code, reason=reason)
 
     def stop(self, seconds: float, meanwhile: Callable[[], None]) -> None:
-        """Ask the process to write its snapshot and to end; kill it if it has not ended after so many seconds."""
+        """Ask the process to write its snapshot and to end; kill it if it has not ended after so many seconds.
+
+        A measurement whose last batch is done finishes all the same, and is the process's last one.
+        """
         if (process := self._process) is None:
             return
+        self._send_end()
         with contextlib.suppress(ProcessLookupError, AttributeError):
             process.terminate()
         end = time.monotonic() + seconds
@@ -122,9 +126,14 @@ class Measurer:
     def close(self) -> None:
         """End a process that waits for the next checkpoint."""
         if (process := self._process) is not None:
-            self._jobs.close()
+            self._send_end()
             process.join(_END_S)
             self.kill()
+
+    def _send_end(self) -> None:
+        """Let the process end when it waits for the next checkpoint."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._jobs.send(self._measure.NO_MORE)
 
     def _fork(self) -> None:
         self._jobs, theirs = self._context.Pipe()

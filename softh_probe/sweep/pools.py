@@ -120,7 +120,9 @@ class LocalPool:
             )
         self._fruitless = self._fruitless + 1 if progress == self._progress() else 0
         if self._fruitless >= _MAX_FRUITLESS and self.problem is None:
-            self.problem = f"workers end before they measure anything ({tail}); see {job.paths.stderr}"
+            self.problem = (
+                f"workers end before they measure anything ({tail or 'they say nothing'}); see {job.paths.stderr}"
+            )
 
     def _progress(self) -> tuple[Any, ...]:
         """Read the state that changes whenever a worker does anything: results, attempts and claims."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from softh_probe.analysis.harness_metrics import metric_name, metric_values
 from softh_probe.errors import InputError
 from softh_probe.files import write_text
 from softh_probe.hashing import file_sha256
@@ -171,8 +171,9 @@ class Scores:
         found = {}
         for path in self.files(name):
             for task, values in json.loads(path.read_text(encoding="utf-8"))["results"].items():
-                for metric, value, stderr in _metrics(values):
-                    found[task, metric] = {"task": task, "metric": metric, "value": value, "stderr": stderr}
+                for key, value, stderr in metric_values(values):
+                    row = {"task": task, "metric": metric_name(key), "value": value, "stderr": stderr}
+                    found[task, key] = row
         yield from found.values()
 
     def describe(self, names: Iterable[str]) -> str | None:
@@ -189,20 +190,6 @@ class Scores:
     def _write_record(self, name: str, record: Mapping[str, Any]) -> None:
         self.records.mkdir(parents=True, exist_ok=True)
         write_text(self.records / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False))
-
-
-def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """Take the numbers of a task's results, whose keys are `metric,filter` and `metric_stderr,filter`."""
-    for key, value in values.items():
-        metric, _, filtered = key.partition(",")
-        if not filtered or metric.endswith("_stderr") or not _is_number(value):
-            continue
-        stderr: Any = values.get(f"{metric}_stderr,{filtered}")  # N/A where there is none
-        yield metric if filtered == "none" else key, float(value), float(stderr) if _is_number(stderr) else math.nan
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -274,3 +274,22 @@ def test_a_model_that_was_measured_twice_is_said():
     found = matched([point("org/a", name="one"), point("org/a", name="two")], ("org/a", None, 1.0))
     assert scores_of(found) == [1.0, 1.0]
     assert found.notes == ["measured several times, and each counts as a model: org/a"]
+
+
+def test_numbers_and_names_as_people_write_them(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("Model;BBH;IFEval\n[org/a](https://huggingface.co/org/a);30,5;61,5%\norg/b;41,0;1.5\n")
+    found = read_scores(path).table
+    assert found.model.tolist() == ["org/a", "org/a", "org/b", "org/b"]
+    assert found.score.tolist() == [30.5, 61.5, 41.0, 1.5]
+    path.write_text('model,BBH\n"<a href=""https://x.org/a"">org/a</a>","1,234.5"\norg/b,41\norg/c,"1,234"\n')
+    scores = read_scores(path)
+    assert scores.table.score.tolist() == [1234.5, 41.0]  # 1,234 may be 1.234 or 1234
+    assert scores.notes == ["cells that are no numbers count as missing: BBH (1)"]
+
+
+def test_the_table_of_a_sweeps_tasks_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("checkpoint,model,revision,step,task,metric,value,stderr\na,b,,0,cloze,acc,0.25,0.1\n")
+    with pytest.raises(InputError, match=r"has a line for each task.* give its folder evaluations"):
+        read_scores(path)

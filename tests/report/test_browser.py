@@ -209,7 +209,7 @@ def test_a_comparison_marks_differences_within_the_anchor_spread(open_page, tmp_
     other = result_of(tiny_llama(initializer_range=0.1), labels=NAMES[:2])
     folders = [save(r, tmp_path / name) for r, name in ((one, "one"), (one, "same"), (other, "other"))]
     page = open_page(write_report(folders, tmp_path / "report"))
-    assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1
+    assert page.evaluate(N_DRAWN) == 1 + 3 + 1 + 1 + 2  # the last two are the plane of models and its bars
     cells = page.locator("#difference-table td")
     assert {text[0] for text in cells.all_text_contents() if text != "–"} == {"≈"}  # nothing differs from itself
     page.locator("#difference-run").select_option("1")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -233,3 +234,17 @@ def test_a_page_of_200_models_is_below_8_megabytes():
     ]
     page = correlations_page(correlate(many, scores_for(points), by="family"))
     assert len(page.encode()) < 8e6
+
+
+def test_results_that_were_not_measured_alike_are_refused_unless_that_is_allowed(monkeypatch, tmp_path):
+    points = points_of(8)
+    measured = [{"n_anchors": "50" if i else "100", "texts": "SHA-256 abababab"} for i in range(8)]
+    points = [replace(point, conditions=of) for point, of in zip(points, measured, strict=True)]
+    monkeypatch.setattr(command, "read_points", lambda folders, mean_over=None: points)
+    rows = [f"{point.model},{i}" for i, point in enumerate(points)]
+    (tmp_path / "scores.csv").write_text("\n".join(["model,BBH", *rows]))
+    given = (["a"], tmp_path / "scores.csv")
+    with pytest.raises(InputError, match=r"got different n_anchors \(100, 50\); .*add --allow-different"):
+        command.correlate_folders(*given, out=tmp_path / "out")
+    said = command.correlate_folders(*given, out=tmp_path / "out", allow_different=True)
+    assert "note: results differ in n_anchors (100, 50): their values may not be comparable" in said

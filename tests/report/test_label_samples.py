@@ -40,7 +40,7 @@ def result(whole):
 
 
 def without_scripts(html: str) -> str:
-    return re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    return re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
 
 
 def most(result, metric: str) -> float:

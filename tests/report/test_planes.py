@@ -205,14 +205,31 @@ def test_names_are_drawn_as_text_and_not_as_formulas(tmp_path):
     assert "<script" not in (tmp_path / "model_plane.svg").read_text()
 
 
-def test_files_of_several_orders_are_named_by_these_and_a_single_point_has_none(tmp_path):
+def test_each_order_has_a_panel_with_the_points_that_have_it():
     both = values_of(0.4, 0.2) | values_of(0.5, 0.1, order="bigram", corrected=math.nan)
-    points = [point(name, 1, 1, values=both) for name in "ab"]
-    write_point_figures(points, tmp_path)
-    names = ("distances_bigram", "distances_unigram", "plane_bigram", "plane_corrected_unigram", "plane_unigram")
-    assert sorted(path.stem for path in tmp_path.glob("*.svg")) == [f"model_{name}" for name in names]
-    write_point_figures(points[:1], tmp_path / "none")
+    points = [point("a", 1, 1, values=both), point("b", 0.6, 0.3), point("c", 0.1, 0.1, values={})]
+    unigram, bigram, *_ = plane_of_models(points).axes
+    assert (unigram.get_title("left"), bigram.get_title("left")) == ("unigram", "bigram")
+    places = [
+        np.vstack([c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)])
+        for axes in (unigram, bigram)
+    ]
+    np.testing.assert_allclose(places[0], [[0.4, 0.2], [0.6, 0.3]])
+    np.testing.assert_allclose(places[1], [[0.5, 0.1]])
+    assert [{t.get_text() for t in axes.texts if t.get_text()} for axes in (unigram, bigram)] == [{"a", "b"}, {"a"}]
+    bars = [[bar.get_width() for bar in axes.patches] for axes in distance_to_bound(points).axes]
+    np.testing.assert_allclose(np.concatenate(bars), [0.2, 0.3, 0.4])
+    only = plane_of_models(points, metric=CORRECTED).axes[0]  # bigrams have no corrected one
+    assert only.get_title("left") == "Information plane · unigram, corrected"
+
+
+def test_a_single_point_has_no_figures_and_a_single_run_no_bars(tmp_path):
+    write_point_figures([point("a", 0.5, 0.3)], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+    write_point_figures(training_run([1, 10]), tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {"model_plane", "model_plane_corrected"}
+    write_point_figures([*training_run([1, 10]), point("b", 0.5, 0.3)], tmp_path)
+    assert (tmp_path / "model_distances.svg").exists()
 
 
 @pytest.mark.parametrize(

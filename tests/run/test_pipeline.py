@@ -106,7 +106,7 @@ def test_a_report_that_fails_costs_no_result(config, tmp_path, monkeypatch, caps
     def fail(result, folder):
         raise OSError("no font")
 
-    monkeypatch.setattr("softh_probe.run.pipeline.write_run_report", fail)
+    monkeypatch.setattr("softh_probe.report.page.write_run_report", fail)
     run(config(report=True))
     assert "the report could not be written (OSError: no font)" in capsys.readouterr().err
     loaded = ProbeResult.load(tmp_path / "out")

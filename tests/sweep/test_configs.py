@@ -85,5 +85,6 @@ def test_the_example_from_python(training, tmp_path):
     assert done.returncode == 0, done.stderr
     heading, *lines = done.stdout.strip().splitlines()
     assert heading.split() == ["step", "2", "9", "11"]
-    assert [line.split()[0] for line in lines] == ["name", "embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
+    rows = ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm", "mean"]
+    assert [line.split()[0] for line in lines] == ["name", *rows]
     assert all(0 < float(value) < 1 for line in lines[1:] for value in line.split()[1:])

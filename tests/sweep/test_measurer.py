@@ -26,7 +26,7 @@ from softh_probe.sweep.measurer import Measurer
 from softh_probe.sweep.worker import Worker
 from tests.helpers.corpora import TEXTS
 from tests.helpers.models import tiny_llama
-from tests.helpers.sweeps import attempts
+from tests.helpers.sweeps import attempts, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what the tests replace is forked with the process")
 
@@ -170,6 +170,27 @@ def test_a_process_that_was_killed_while_it_waited_is_replaced(training, tmp_pat
     psutil.Process(first).wait(10)
     assert measured(measurer, points[1]) != first
     measurer.close()
+
+
+def test_a_process_that_is_stopped_while_it_finishes_ends_after_that(training, tmp_path, monkeypatch):
+    config, points = sweep_of(of_training(training, 2, 5), training, tmp_path / "out")
+
+    def finishing(*_, **__) -> int:
+        """The last batch is done: a run takes note of signals, and nobody looks at that any more."""
+        before = signal.signal(signal.SIGTERM, lambda *_: (tmp_path / "noted").touch())
+        (tmp_path / "finishing").touch()
+        wait_for((tmp_path / "noted").exists)
+        signal.signal(signal.SIGTERM, before)
+        return measure.EXIT_DONE
+
+    monkeypatch.setattr(measure, "measure_one", finishing)
+    measurer = Measurer(config)
+    process = psutil.Process(measurer.begin(points[0], killed=0, following=None))
+    wait_for((tmp_path / "finishing").exists)
+    waited = []
+    measurer.stop(20, lambda: waited.append(1))
+    assert not process.is_running()
+    assert len(waited) < 100  # a tenth of a second each
 
 
 def test_a_measurement_finds_and_leaves_the_state_of_a_new_process():

@@ -90,7 +90,7 @@ def test_twelve_checkpoints_two_workers_and_one_of_them_damaged(config_file, tra
     assert len(csv) == len(table)
     assert csv.step.dtype == int
     assert (out / "entropy.png").stat().st_size > 10_000
-    assert (out / "information_input_unigram.png").stat().st_size > 10_000
+    assert (out / "information.png").stat().st_size > 10_000
     assert "checkpoint-5" in (out / "report.html").read_text()
     for checkpoint in info["checkpoints"]:
         if checkpoint["status"] == "done":

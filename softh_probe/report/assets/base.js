@@ -74,6 +74,7 @@ const TOOLBAR = 32;
 const MARGINS = 86;
 
 function render(entry) {
+  if (!window.Plotly) return undefined; // it is about to run, see start.js
   const width = entry.node.clientWidth;
   const { traces, layout } = entry.draw(Math.max(80, width - MARGINS));
   const axis = { automargin: true, zeroline: false, showline: false, title: { standoff: 8 } };

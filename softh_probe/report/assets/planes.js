@@ -21,6 +21,9 @@ const LABEL_LETTERS = 28;
 const LABEL_FONT = 11;
 /** Pixels from a point to its label: beside it, or joined to it by a thin line. Ways there, the nearest first. */
 const AWAY = [3, 14, 26];
+/** Margins of a plane, in shares of its axes; and its least width, in shares of what it has to show. */
+const MARGIN = 0.08;
+const LEAST_WIDTH = 0.2;
 const WAYS = [[1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, 1], [1, -1], [-1, -1]];
 
 /** A number of parameters in three digits. */
@@ -129,16 +132,18 @@ function pointKeys(looks, onToggle) {
   if (PLANES.points.some((p) => !p.parameters)) place.append(element("span", { class: "key" }, "(not known: smallest)"));
 }
 
-/** Limits of both axes: around the points, and so far up or down that a part of the bound is in sight. */
-function planeLimits(x, y) {
-  const around = (values) => {
-    const [a, b] = [Math.min(...values), Math.max(...values)];
-    const margin = 0.08 * (b - a) || 0.1 * Math.abs(b) || 1e-3;
-    return [a - margin, b + margin];
-  };
-  const [[left, right], [low, high]] = [around(x), around(y)];
-  const inSight = 0.2 * (right - left);
-  return [[left, right], [Math.min(low, right - inSight), Math.max(high, left + inSight)]];
+/** Limits of both axes: around the points and their bars, and so far up or down that a part of the bound is in sight. */
+function planeLimits(points) {
+  const [[left, right], [low, high]] = ["x", "y"].map((axis) => {
+    const bars = points.map((p) => (BANDS.s && p[axis].s[0]) || 0);
+    return [Math.min(...points.map((p, n) => p[axis].v[0] - bars[n])), Math.max(...points.map((p, n) => p[axis].v[0] + bars[n]))];
+  });
+  const wide = LEAST_WIDTH * (Math.max(high, right) - Math.min(low, left)) || 1e-3; // beside the way to the bound
+  const more = Math.max(0, wide - (right - left)) / 2;
+  const [from, to] = [left - more, right + more];
+  const inSight = 0.2 * (to - from);
+  const padded = (a, b) => [a - MARGIN * Math.max(b - a, wide), b + MARGIN * Math.max(b - a, wide)];
+  return [padded(from, to), padded(Math.min(low, to - inSight), Math.max(high, from + inSight))];
 }
 
 /** The names that points have: lone ones their own; of one training run the first and last, of several the last that of the run. */
@@ -209,7 +214,7 @@ function pointPlane(shownPoints, looks, room) {
   const [width, height] = [room, POINTS_HEIGHT - margin.t - margin.b];
   const points = shownPoints();
   const [x, y] = ["x", "y"].map((axis) => points.map((p) => p[axis].v[0]));
-  const [xRange, yRange] = points.length ? planeLimits(x, y) : [[0, 1], [0, 1]];
+  const [xRange, yRange] = points.length ? planeLimits(points) : [[0, 1], [0, 1]];
   const pixels = (value, [from, to], length) => ((value - from) / (to - from)) * length;
   const sizes = points.map(({ point }) => diameter(point.parameters));
   const names = pointNames();

@@ -27,11 +27,16 @@ window.addEventListener("resize", () => {
   clearTimeout(waiting);
   waiting = setTimeout(() => drawn().forEach(render), 200);
 });
-(async () => {
+// Plotly takes most of the time that a page takes to open: text and tables can be read and used before it runs.
+addEventListener("load", async () => {
+  await new Promise((next) => setTimeout(next, 0));
+  const plotly = element("script");
+  plotly.text = document.getElementById("plotly").textContent;
+  document.head.append(plotly);
   for (const entry of figures) {
     await render(entry);
     if (entry.onClick) entry.node.on("plotly_click", entry.onClick);
     await new Promise((next) => setTimeout(next, 0));
   }
   document.documentElement.dataset.drawn = String(figures.length);
-})();
+});
