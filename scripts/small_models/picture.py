@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from small_models.training import Plan
-from softh_probe.report.figure_style import COLOURS, style_axes
+from softh_probe.report.figure_style import COLOURS, lay_out, style_axes
 from softh_probe.report.label_places import place_labels
 from softh_probe.report.plane_data import limits_of, places_of
 from softh_probe.report.points import read_points
@@ -76,6 +76,7 @@ def draw(out: Path, plan: Plan, entropy: float) -> None:
         courses[2].plot(steps, score[own], **look)
         right.plot(optimality[own], score[own], **look | {"linestyle": ""})
     plane.legend(frameon=False, loc="upper left")
+    lay_out(figure)
     names = [f"{point.step:,}" for point in points]
     for axes, across, up in ((plane, x, y), (right, optimality, score)):
         place_labels(axes, across, up, names, np.full(len(points), look["markersize"] ** 2))
@@ -88,7 +89,7 @@ def _steps_below(courses: Sequence[Axes], steps: Sequence[int]) -> None:
     for axes in courses:
         style_axes(axes, "", "", "")
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-        axes.set_xticks(steps, map(str, steps))
+        axes.set_xticks(steps, [str(step) if i % 2 else "" for i, step in enumerate(steps, len(steps) % 2)])
         axes.minorticks_off()
         axes.tick_params(labelbottom=axes is courses[-1])
     courses[-1].set_xlabel("training step (log scale)")
