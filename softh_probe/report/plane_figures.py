@@ -32,7 +32,7 @@ from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.errors import InputError, short_repr
 from softh_probe.report.figure_style import COLOURS, NotebookFigure, lay_out, leave_empty, short
 from softh_probe.report.label_places import place_labels
-from softh_probe.report.page_data import UNIT_NAMES
+from softh_probe.report.page_data import UNIT_NAMES, amount
 from softh_probe.report.plane_data import INFORMATIONS, limits_of, paths_of, places_of, plane_orders, spreads_of
 from softh_probe.report.step_ticks import log_place, log_ticks
 
@@ -309,18 +309,6 @@ def _size_key(figure: Figure, points: Sequence[ModelPoint], areas: tuple[float, 
     figure.legend(
         handles=handles, loc="outside lower center" if below else "outside right lower", ncols=3 if below else 1, **look
     )
-
-
-def amount(n: int) -> str:
-    """Shorten a number of parameters.
-
-    >>> amount(135_000_000), amount(6_900_000_000), amount(912)
-    ('135M', '6.9B', '912')
-    """
-    for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= unit:
-            return f"{n / unit:.3g}{suffix}"
-    return str(n)
 
 
 def _labels(points: Sequence[ModelPoint], paths: Mapping[str, Sequence[int]]) -> list[str]:
