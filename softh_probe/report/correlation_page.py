@@ -7,7 +7,7 @@ from typing import Any
 
 from softh_probe.analysis.point_correlation import Correlations
 from softh_probe.report.page import render
-from softh_probe.report.page_data import numbers
+from softh_probe.report.page_data import amount, numbers
 
 _SCRIPTS = ("ink.js", "ticks.js", "base.js", "table.js", "correlations.js", "start.js")
 
@@ -55,7 +55,11 @@ def _data(found: Correlations) -> dict[str, Any]:
         "groups": groups,
         "kinds": found.kinds,
         "models": [
-            {"name": p.name, "family": p.family or "unknown family", "size": _size(p.n_parameters)}
+            {
+                "name": p.name,
+                "family": p.family or "unknown family",
+                "size": f"{amount(p.n_parameters)} parameters" if p.n_parameters else "",
+            }
             for p in found.points
         ],
         "values": [numbers(of) for of in values],
@@ -69,15 +73,3 @@ def _parts(line: dict[Any, Any], kind: str) -> list[float | None]:
     r, low, high = numbers([line[kind], line[f"{kind}_low"], line[f"{kind}_high"]], 4)
     p, q = (None if math.isnan(line[name]) else float(f"{line[name]:.3g}") for name in (f"{kind}_p", f"{kind}_q"))
     return [r, p, low, high, q]
-
-
-def _size(n_parameters: int | None) -> str:
-    """Say how many parameters a model has.
-
-    >>> _size(1_340_000_000), _size(14_100_000), _size(None)
-    ('1.3B parameters', '14M parameters', '')
-    """
-    if n_parameters is None:
-        return ""
-    billions = n_parameters / 1e9
-    return f"{billions:.1f}B parameters" if billions >= 1 else f"{n_parameters / 1e6:.0f}M parameters"

@@ -60,6 +60,18 @@ def _model_of(result: ProbeResult) -> str:
     return f"{name} @ {model['revision']}" if model.get("revision") else name
 
 
+def amount(n: int) -> str:
+    """Shorten a number of parameters.
+
+    >>> amount(135_000_000), amount(6_900_000_000), amount(912)
+    ('135M', '6.9B', '912')
+    """
+    for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= unit:
+            return f"{n / unit:.3g}{suffix}"
+    return str(n)
+
+
 def distinct_titles(results: Sequence[ProbeResult], folders: Sequence[Path]) -> list[str]:
     """Title results by their names or models; where these are not unique, with all that is known, or the folder."""
     titles = [title_of(result) for result in results]

@@ -32,7 +32,7 @@ from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.errors import InputError, short_repr
 from softh_probe.report.figure_style import COLOURS, NotebookFigure, lay_out, leave_empty, short
 from softh_probe.report.label_places import place_labels
-from softh_probe.report.page_data import UNIT_NAMES
+from softh_probe.report.page_data import UNIT_NAMES, amount
 from softh_probe.report.plane_data import INFORMATIONS, limits_of, paths_of, places_of, plane_orders, spreads_of
 from softh_probe.report.step_ticks import log_place, log_ticks
 
@@ -78,7 +78,7 @@ def plane_of_models(
     areas = _areas(points, sizes)
     is_single = len(orders) == 1
     width, height = (6.6, 6.6) if is_single or sum(map(bool, names)) > _FEW_NAMES else (5.0, 4.3)
-    figure, panels = _panels(len(orders), width, height)
+    figure, panels = _panels(len(orders), width, height, keys=3.0)
     for axes, one in zip(panels, orders, strict=True):
         _draw_plane(axes, points, one, metric, colours, areas)
         axes.set(xlabel=f"I(input; Z) ({_UNIT})", ylabel=f"I(output; Z) ({_UNIT})")
@@ -100,7 +100,7 @@ def _draw_plane(
     """Draw points over their bars of spread, these over the paths, and all over the bound."""
     x, y = places_of(points, order, metric)
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    points, x, y, areas = [points[i] for i in known], x[known], y[known], areas[known]
+    points, x, y, areas = [points[int(i)] for i in known], x[known], y[known], areas[known]
     of_points, markers = [colours.of_points[i] for i in known], [colours.markers[i] for i in known]
     paths, spreads = paths_of(points), spreads_of(points, order, metric)
     (left, right), (low, high) = limits_of(x, y, spreads)
@@ -135,7 +135,7 @@ def distance_to_bound(
     colours = _colours(points, colour_by)
     is_single = len(orders) == 1
     width, height = (8.0, 1.4 + 0.2 * len(points)) if len(points) <= _MOST_NAMED else (9.0, 4.5)
-    figure, panels = _panels(len(orders), width if is_single else 0.7 * width, height)
+    figure, panels = _panels(len(orders), width if is_single else 0.7 * width, height, keys=0.0 if is_single else 3.0)
     for axes, one in zip(panels, orders, strict=True):
         _draw_distances(axes, points, one, metric, colours)
         axes.set_title(_title("Distance to the bound", one, metric) if is_single else one, loc="left")
@@ -263,11 +263,11 @@ def _known(points: Sequence[ModelPoint], order: str | None, metric: str) -> tupl
     return [point for point, known in zip(points, is_known, strict=True) if known], drawn
 
 
-def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Make a figure of n panels of some inches, in rows of two."""
+def _panels(n: int, width: float, height: float, keys: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of n panels of some inches, in rows of two, with some for the keys beside them."""
     n_columns = min(2, n)
     n_rows = -(-n // n_columns)
-    size = (width * n_columns + 3.0 * (width < 7), height * n_rows)
+    size = (width * n_columns + keys, height * n_rows)
     figure = NotebookFigure(figsize=size, layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
     leave_empty(grid, n)
@@ -309,18 +309,6 @@ def _size_key(figure: Figure, points: Sequence[ModelPoint], areas: tuple[float, 
     figure.legend(
         handles=handles, loc="outside lower center" if below else "outside right lower", ncols=3 if below else 1, **look
     )
-
-
-def amount(n: int) -> str:
-    """Shorten a number of parameters.
-
-    >>> amount(135_000_000), amount(6_900_000_000), amount(912)
-    ('135M', '6.9B', '912')
-    """
-    for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= unit:
-            return f"{n / unit:.3g}{suffix}"
-    return str(n)
 
 
 def _labels(points: Sequence[ModelPoint], paths: Mapping[str, Sequence[int]]) -> list[str]:
