@@ -66,7 +66,9 @@ class Bins(Estimator):
         return float(mutual_info_score(labels_N, pattern_N.ravel()))
 
     def _values(self, states_ND: np.ndarray, components: Components | None) -> np.ndarray:
-        return states_ND[:, : self.dimensions] if components is None else components.of(states_ND)
+        if components is not None:
+            return components.of(states_ND)
+        return states_ND[:, : self.dimensions].astype(np.float64)
 
 
 def bin_numbers(values_NK: np.ndarray, low_K: np.ndarray, high_K: np.ndarray, bins: int) -> np.ndarray:

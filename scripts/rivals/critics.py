@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rivals.estimator import Estimator
+from rivals.estimator import Estimator, chunks
 from softh_probe.errors import InputError
 
 
@@ -92,9 +92,8 @@ class Critic(Estimator):
             )
         order_N = np.random.default_rng(self.seed).permutation(len(states_ND))
         test, train = order_N[:n_test], order_N[n_test:]
-        mean_D, sd_D = states_ND[train].mean(axis=0, dtype=np.float64), states_ND[train].std(axis=0, dtype=np.float64)
-        scale_D = np.where(sd_D > 0, sd_D, 1.0)
-        z_ND = torch.from_numpy(((states_ND - mean_D) / scale_D).astype(np.float32))
+        mean_D, sd_D = _moments(states_ND, train)
+        z_ND = torch.from_numpy(states_ND).sub(mean_D).div_(torch.where(sd_D > 0, sd_D, 1.0))
         x_N = torch.from_numpy(labels_N)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -152,6 +151,20 @@ class Club(Critic):
         frequency_L = torch.bincount(x_N, minlength=log_q_NL.shape[1]).double() / len(x_N)
         of_pairs = log_q_NL.gather(1, x_N.unsqueeze(1)).mean()
         return (of_pairs - (log_q_NL.mean(dim=0) * frequency_L).sum()).item()
+
+
+def _moments(states_ND: np.ndarray, rows_R: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation of each dimension [D], float32, over the rows."""
+    width = states_ND.shape[1]
+    shift_D = states_ND[rows_R[0]].astype(np.float64)  # squares of a large common mean would cancel badly
+    sum_D, squares_D = np.zeros(width), np.zeros(width)
+    for part in chunks(len(rows_R)):
+        centred_RD = states_ND[rows_R[part]] - shift_D
+        sum_D += centred_RD.sum(axis=0)
+        squares_D += np.square(centred_RD).sum(axis=0)
+    mean_D = sum_D / len(rows_R)
+    sd_D = np.sqrt(np.maximum(squares_D / len(rows_R) - mean_D**2, 0.0))
+    return torch.from_numpy(mean_D + shift_D).float(), torch.from_numpy(sd_D).float()
 
 
 def _perceptron(width: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import entr, logsumexp
 
+from rivals.estimator import chunks
 from rivals.quadrature import cluster_information
 from softh_probe.errors import InputError
 
@@ -95,11 +96,14 @@ def noisy_channel(k: int, dim: int, flipped: float, signal: float = 0.5, directi
     def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         chance = np.random.default_rng(seed)
         sent_N = chance.integers(k, size=n)
-        rest_ND = chance.standard_normal((n, dim))
-        rest_ND -= (rest_ND @ means_KD.T) @ means_KD
-        rest_ND *= math.sqrt(1 - signal**2) / np.linalg.norm(rest_ND, axis=1, keepdims=True)
         shift_N = np.where(chance.random(n) < flipped, chance.integers(1, k, size=n), 0)
-        return (signal * means_KD[sent_N] + rest_ND).astype(np.float32), (sent_N + shift_N) % k
+        states_ND = np.empty((n, dim), dtype=np.float32)
+        for part in chunks(n):
+            rest_ND = chance.standard_normal((part.stop - part.start, dim))
+            rest_ND -= (rest_ND @ means_KD.T) @ means_KD
+            rest_ND *= math.sqrt(1 - signal**2) / np.linalg.norm(rest_ND, axis=1, keepdims=True)
+            states_ND[part] = signal * means_KD[sent_N[part]] + rest_ND
+        return states_ND, (sent_N + shift_N) % k
 
     lost = float(entr(flipped) + entr(1 - flipped)) + flipped * math.log(k - 1)
     return Truth(name=f"{k} labels, changed with p = {flipped:g}", information=math.log(k) - lost, draw=draw)
@@ -129,12 +133,16 @@ def von_mises_fisher(
     The cosine with the mean direction is drawn by rejection (Wood 1994), the rest uniformly. scipy's sampler would
     compute a [D, D] rotation for each mean direction.
     """
-    mean_ND = means_KD[labels_N]
-    t_N1 = _cosines(len(labels_N), means_KD.shape[1], concentration, chance)[:, None]
-    rest_ND = chance.standard_normal(mean_ND.shape)
-    rest_ND -= (rest_ND * mean_ND).sum(axis=1, keepdims=True) * mean_ND
-    rest_ND *= np.sqrt(1 - t_N1**2) / np.linalg.norm(rest_ND, axis=1, keepdims=True)
-    return np.asarray(t_N1 * mean_ND + rest_ND, dtype=np.float32)
+    n, dim = len(labels_N), means_KD.shape[1]
+    t_N1 = _cosines(n, dim, concentration, chance)[:, None]
+    states_ND = np.empty((n, dim), dtype=np.float32)
+    for part in chunks(n):
+        mean_ND = means_KD[labels_N[part]]
+        rest_ND = chance.standard_normal(mean_ND.shape)
+        rest_ND -= (rest_ND * mean_ND).sum(axis=1, keepdims=True) * mean_ND
+        rest_ND *= np.sqrt(1 - t_N1[part] ** 2) / np.linalg.norm(rest_ND, axis=1, keepdims=True)
+        states_ND[part] = t_N1[part] * mean_ND + rest_ND
+    return states_ND
 
 
 def _cosines(n: int, dim: int, concentration: float, chance: np.random.Generator) -> np.ndarray:
