@@ -2,10 +2,9 @@
 
 Shwartz-Ziv and Tishby 2017 (arXiv 1703.00810) cut the output of each tanh unit into 30 equal bins of [−1, 1], and
 take plug-in information of the joint pattern of all units' bins. Hidden states have no bounds that are known
-beforehand. So a first pass finds each dimension's smallest and largest value, as Saxe et al. 2018 ("On the information
-bottleneck theory of deep learning") do for ReLU units. With the thousands of dimensions of an LLM every position has a
-pattern of its own, and I = H(X) whatever the states say; so few dimensions are taken: the first ones, or principal
-components.
+beforehand, so a first pass finds each dimension's smallest and largest value. With the thousands of dimensions of an
+LLM every position has a pattern of its own, and I = H(X) whatever the states say; so few dimensions are taken: the
+first ones, or principal components.
 
 Shape suffixes: N positions, D width of a hidden state, K dimensions that are cut.
 """

@@ -64,8 +64,8 @@ def test_bins_hold_a_constant_dimension():
 
 def test_principal_components_are_those_of_scikit_learn_though_the_mean_is_large():
     states, _ = gaussians(5000, 12)
-    states = (states * np.linspace(1, 4, 12) + 1000).astype(np.float32)
-    theirs = PCA(3).fit_transform(states.astype(np.float64))
+    states = (states * np.linspace(1, 4, 12) + 1e6).astype(np.float32)
+    theirs = PCA(3, svd_solver="full").fit_transform(states.astype(np.float64))
     assert np.abs(principal_components(states, 3).of(states)) == pytest.approx(np.abs(theirs), abs=1e-6)
 
 
@@ -217,6 +217,23 @@ def test_club_is_a_mean_over_all_pairs_of_states_and_labels_held_out():
 def test_club_is_an_upper_bound():
     truth = clusters(4, 32, 12.0)
     assert Club(hidden=64, epochs=4, batch=128).estimate(*truth.draw(4000, 0)) > truth.information
+
+
+@pytest.mark.parametrize("estimator", [InfoNce(hidden=64, batch=50), Club(hidden=64, batch=50)])
+def test_a_critic_that_knows_its_training_positions_by_heart_gains_nothing(estimator):
+    rng = np.random.default_rng(0)
+    states, labels = rng.standard_normal((300, 200), dtype=np.float32), rng.integers(3, size=300)
+    assert estimator.estimate(states, labels) < 0.1
+
+
+@pytest.mark.parametrize("estimator", [InfoNce(hidden=32, epochs=3, batch=64), Club(hidden=32, epochs=3, batch=64)])
+def test_a_constant_dimension_changes_nothing_for_a_critic(estimator):
+    states, labels = clusters(4, 32, 12.0).draw(1200, 0)
+    values = []
+    for constant in (0.0, 7.3e5):
+        states[:, 0] = constant
+        values.append(estimator.estimate(states, labels))
+    assert values[0] == values[1]
 
 
 def test_states_of_another_scale_and_origin_train_a_critic_alike():
