@@ -156,15 +156,14 @@ class Club(Critic):
 def _moments(states_ND: np.ndarray, rows_R: np.ndarray) -> tuple[Tensor, Tensor]:
     """Compute mean and standard deviation of each dimension [D], float32, over the rows."""
     width = states_ND.shape[1]
-    shift_D = states_ND[rows_R[0]].astype(np.float64)  # squares of a large common mean would cancel badly
     sum_D, squares_D = np.zeros(width), np.zeros(width)
     for part in chunks(len(rows_R)):
-        centred_RD = states_ND[rows_R[part]] - shift_D
-        sum_D += centred_RD.sum(axis=0)
-        squares_D += np.square(centred_RD).sum(axis=0)
+        part_RD = states_ND[rows_R[part]].astype(np.float64)
+        sum_D += part_RD.sum(axis=0)
+        squares_D += np.square(part_RD).sum(axis=0)
     mean_D = sum_D / len(rows_R)
     sd_D = np.sqrt(np.maximum(squares_D / len(rows_R) - mean_D**2, 0.0))
-    return torch.from_numpy(mean_D + shift_D).float(), torch.from_numpy(sd_D).float()
+    return torch.from_numpy(mean_D).float(), torch.from_numpy(sd_D).float()
 
 
 def _perceptron(width: int, hidden: int, outputs: int) -> nn.Sequential:
