@@ -18,7 +18,6 @@ that shape with random bfloat16 weights, made on the device.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import statistics
@@ -35,6 +34,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from jsonargparse import auto_cli
+from saved_model import load, save
 
 from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.config import RunConfig
@@ -90,19 +90,14 @@ class Bench:
     def __init__(self, options: Benchmark, folder: Path) -> None:
         self.options = options
         self.data = _sample(Path(options.data), options.documents, folder / "documents.jsonl")
-        source = resolve_model(options.model)
-        self.tokenizer = load_tokenizer(source)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if options.shape:
+            self.tokenizer = load_tokenizer(resolve_model(options.model))
             with torch.device(self.device):
                 config = SHAPES[options.shape]()
                 self.model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         else:
-            gguf = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-            with quiet_transformers():
-                self.model = transformers.AutoModelForCausalLM.from_pretrained(
-                    source.folder, dtype=torch.float32, **gguf
-                )
+            self.model, self.tokenizer = load(options.model)
         self.model.to(self.device).eval()
         self.config = RunConfig(
             model=options.model,
@@ -245,13 +240,7 @@ class Rival:
         self.bench, self.folder = bench, folder
         (folder / "data").mkdir()
         (folder / "data" / "train.jsonl").write_bytes(bench.data.read_bytes())
-        config = copy.deepcopy(bench.model.config)
-        if hasattr(config, "quantization_config"):  # what came from GGUF is not saved unless it is made anew
-            del config.quantization_config
-        model = type(bench.model)(config)
-        model.load_state_dict(bench.model.state_dict())
-        model.save_pretrained(folder / "model")
-        bench.tokenizer.save_pretrained(folder / "model")
+        save(bench.model, bench.tokenizer, folder / "model")
 
     def seconds(self) -> float:
         """Time of its run; loading is left out."""
