@@ -3,7 +3,7 @@
 >>> import pandas as pd
 >>> row = {"layer": 0, "name": "embeddings", "metric": "entropy", "label_set": "", "value": 0.9, "sd": 0.01}
 >>> table = pd.DataFrame([{"checkpoint": f"step{s}", "step": s, **row} for s in (0, 1, 1000)])
->>> layers_by_step(table, "entropy").axes[0].get_xlabel()
+>>> layers_by_step(table, "entropy").get_supxlabel()
 'training step (checkpoints evenly spaced)'
 >>> metric_by_step(table, "entropy").get_supxlabel()
 'training step (log scale)'

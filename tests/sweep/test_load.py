@@ -112,7 +112,7 @@ def test_a_page_of_very_many_checkpoints_draws_some_of_them_and_says_so(swept, m
     on_page = table[~table.metric.isin(sweep_data.NOT_SHOWN)]
     n_series = len(on_page[["metric", "label_set"]].drop_duplicates())
     monkeypatch.setattr(sweep_data, "MOST_VALUES", 4 * n_series * 10)
-    monkeypatch.setattr("softh_probe.report.page.write_sweep_figures", lambda *_: None)
+    monkeypatch.setattr("softh_probe.report.figure_files._draw", lambda *_: None)
     assert main(["report", config.out, "--out", str(tmp_path)]) == 0
     text, data = (tmp_path / "report.html").read_text(), page_data(tmp_path / "report.html")
     assert "28 done, 1 failed, 1 waiting; 10 of those done are drawn, evenly chosen; sweep.parquet holds all" in text
