@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import forward
+from softh_probe.run.peak_memory import peak_memory_gib
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Progress, Snapshots, SnapshotTimer
 
@@ -168,7 +168,7 @@ class TimedSnapshots(Snapshots):
 
 def peak_gib() -> float:
     """The most memory that this process held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return peak_memory_gib()["host"]
 
 
 def measured(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str, Any]:

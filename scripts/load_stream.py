@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from softh_probe.config import RunConfig
 from softh_probe.data.documents import Document
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.run import run
+from softh_probe.run.peak_memory import peak_memory_gib
 
 VOCABULARY, WIDTH, N_ANCHORS = 2**15, 8, 16
 MOST_GROWTH = 1.1
@@ -113,7 +113,7 @@ def measure(folder: Path, n_tokens: int, label_rows: int) -> dict[str, float]:
     return {
         "tokens": result.info["tokens"],
         "seconds": time.perf_counter() - began,
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "gib": peak_memory_gib()["host"],
         "followed": sum(s["followed"] for s in result.info.get("label_sampling", {}).values()),
     }
 

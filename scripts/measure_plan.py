@@ -6,7 +6,6 @@ Eight n-gram label sets; documents sorted by length within windows of neighbours
 and the sample of the default number of rows; and what the second run on the same text takes, from the cache.
 """
 
-import resource
 import tempfile
 import time
 
@@ -20,6 +19,7 @@ from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import plan_run
+from softh_probe.run.peak_memory import peak_memory_gib
 
 TOKENS_PER_BATCH = 4096
 
@@ -51,7 +51,7 @@ for window in (SORT_WINDOW, corpus.n_documents):
         start = time.perf_counter()
         plan = Plan(corpus, label_sets, batches, label_rows=label_rows)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_memory_gib()["host"]
         rows, error = plan.allocation.n_live, plan.expected_errors.max()
         print(
             f"  label_rows {label_rows}: {plan.followed_by_set.sum():,} of {plan.labels_by_set.sum():,} labels take "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.analysis.sites import HEADS, common_lines, lines_of, of_site
 from softh_probe.files import replacing
 from softh_probe.forks import run_in_forks
-from softh_probe.report.figure_style import lay_out
+from softh_probe.report.figure_style import boxes_for_missing_glyphs, lay_out
 from softh_probe.report.figures import FIGURES, compared_by_depth, entropy_by_label, figures_of
 from softh_probe.report.groups import Groups
 from softh_probe.report.plane_data import INFORMATIONS, paths_of, plane_orders
@@ -143,8 +142,7 @@ def _draw(draw: Callable[[], Figure], folder: Path, stem: str) -> None:
 
 def _save(figure: Figure, folder: Path, stem: str) -> None:
     """Write a figure as PNG and SVG. `Figure.savefig` would lay it out and draw it twice for each of them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
+    with boxes_for_missing_glyphs():
         lay_out(figure)
         figure.set_dpi(_DPI)
         with replacing(folder / f"{stem}.png") as part:

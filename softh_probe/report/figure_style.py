@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,20 @@ Z95 = 1.96
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
+@contextmanager
+def boxes_for_missing_glyphs() -> Iterator[None]:
+    """Draw scripts without a font as boxes, without a warning for each letter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
 class NotebookFigure(Figure):
     """A matplotlib figure that notebooks show with any backend."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts without a font are shown as boxes
+        with boxes_for_missing_glyphs():
             self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
 
@@ -44,8 +52,7 @@ def lay_out(figure: Figure) -> None:
     """Lay out a figure once and for all; otherwise each drawing of it, in any format, does so again."""
     FigureCanvasAgg(figure)
     if (layout := figure.get_layout_engine()) is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
+        with boxes_for_missing_glyphs():
             layout.execute(figure)
     figure.set_layout_engine("none")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
-from softh_probe.report.figure_style import short
+from softh_probe.report.figure_style import boxes_for_missing_glyphs, short
 
 #: Ways from a point to its label, by preference: the corners, where no bar of its spread runs, then its sides.
 _WAYS = ((1, -1), (-1, -1), (1, 1), (-1, 1), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -68,8 +67,7 @@ def place_labels(
 
 def _size_of(axes: Axes, name: str, fontsize: float) -> Bbox:
     """Measure a label, in pixels."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    with boxes_for_missing_glyphs():
         text = axes.text(0, 0, name, fontsize=fontsize)
         size = text.get_window_extent()
         text.remove()

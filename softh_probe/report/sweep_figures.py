@@ -74,9 +74,11 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str | None = Non
     size = (8.0, 4.5) if is_single else (0.8 + 3.3 * n_columns, 1.0 + 2.6 * n_rows)
     figure = NotebookFigure(figsize=size, layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    checkpoints = part.drop_duplicates("checkpoint")
+    places = {name: i for i, name in enumerate(checkpoints.checkpoint)}
     for axes, one in zip(panels.flat, sets, strict=False):
         grid = _Grid.of(part, metric, one)
-        image = heat_map(axes, range(len(grid.names)), grid.layers, grid.values)
+        image = heat_map(axes, [places[name] for name in grid.names], grid.layers, grid.values)
         if is_single:
             axes.set_title(_title(metric, one), loc="left")
         else:
@@ -91,8 +93,9 @@ def layers_by_step(table: pd.DataFrame, metric: str, label_set: str | None = Non
         bar = figure.colorbar(each, ax=panels, label="range of values above each panel", pad=0.01, shrink=0.6)
         bar.set_ticks([0, 1], labels=["least", "most"])
     lead = panels.flat[0]  # whose axes all others share
-    every = every_nth(grid.step_names, _MAP_INCHES if is_single else _PANEL_INCHES)
-    lead.set_xticks(range(0, len(grid.names), every), grid.step_names[::every])
+    step_names = _step_names([*places], [*checkpoints.step])
+    every = every_nth(step_names, _MAP_INCHES if is_single else _PANEL_INCHES)
+    lead.set_xticks(range(0, len(places), every), step_names[::every])
     if axis == HEAD_AXIS:
         head_ticks(lead.yaxis, grid.layer_names, grid.layers)
     else:
@@ -124,10 +127,11 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
     figure = NotebookFigure(figsize=(3.4 + 3 * n_columns, 1.4 + 2.6 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     first, last = float(part.layer.min()), float(part.layer.max())
-    x: list[float] = []
-    for axes, label_set in zip(panels.flat, sets, strict=False):
-        grid = _Grid.of(part, metric, label_set)
-        x = x or grid.log_steps(axes, _PANEL_INCHES if n_columns > 1 else _SINGLE_INCHES)  # all share the first's axis
+    grids = [_Grid.of(part, metric, label_set) for label_set in sets]
+    longest = max(grids, key=lambda grid: len(grid.names))
+    longest.scale_steps(panels.flat[0], _PANEL_INCHES if n_columns > 1 else _SINGLE_INCHES)  # all share its axis
+    for axes, label_set, grid in zip(panels.flat, sets, grids, strict=False):
+        x = grid.step_places
         for row in grid.rows_of(layers):
             y, sd = grid.values[row], grid.sd[row]
             colour = colormaps["viridis"](0.9 * (grid.layers[row] - first) / ((last - first) or 1))
@@ -148,7 +152,7 @@ def metric_by_step(table: pd.DataFrame, metric: str, layers: Sequence[float] | N
         interval_key(panels.flat[0])
     unit = "ratio" if metric in _RATIOS else _UNIT
     figure.supylabel(unit if len(sets) == 1 else f"{_title(metric, '')} ({unit})", fontsize="medium")
-    figure.supxlabel(_STEP_AXIS if grid.has_steps else "checkpoint", fontsize="medium")
+    figure.supxlabel(_STEP_AXIS if longest.has_steps else "checkpoint", fontsize="medium")
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
 
@@ -242,11 +246,15 @@ class _Grid:
     @property
     def step_names(self) -> list[str]:
         """Labels of the checkpoints: their steps, or their names."""
-        pairs = zip(self.names, self.steps, strict=True)
-        return [short(name) if pd.isna(step) else f"{int(step):,}" for name, step in pairs]
+        return _step_names(self.names, self.steps)
 
-    def log_steps(self, axes: Axes, inches: float) -> list[float]:
-        """Scale the x axis by log steps (0 included), or evenly without steps; return the checkpoints' places on it.
+    @property
+    def step_places(self) -> list[float]:
+        """Places of the checkpoints on an axis of steps: these, or evenly spaced without them."""
+        return [float(step) for step in self.steps] if self.has_steps else [float(i) for i in range(len(self.names))]
+
+    def scale_steps(self, axes: Axes, inches: float) -> None:
+        """Scale the x axis by log steps (0 included), or evenly without steps.
 
         Args:
             axes: whose horizontal axis that is.
@@ -255,14 +263,18 @@ class _Grid:
         if not self.has_steps:
             every = every_nth(self.step_names, inches)
             axes.set_xticks(range(0, len(self.names), every), self.step_names[::every])
-            return [float(i) for i in range(len(self.names))]
+            return
         least = min((step for step in self.steps if step > 0), default=1)
         steps = [int(step) for step in self.steps]
         ticks = log_ticks(steps, inches)
         axes.set_xscale("symlog", linthresh=least, linscale=0.45)  # step 0 is half a decade left of the least
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        return [float(step) for step in steps]
+
+
+def _step_names(names: Sequence[str], steps: Sequence[Any]) -> list[str]:
+    """Label checkpoints: by their steps, or their names."""
+    return [short(name) if pd.isna(step) else f"{int(step):,}" for name, step in zip(names, steps, strict=True)]
 
 
 def _step_bar(figure: Figure, axes: Any, steps: Sequence[str]) -> None:

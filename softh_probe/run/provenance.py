@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +20,7 @@ from softh_probe.positions import ALL, describe_policy
 from softh_probe.presets import LIMITS
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import input_embeddings
+from softh_probe.run.peak_memory import peak_memory_gib
 from softh_probe.versions import versions
 
 
@@ -54,7 +53,7 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Mapping[str, A
         "model": checkpoint.info,
         "corpus": dict(corpus),
         "versions": versions(),
-        "peak_memory_gib": _peak_memory_gib(),
+        "peak_memory_gib": peak_memory_gib(),
     }
 
 
@@ -142,12 +141,3 @@ def too_short(config: RunConfig, n_too_short: int, n_left_out: int, n_documents:
         f"{n_too_short:,} of {n_documents:,} documents are shorter than the "
         f"{shortest_document(parse_label_sets(config.labels))} tokens that one position needs, and were left out",
     ]
-
-
-def _peak_memory_gib() -> dict[str, float]:
-    """Read the peak memory of this process and of each accelerator, in GiB."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # getrusage counts bytes there, KiB elsewhere
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
-    for index in range(torch.cuda.device_count()):
-        peak[f"cuda:{index}"] = torch.cuda.max_memory_allocated(index) / 2**30
-    return peak

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +104,10 @@ def _collect(out: str | Path) -> Collection:
     return collect(out)
 
 
+@cache
 def _import_ahead() -> None:
     """Import what collects the results, and read its fonts, while workers start, which takes as long."""
-    with suppress(ImportError):  # collecting says why
+    with suppress(Exception):  # collecting says why, and keeps the tables
         import softh_probe.report.page
         import softh_probe.sweep.collection  # noqa: F401
         from softh_probe.report.figure_style import lay_out, one_panel

@@ -34,6 +34,7 @@ from softh_probe.models.source import resolve_model
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.prepared import plan_run
 from softh_probe.redaction import log_to_stderr, redacted
+from softh_probe.run.peak_memory import reset_peak_memory
 from softh_probe.run.pipeline import run
 from softh_probe.sweep.config import SweepConfig
 from softh_probe.sweep.downloads import Downloads
@@ -142,10 +143,7 @@ def _like_a_new_process() -> Iterator[None]:
     """Let a measurement find, and leave, the state of a new process: random numbers, settings, peaks of memory."""
     environment, seed = dict(os.environ), torch.initial_seed()
     dtype, n_threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
-    with contextlib.suppress(OSError):  # Linux: the peak that getrusage tells
-        Path("/proc/self/clear_refs").write_text("5")
-    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
-        torch.cuda.reset_peak_memory_stats(index)
+    reset_peak_memory()
     try:
         with warnings.catch_warnings():
             yield

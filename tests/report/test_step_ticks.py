@@ -35,7 +35,11 @@ def drawn_by_agg(figure):
 def test_ticks_keep_apart(n, sets):
     steps = SPANS[n]
     table = table_of(steps, sets)
-    for figure in (metric_by_step(table, "mutual_information"), layers_by_step(table, "mutual_information", "a")):
+    for figure in (
+        metric_by_step(table, "mutual_information"),
+        layers_by_step(table, "mutual_information", "a"),
+        layers_by_step(table, "mutual_information"),
+    ):
         drawn_by_agg(figure)
         drawn = [found for axes in figure.axes[: len(sets)] if (found := labels_of(axes, figure))]
         for found in drawn:
@@ -49,6 +53,17 @@ def test_ticks_keep_apart(n, sets):
 def test_panels_above_an_empty_one_have_ticks():
     figure = drawn_by_agg(metric_by_step(table_of([1, 10, 100], ["a", "b", "c"]), "mutual_information"))
     assert [len(labels_of(axes, figure)) > 0 for axes in figure.axes[:3]] == [False, True, True]
+
+
+def test_a_label_set_that_a_checkpoint_lacks_is_drawn_at_the_others():
+    table = table_of([1, 10, 100, 1000], ["a", "b"])
+    table = table[(table.label_set != "a") | (table.step != 10)]
+    lines = [axes.lines[0].get_xdata() for axes in metric_by_step(table, "mutual_information").axes[:2]]
+    assert [list(x) for x in lines] == [[1, 100, 1000], [1, 10, 100, 1000]]
+    figure = layers_by_step(table, "mutual_information")
+    lacking, whole, *_ = drawn_by_agg(figure).axes
+    assert lacking.get_xlim() == whole.get_xlim() == (-0.5, 3.5)
+    assert [text for text, _ in labels_of(whole, figure)] == ["1", "10", "100", "1,000"]
 
 
 def test_step_0_has_a_tick_however_near_the_others_are():

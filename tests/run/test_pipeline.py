@@ -414,12 +414,12 @@ def test_shipped_configurations_are_valid(path):
 
 
 MEASURE_PEAK = """
-import resource, sys
+import sys
 from softh_probe.config import RunConfig
 from softh_probe.run import run
 model, data, out = sys.argv[1:]
 result = run(RunConfig(model=model, data=data, out=out, max_length=128, n_anchors=20), progress=False)
-print(result.info["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(result.info["tokens"], result.info["peak_memory_gib"]["host"] * 1024)
 """
 
 
