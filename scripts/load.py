@@ -128,7 +128,7 @@ def measure(n_positions: int, folder: Path, snapshot_minutes: float) -> dict[str
     lap("plan")
     planned_gib = peak_gib()
     probe = SoftEntropyProbe(model, labels=NGRAM_SETS, n_anchors=N_ANCHORS, anchor_sets=1, plan=plan)
-    memory = place_sums(plan, probe.layer_devices(), n_anchors=N_ANCHORS, anchor_sets=1)
+    memory = place_sums(plan, probe.layer_devices(), n_anchors=[N_ANCHORS], anchor_sets=1)
     probe.reserve(memory.on_host)
     snapshots = TimedSnapshots(folder / "snapshots")
     start = Progress(run={}, batches=0, seconds=0.0, interruptions=0)

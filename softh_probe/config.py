@@ -18,6 +18,7 @@ from softh_probe.config_checks import (
 )
 from softh_probe.errors import InputError, short_repr
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS, Kind
+from softh_probe.estimators.variants import SEVERAL, Variant, several, variants
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites
 from softh_probe.positions import check_labels, parse_positions, positions_text
@@ -48,7 +49,6 @@ DEFAULT_INTERVAL_DOCUMENTS = 2048
 
 #: Least and greatest values of whole numbers. Temperatures are known, and positions fit 32 bits, within them.
 _RANGES = {
-    "n_anchors": (2, 65_536),
     "anchor_sets": (1, 1024),
     "max_length": (2, 2**31 - 1),
     "tokens_per_batch": (1, 2**31 - 1),
@@ -152,8 +152,10 @@ class RunConfig:
     that double in width: 0, 1, 2-3, 4-7, …; into by_position.csv and .parquet. Each bin has sums of its own, whose
     memory is told before the run; 48 short texts took 1.2 times as long on SmolLM2. Intervals are of all positions
     together."""
-    n_anchors: int = 100
-    """Anchors of a set: points on the unit sphere to which hidden states are softly assigned."""
+    n_anchors: int | str | Sequence[int] = 100
+    """Anchors of a set: points on the unit sphere to which hidden states are softly assigned. Several numbers, as in
+    100,50,200,400, are measured in the same pass, each with the anchors and the temperature that it has alone: the
+    first one is the result, and by_anchors.csv and .parquet have all."""
     like: Like | None = None
     """Settings by which the numbers of another tool go on: soft-entropy-0.1.5 stands for its anchors, one set of them,
     calibration amos, 128 tokens, float32 and the mean over the layers that it averages, and writes soft_entropy.json
@@ -170,9 +172,9 @@ class RunConfig:
     with one set."""
     seed: int = 0
     """Seed of the first set of anchors; set s uses seed + s."""
-    calibration: Literal["exact", "leading_order", "amos"] | float = "exact"
+    calibration: Literal["exact", "leading_order", "amos"] | float | str | Sequence[str | float] = "exact"
     """Temperature of the soft assignment: exact, leading_order (its limit for wide states), amos (that of soft-entropy
-    0.1.5, to continue its numbers), or the temperature itself as a number."""
+    0.1.5, to continue its numbers), or the temperature itself as a number; or several of these, as n_anchors."""
     layers: str | Sequence[str | int] | None = None
     """Rows to measure: embeddings, layer.1, …, final_norm, or indices (-1 the last), which stand for all sites of a
     layer; null measures all."""
@@ -208,6 +210,11 @@ class RunConfig:
     """Minutes between snapshots of an unfinished run, which take at most 1% of its time; 0 writes one only when a
     signal stops the run (SIGTERM, SIGUSR1, Ctrl-C). With intervals, there is one before their pass in any case."""
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Every number of anchors with every calibration; the first one is what the result shows."""
+        return variants(self.n_anchors, self.calibration)
+
     def __post_init__(self) -> None:
         check_secrets(self)
         check_types(self)
@@ -221,6 +228,9 @@ class RunConfig:
         object.__setattr__(self, "layers", None if self.layers is None else parse_layers("layers", self.layers))
         if self.mean_over is not None:
             object.__setattr__(self, "mean_over", parse_layers("mean_over", self.mean_over))
+        for name in SEVERAL:
+            values = several(name, getattr(self, name))
+            object.__setattr__(self, name, values[0] if len(values) == 1 else values)
         object.__setattr__(self, "per_label", split_names(self.per_label))
         object.__setattr__(self, "sites", parse_sites(split_names(self.sites)))
         object.__setattr__(self, "modules", None if self.modules is None else split_names(self.modules))
@@ -325,14 +335,17 @@ class RunConfig:
     def _check_numbers(self) -> None:
         for name, (least, most) in _RANGES.items():
             check_range(name, getattr(self, name), least, most)
+        for variant in self.variants:
+            check_range("n_anchors", variant.n_anchors, 2, 65_536)
         check_range("seed", self.seed, -(2**63), 2**63 - self.anchor_sets)
         check_range("shuffle_seed", self.shuffle_seed, -(2**63), 2**63 - 1)
         check_positive("sums_memory_gb", self.sums_memory_gb)
         check_not_negative("snapshot_minutes", self.snapshot_minutes)
-        if not isinstance(self.calibration, str):
-            from softh_probe.estimators.calibration import resolve_temperature  # imports scipy
+        for variant in self.variants:
+            if variant.calibration != "exact":
+                from softh_probe.estimators.calibration import resolve_temperature  # imports scipy
 
-            resolve_temperature(self.calibration, self.n_anchors, dim=2)
+                resolve_temperature(variant.calibration, variant.n_anchors, dim=3)
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:

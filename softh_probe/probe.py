@@ -15,10 +15,12 @@ from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.attached.pass_blocks import PassBlocks
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
+from softh_probe.by_anchors import add_other
 from softh_probe.choices import Choices
 from softh_probe.errors import InputError, ProbeError, abbreviated, one_line, require_string
 from softh_probe.estimators.given_anchors import given_anchors
-from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS
+from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Calibration
+from softh_probe.estimators.variants import Variant, alone_or_list, several, variants
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
@@ -73,11 +75,12 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
     Args:
         model: a transformers model, or any module if `modules` are named.
         labels: n-gram label sets (see `softh_probe.labels`); () counts every real token.
-        n_anchors: anchors a set.
+        n_anchors: anchors a set. Several numbers, [100, 50, 200], are measured in the same pass, each with anchors and
+            a temperature of its own: values of the first are the result, `result.others` has those of the others.
         anchor_sets: independent sets, all measured in the same pass; results carry the spread over them, which is
             unknown with one set.
         seed: of the first set; set s uses seed + s.
-        calibration: "exact", "leading_order", "amos", or the temperature as a float.
+        calibration: "exact", "leading_order", "amos", or the temperature as a float; or several of these.
         layers: rows to measure, by name, or all sites of a layer by index (0 the embeddings, −1 the last); None is all.
         count: "forwarded" counts every real position each time it is fed to the model; "unique_prefix" counts each
             distinct sequence of tokens up to a position once, in causal models.
@@ -112,10 +115,10 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         self,
         model: nn.Module,
         labels: Sequence[str] = DEFAULT_LABELS,
-        n_anchors: int = 100,
+        n_anchors: int | Sequence[int] = 100,
         anchor_sets: int = DEFAULT_ANCHOR_SETS,
         seed: int = 0,
-        calibration: Literal["exact", "leading_order", "amos"] | float = "exact",
+        calibration: Calibration | Sequence[Calibration] = "exact",
         layers: Sequence[str | int] | None = None,
         count: Literal["forwarded", "unique_prefix"] = "forwarded",
         label_rows: LabelRows = DEFAULT_LABEL_ROWS,
@@ -146,18 +149,18 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         self.origin = Origin(points.entry, skip_special_tokens)
         if (given := given_anchors(anchors)) is not None:
             n_anchors, anchor_sets = given.sizes(n_anchors, anchor_sets)
-        self._anchors = given or anchors
+        self._anchors, self._variants = given or anchors, variants(n_anchors, calibration)
         estimator: dict[str, Any] = {
-            "n_anchors": n_anchors,
+            "n_anchors": alone_or_list(several("n_anchors", n_anchors)),
             "anchor_sets": anchor_sets,
             "seed": seed,
             "anchors": given.setting if given else anchors,
-            "calibration": calibration,
+            "calibration": alone_or_list(several("calibration", calibration)),
         }
         counted: dict[str, Any] = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
         counted |= {"label_rows": label_rows, **rules.settings}
         self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites)}
-        self._sums = ModelSums(source.rows.table_sizes, **{**estimator, "anchors": self._anchors})
+        self._sums = self._new_sums(anchor_sets, seed)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)
@@ -166,10 +169,10 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             self._settings["layers"], self._recorder.layers = chosen, frozenset(chosen)
 
     def __repr__(self) -> str:
-        sets, n = abbreviated(self._source.rows.set_names, 8) or "none", self._settings
+        sets, n_sets = abbreviated(self._source.rows.set_names, 8) or "none", self._settings["anchor_sets"]
         return one_line(
             f"<{type(self).__name__} of {type(self._model).__name__}: label sets {sets}; "
-            f"{n['anchor_sets']} x {n['n_anchors']} anchors; {self._recorder.positions:,} positions counted>"
+            f"{n_sets} x {self._variants[0].n_anchors} anchors; {self._recorder.positions:,} positions counted>"
         )
 
     # --- results ----------------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
     def sums(self) -> Tensor:
         """Running sums of soft assignments [n_layers, anchor_sets, n_anchors], float64, on the CPU."""
         self._flush()
-        shape = (self._settings["anchor_sets"], self._settings["n_anchors"])
+        shape = (self._settings["anchor_sets"], self._variants[0].n_anchors)
         if not self._sums.measured:
             return torch.zeros(0, *shape, dtype=torch.float64)
         return torch.stack([mass(self._sums[name].total, *shape).cpu() for name in self.layers])
@@ -224,18 +227,10 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             raise ProbeError(
                 f"no position was counted: inside the probe's block, {how}{left_out}{self._source.why_nothing}"
             )
-        rows = self._source.rows.row_labels()
-        n_blocks = self._recorder.n_blocks or None
-        sites = place_layers(self.layers, {"n_blocks": n_blocks}).sites
-        result = ProbeResult.from_layers(
-            {name: layer_statistics(self._sums[name], rows) for name in self.layers},
-            rows,
-            settings=self._settings,
-            anchors=self._sums.describe_anchors(dict(zip(self.layers, sites, strict=True))),
-            n_blocks=n_blocks,
-            positions=self._recorder.positions,
-            tokens=self._tokens,
-        )
+        first, *others = self._variants
+        result = self._result_of(self._sums, first)
+        for variant, sums in zip(others, self._sums.others, strict=True):
+            add_other(result, self._result_of(sums, variant))
         choices = Choices.from_json(self._recorder.choices_made())
         result.record_limits(choices, told=self._told)
         result.info.update({"choices": choices.to_json(), **self._source.positions_policy(self._recorder.positions)})
@@ -333,6 +328,26 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         return self._source.context
 
     # --- parts ------------------------------------------------------------------------------------------------
+
+    def _new_sums(self, anchor_sets: int, seed: int) -> ModelSums:
+        """Make the sums of every layer for each number of anchors and calibration."""
+        settings: dict[str, Any] = {"anchor_sets": anchor_sets, "seed": seed, "anchors": self._anchors}
+        sizes = self._source.rows.table_sizes
+        first, *others = (variant._asdict() for variant in self._variants)
+        return ModelSums(sizes, **first, **settings, others=[ModelSums(sizes, **one, **settings) for one in others])
+
+    def _result_of(self, sums: ModelSums, variant: Variant) -> ProbeResult:
+        rows, n_blocks = self._source.rows.row_labels(), self._recorder.n_blocks or None
+        sites = place_layers(self.layers, {"n_blocks": n_blocks}).sites
+        return ProbeResult.from_layers(
+            {name: layer_statistics(sums[name], rows) for name in self.layers},
+            rows,
+            settings={**self._settings, **variant._asdict()},
+            anchors=sums.describe_anchors(dict(zip(self.layers, sites, strict=True))),
+            n_blocks=n_blocks,
+            positions=self._recorder.positions,
+            tokens=self._tokens,
+        )
 
     def _flush(self) -> None:
         self._recorder.flush()

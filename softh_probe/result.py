@@ -16,9 +16,10 @@ from torch import Tensor
 from softh_probe.accumulators.label_sampling import samples_of
 from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.statistics import LayerStatistics
+from softh_probe.by_anchors import ANCHOR_FILES, by_anchors_table, variants_of
 from softh_probe.by_label import by_label_table
 from softh_probe.by_position import bins_of_layers, by_position_table
-from softh_probe.by_position_files import read_bins, write_bins
+from softh_probe.by_position_files import BIN_FILES
 from softh_probe.choices import Choices
 from softh_probe.errors import abbreviated, one_line
 from softh_probe.influence import DocumentInfluence
@@ -69,6 +70,8 @@ class ProbeResult:
         influence: that of each document on the values, where intervals were measured; see `softh_probe.influence`.
         bins: the result of each bin of positions by its name, and, as "all", that of the bins as labels of all
             positions, where these were measured; see `softh_probe.by_position`.
+        others: the results of the same measurement with other numbers of anchors or calibrations, by what differs
+            ("n_anchors=50"), where several were asked for; see `softh_probe.by_anchors`.
     """
 
     rows: list[str]
@@ -78,6 +81,7 @@ class ProbeResult:
     info: dict[str, Any] = field(default_factory=dict)
     influence: DocumentInfluence | None = None
     bins: dict[str, ProbeResult] = field(default_factory=dict)
+    others: dict[str, ProbeResult] = field(default_factory=dict)
 
     @classmethod
     def from_layers(
@@ -296,6 +300,27 @@ class ProbeResult:
         """
         return by_position_table(self, unit)
 
+    @property
+    def variants(self) -> dict[str, ProbeResult]:
+        """The results with every number of anchors and calibration, this one first; empty where there is one of each.
+
+        Each is that of a run with these settings alone, as in `result.variants["n_anchors=50"].to_pandas()`; standard
+        errors over documents and bins of positions are of this one alone.
+        """
+        return variants_of(self)
+
+    def by_anchors(self, unit: str = "efficiency") -> pd.DataFrame:
+        """Build the tidy table of all numbers of anchors and calibrations, where these are several.
+
+        Returns:
+            The columns of `to_pandas`, and n_anchors and calibration. The unit "efficiency" is the share of the log of
+            each number of anchors.
+
+        Raises:
+            InputError: the result has one of each, or the unit is unknown.
+        """
+        return by_anchors_table(self, unit)
+
     def conditional_entropy(self, label_set: str, unit: str = "efficiency") -> pd.DataFrame:
         """Build the table of H(Z|X=x), one line for each layer and label of a set that shows its labels one by one.
 
@@ -364,13 +389,20 @@ class ProbeResult:
     def save(self, folder: str | Path) -> None:
         """Write layers.csv, layers.parquet, sums.safetensors and, last, result.json.
 
-        Where they were measured, there are documents.parquet, and by_position.csv, .parquet and .safetensors.
+        Where they were measured, there are documents.parquet, and by_position and by_anchors as .csv, .parquet and
+        .safetensors.
         Each file appears whole or not at all; a folder with a result.json holds a whole result.
         """
         names = {"rows": self.rows, "label_sets": self.label_sets, "labels": self.labels}
         layers = self.places.indices
-        further, entries = write_bins(Path(folder), self)
-        names |= entries
+        further: dict[str, str] = {}
+        for kind, parts, table in (
+            (BIN_FILES, self.bins, self.by_position),
+            (ANCHOR_FILES, self.others, self.by_anchors),
+        ):
+            files, entries = kind.write(Path(folder), parts, table)
+            further |= files
+            names |= entries
         write_result(Path(folder), names, self.info, self.tensors, self.to_pandas(), self.influence, layers, further)
 
     @classmethod
@@ -384,8 +416,8 @@ class ProbeResult:
         """
         info, tensors, influence = read_result(Path(folder))
         names = {name: info.pop(name) for name in ("rows", "label_sets", "labels")}
-        bins = read_bins(cls, Path(folder), info, names["rows"])
-        result = cls(**names, tensors=tensors, info=info, influence=influence, bins=bins)
+        bins, others = (kind.read(cls, Path(folder), info, names["rows"]) for kind in (BIN_FILES, ANCHOR_FILES))
+        result = cls(**names, tensors=tensors, info=info, influence=influence, bins=bins, others=others)
         if note := result.places.note:
             warnings.warn(f"{folder}: {note}", stacklevel=2)
         return result

@@ -1,10 +1,10 @@
 """The files of a result: written, read back, checked, and converted from older formats.
 
 A folder holds `layers.csv` and `layers.parquet` (the tidy table), `sums.safetensors` (the tensors), `documents.parquet`
-where intervals were measured (see `softh_probe.influence`), files of bins of positions where these were measured (see
-`softh_probe.by_position_files`), and `result.json` (names, settings and checksums), which is
-written last. A result that names no recipe of its anchors is of the published
-draw, and is read with that name. Formats of `result.json`:
+where intervals were measured (see `softh_probe.influence`), files of bins of positions and of other anchors where these
+were measured (see `softh_probe.part_files`), and `result.json` (names, settings and checksums), which is written last.
+A result that names no recipe of its anchors is of the published draw, and is read with that name. Formats of
+`result.json`:
 
 3  It carries its own SHA-256 and those of the files beside it.
 2  Labels one by one have their entropies instead of their sums; early ones lack null, correction and spread.

@@ -35,7 +35,9 @@ class BatchAccumulator:
 
     def __init__(self, dispatch: Dispatch) -> None:
         self.dispatch = dispatch
-        self._on_device: dict[torch.device, DeviceAccumulator] = {}
+        self._dispatches: dict[torch.device, Dispatch] = {}
+        # On each device one for the sums of each number of products: they are added together.
+        self._on_device: dict[tuple[torch.device, int, int], DeviceAccumulator] = {}
 
     @property
     def changed(self) -> list[LayerSums]:
@@ -50,10 +52,13 @@ class BatchAccumulator:
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Add one layer's hidden states [..., D]; the leading dimensions are the batch's positions."""
         device = hidden.device
-        if device not in self._on_device:
-            self._on_device[device] = self._on_new_device(self.dispatch.to(device))
+        if device not in self._dispatches:
+            self._dispatches[device] = self.dispatch.to(device)
+        kind = (device, sums.n_sets, sums.n_anchors)
+        if kind not in self._on_device:
+            self._on_device[kind] = self._on_new_device(self._dispatches[device])
         with _without_autocast(device):
-            self._on_device[device].add(sums, hidden)
+            self._on_device[kind].add(sums, hidden)
 
     def add_waiting_only(self, sums: LayerSums) -> None:
         """Add the waiting positions of a layer, in a batch that has no others."""
@@ -61,7 +66,7 @@ class BatchAccumulator:
 
     def finish(self) -> None:
         """Add the last group of layers; sums are complete after this."""
-        for device, adding in self._on_device.items():
+        for (device, *_), adding in self._on_device.items():
             with _without_autocast(device):
                 adding.finish()
 

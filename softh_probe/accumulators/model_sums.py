@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,17 @@ from softh_probe.layer_places import RESIDUAL, SITES
 class ModelSums:
     """Create, hold and merge the sums of the layers of one model.
 
+    A layer's state is that of `LayerSums`, and that of its sums with other anchors behind "other.0." and so on.
+
     Args:
         sizes: gives the sizes of a new layer's sums.
-        n_anchors, anchor_sets, seed, anchors, calibration: as `SoftEntropyProbe` takes them.
+        n_anchors, calibration: of the anchors.
+        anchor_sets, seed, anchors: as `SoftEntropyProbe` takes them.
+        others: sums of the same positions with other anchors, of which every method takes care, too.
 
     Attributes:
         measured: names of the layers that have counted a position, or were loaded.
+        others: as above.
 
     Raises:
         InputError: no anchors can be drawn with these settings.
@@ -42,8 +47,10 @@ class ModelSums:
         seed: int,
         anchors: str | GivenAnchors,
         calibration: str | float,
+        others: Sequence[ModelSums] = (),
     ) -> None:
         self.measured: set[str] = set()
+        self.others = tuple(others)
         self._sizes = sizes
         self._anchor_settings: dict[str, Any] = {
             "n_anchors": n_anchors,
@@ -102,6 +109,8 @@ class ModelSums:
             widths: of each layer, the width of its hidden states; None, or none, reserves nothing.
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
+        for other in self.others:
+            other.reserve(devices, widths, on_host)
         self._on_host = frozenset(on_host)
         for layer, device in devices.items():
             dim = widths.get(layer)
@@ -111,7 +120,7 @@ class ModelSums:
     def drop(self, numbers: Iterable[int]) -> None:
         """Discard the waiting positions of sequences that ended, by the numbers of these sequences."""
         for number in numbers:
-            for sums in self._layers.values():
+            for sums in self._all():
                 sums.drop(number)
 
     def move_rows(
@@ -127,18 +136,20 @@ class ModelSums:
         if not labels.moves_rows:
             return
         done = set(map(id, changed))
-        for sums in self._layers.values():
+        for sums in self._all():
             if id(sums) not in done:
                 sums.tables.grow("live", labels.n_live)
                 sums.tables.move(labels.freed_rows, labels.left_rows, labels.taken_rows)
         if labels.emptied_slots is not None:
             done = set(map(id, added))
-            for sums in self._layers.values():
+            for sums in self._all():
                 if id(sums) not in done:
                     sums.take_documents(labels.n_documents, labels.emptied_slots.to(sums.documents.device))
 
     def merge(self, other: ModelSums, rows: MergeMap) -> None:
         """Add the sums of another part of the data; `rows` maps its rows to rows here."""
+        for ours, theirs_too in zip(self.others, other.others, strict=True):
+            ours.merge(theirs_too, rows)
         for layer, theirs in other._layers.items():
             if layer not in self._layers:
                 self._layers[layer] = self._new(layer, theirs.dim, theirs.total.device)
@@ -155,6 +166,9 @@ class ModelSums:
             layers: names of the layers, in the same order in every process.
             add_others: adds to a tensor in host memory, in place, the tensors of all other shares.
         """
+        layers = list(layers)
+        for other in self.others:
+            other.merge_shares(layers, add_others)
         for layer in layers:
             sums = self._layers[layer]
             state = {key: tensor.cpu() for key, tensor in sums.state_dict().items()}
@@ -165,12 +179,12 @@ class ModelSums:
     def retire(self, layers: Iterable[str], rows: RowLabels) -> None:
         """Add live rows to their buckets, in layers that are given by name; the rows stay as they are."""
         for layer in layers:
-            self._layers[layer].retire(rows)
+            for sums in (self, *self.others):
+                sums[layer].retire(rows)
 
     def state(self, layers: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Give the state of each of the layers that were measured, copied when its turn comes."""
-        measured = {layer: self._layers[layer] for layer in layers if layer in self.measured}
-        return ((layer, {"dim": sums.dim, **sums.state_dict()}) for layer, sums in measured.items())
+        return ((layer, self._state_of(layer)) for layer in layers if layer in self.measured)
 
     def load(self, layers: Mapping[str, Mapping[str, Any]], live_rows: Tensor | None = None) -> None:
         """Replace all sums by the states of layers; memory that was reserved for them is used.
@@ -179,6 +193,8 @@ class ModelSums:
             layers: the states by name.
             live_rows: the live rows of the states that are taken, in their order here; None for all.
         """
+        for i, other in enumerate(self.others):
+            other.load({layer: _of_other(state, i) for layer, state in layers.items()}, live_rows)
         reserved, self._layers = self._layers, {}
         for layer, state in layers.items():
             sums = reserved.pop(layer, None)
@@ -201,6 +217,15 @@ class ModelSums:
         widths = {(site, self._layers[layer].dim) for layer, site in site_of.items()}
         return [{**one, "sites": [site for site in SITES if (site, one["dim"]) in widths]} for one in described]
 
+    def _all(self) -> Iterator[LayerSums]:
+        return (layer for sums in (self, *self.others) for layer in sums.values())
+
+    def _state_of(self, layer: str) -> dict[str, Any]:
+        state = {"dim": self._layers[layer].dim, **self._layers[layer].state_dict()}
+        for i, other in enumerate(self.others):
+            state |= {f"other.{i}.{key}": tensor for key, tensor in other[layer].state_dict().items()}
+        return state
+
     def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
         anchors = self._anchors_of(dim)
         if (dim, device) not in self._projections:
@@ -219,3 +244,10 @@ class ModelSums:
             else:
                 self._anchors[dim] = Anchors.sample(dim=dim, **self._anchor_settings)
         return self._anchors[dim]
+
+
+def _of_other(state: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """Take the state of a layer's sums with other anchors out of the layer's."""
+    start = f"other.{i}."
+    own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    return {"dim": state["dim"], **own}

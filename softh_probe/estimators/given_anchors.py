@@ -102,7 +102,7 @@ class GivenAnchors:
             raise InputError(f"anchors: they are for hidden states of width {widths}, and these are {dim} wide")
         return self.points[dim]
 
-    def sizes(self, n_anchors: int, anchor_sets: int) -> tuple[int, int]:
+    def sizes(self, n_anchors: object, anchor_sets: object) -> tuple[int, int]:
         """Give n_anchors and anchor_sets, which the anchors decide.
 
         Args:

@@ -21,6 +21,8 @@ from softh_probe.hashing import text_sha256
 
 #: Sets of anchors where no number is given. The spread over anchors is unknown with one set, and hardly known with two.
 DEFAULT_ANCHOR_SETS = 8
+#: Methods of calibration, or the temperature itself; see `softh_probe.estimators.calibration`.
+Calibration = Literal["exact", "leading_order", "amos"] | float
 #: Kinds of anchors; see `softh_probe.estimators.anchors.sample_anchors`.
 Kind = Literal["iid", "published", "antithetic", "published_antithetic"]
 KINDS: tuple[str, ...] = get_args(Kind)

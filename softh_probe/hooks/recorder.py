@@ -216,7 +216,7 @@ class Recorder:
             if isinstance(current.labels, DecodeStep):
                 self._steps.setdefault(layer, []).append(hidden.detach().clone())
             else:
-                current.accumulator.add(self._sums.of(layer, hidden), hidden)
+                self._add(current.accumulator, layer, hidden)
         except Exception as problem:
             self.note(problem, layer)
 
@@ -356,11 +356,17 @@ class Recorder:
         if all(module is not entry for module in modules_that_run()):  # else it began before the block
             self.left_out.add(LAYERS_ALONE)
 
+    def _add(self, accumulator: BatchAccumulator, layer: str, hidden: Tensor) -> None:
+        """Add the hidden states of a layer, with other anchors too where they are counted."""
+        for sums in (self._sums, *self._sums.others) if accumulator.counts else (self._sums,):
+            accumulator.add(sums.of(layer, hidden), hidden)
+
     def _add_waiting(self, accumulator: BatchAccumulator) -> None:
         """Add positions that waited to every layer, without a forward pass."""
         try:
-            for layer in self._sums.measured:
-                accumulator.add_waiting_only(self._sums[layer])
+            for sums in (self._sums, *self._sums.others):
+                for layer in sums.measured:
+                    accumulator.add_waiting_only(sums[layer])
         except Exception as problem:
             self.note(problem, "labels")
 
@@ -373,7 +379,7 @@ class Recorder:
                 if len(parts) < n_steps:
                     raise ProbeError(f"{layer}: expected {n_steps} steps, got {len(parts)}")
                 hidden = torch.stack([step.flatten(0, -2) for step in parts[:n_steps]], dim=1)
-                accumulator.add(self._sums.of(layer, hidden), hidden)
+                self._add(accumulator, layer, hidden)
                 if parts[n_steps:]:
                     self._steps[layer] = parts[n_steps:]
             except Exception as problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def place_sums(
     plan: Plan,
     devices: Mapping[str, torch.device],
     *,
-    n_anchors: int,
+    n_anchors: Sequence[int],
     anchor_sets: int,
     sums_memory_gb: float | None = None,
     n_processes: int = 1,
@@ -55,7 +55,7 @@ def place_sums(
     Args:
         plan: the rows of all labels.
         devices: the device of each layer.
-        n_anchors, anchor_sets: M and S.
+        n_anchors, anchor_sets: M, of all that are measured, and S.
         sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
         n_processes: on this machine, which share its free host memory.
         needed: bytes that weights will take on each device, where they are not loaded.
@@ -78,8 +78,8 @@ def place_sums(
         needed or {},
         _bytes_of_anchors(devices, widths, n_anchors, anchor_sets),
     )
-    n_columns, n_layers, n = columns(anchor_sets, n_anchors), len(devices), plan.allocation
-    squares = n_layers * 8 * N_SQUARES * len(n.bucket_sets) * (not n.is_sampled)
+    n_columns, n_layers, n = _columns(anchor_sets, n_anchors), len(devices), plan.allocation
+    squares = len(n_anchors) * n_layers * 8 * N_SQUARES * len(n.bucket_sets) * (not n.is_sampled)
     _check(memory, 0 if plan.bins else plan.rows_of_ngrams, n_columns, squares)
     return memory
 
@@ -88,7 +88,7 @@ def place_streamed_sums(
     rows: StreamedRows,
     devices: Mapping[str, torch.device],
     *,
-    n_anchors: int,
+    n_anchors: Sequence[int],
     anchor_sets: int,
     sums_memory_gb: float | None = None,
     n_processes: int = 1,
@@ -104,7 +104,7 @@ def place_streamed_sums(
     Raises:
         InputError: there is not as much memory as they take.
     """
-    n_columns = columns(anchor_sets, n_anchors)
+    n_columns = _columns(anchor_sets, n_anchors)
     n_live, n_documents = rows.table_sizes().n_live, rows.table_sizes().n_documents
     at_most = {NGRAMS: n_live} if n_live else {}
     at_most |= {s.name: KEPT_LABELS for s in rows.label_sets if s.direction == "column"}
@@ -163,13 +163,16 @@ def _placed(
 
 
 def _bytes_of_anchors(
-    devices: Mapping[str, torch.device], widths: Mapping[str, int | None] | None, n_anchors: int, anchor_sets: int
+    devices: Mapping[str, torch.device],
+    widths: Mapping[str, int | None] | None,
+    n_anchors: Sequence[int],
+    anchor_sets: int,
 ) -> dict[str, int]:
     """Compute the bytes of the anchors on each device; accelerators hold their halves of 16 bits, too."""
     there = {(str(device), (widths or {}).get(layer) or 0) for layer, device in devices.items()}
     sizes: Counter[str] = Counter()
     for place, width in there:
-        sizes[place] += (4 if place == "cpu" else 8) * anchor_sets * n_anchors * width
+        sizes[place] += (4 if place == "cpu" else 8) * anchor_sets * sum(n_anchors) * width
     return {place: size for place, size in sizes.items() if size}
 
 
@@ -204,21 +207,28 @@ def free_bytes(place: str) -> int:
     return max(0, int(SHARE_OF_FREE * free))
 
 
-def _bytes_by_set(plan: Plan, n_anchors: int, anchor_sets: int) -> dict[str, int]:
+def _bytes_by_set(plan: Plan, n_anchors: Sequence[int], anchor_sets: int) -> dict[str, int]:
     n = plan.allocation
-    n_columns = columns(anchor_sets, n_anchors)
+    n_columns = _columns(anchor_sets, n_anchors)
     kept, buckets, single = (
         np.bincount(sets, minlength=len(n.peak_rows)) for sets in (n.kept_sets, n.bucket_sets, n.singleton_sets)
     )
-    n_sums = 2 * anchor_sets + N_SQUARES * n.is_sampled
+    n_sums = len(n_anchors) * (2 * anchor_sets + N_SQUARES * n.is_sampled)
     sizes = n_columns * (8 * kept + 4 * n.peak_rows + 8 * single) + 8 * n_sums * buckets
     of_positions = _bytes_of_positions(n_anchors, anchor_sets, plan.n_sample, plan.n_documents)
     return {ALL_POSITIONS: of_positions, **dict(zip(plan.set_names, map(int, sizes), strict=True))}
 
 
-def _bytes_of_positions(n_anchors: int, anchor_sets: int, n_sample: int, n_documents: int) -> int:
-    n_columns = columns(anchor_sets, n_anchors)
-    return 8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * n_anchors * n_sample + 4 * n_columns * n_documents
+def _columns(anchor_sets: int, n_anchors: Sequence[int]) -> int:
+    """Count the columns of a label's rows with each number of anchors."""
+    return sum(columns(anchor_sets, n) for n in n_anchors)
+
+
+def _bytes_of_positions(n_anchors: Sequence[int], anchor_sets: int, n_sample: int, n_documents: int) -> int:
+    n_columns = _columns(anchor_sets, n_anchors)
+    return (
+        8 * n_columns * (1 + N_REPLICATES) + 4 * anchor_sets * sum(n_anchors) * n_sample + 4 * n_columns * n_documents
+    )
 
 
 def _by_set(plan: Plan, count: Callable[[Plan], np.ndarray]) -> dict[str, int]:

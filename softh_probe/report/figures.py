@@ -253,6 +253,16 @@ def _of_lead(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return of_lead
 
 
+def _by_anchors(metric: str) -> Callable[..., Figure]:
+    """Draw a metric with each number of anchors and calibration."""
+
+    def by_anchors(result: ProbeResult, unit: str = "efficiency") -> Figure:
+        found = {name: of_site(one, lead_site(one)) for name, one in result.variants.items()}
+        return compared_by_depth(list(found.values()), list(found), metric, unit)
+
+    return by_anchors
+
+
 #: Figures by name, as in `ProbeResult.plot` and in file names.
 FIGURES: dict[str, Callable[..., Figure]] = {
     "overview": _of_lead(overview),
@@ -263,6 +273,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "plane": _of_lead(information_plane),
     "shares": _of_lead(shares_by_layer),
     "by_position": _of_lead(information_by_position),
+    "by_anchors_entropy": _by_anchors("entropy"),
+    "by_anchors": _by_anchors("mutual_information"),
     "sites": sites_by_layer,
     "heads": heads_by_layer,
 }
@@ -274,6 +286,8 @@ def figures_of(result: ProbeResult) -> list[str]:
     missing = {"optimality", "plane"} if not orders else set()
     missing |= {"information", "chance"} if not sets else set()
     missing |= {"by_position"} if not (result.bins and sets) else set()
+    missing |= {"by_anchors_entropy"} if not result.others else set()
+    missing |= {"by_anchors"} if not (result.others and sets) else set()
     missing |= {"shares"} if not any(levels_of(d, result.label_sets) for d in DIRECTIONS) else set()
     missing |= {"heads"} if HEADS not in result.sites else set()
     missing |= {"sites"} if len(lines_of(result)) < 2 else set()

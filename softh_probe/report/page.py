@@ -24,6 +24,7 @@ from softh_probe.analysis.sites import common_lines, lead_site, lines_of, of_sit
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
 from softh_probe.metrics import UNITS
+from softh_probe.report.anchor_words import anchor_rows, anchors_data
 from softh_probe.report.compare import differences
 from softh_probe.report.extreme_words import ONE_SET, one_set_line, rule_words
 from softh_probe.report.facts import facts, summary
@@ -57,7 +58,7 @@ from softh_probe.result import ProbeResult
 REPORT_HTML = "report.html"
 _SCRIPTS = (
     *("ink.js", "ticks.js", "packed.js", "base.js", "table.js", "planes.js"),
-    *("shares.js", "positions.js", "runs.js", "sweep.js", "start.js"),
+    *("shares.js", "positions.js", "anchors.js", "runs.js", "sweep.js", "start.js"),
 )
 
 logger = logging.getLogger(__name__)
@@ -174,10 +175,12 @@ def run_page(result: ProbeResult) -> str:
         one_set=one_set_line([result]),
         rule=rule_words(of_site(result, lead_site(result))),
         result=result,
+        anchor_rows=anchor_rows(result),
         data={
             "kind": "sites" if several else "run",
             "by_depth": False,
             "runs": runs,
+            "anchors": anchors_data(result),
             **heads_data([result], [title]),
         },
     )

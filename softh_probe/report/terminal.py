@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softh_probe.analysis.sites import HEADS, lines_of, of_site
+from softh_probe.report.anchor_words import anchors_line
 from softh_probe.report.bit_words import reading_lines
 from softh_probe.report.document_chance import chance_lines
 from softh_probe.report.extreme_words import one_set_line
@@ -47,7 +48,7 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
         *policy_lines(result),
         *chance_lines(result),
         *share_lines(result),
-        *filter(None, [one_set_line([result]), position_line(result), sample_line(result)]),
+        *filter(None, [one_set_line([result]), position_line(result), anchors_line(result), sample_line(result)]),
     ]
     if not file.isatty():
         table = wide_table(result)

@@ -143,8 +143,12 @@ class Feed(Protocol):
 
 def placing(config: RunConfig, processes: Processes) -> dict[str, Any]:
     """Select what decides how large sums are and where they go; arguments of `place_sums`."""
-    names = ("n_anchors", "anchor_sets", "sums_memory_gb")
-    return {**{name: getattr(config, name) for name in names}, "n_processes": processes.local_count}
+    return {
+        "n_anchors": [variant.n_anchors for variant in config.variants],
+        "anchor_sets": config.anchor_sets,
+        "sums_memory_gb": config.sums_memory_gb,
+        "n_processes": processes.local_count,
+    }
 
 
 def evenly_chosen(given: Sequence[T], n: int) -> list[T]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from softh_probe.by_position_files import FILES
+from softh_probe.by_anchors import ANCHOR_FILES
+from softh_probe.by_position_files import BIN_FILES
 from softh_probe.errors import InputError
 from softh_probe.result_files import DOCUMENTS_PARQUET, RESULT_JSON, is_result
 
@@ -49,7 +50,7 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         try:
             _clear(work)  # files of a killed run
             yield work
-            for name in (RESULT_JSON, DOCUMENTS_PARQUET, *FILES):  # the new result may have no intervals and no bins
+            for name in (RESULT_JSON, DOCUMENTS_PARQUET, *BIN_FILES.files, *ANCHOR_FILES.files):  # it may lack some
                 (target / name).unlink(missing_ok=True)
             # result.json marks results as complete: it moves last.
             for file in sorted(_files(work), key=lambda file: file.name == RESULT_JSON):

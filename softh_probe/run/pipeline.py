@@ -17,6 +17,7 @@ from softh_probe.config import RunConfig, config_yaml, tokens_per_batch_on
 from softh_probe.data.corpus import Corpus
 from softh_probe.data.documents import Document
 from softh_probe.errors import InputError
+from softh_probe.estimators.variants import name_of, several
 from softh_probe.files import write_text
 from softh_probe.hooks.named_modules import find_modules
 from softh_probe.kept import Kept
@@ -276,11 +277,11 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) ->
         model,
         labels=config.labels,
         label_rows=config.label_rows,
-        n_anchors=config.n_anchors,
+        n_anchors=several("n_anchors", config.n_anchors),
         anchor_sets=config.anchor_sets,
         seed=config.seed,
         anchors=config.anchors,
-        calibration=config.calibration,
+        calibration=several("calibration", config.calibration),
         layers=config.layers,
         sites=config.sites,
         modules=find_modules(model, config.modules) if config.modules else None,
@@ -324,7 +325,9 @@ def _write_report(result: ProbeResult, folder: Path) -> None:
 
 
 def _measuring(config: RunConfig, probe: SoftEntropyProbe) -> str:
-    sets = f"{config.anchor_sets} set{'s' * (config.anchor_sets > 1)} of {config.n_anchors} anchors"
+    first, *others = config.variants
+    sets = f"{config.anchor_sets} set{'s' * (config.anchor_sets > 1)} of {first.n_anchors} anchors"
+    sets += f" (and {'; '.join(name_of(other, first) for other in others)})" if others else ""
     rows = f"{len(probe.layers)} {'layers' if config.sites == (RESIDUAL,) else 'rows of ' + ', '.join(config.sites)}"
     return f"measuring {rows} with {sets}, labels: {', '.join(config.labels) or 'none'}"
 

@@ -19,7 +19,7 @@ from tests.helpers import references
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
 from tests.helpers.probes import NAMES, planned
 
-SIZES = {"n_anchors": 20, "anchor_sets": 2}
+SIZES = {"n_anchors": [20], "anchor_sets": 2}
 
 
 @pytest.fixture

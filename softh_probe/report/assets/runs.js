@@ -351,6 +351,7 @@ function buildRuns() {
   if (DATA.kind !== "comparison") {
     sharesFigures();
     positionFigure();
+    anchorFigure();
     labelFigures();
   }
   return DATA.kind === "comparison" ? [...pointTables, differenceTable(), layerTable()] : [layerTable()];
