@@ -238,9 +238,8 @@ class ModelSums:
     def _anchors_of(self, dim: int) -> Anchors:
         if dim not in self._anchors:
             if self._given is not None:
-                self._anchors[dim] = Anchors.take(
-                    self._given, dim=dim, calibration=self._anchor_settings["calibration"]
-                )
+                settings = {name: self._anchor_settings[name] for name in ("n_anchors", "calibration")}
+                self._anchors[dim] = Anchors.take(self._given, dim=dim, **settings)
             else:
                 self._anchors[dim] = Anchors.sample(dim=dim, **self._anchor_settings)
         return self._anchors[dim]

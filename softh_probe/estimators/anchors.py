@@ -115,18 +115,21 @@ class Anchors:
         return cls._of(points_SMD, calibration, recipe=kind)
 
     @classmethod
-    def take(cls, given: GivenAnchors, *, dim: int, calibration: str | float = "exact") -> Anchors:
+    def take(
+        cls, given: GivenAnchors, *, dim: int, n_anchors: int | None = None, calibration: str | float = "exact"
+    ) -> Anchors:
         """Take a user's own anchors for one width, with their temperature.
 
         Args:
             given: the anchors.
             dim: width d of the hidden states.
+            n_anchors: number of first anchors of each set to take; None takes all.
             calibration: as in `sample`.
 
         Raises:
             InputError: there are none for that width.
         """
-        return cls._of(torch.from_numpy(given.of_width(dim)), calibration, recipe="given")
+        return cls._of(torch.from_numpy(given.of_width(dim)[:, :n_anchors]), calibration, recipe="given")
 
     @classmethod
     def _of(cls, points_SMD: Tensor, calibration: str | float, *, recipe: str) -> Anchors:

@@ -8,7 +8,7 @@ Shape suffixes: S anchor sets, M anchors, D width of a hidden state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from softh_probe.errors import InputError, abbreviated, first_sentence, short_repr
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS
+from softh_probe.estimators.variants import several
 from softh_probe.hashing import bytes_sha256
 
 #: Beginning of the setting `anchors` of measurements with given anchors; the digest follows.
@@ -102,20 +103,27 @@ class GivenAnchors:
             raise InputError(f"anchors: they are for hidden states of width {widths}, and these are {dim} wide")
         return self.points[dim]
 
-    def sizes(self, n_anchors: object, anchor_sets: object) -> tuple[int, int]:
+    def sizes(self, n_anchors: int | str | Sequence[int], anchor_sets: int) -> tuple[int | tuple[int, ...], int]:
         """Give n_anchors and anchor_sets, which the anchors decide.
 
         Args:
-            n_anchors, anchor_sets: as the user gave them, or the defaults.
+            n_anchors: as the user gave it, or the default; several numbers take the first anchors of each set.
+            anchor_sets: likewise.
 
         Raises:
-            InputError: the user gave other numbers.
+            InputError: the user gave other numbers, or more anchors than there are.
         """
-        found = {"n_anchors": self.n_anchors, "anchor_sets": self.n_sets}
-        for name, value in {"n_anchors": n_anchors, "anchor_sets": anchor_sets}.items():
-            if value not in (found[name], _DEFAULTS[name]):
-                raise InputError(f"{name}: the given anchors have {found[name]}, got {value}; leave it out")
-        return self.n_anchors, self.n_sets
+        if anchor_sets not in (self.n_sets, _DEFAULTS["anchor_sets"]):
+            raise InputError(f"anchor_sets: the given anchors have {self.n_sets}, got {anchor_sets}; leave it out")
+        numbers = several("n_anchors", n_anchors)
+        if len(numbers) == 1 and numbers[0] not in (self.n_anchors, _DEFAULTS["n_anchors"]):
+            raise InputError(f"n_anchors: the given anchors have {self.n_anchors}, got {numbers[0]}; leave it out")
+        if len(numbers) > 1 and max(numbers) > self.n_anchors:
+            raise InputError(
+                f"n_anchors: the given anchors have {self.n_anchors}, of which several numbers take the first ones, "
+                f"got {max(numbers)}"
+            )
+        return self.n_anchors if len(numbers) == 1 else numbers, self.n_sets
 
 
 def given_anchors(value: object) -> GivenAnchors | None:

@@ -212,7 +212,8 @@ def _soft_assignments(z: Tensor, n_anchors: int, seed: int, calibration: str | f
     if z.dtype in (torch.float16, torch.bfloat16):
         z_ND = z_ND.float()
     if (given := given_anchors(anchors)) is not None:
-        n_anchors, _ = given.sizes(n_anchors, 1)
+        given.sizes(n_anchors, 1)  # the user may have given another number
+        n_anchors = given.n_anchors
         anchors_MD = torch.from_numpy(given.of_width(z.shape[-1])[0]).to(z_ND)
     else:
         anchors_MD = sample_anchors(n_anchors, z.shape[-1], seed, str(anchors)).to(z_ND)

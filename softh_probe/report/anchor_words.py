@@ -47,7 +47,8 @@ def anchors_line(result: ProbeResult) -> str | None:
     rows = anchor_rows(result)
     if not rows:
         return None
-    return f"entropy, mean over layers, in shares of log m: {'; '.join(f'{row.shares[0]} with {row.name}' for row in rows)}"
+    said = "; ".join(f"{row.shares[0]} with {row.name}" for row in rows)
+    return f"entropy, mean over layers, in shares of log m: {said}"
 
 
 def _with_sd(value: float, sd: float) -> str:
