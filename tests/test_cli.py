@@ -26,6 +26,7 @@ def configs(monkeypatch):
 def test_flags_take_underscores_and_hyphens(field, configs):
     value = {"int": "3", "float": "0.5", "bool": None}.get(re.split(r"\W", str(field.type))[0], "x")
     named = {"dtype": "float16", "overflow": "split", "sample_by": "line", "anchors": "iid", "calibration": "0.5"}
+    named |= {"like": "soft-entropy-0.1.5"}
     named |= {"add_special_tokens": "true", "chat_template_kwargs": "{thinking: false}"}
     named |= {"model_kwargs": "{attn_implementation: eager}"}
     value = named.get(field.name, value)

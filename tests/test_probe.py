@@ -514,7 +514,7 @@ def test_embeddings_without_ids_have_no_ngrams(model):
         ({"labels": [3]}, "labels: expected names of label sets, got 3"),
         ({"labels": None}, "labels: expected a list of names, got None"),
         ({"n_anchors": 1}, "n_anchors: expected an integer of at least 2, got 1"),
-        ({"n_anchors": 10.5}, "n_anchors: expected an integer of at least 2, got 10.5"),
+        ({"n_anchors": 10.5}, "n_anchors: expected a whole number, or several with commas, got 10.5"),
         ({"anchor_sets": 0}, "anchor_sets: expected an integer of at least 1, got 0"),
         ({"seed": "a"}, "seed: expected an integer, got 'a'"),
         ({"seed": 2**70}, "seed: expected an integer of 64 bits"),

@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from softh_probe.errors import InputError, short_repr
+from softh_probe.estimators.variants import SEVERAL
 from softh_probe.labels import NGRAM_SETS
 from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.probe import COUNTS, DEFAULT_LABELS, SoftEntropyProbe
 
 PREFIX = "softh_"
 _NOT_HERE = {"model", "modules", "plan"}  # not to be written as text
-_LISTS = ("labels", "layers", "sites", "positions", "skip_special_tokens")
+_LISTS = ("labels", "layers", "sites", "positions", "skip_special_tokens", *SEVERAL)
 #: The probe's arguments that can be given here.
 SETTINGS = tuple(name for name in inspect.signature(SoftEntropyProbe).parameters if name not in _NOT_HERE)
 _LAYER = re.compile(r"-?\d+|embeddings|final_norm|layer\..+")

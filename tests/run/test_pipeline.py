@@ -241,7 +241,7 @@ def as_options(config: RunConfig, **changes) -> list[str]:
         ({"labels": "column:colour"}, "colour"),
         ({"labels": "input_pentagram"}, "expected any of input_unigram"),
         ({"n_anchors": 1}, "n_anchors: expected at least 2, got 1"),
-        ({"n_anchors": "many"}, "n_anchors: expected int, got 'many'"),
+        ({"n_anchors": "many"}, "n_anchors: expected a whole number, or several with commas, got 'many'"),
         ({"anchor_kind": 3}, "anchor_kind: no such field"),
         ({"dtype": "int3"}, "int3"),
         ({"overflow": "wrap"}, "overflow: expected truncate or split, got 'wrap'"),
@@ -335,7 +335,7 @@ def test_of_an_encoder_decoder_the_encoder_reads_the_documents(config, checkpoin
     ("text", "message"),
     [
         ("n_anchor: 5", "n_anchor: no such field (did you mean n_anchors?); valid are: model,"),
-        ("n_anchors: [5]", "n_anchors: expected int"),
+        ("n_anchors: {five: 6}", "n_anchors: expected int, str or a list of int"),
         ("labels: [", "config"),
         ("!!python/object/apply:os.system ['true']", "config"),
         ("seed: 3\nseed: 4", "seed stands twice; give each field once"),
