@@ -88,7 +88,8 @@ class ModelSums:
         if sums.total.device != hidden.device:
             moved = self._new(layer, sums.dim, hidden.device)
             moved.load_state_dict(sums.state_dict())
-            moved.waiting = {number: rows.to(hidden.device) for number, rows in sums.waiting.items()}
+            for ours, theirs in ((moved.waiting, sums.waiting), (moved.waiting_units, sums.waiting_units)):
+                ours |= {number: rows.to(hidden.device) for number, rows in theirs.items()}
             sums = self._layers[layer] = moved
         return sums
 
@@ -185,6 +186,7 @@ class ModelSums:
             if sums is None or sums.dim != state["dim"]:
                 sums = self._new(layer, state["dim"], torch.device("cpu"))
             sums.waiting.clear()
+            sums.waiting_units.clear()
             sums.load_state_dict(state, live_rows)
             self._layers[layer] = sums
         self.measured = set(self._layers)
