@@ -15,6 +15,7 @@ import pandas as pd
 from softh_probe.errors import InputError, short_repr
 from softh_probe.estimators.variants import SEVERAL, Variant, name_of
 from softh_probe.part_files import PartFiles
+from softh_probe.result_files import OF_DIRECTIONS
 
 if TYPE_CHECKING:
     from softh_probe.result import ProbeResult
@@ -71,9 +72,10 @@ def by_anchors_table(result: ProbeResult, unit: str) -> pd.DataFrame:
 
 
 def add_other(result: ProbeResult, other: ProbeResult) -> None:
-    """Add the result of the same measurement with other anchors."""
+    """Add the result of the same measurement with other anchors; what no anchor decides is this one's."""
     name = name_of(_variant(other), _variant(result))
-    result.others[name] = replace(other, bins={})  # those of positions are of the first alone
+    tensors = {**other.tensors, **{key: result.tensors[key].clone() for key in OF_DIRECTIONS if key in result.tensors}}
+    result.others[name] = replace(other, tensors=tensors, bins={})  # those of positions are of the first alone
 
 
 def _variant(result: ProbeResult) -> Variant:

@@ -1,4 +1,4 @@
-"""What limits a result: label sets of one value, hidden states that were left out, samples of labels and documents."""
+"""What limits a result: labels of one value, states that were left out or point one way, samples of labels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from softh_probe.accumulators.document_labels import record_documents
 from softh_probe.accumulators.label_sampling import describe_sample, samples_of
+from softh_probe.anisotropy import ANISOTROPY, MEANING, high_rows, rows_without_anisotropy
 from softh_probe.choices import Choices
+from softh_probe.errors import abbreviated
 
 if TYPE_CHECKING:
     from softh_probe.result import ProbeResult
 
 
 def record_limits(result: ProbeResult, choices: Choices, told: Choices) -> None:
-    """Record label sets of a single value, hidden states that were left out, and samples of labels.
+    """Record label sets of a single value, states that were left out or point one way, and samples of labels.
 
     Args:
         result: it has the limits.
@@ -30,9 +32,21 @@ def record_limits(result: ProbeResult, choices: Choices, told: Choices) -> None:
     if invalid:
         reason = "they have no direction; result.invalid_positions() counts them by layer"
         told.add("hidden states", "those that are zero or not finite were left out", reason)
+    _record_directions(result, choices)
     _record_samples(result, choices, told)
     for name, of_set in result.info.get("document_labels", {}).items():
         record_documents(name, of_set, choices, told)
+
+
+def _record_directions(result: ProbeResult, choices: Choices) -> None:
+    if unknown := rows_without_anisotropy(result):
+        reason = (
+            "a part was measured by an earlier version, or states on an accelerator are not finite; measure again, or "
+            "with another dtype"
+        )
+        choices.add(ANISOTROPY, f"not known of {abbreviated(unknown, 6)}", reason)
+    if (high := high_rows(result)) is not None:
+        choices.add(ANISOTROPY, high, MEANING)
 
 
 def _record_samples(result: ProbeResult, choices: Choices, told: Choices) -> None:

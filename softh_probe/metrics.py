@@ -84,6 +84,14 @@ METRICS = (
         inputs=("entropy_document_sd",),
     ),
     Metric(
+        name="anisotropy",  # ‖mean of h/‖h‖‖, the same for all anchor sets
+        scope="positions",
+        has_unit=False,
+        compute=as_measured,
+        inputs=("anisotropy",),
+        is_optional=True,
+    ),
+    Metric(
         name="label_entropy",  # H(X) = −Σ_x P(x) log P(x), of the positions that have a label
         scope="label_set",
         has_unit=True,

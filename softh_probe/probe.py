@@ -333,8 +333,9 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         """Make the sums of every layer for each number of anchors and calibration."""
         settings: dict[str, Any] = {"anchor_sets": anchor_sets, "seed": seed, "anchors": self._anchors}
         sizes = self._source.rows.table_sizes
-        first, *others = (variant._asdict() for variant in self._variants)
-        return ModelSums(sizes, **first, **settings, others=[ModelSums(sizes, **one, **settings) for one in others])
+        first, *rest = (variant._asdict() for variant in self._variants)
+        others = [ModelSums(sizes, **one, **settings, with_directions=False) for one in rest]
+        return ModelSums(sizes, **first, **settings, others=others)
 
     def _result_of(self, sums: ModelSums, variant: Variant) -> ProbeResult:
         rows, n_blocks = self._source.rows.row_labels(), self._recorder.n_blocks or None

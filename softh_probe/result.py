@@ -28,7 +28,7 @@ from softh_probe.layer_means import MEAN_OVER, mean_rows, select_mean_rows
 from softh_probe.layer_places import SITES, LayerPlaces, parse_layers, place_layers
 from softh_probe.limits import record_limits
 from softh_probe.metrics import compute_metrics
-from softh_probe.result_files import OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
+from softh_probe.result_files import OF_DIRECTIONS, OF_DOCUMENTS, OF_SAMPLE, read_result, write_result
 from softh_probe.tidy_table import tidy_table
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class ProbeResult:
         label_sets: names of the label sets.
         tensors: all measured values, float64, by name; see `LayerStatistics`. Entropies are in nats:
             mass [R, S, M], positions [R], position_entropy [R, S], entropy_document_sd [R, S],
+            anisotropy [R] (NaN, or missing, where it is not known),
             labelled_positions [R, X], covered_positions [R, X], labelled_entropy [R, X, S],
             labelled_position_entropy [R, X, S],
             conditional_entropy [R, X, S], null_information [R, X, S],
@@ -101,7 +102,7 @@ class ProbeResult:
         for name in OF_SAMPLE:
             if not tensors[name].any():
                 del tensors[name]
-        for name in OF_DOCUMENTS:
+        for name in (*OF_DOCUMENTS, *OF_DIRECTIONS):
             if tensors[name].isnan().all():
                 del tensors[name]
         labelled = dict(zip(sets, tensors["labelled_positions"].amax(dim=0).long().tolist(), strict=True))

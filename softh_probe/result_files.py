@@ -77,13 +77,14 @@ OF_SAMPLE = {
 }
 #: Further tensors of a result, which those of earlier versions lack.
 OF_LABELS = {"entropy_of_labels": "RX"}
+OF_DIRECTIONS = {"anisotropy": "R"}
 #: Further tensors of a result that has labels of whole documents; NaN at the other label sets.
 OF_DOCUMENTS = {"null_information_sd": "RX", "p_value": "RX"}
 #: Further tensors of a result with intervals, standard errors over documents. That of an order's optimality stands at
 #: the label set of its output.
 OF_INTERVALS = {"se_entropy": "R", "se_information": "RX", "se_regularity": "RX", "se_optimality": "RX"}
 #: Tensors that are there only where they were measured.
-OPTIONAL = {**OF_LABELS, **OF_SAMPLE, **OF_DOCUMENTS, **OF_INTERVALS}
+OPTIONAL = {**OF_LABELS, **OF_DIRECTIONS, **OF_SAMPLE, **OF_DOCUMENTS, **OF_INTERVALS}
 
 
 # --- folders -----------------------------------------------------------------------------------------------

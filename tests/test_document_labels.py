@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softh_probe import SoftEntropyProbe
-from softh_probe.accumulators.states import STATE_VERSION
+from softh_probe.accumulators.states import VERSION_WITH_DOCUMENTS
 from softh_probe.result import ProbeResult
 from softh_probe.run import run as run_checkpoint
 from tests.helpers import references
@@ -185,7 +185,7 @@ def test_parts_that_are_merged_and_states_that_are_loaded_are_as_the_whole(model
 def test_an_earlier_state_says_that_documents_were_not_sampled(model):
     docs, labels = documents(12), np.arange(12) % 3
     probe = measure(SoftEntropyProbe(model, labels=(), n_anchors=M, anchor_sets=1), model, docs, kind=labels)
-    state = {**probe.state_dict(), "version": STATE_VERSION - 1}
+    state = {**probe.state_dict(), "version": VERSION_WITH_DOCUMENTS - 1}
     new = probe.new_like()
     new.load_state_dict(state)
     measure(new, model, docs, kind=labels)

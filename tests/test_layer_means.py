@@ -40,6 +40,7 @@ def expected_means(result: ProbeResult, layers: list[str]) -> dict[tuple[str, st
     t = {name: tensor.numpy()[at] for name, tensor in result.tensors.items()}
     p = t["mass"] / t["mass"].sum(axis=2, keepdims=True)
     found = {("", "entropy"): -(p * np.log(p)).sum(axis=2).mean(axis=0)}
+    found["", "anisotropy"] = np.full(p.shape[1], t["anisotropy"].mean())
     information, corrected, ceiling = {}, {}, {}
     n_anchor_sets = p.shape[1]
     for x, name in enumerate(result.label_sets):
@@ -206,7 +207,7 @@ def test_a_module_of_that_name_is_no_mean():
     probe = SoftEntropyProbe(net, modules={"mean": net[0]}, n_anchors=20)
     with probe, torch.no_grad():
         net(torch.randn(30, 8))
-    assert probe.result().to_pandas().layer.tolist() == [0, 0]
+    assert probe.result().to_pandas().layer.tolist() == [0, 0, 0]
     with pytest.raises(InputError, match="a measured module is named 'mean'"):
         probe.result().averaged_over([0])
 

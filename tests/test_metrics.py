@@ -10,7 +10,7 @@ from softh_probe.metrics import ENTROPIES, METRICS, Metric
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import result_of, sampled
 
-OF_POSITIONS = ["entropy", "entropy_document_sd"]
+OF_POSITIONS = ["entropy", "entropy_document_sd", "anisotropy"]
 OF_A_SET = [
     "label_entropy",
     "conditional_entropy",
@@ -48,7 +48,7 @@ def test_the_table_has_its_metrics_in_order(result):
 
 
 def test_ratios_have_no_unit(result):
-    ratios = ["coverage", "regularity", *OF_AN_ORDER, *OF_A_LEVEL, *OF_A_DIRECTION]
+    ratios = ["anisotropy", "coverage", "regularity", *OF_AN_ORDER, *OF_A_LEVEL, *OF_A_DIRECTION]
     assert [metric.name for metric in METRICS if metric.name not in ENTROPIES] == ratios
     nats, bits = (result.to_pandas(unit).groupby("metric").value.sum() for unit in ("nats", "bits"))
     assert (nats[ratios] == bits[ratios]).all()

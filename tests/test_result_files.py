@@ -12,7 +12,16 @@ from softh_probe import ProbeResult
 from softh_probe.errors import InputError
 from softh_probe.estimators.soft_entropy import entropy
 from softh_probe.report.page import run_page, write_report
-from softh_probe.result_files import FORMAT, LAYERS_PARQUET, OF_DOCUMENTS, OF_LABELS, RESULT_JSON, SHAPES, SUMS
+from softh_probe.result_files import (
+    FORMAT,
+    LAYERS_PARQUET,
+    OF_DIRECTIONS,
+    OF_DOCUMENTS,
+    OF_LABELS,
+    RESULT_JSON,
+    SHAPES,
+    SUMS,
+)
 from softh_probe.sweep.folder import is_intact
 from tests.helpers.probes import NAMES
 from tests.helpers.report_data import result_of, save, sweep_folder
@@ -70,7 +79,7 @@ def as_first(head, tensors):
 )
 def test_results_of_older_versions_load(result, tmp_path, version, change, unknown):
     def as_older(head, tensors):
-        for name in (*OF_DOCUMENTS, *OF_LABELS):
+        for name in (*OF_DIRECTIONS, *OF_DOCUMENTS, *OF_LABELS):
             del tensors[name]
         change(head, tensors)
 

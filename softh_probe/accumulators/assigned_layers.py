@@ -9,24 +9,26 @@ Shape suffixes: G layers, N positions, S anchor sets, M anchors, D width, K colu
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from softh_probe.accelerators import is_accelerator
+from softh_probe.accumulators.directions import NormedStates
 from softh_probe.accumulators.label_tables import columns, mass, position_entropy
 from softh_probe.accumulators.layer_sums import LayerSums
-from softh_probe.estimators.soft_entropy import anchor_logits, assignments
+from softh_probe.estimators.soft_entropy import anchor_logits, assignments, state_norms
 
 #: Limits on the layers of one group: their number, and the bytes of their logits on a CPU (whose caches are small) and
 #: on an accelerator. The later steps briefly take some five times as many bytes.
 MOST_LAYERS = 32
 MOST_BYTES = 2**22
 MOST_BYTES_ELSEWHERE = 2**27
-#: Norms whose squares float32 holds with all their digits. On an accelerator states outside have no direction: to find
-#: their norm would take another read of all states.
-NORMS = (1e-15, 1e19)
+#: Norms below, whose squares float32 does not hold with all their digits, are no direction on an accelerator, nor are
+#: those whose squares are beyond it: to find these norms would take another read of all states.
+LEAST_NORM = 1e-15
 
 
 class PositionRows(NamedTuple):
@@ -115,12 +117,15 @@ class AssignedLayers:
         """Tell whether another layer, with states of a type, can be part of the group."""
         return self._host is sums.host and self._n_parts == self._parts(sums, dtype)
 
-    def add(self, sums: LayerSums, h_ND: Tensor) -> None:
+    def add(self, sums: LayerSums, h_ND: Tensor) -> NormedStates:
         """Project the hidden states of the next layer."""
         points_SMD, temperature = sums.projection.points_SMD, sums.projection.temperature
-        _, valid_N = anchor_logits(h_ND.float(), points_SMD, temperature, out=self._products_GNJ[len(self._layers)])
+        h_ND = h_ND.float()
+        norm_N, valid_N = norms = state_norms(h_ND)
+        anchor_logits(h_ND, points_SMD, temperature, self._products_GNJ[len(self._layers)], norms)
         self._layers.append(sums)
         self._valid.append(valid_N)
+        return NormedStates(h_ND, norm_N, valid_N)
 
     def take(self) -> tuple[list[LayerSums], PositionRows]:
         """Take the layers and their rows; none is left."""
@@ -160,13 +165,16 @@ class LayersOnAccelerator(AssignedLayers):
     def _parts(sums: LayerSums, dtype: torch.dtype) -> int:
         return sums.projection.n_parts(dtype)
 
-    def add(self, sums: LayerSums, h_ND: Tensor) -> None:
+    def add(self, sums: LayerSums, h_ND: Tensor) -> NormedStates:
         """Compute the products of the next layer with the anchors, and its norms."""
         if self._n_parts == 1:
             h_ND = h_ND.float()  # one copy for both, and norms of float64 cannot be taken in float32
         sums.projection.products(h_ND, out=self._products_GNJ[len(self._layers)])
-        torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=self._norms_GN[len(self._layers)])
+        norm_N = self._norms_GN[len(self._layers)]
+        torch.linalg.vector_norm(h_ND, dim=-1, dtype=torch.float32, out=norm_N)
+        torch.threshold_(norm_N, LEAST_NORM, math.inf)
         self._layers.append(sums)
+        return NormedStates(h_ND, norm_N)
 
     def _rows(self, layers: list[LayerSums]) -> PositionRows:
         norms_GN = self._norms_GN[: len(layers)]
@@ -178,8 +186,7 @@ class LayersOnAccelerator(AssignedLayers):
         q = torch.exp(log_q, out=mass(rows_GNK, *self._shape))
         torch.sum(torch.special.entr(q, out=log_q), dim=-1, out=position_entropy(rows_GNK, self._shape[0]))
         rows_GNK[..., -1] = 1.0
-        least, most = NORMS
-        return PositionRows(rows_GNK, flat_PK, (norms_GN > least) & (norms_GN < most))  # not where a norm is NaN
+        return PositionRows(rows_GNK, flat_PK, norms_GN < math.inf)  # not where a norm is NaN
 
     def _logits(self, layers: list[LayerSums], norms_GN: Tensor) -> Tensor:
         """Add the parts of each product and divide by ‖h‖·ε, in one kernel: [G, N, S·M]."""

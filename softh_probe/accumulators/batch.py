@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softh_probe.accumulators.assigned_layers import AssignedLayers, PositionRows, assigned_layers
+from softh_probe.accumulators.directions import Directions, NormedStates
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import add_bags
 from softh_probe.accumulators.layer_sums import LayerSums
@@ -92,6 +93,7 @@ class DeviceAccumulator:
         self.added: list[LayerSums] = []
         self._labels = labels
         self._group: AssignedLayers | None = None
+        self._directions = Directions(labels)
         self._bags: tuple[Tensor, Tensor] | None = None
         self._bins = [None if one is None else DeviceAccumulator(one) for one in labels.bins]
 
@@ -106,7 +108,7 @@ class DeviceAccumulator:
             h_ND = h_ND.index_select(0, self._labels.computed)
         if self._group is None:
             self._group = assigned_layers(sums, h_ND.dtype, len(h_ND), self._labels.n_carried)
-        self._group.add(sums, h_ND)
+        self.add_directions(sums, self._group.add(sums, h_ND))
         if self._group.is_full:
             self._add_layers()
 
@@ -126,6 +128,10 @@ class DeviceAccumulator:
         for b, adding in enumerate(self._bins):
             if adding is not None:
                 adding.add_rows([sums.bins[b] for sums in layers], rows)
+
+    def add_directions(self, sums: LayerSums, states: NormedStates) -> None:
+        """Add a layer's unit vectors to the sum of its directions."""
+        self._directions.add(sums, states)
 
     def add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
         """Add the rows of sums of single positions to the sums of their layers."""

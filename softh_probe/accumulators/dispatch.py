@@ -40,6 +40,7 @@ class Dispatch:
     Attributes:
         shape: (B, T) of the batch.
         n_tokens: tokens of the batch without padding; n_counted: positions that count.
+        n_sequence_positions: positions in the bags of sequences: each position that counts, once.
         computed: int64, computed positions among the B·T of the batch; None where all are computed.
         bag_positions: int32 [E], positions bag by bag; bag_offsets: int32 [n_bags + 1].
         weights_XL: float64 [X, L], how often each bag of the first two groups is added to each of the sums over
@@ -81,6 +82,7 @@ class Dispatch:
     sample_slots: Tensor
     n_kept: int
     n_live: int
+    n_sequence_positions: int = 0
     n_new: int | None = None
     left_rows: Tensor | None = None
     taken_rows: Tensor | None = None
@@ -294,7 +296,10 @@ def build_dispatch(
         **others,
     }
     given = {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in given.items()}
-    return Dispatch(shape=shape, computed=computed, n_carried=n_carried, **given)
+    n_sequence_positions = len(sequences.positions_E)
+    return Dispatch(
+        shape=shape, computed=computed, n_carried=n_carried, n_sequence_positions=n_sequence_positions, **given
+    )
 
 
 def _computed(n_fed: int, used: np.ndarray) -> Tensor | None:

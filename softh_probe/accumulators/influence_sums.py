@@ -24,6 +24,7 @@ from torch import Tensor
 
 from softh_probe.accumulators.assigned_layers import PositionRows
 from softh_probe.accumulators.batch import BatchAccumulator, DeviceAccumulator
+from softh_probe.accumulators.directions import NormedStates
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import mass, position_entropy
 from softh_probe.accumulators.layer_sums import LayerSums
@@ -130,6 +131,9 @@ class _DeviceInfluence(DeviceAccumulator):
     ) -> None:
         super().__init__(labels)
         self._documents, self._log_shares, self._found = labels, log_shares, found
+
+    def add_directions(self, sums: LayerSums, states: NormedStates) -> None:
+        """Leave the directions of the first pass as they are."""
 
     def add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
         rows = rows.emptied()

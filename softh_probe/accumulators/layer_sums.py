@@ -20,6 +20,9 @@ from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import MAX_DOCUMENTS, N_REPLICATES
 from softh_probe.estimators.projection import Projection
 
+#: Key of the sum of unit vectors on disk.
+DIRECTION = "direction"
+
 
 class LayerSums:
     """Accumulate one layer's soft assignments on its device; the label tables may be in host memory.
@@ -31,6 +34,7 @@ class LayerSums:
         replicates  [W, S·M]  float64  mass of each bootstrap replicate of the documents
         sample      [R, S·M]  float32  assignments of a uniform sample of positions; zero in empty slots
         documents   [D, K]    float32  sums of each document of a sample of documents; zero in empty slots
+        direction   [width]   float64  sum of the unit vectors of all counted positions; NaN where it is not known
 
     and, where bins of positions are measured, the state of the sums of each, its keys behind "bin.0." and so on.
 
@@ -38,8 +42,12 @@ class LayerSums:
         projection: the anchors, on the layer's device.
         host: the worker that fills the tables, if they are in host memory.
         sizes: P, R, D and the rows of the tables, and those of each bin of positions.
+        with_direction: whether unit vectors are summed; they are not for bins of positions.
 
     Attributes:
+        direction: None for bins.
+        waiting, waiting_units: by number of their sequences, rows [C, K] and unit vectors [C, width] of positions that
+            wait for their labels.
         bins: the sums of each bin of positions.
     """
 
@@ -52,6 +60,7 @@ class LayerSums:
         *,
         host: HostWorker | None = None,
         sizes: TableSizes = TableSizes(),  # noqa: B008 - frozen
+        with_direction: bool = True,
     ) -> None:
         self.projection, self.dim = projection, projection.dim
         self.n_sets, self.n_anchors = projection.n_sets, projection.n_anchors
@@ -69,7 +78,8 @@ class LayerSums:
             with_squares=sizes.with_squares,
             most_live=sizes.most_live,
         )
-        self.waiting: dict[int, Tensor] = {}  # by number of their sequences, rows of positions that wait [C, K]
+        self.waiting: dict[int, Tensor] = {}
+        self.waiting_units: dict[int, Tensor] = {}
         with torch.inference_mode(False):
             n_sums = 1 + sizes.n_singleton_sets + N_REPLICATES
             self.sums_XK = torch.zeros(n_sums, columns(*shape), dtype=torch.float64, device=here)
@@ -77,7 +87,8 @@ class LayerSums:
             self.replicates = self.sums_XK[1 + sizes.n_singleton_sets :, :n_mass]
             self.sample = torch.zeros(sizes.n_sample, n_mass, dtype=torch.float32, device=here)
             self.documents = torch.zeros(sizes.n_documents, columns(*shape), dtype=torch.float32, device=here)
-        self.bins = tuple(LayerSums(projection, host=host, sizes=of_bin) for of_bin in sizes.bins)
+            self.direction = torch.zeros(self.dim, dtype=torch.float64, device=here) if with_direction else None
+        self.bins = tuple(LayerSums(projection, host=host, sizes=of_bin, with_direction=False) for of_bin in sizes.bins)
 
     @property
     def device(self) -> torch.device:
@@ -104,12 +115,15 @@ class LayerSums:
     def drop(self, number: int) -> None:
         """Discard the waiting positions of sequences that ended."""
         self.waiting.pop(number, None)
+        self.waiting_units.pop(number, None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy the state, by its keys on disk."""
         owners = ((self.STATE, self), (LabelTables.STATE, self.tables))
         found = {key: getattr(owner, name).clone() for state, owner in owners for name, key in state.items()}
         found["documents"] = self.documents.clone()
+        if self.direction is not None:
+            found[DIRECTION] = self.direction.clone()
         for b, sums in enumerate(self.bins):
             found |= {f"bin.{b}.{key}": tensor for key, tensor in sums.state_dict().items()}
         return found
@@ -119,6 +133,8 @@ class LayerSums:
         for name, key in self.STATE.items():
             getattr(self, name).copy_(state[key])
         self._load_documents(state)
+        if self.direction is not None:
+            self.direction.copy_(state.get(DIRECTION, self.direction.new_tensor(torch.nan)))  # not before version 8
         self.tables.load(state, live_rows)
         for b, sums in enumerate(self.bins):
             start = f"bin.{b}."
@@ -146,6 +162,8 @@ class LayerSums:
         theirs, slots = rows.sample.to(self.sample.device), rows.slots.to(self.sample.device)
         self.sample.index_copy_(0, slots, other.sample.to(self.sample)[theirs])
         self.merge_documents(other.documents, rows)
+        if self.direction is not None and other.direction is not None:
+            self.direction += other.direction.to(self.direction)
         self.tables.merge(other.tables, rows)
 
     def merge_documents(self, theirs: Tensor | None, rows: MergeMap) -> None:

@@ -29,6 +29,7 @@ class ModelSums:
         n_anchors, calibration: of the anchors.
         anchor_sets, seed, anchors: as `SoftEntropyProbe` takes them.
         others: sums of the same positions with other anchors, of which every method takes care, too.
+        with_directions: whether unit vectors are summed.
 
     Attributes:
         measured: names of the layers that have counted a position, or were loaded.
@@ -48,9 +49,11 @@ class ModelSums:
         anchors: str | GivenAnchors,
         calibration: str | float,
         others: Sequence[ModelSums] = (),
+        with_directions: bool = True,
     ) -> None:
         self.measured: set[str] = set()
         self.others = tuple(others)
+        self._with_directions = with_directions
         self._sizes = sizes
         self._anchor_settings: dict[str, Any] = {
             "n_anchors": n_anchors,
@@ -95,7 +98,8 @@ class ModelSums:
         if sums.total.device != hidden.device:
             moved = self._new(layer, sums.dim, hidden.device)
             moved.load_state_dict(sums.state_dict())
-            moved.waiting = {number: rows.to(hidden.device) for number, rows in sums.waiting.items()}
+            for ours, theirs in ((moved.waiting, sums.waiting), (moved.waiting_units, sums.waiting_units)):
+                ours |= {number: rows.to(hidden.device) for number, rows in theirs.items()}
             sums = self._layers[layer] = moved
         return sums
 
@@ -201,6 +205,7 @@ class ModelSums:
             if sums is None or sums.dim != state["dim"]:
                 sums = self._new(layer, state["dim"], torch.device("cpu"))
             sums.waiting.clear()
+            sums.waiting_units.clear()
             sums.load_state_dict(state, live_rows)
             self._layers[layer] = sums
         self.measured = set(self._layers)
@@ -233,7 +238,9 @@ class ModelSums:
                 points_SMD = anchors.points_SMD.to(device)
                 self._projections[dim, device] = Projection(points_SMD, anchors.temperature)
         host = self._host if layer in self._on_host else None
-        return LayerSums(self._projections[dim, device], host=host, sizes=self._sizes())
+        return LayerSums(
+            self._projections[dim, device], host=host, sizes=self._sizes(), with_direction=self._with_directions
+        )
 
     def _anchors_of(self, dim: int) -> Anchors:
         if dim not in self._anchors:

@@ -1,5 +1,6 @@
 """Versions of a probe's state, as `SoftEntropyProbe.state_dict` makes it and snapshots hold it.
 
+8  Its layers have the sum of their unit vectors.
 7  It has a sample of documents, and the rows of an attached probe say which of the user's own labels are of positions.
 6  Its settings have `label_rows`; the rows of an attached probe have the threshold of the sample of labels, of each
    label its number, its counts and the probability that it is followed, and the sketch of those that are not.
@@ -24,7 +25,7 @@ from softh_probe.estimators.recipes import how_to_continue, how_to_continue_one_
 from softh_probe.labels import COLUMN_PREFIX
 from softh_probe.layer_places import RESIDUAL
 
-STATE_VERSION = 7
+STATE_VERSION = 8
 #: The version from which on documents are sampled.
 VERSION_WITH_DOCUMENTS = 7
 #: The version whose settings need another name for their anchors.
@@ -32,7 +33,7 @@ VERSION_WITHOUT_RECIPE = 4
 #: Fact about the rows of a plan: documents were not sampled from its first batch on.
 WITHOUT_DOCUMENTS = "without_documents"
 #: Versions that are read.
-VERSIONS = (STATE_VERSION, 6, 5, VERSION_WITHOUT_RECIPE)
+VERSIONS = (STATE_VERSION, 7, 6, 5, VERSION_WITHOUT_RECIPE)
 #: Settings that states may lack, as they were before there was a choice.
 _UNTIL_TODAY: Mapping[str, Any] = {"positions": "all", "skip_special_tokens": [], "sites": [RESIDUAL]}
 
@@ -52,6 +53,8 @@ def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     if version == STATE_VERSION:
         return state
+    if version == VERSION_WITH_DOCUMENTS:
+        return {**state, "version": STATE_VERSION}  # a layer without its sum of unit vectors has no anisotropy
     choices = _of_documents(state)
     if version == VERSION_WITH_DOCUMENTS - 1:
         return {**state, "version": STATE_VERSION, "rows": _with_documents(state["rows"]), "choices": choices}

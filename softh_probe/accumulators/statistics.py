@@ -44,6 +44,7 @@ class LayerStatistics:
         mass: [S, M], the running sums of soft assignments over all counted positions.
         positions: [], the positions they were summed over.
         entropy_document_sd: [S], standard deviation of H(Z) over bootstrap replicates of the documents.
+        anisotropy: [], the norm of the mean unit vector of the positions, ‖Σ h/‖h‖‖ / n; NaN where it is not known.
         position_entropy: [S], mean entropy of the positions' own assignments.
         labelled_positions: [X], positions that have a label of the set.
         covered_positions: [X], those whose label occurs at least twice.
@@ -67,6 +68,7 @@ class LayerStatistics:
     mass: Tensor
     positions: Tensor
     entropy_document_sd: Tensor
+    anisotropy: Tensor
     position_entropy: Tensor
     labelled_positions: Tensor
     covered_positions: Tensor
@@ -158,6 +160,7 @@ def _statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         positions=positions,
         position_entropy=position_entropy(total, n_sets) / positions,
         entropy_document_sd=entropy(sums.replicates.cpu().unflatten(1, (n_sets, n_anchors))).std(dim=0),
+        anisotropy=_anisotropy(sums, positions),
         labelled_positions=labelled[:, -1],
         covered_positions=covered[:, -1],
         labelled_entropy=labelled_entropy,
@@ -176,6 +179,13 @@ def _statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         label_positions=label_positions,
         label_entropy=label_weighted / label_positions.unsqueeze(1),
     )
+
+
+def _anisotropy(sums: LayerSums, positions: Tensor) -> Tensor:
+    if sums.direction is None:
+        return torch.full_like(positions, torch.nan)
+    norm: Tensor = torch.linalg.vector_norm(sums.direction.cpu())
+    return (norm / positions).clamp(max=1.0)  # float32 rounds
 
 
 def labelled_sums(sums: LayerSums, rows: RowLabels) -> Tensor:

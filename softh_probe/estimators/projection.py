@@ -19,6 +19,8 @@ from softh_probe.estimators.float32 import accumulation_in_float32, full_float32
 _HALVES = (torch.bfloat16, torch.float16)
 #: Width of states from which on the products of halves are right; narrower ones, as of routers, are taken in float32.
 _LEAST_WIDTH = 32
+#: Scales of float16 weights below 1, and of the others.
+_SCALES = (2.0**15, 2.0**-9)
 
 
 class Projection:
@@ -56,9 +58,34 @@ class Projection:
         """
         halves_2KD = self._halves_of(h_ND.dtype)
         if halves_2KD is not None:
-            return _product(h_ND, halves_2KD, out)
+            return _product(h_ND, halves_2KD.T, out)
         with full_float32(h_ND.device):
             return torch.mm(h_ND.float(), self.points_SMD.flatten(0, 1).T, out=out)
+
+    def weighted_sum(self, weight_N: Tensor, h_ND: Tensor) -> Tensor:
+        """Compute parts of Σ_n weight_n · h_n [P, D], float32, in one read of the states; their sum is the sum.
+
+        >>> projection = Projection(torch.eye(2).unsqueeze(0), temperature=0.5)
+        >>> projection.weighted_sum(torch.tensor([1.0, 0.5]), torch.tensor([[3.0, 4.0], [2.0, 2.0]]))
+        tensor([[4., 5.]])
+
+        Weights are split into halves as the anchors are. Those of float16 that are below 1 and the others stand in
+        rows of their own, scaled by powers of two: 1/‖h‖ of all its states fits into its few exponents so.
+
+        Args:
+            weight_N: weights, float32; of states in float16 between 2^-24 and 2^24, or 0.
+            h_ND: hidden states, on the device of the anchors.
+        """
+        dtype = h_ND.dtype
+        if self._halves_of(dtype) is None:
+            with full_float32(h_ND.device):
+                return torch.mm(weight_N.unsqueeze(0), h_ND.float())
+        if dtype != torch.float16:
+            return _product(_split(weight_N.unsqueeze(0), dtype), h_ND, None)
+        is_small_N, (up, down) = weight_N < 1, _SCALES
+        parts_2N = torch.stack([weight_N.where(is_small_N, 0.0) * up, weight_N.masked_fill(is_small_N, 0.0) * down])
+        high_low_PD = _product(_split(parts_2N, dtype), h_ND, None).unflatten(0, (2, 2))
+        return torch.stack([high_low_PD[:, 0] / up, high_low_PD[:, 1] / down]).flatten(0, 1)
 
     def _halves_of(self, dtype: torch.dtype) -> Tensor | None:
         """Give the halves of the anchors in a type, high ones first: [2K, D]; None where products take float32."""
@@ -66,19 +93,27 @@ class Projection:
             return None
         if dtype not in self._halves:
             w_KD = self.points_SMD.flatten(0, 1)
-            high_KD = w_KD.to(dtype)
-            halves_2KD = torch.cat([high_KD, (w_KD - high_KD.float()).to(dtype)])
+            halves_2KD = _split(w_KD, dtype)
             self._halves[dtype] = halves_2KD if _gives_float32(halves_2KD) else None
         return self._halves[dtype]
 
 
-def _product(h_ND: Tensor, w_KD: Tensor, out: Tensor | None) -> Tensor:
-    """Multiply in half precision and accumulate in float32."""
+def _split(w_KD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Split float32 into halves of a type, high ones first: [2K, D]."""
+    halves_2KD = w_KD.new_empty(2, *w_KD.shape, dtype=dtype)
+    high_KD, low_KD = halves_2KD
+    high_KD.copy_(w_KD)
+    torch.sub(w_KD, high_KD, out=low_KD)  # in float32, and rounded once
+    return halves_2KD.flatten(0, 1)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+    """Multiply matrices of half precision and accumulate in float32."""
     with accumulation_in_float32():
         try:
-            return torch.mm(h_ND, w_KD.T, out_dtype=torch.float32, out=out)
+            return torch.mm(left, right, out_dtype=torch.float32, out=out)
         except NotImplementedError:  # on a CPU
-            return torch.mm(h_ND.float(), w_KD.float().T, out=out)
+            return torch.mm(left.float(), right.float(), out=out)
 
 
 def _gives_float32(halves_2KD: Tensor) -> bool:

@@ -29,7 +29,11 @@ _LOG2_E = 1.0 / math.log(2.0)
 
 
 def anchor_logits(
-    z_ND: Tensor, anchors_SMD: Tensor, temperature: float, out: Tensor | None = None
+    z_ND: Tensor,
+    anchors_SMD: Tensor,
+    temperature: float,
+    out: Tensor | None = None,
+    norms: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute cos(h, w_j) / ε, the logits of the soft assignments.
 
@@ -45,6 +49,7 @@ def anchor_logits(
         anchors_SMD: anchors of the same dtype, on the same device.
         temperature: ε.
         out: buffer [N, S·M] for the logits.
+        norms: those of the hidden states, as `state_norms` gives them, where they are known.
 
     Returns:
         The logits [N, S, M], and a bool mask of valid hidden states [N]. It is False where the hidden state has no
@@ -52,7 +57,7 @@ def anchor_logits(
         are known to be valid, which only the CPU checks.
     """
     n_sets, n_anchors, dim = anchors_SMD.shape
-    norm_N, valid_N = _norm(z_ND)
+    norm_N, valid_N = state_norms(z_ND) if norms is None else norms
     scale_N = norm_N * temperature
     if valid_N is not None:
         scale_N = torch.where(valid_N, scale_N, 1.0)
@@ -100,8 +105,18 @@ def log_assignments(z_ND: Tensor, anchors_SMD: Tensor, temperature: float) -> Te
     return torch.log_softmax(logits_NSM, dim=-1)
 
 
-def _norm(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Compute ‖z‖ [N], also where squares over- or underflow in float32, and the mask of valid norms as above."""
+def state_norms(z_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Compute ‖z‖ [N], also where squares over- or underflow in float32, and the mask of valid states [N].
+
+    >>> state_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    (tensor([5., 0.]), tensor([ True, False]))
+
+    Args:
+        z_ND: hidden states, float32 or float64.
+
+    Returns:
+        The norms, and the mask as `anchor_logits` gives it.
+    """
     if not is_accelerator(z_ND.device) and len(z_ND):
         # Reading values needs no device sync here, and float64 would cost a copy.
         norm_N = torch.linalg.vector_norm(z_ND, dim=-1)

@@ -59,7 +59,8 @@ def place_sums(
         sums_memory_gb: GiB that sums may take on each device; None is `SHARE_OF_FREE` of what is free.
         n_processes: on this machine, which share its free host memory.
         needed: bytes that weights will take on each device, where they are not loaded.
-        widths: of each layer, that of its hidden states, as far as it is known; anchors of each width take memory.
+        widths: of each layer, that of its hidden states, as far as it is known; anchors of each width take memory, and
+            so does the sum of each layer's unit vectors.
 
     Raises:
         InputError: there is not as much memory as they take; the message says how many label
@@ -77,6 +78,7 @@ def place_sums(
         n_processes,
         needed or {},
         _bytes_of_anchors(devices, widths, n_anchors, anchor_sets),
+        _bytes_of_directions(devices, widths),
     )
     n_columns, n_layers, n = _columns(anchor_sets, n_anchors), len(devices), plan.allocation
     squares = len(n_anchors) * n_layers * 8 * N_SQUARES * len(n.bucket_sets) * (not n.is_sampled)
@@ -120,6 +122,7 @@ def place_streamed_sums(
         n_processes,
         needed or {},
         _bytes_of_anchors(devices, widths, n_anchors, anchor_sets),
+        _bytes_of_directions(devices, widths),
     )
     _check(memory, n_live, n_columns)
     return memory
@@ -135,6 +138,7 @@ def _placed(
     n_processes: int,
     needed: Mapping[str, int],
     anchors: dict[str, int],
+    directions: dict[str, int],
 ) -> SumsMemory:
     budgets = {}
     for place in dict.fromkeys([*map(str, devices.values()), "cpu"]):
@@ -149,7 +153,8 @@ def _placed(
     for place in budgets:
         layers = [layer for layer, device in devices.items() if str(device) == place]
         if place != "cpu":
-            on_host |= set(layers[max(0, budgets[place] - anchors.get(place, 0)) // max(size, 1) :])
+            left = max(0, budgets[place] - anchors.get(place, 0) - directions.get(place, 0))
+            on_host |= set(layers[left // max(size, 1) :])
     return SumsMemory(
         bytes_by_set=bytes_by_set,
         labels_by_set=dict(labels_by_set),
@@ -159,6 +164,7 @@ def _placed(
         on_host=frozenset(on_host),
         budgets=budgets,
         anchors=anchors,
+        directions=directions,
     )
 
 
@@ -173,6 +179,16 @@ def _bytes_of_anchors(
     sizes: Counter[str] = Counter()
     for place, width in there:
         sizes[place] += (4 if place == "cpu" else 8) * anchor_sets * sum(n_anchors) * width
+    return {place: size for place, size in sizes.items() if size}
+
+
+def _bytes_of_directions(
+    devices: Mapping[str, torch.device], widths: Mapping[str, int | None] | None
+) -> dict[str, int]:
+    """Compute the bytes of the sums of unit vectors of all layers of each device, where label tables may not be."""
+    sizes: Counter[str] = Counter()
+    for layer, device in devices.items():
+        sizes[str(device)] += 8 * ((widths or {}).get(layer) or 0)
     return {place: size for place, size in sizes.items() if size}
 
 

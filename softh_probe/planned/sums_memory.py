@@ -52,6 +52,7 @@ class SumsMemory:
         on_host: layers whose tables are in host memory although the layer is on an accelerator.
         budgets: bytes that sums may take on each device and, as "cpu", in host memory.
         anchors: bytes of the anchors on each device, a set of them for each width of hidden states.
+        directions: bytes of the sums of unit vectors on each device, one for each layer.
     """
 
     bytes_by_set: dict[str, int]
@@ -62,6 +63,7 @@ class SumsMemory:
     on_host: frozenset[str]
     budgets: dict[str, int]
     anchors: dict[str, int]
+    directions: dict[str, int]
 
     @property
     def bytes_per_layer(self) -> int:
@@ -72,9 +74,10 @@ class SumsMemory:
     def bytes_by_place(self) -> dict[str, int]:
         """Bytes on each device, and in host memory as "cpu"."""
         places = ["cpu" if layer in self.on_host else str(device) for layer, device in self.devices.items()]
+        beside = Counter(self.anchors) + Counter(self.directions)
         return {
-            place: places.count(place) * self.bytes_per_layer + self.anchors.get(place, 0)
-            for place in dict.fromkeys([*places, *self.anchors])
+            place: places.count(place) * self.bytes_per_layer + beside[place]
+            for place in dict.fromkeys([*places, *beside])
         }
 
     @property

@@ -55,9 +55,9 @@ COLUMNS = Glossary(
         Entry(
             "`label_set`",
             "Whose labels the metric is of: `input_unigram`, `column:language` and the like; of optimality the order "
-            "(`unigram` and the like), of `residual` the direction (`input`, `output`). Empty for `entropy` and "
-            "`entropy_document_sd`, which need no labels. pandas reads an empty cell of a CSV file as NaN: "
-            '`read_csv(…).fillna({"label_set": ""})`, or read the `.parquet`.',
+            "(`unigram` and the like), of `residual` the direction (`input`, `output`). Empty for `entropy`, "
+            "`entropy_document_sd` and `anisotropy`, which need no labels. pandas reads an empty cell of a CSV file as "
+            'NaN: `read_csv(…).fillna({"label_set": ""})`, or read the `.parquet`.',
         ),
         Entry("`metric`", "What was computed; see the metrics."),
         Entry(
@@ -109,6 +109,13 @@ METRICS = Glossary(
             "`entropy_document_sd`",
             "The standard deviation of H(Z) over 100 bootstrap replicates of the documents. It is a metric: its "
             "`value` is a spread over documents, while the column `sd` beside any value is a spread over anchor sets.",
+        ),
+        Entry(
+            "`anisotropy`",
+            "The norm of the mean unit vector of the counted states, ‖mean of h/‖h‖‖: 0 where directions cancel, 1 "
+            "where all states point one way. Of many positions its square is the mean cosine of two of them. From 0.9 "
+            "on it is told beside the values: entropy and every information are low there, and low information does "
+            "not mean that the layer does not know.",
         ),
         Entry(
             "`label_entropy`",

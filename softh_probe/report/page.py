@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from softh_probe.analysis.alignment import equally_deep
 from softh_probe.analysis.model_points import ModelPoint
 from softh_probe.analysis.sites import common_lines, lead_site, lines_of, of_site
+from softh_probe.anisotropy import anisotropy_lines
 from softh_probe.errors import InputError
 from softh_probe.files import write_bytes
 from softh_probe.metrics import UNITS
@@ -173,6 +174,7 @@ def run_page(result: ProbeResult) -> str:
         samples=_samples([result], [""]),
         measured=measured([result]),
         one_set=one_set_line([result]),
+        one_way=anisotropy_lines([result]),
         rule=rule_words(of_site(result, lead_site(result))),
         result=result,
         anchor_rows=anchor_rows(result),
@@ -216,6 +218,7 @@ def comparison_page(
         samples=_samples(results, titles),
         measured=measured(results),
         one_set=one_set_line(results, titles),
+        one_way=anisotropy_lines(results, titles),
         rule="",
         result=results[0],
         data={

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softh_probe.analysis.sites import HEADS, lines_of, of_site
+from softh_probe.anisotropy import anisotropy_lines
 from softh_probe.report.anchor_words import anchors_line
 from softh_probe.report.bit_words import reading_lines
 from softh_probe.report.document_chance import chance_lines
@@ -37,14 +38,15 @@ def print_table(result: ProbeResult, file: TextIO | None = None) -> None:
 
     On a terminal each value has a bar, on one scale for entropy and one for all informations, coloured unless NO_COLOR
     is set; columns that do not fit are printed below the others. Elsewhere the columns are plain. The mean over layers,
-    how values read in anchors and bits, what chance gives for labels of whole documents, that labels were sampled, that
-    the spread over anchors is unknown, and which positions count where not all do, is said below, elsewhere on standard
-    error.
+    how values read in anchors and bits, where states point one way, what chance gives for labels of whole documents,
+    that labels were sampled, that the spread over anchors is unknown, and which positions count where not all do, is
+    said below, elsewhere on standard error.
     """
     file = file or sys.stdout
     notes = [
         *mean_lines(result),
         *reading_lines(result),
+        *anisotropy_lines([result]),
         *policy_lines(result),
         *chance_lines(result),
         *share_lines(result),

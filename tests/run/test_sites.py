@@ -122,7 +122,8 @@ def test_the_anchors_of_each_width_are_counted(config):
     both = dry_run(config(labels=[], sites="residual,attention_heads", out=config().out + "-2"), progress=False).memory
     assert one.anchors == {"cpu": 4 * 20 * 24}
     assert both.anchors == {"cpu": 4 * 20 * (24 + 6)}
-    assert both.bytes_by_place["cpu"] == 17 * both.bytes_per_layer + 4 * 20 * 30
+    assert both.directions == {"cpu": 8 * (5 * 24 + 12 * 6)}
+    assert both.bytes_by_place["cpu"] == 17 * both.bytes_per_layer + 4 * 20 * 30 + 8 * (5 * 24 + 12 * 6)
 
 
 def test_too_little_memory_is_told_before_the_model_is_loaded(config):

@@ -2,7 +2,7 @@
 // What all figures share: the data, units, text that is shown as text, panels and keys.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected", "information_share", "information_share_corrected", "residual", "residual_corrected"]);
+const RATIOS = new Set(["coverage", "regularity", "optimality", "optimality_corrected", "information_share", "information_share_corrected", "residual", "residual_corrected", "anisotropy"]);
 const METRICS = {
   mutual_information: "raw information",
   mutual_information_corrected: "corrected information",

@@ -240,14 +240,14 @@ function layerTable() {
     const columns = tableColumns(SETS, metric(), ALL_SERIES).flatMap(([heading, key]) => [
       [heading, key],
       ...(RUNS.some((run) => run.series[key] && run.series[key].p) ? [[`${heading}: p`, key, true]] : []),
-    ]);
+    ]).concat("anisotropy|" in ALL_SERIES ? [["anisotropy", "anisotropy|"]] : []);
     const rows = RUNS.flatMap((run) => run.rows.map((row, r) => [
       { value: depths(run)[r], text: row },
       ...(ONE ? [] : [{ value: run.title, text: run.title, kind: "name" }]),
       ...columns.map(([, key, isP]) => {
         const series = run.series[key];
         if (isP) return { value: series && series.p ? series.p[r] : null, text: shownP(series && series.p && series.p[r]) };
-        return series ? valueCell(series.v[r], series.s && series.s[r], scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r], series.se && series.se[r]) : { value: null, text: "–" };
+        return series ? valueCell(series.v[r], key !== "anisotropy|" && series.s ? series.s[r] : null, scaleOf(key.split("|")[0], run.log_m), series.e && series.e[r], series.se && series.se[r]) : { value: null, text: "–" };
       }),
     ]));
     fillTable(document.getElementById("layer-table"), ["layer", ...(ONE ? [] : [DATA.kind === "sites" ? "site" : "result"]), ...columns.map(([heading]) => heading)], rows);
