@@ -37,13 +37,13 @@ class Measurement:
         warn: whether choices are warned of; a run reports them.
 
     Attributes:
-        origin: what results say of the model.
+        origin: what results say of the model; None where states come from elsewhere.
 
     Raises:
         InputError: no anchors can be drawn with these settings.
     """
 
-    origin: Origin
+    origin: Origin | None = None
     _recorder: BatchRecorder
     #: What this is called in errors.
     _KIND = "probe"
@@ -248,7 +248,7 @@ class Measurement:
 
     def _described(self, name: str | None, notes: str | None) -> dict[str, Any]:
         """Give entries of a result's `info` (JSON values): its name, and what was measured."""
-        return self.origin.describe(self._source.described_texts(), name=name, notes=notes)
+        raise NotImplementedError
 
     def _layer_names(self) -> list[str]:
         """Name all layers, as far as they are known, in the order of calls."""

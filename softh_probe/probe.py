@@ -99,6 +99,7 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
     #: Policies of positions by role that the code around the model tells of.
     _roles: tuple[str, ...] = ()
 
+    origin: Origin
     _source: LabelSource
     _recorder: Recorder
 
@@ -210,7 +211,9 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
         return f"inside the probe's block, {how}{left_out}"
 
     def _described(self, name: str | None, notes: str | None) -> dict[str, Any]:
-        return super()._described(name, notes) if self._plan is None else {}  # a run knows more of its model and corpus
+        if self._plan is not None:  # a run knows more of its model and its corpus
+            return {}
+        return self.origin.describe(self._source.described_texts(), name=name, notes=notes)
 
     def _layer_names(self) -> list[str]:
         return self._points.layer_names(self._recorder.n_blocks)
