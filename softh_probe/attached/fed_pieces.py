@@ -238,7 +238,7 @@ class PieceReader:
             elif codes.shape == self.shape[:1]:
                 codes_BT = np.broadcast_to(codes[:, None], self.real_BT.shape)
             else:
-                shapes = " or ".join(map(str, dict.fromkeys([list(self.shape[:1]), list(self.shape)])))
+                shapes = " or ".join(dict.fromkeys(str(list(shape)) for shape in (self.shape[:1], self.shape)))
                 raise InputError(f"{name}: expected one label, or labels {shapes}, got {list(codes.shape)}")
             found[name] = dataclasses.replace(read, codes=codes_BT)
         return found, of_positions

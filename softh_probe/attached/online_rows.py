@@ -162,17 +162,18 @@ class OnlineRows:
         """
         past = sequences.extend(fed, own, self.unique_prefixes)
         self.rules.mark(sequences, past)
+        fed_column_BL = sequences.pack() - past
         if not tentative:
             self._pass_over(sequences)
         defined_BL, may_be_BL = sequences.defined(self._before, self._after)
-        row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
+        row_N, column_N = np.nonzero((defined_BL | may_be_BL if waits else defined_BL) & (fed_column_BL >= 0))
         n_fed = math.prod(fed.shape)
         row_N, column_N, place_N = (
             np.concatenate(parts)
             for parts in (
                 (row_N, sequences.waiting_rows),
-                (column_N + past, sequences.waiting_columns),
-                (fed.places(row_N, column_N), n_fed + sequences.waiting_places),
+                (column_N, sequences.waiting_columns),
+                (fed.places(row_N, fed_column_BL[row_N, column_N]), n_fed + sequences.waiting_places),
             )
         )
         counts_N = defined_BL[row_N, column_N]

@@ -62,8 +62,8 @@ class CachedSequences:
             assignments, among n_held.
         n_columns: all columns fed so far.
         past_known: False if earlier tokens were fed outside the probe's block.
-        is_packed: whether columns without a real token are left out: rows grow by different numbers of tokens, and no
-            cache counts columns.
+        is_packed: whether each row's real tokens stand at its end, where later ones follow them: rows grow by different
+            numbers of tokens, and no cache counts columns.
         number: under which layers keep what waits.
         texts: digests of what the sequences are fed; None where nobody asks for them.
     """
@@ -166,10 +166,20 @@ class CachedSequences:
             self._extend_prefixes(past)
         return past
 
+    def pack(self) -> np.ndarray:
+        """Move each row's real tokens to its end, if rows are packed; return where each column was: [B, L]."""
+        if not self.is_packed:
+            return np.broadcast_to(np.arange(self.shape[1]), self.shape)
+        order_BL = np.argsort(self.real, axis=1, kind="stable")
+        column_BL = np.argsort(order_BL, axis=1)
+        n_empty = self.shape[1] - int(self.real.sum(axis=1).max(initial=0))
+        before_BL: np.ndarray = order_BL[:, n_empty:]
+        self.columns = {name: np.take_along_axis(values, before_BL, axis=1) for name, values in self.columns.items()}
+        self.waiting_columns = column_BL[self.waiting_rows, self.waiting_columns] - n_empty
+        return before_BL
+
     def trim(self) -> None:
         """Remove the oldest columns, up to the first that waits."""
-        if self.is_packed:
-            self._pack()
         oldest = max(0, self.shape[1] - REMEMBERED)
         if len(self.waiting_columns):
             oldest = min(oldest, int(self.waiting_columns.min()))
@@ -269,15 +279,6 @@ class CachedSequences:
         assert self.prefixes_BL2 is not None
         keys: list[bytes] = np.ascontiguousarray(self.prefixes_BL2[rows, columns]).view("V16").reshape(-1).tolist()
         return keys
-
-    def _pack(self) -> None:
-        """Move each row's real tokens to its end, and remove the columns that none has."""
-        order_BL = np.argsort(self.real, axis=1, kind="stable")
-        column_BL = np.argsort(order_BL, axis=1)
-        n_empty = self.shape[1] - int(self.real.sum(axis=1).max(initial=0))
-        chosen_BL = order_BL[:, n_empty:]
-        self.columns = {name: np.take_along_axis(values, chosen_BL, axis=1) for name, values in self.columns.items()}
-        self.waiting_columns = column_BL[self.waiting_rows, self.waiting_columns] - n_empty
 
     def _keep_waiting(self, kept_C: np.ndarray) -> None:
         self.waiting_rows, self.waiting_columns = self.waiting_rows[kept_C], self.waiting_columns[kept_C]
