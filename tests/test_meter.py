@@ -3,6 +3,7 @@
 import copy
 import random
 import re
+import tracemalloc
 import warnings
 from collections import Counter
 
@@ -40,7 +41,7 @@ def assert_same_sums(one, other, but=()):
         assert all(map(torch.equal, ours["rows"][key], theirs["rows"][key])), key
 
 
-def feed_pieces(meter, docs, states, rng, most=9, end=True):
+def feed_pieces(meter, docs, states, rng, most=9, first=0):
     """Feed documents in pieces of random sizes, several in an update, their tokens interleaved."""
     at = [0] * len(docs)
     while left := [d for d in range(len(docs)) if at[d] < len(docs[d])]:
@@ -50,15 +51,15 @@ def feed_pieces(meter, docs, states, rng, most=9, end=True):
         meter.update(
             {row: torch.stack([states[d][row][t] for d, t in order]) for row in states[0]},
             input_ids=[docs[d][t] for d, t in order],
-            sequence=[f"doc {d}" for d, _ in order],
+            sequence=[f"doc {first + d}" for d, _ in order],
             position=[t for _, t in order],
-            language=["de" if d % 2 else "en" for d, _ in order],
+            language=["de" if (first + d) % 2 else "en" for d, _ in order],
         )
         for d, t in taken:
             at[d] = max(at[d], t + 1)
         for d in chosen:
-            if end and at[d] == len(docs[d]):
-                meter.end(f"doc {d}")
+            if at[d] == len(docs[d]):
+                meter.end(f"doc {first + d}")
 
 
 # --- equal to a probe -------------------------------------------------------------------------------------------
@@ -420,7 +421,7 @@ def halves():
     meters = [SoftEntropyMeter(labels=NAMES, n_blocks=2, **FEW) for _ in range(3)]
     rng = random.Random(0)
     for meter, some in zip(meters, (slice(0, 3), slice(3, 6), slice(0, 6)), strict=True):
-        feed_pieces(meter, docs[some], states[some], rng)
+        feed_pieces(meter, docs[some], states[some], rng, first=some.start)
     return meters
 
 
@@ -445,6 +446,24 @@ def test_parts_are_merged_and_gathered():
         InputError, match=r"merge: expected layer.1 \(8\), layer.2 \(8\), got layer.1 \(8\), layer.2 \(16\)"
     ):
         both.merge(wider)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:most_sequences")
+def test_memory_does_not_grow_with_the_positions():
+    meter = SoftEntropyMeter(labels=NAMES, n_anchors=8, anchor_sets=1, label_rows=128, n_blocks=1, most_sequences=8)
+    rng, h = np.random.default_rng(0), torch.randn(512, 8)
+    taken = []
+    tracemalloc.start()
+    for i in range(120):
+        ids = rng.zipf(1.3, 512) % 1000
+        name, piece = divmod(i, 3)  # all are left open, and the next ones evict them
+        meter.update({"layer.1": h}, input_ids=ids, sequence=name, position=512 * piece)
+        if i in (59, 119):
+            taken.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert meter.positions > 40_000
+    assert taken[1] - taken[0] < 2**18, taken
 
 
 def test_a_state_is_continued():

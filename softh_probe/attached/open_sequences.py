@@ -166,22 +166,21 @@ class OpenSequences:
         if begun is not None and len(new) == len(names):
             group = _Group(names, begun)
         else:
-            number_of = {row: i for i, row in enumerate(new)}
             old = [self._open[name].group if name in self._open else None for name in names]
-            places = {id(group): {name: i for i, name in enumerate(group.names)} for group in old if group is not None}
+            groups = {id(group): group for group in old if group is not None}
+            row_of = {name: row for group in groups.values() for row, name in enumerate(group.names)}
+            row_of |= {names[row]: i for i, row in enumerate(new)}
             rows = []
-            for row, (name, of_name) in enumerate(zip(names, old, strict=True)):
-                if of_name is not None:
-                    rows.append((of_name.sequences, places[id(of_name)][name]))
-                elif begun is not None:
-                    rows.append((begun, number_of[row]))
+            for name, group_of_name in zip(names, old, strict=True):
+                sequences = begun if group_of_name is None else group_of_name.sequences
+                assert sequences is not None
+                rows.append((sequences, row_of[name]))
             joined, moved = join(rows, self.rows.texts)
             self._ready.append(moved)
             group = _Group(names, joined)
             moving = set(names)
-            for left in old:
-                if left is not None:
-                    left.names = tuple(name for name in left.names if name not in moving)
+            for left in groups.values():
+                left.names = tuple(name for name in left.names if name not in moving)
         for row, name in enumerate(names):
             known = self._open.get(name)
             n_fed = int(pieces.lengths_B[row]) if known is None else known.n_fed
