@@ -6,6 +6,7 @@ import re
 import tracemalloc
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,15 @@ def test_masks_of_counted_positions_are_those_of_a_probe(model):
     policy = meter.result().info["positions_policy"]
     assert policy == probe.result().info["positions_policy"]
     assert policy["positions"] == "counted"
+
+
+def test_the_example_in_the_readme_runs():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = next(part for part in text.split("```python\n")[1:] if "SoftEntropyMeter" in part).partition("```")[0]
+    found: dict = {}
+    exec(example, found)
+    assert found["meter"].positions == 98
+    assert {"input_unigram", "output_bigram"} < set(found["table"].label_set)
 
 
 # --- right, in whatever pieces ----------------------------------------------------------------------------------
