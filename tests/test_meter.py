@@ -42,23 +42,41 @@ def assert_same_sums(one, other, but=()):
         assert all(map(torch.equal, ours["rows"][key], theirs["rows"][key])), key
 
 
-def feed_pieces(meter, docs, states, rng, most=9, first=0):
-    """Feed documents in pieces of random sizes, several in an update, their tokens interleaved."""
+def feed_pieces(meter, docs, states, rng, most=9, first=0, counted=None):
+    """Feed documents in pieces of random sizes, several in an update: interleaved, with padding, or row by row."""
     at = [0] * len(docs)
     while left := [d for d in range(len(docs)) if at[d] < len(docs[d])]:
         chosen = rng.sample(left, rng.randint(1, len(left)))
-        taken = [(d, t) for d in chosen for t in range(at[d], min(len(docs[d]), at[d] + rng.choice([1, 1, 2, most])))]
-        order = taken if rng.random() < 0.5 else sorted(taken, key=lambda dt: (dt[1], chosen.index(dt[0])))
+        ends = {d: min(len(docs[d]), at[d] + rng.choice([1, 1, 2, most])) for d in chosen}
+        taken = [(d, t) for d in chosen for t in range(at[d], ends[d])]
+        form = rng.choice(["in order", "interleaved", "padded", "rows"])
+        if form == "interleaved":
+            taken.sort(key=lambda dt: (dt[1], chosen.index(dt[0])))
+        if form == "padded":
+            taken.insert(rng.randrange(len(taken)), None)
+        if form == "rows":
+            n_tokens = max(ends[d] - at[d] for d in chosen) + 1
+            taken = [(d, t) if t < ends[d] else None for d in chosen for t in range(at[d], at[d] + n_tokens)]
+        real = [dt if dt else (chosen[0], 0) for dt in taken]  # what stands at padding is not looked at
+        shape = (len(chosen), n_tokens) if form == "rows" else (len(taken),)
+        arguments = {
+            "input_ids": [docs[d][t] for d, t in real],
+            "position": [t for _, t in real],
+            "mask": [dt is not None for dt in taken],
+            "counted": [counted is None or counted[d][t] for d, t in real],
+        }
+        arguments = {name: np.array(values).reshape(shape) for name, values in arguments.items()}
+        if counted is None:
+            del arguments["counted"]
+        of_row = chosen if form == "rows" else [d for d, _ in real]
         meter.update(
-            {row: torch.stack([states[d][row][t] for d, t in order]) for row in states[0]},
-            input_ids=[docs[d][t] for d, t in order],
-            sequence=[f"doc {first + d}" for d, _ in order],
-            position=[t for _, t in order],
-            language=["de" if (first + d) % 2 else "en" for d, _ in order],
+            {row: torch.stack([states[d][row][t] for d, t in real]).view(*shape, -1) for row in states[0]},
+            sequence=[f"doc {first + d}" for d in of_row],
+            language=["de" if (first + d) % 2 else "en" for d in of_row],
+            **arguments,
         )
-        for d, t in taken:
-            at[d] = max(at[d], t + 1)
         for d in chosen:
+            at[d] = ends[d]
             if at[d] == len(docs[d]):
                 meter.end(f"doc {first + d}")
 
@@ -176,6 +194,23 @@ def test_texts_are_the_same_in_pieces_and_whole():
     of = [m.result().info["corpus"]["sequence_set_sha256"] for m in (pieces, whole)]
     assert of[0] == of[1]
     assert pieces.sums.numpy() == pytest.approx(whole.sums.numpy(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"positions": "skip:3"}, {"positions": "first:9"}, {"skip_special_tokens": [2]}], ids=str
+)
+def test_the_same_positions_count_in_pieces_and_whole(settings):
+    docs, rng = documents(23, 7, 41, 5, 18), random.Random(5)
+    states, counted = random_states(docs), [[rng.random() < 0.7 for _ in doc] for doc in docs]
+    pieces, whole = (SoftEntropyMeter(labels=NAMES[:4], n_blocks=2, **settings, **FEW) for _ in range(2))
+    feed_pieces(pieces, docs, states, rng, counted=counted)
+    for doc, h, some in zip(docs, states, counted, strict=True):
+        whole.update(h, input_ids=doc, counted=some)
+    assert pieces.positions == whole.positions
+    assert pieces.sums.numpy() == pytest.approx(whole.sums.numpy(), rel=1e-6)
+    policies = [meter.result().info["positions_policy"] for meter in (pieces, whole)]
+    assert policies[0] == policies[1]
+    assert policies[0]["left"] < policies[0]["of"]
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from softh_probe.accumulators.dispatch import DecodeStep
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.attached.fed_pieces import FedPieces
@@ -45,8 +47,10 @@ class PieceRecorder(BatchRecorder):
         labels = self._source.begin(pieces)
         self.drain()
         if isinstance(labels, DecodeStep):
+            places_BT = pieces.tokens.places_BT  # where there is padding
             for layer, hidden in states.of_rows.items():
-                self._queue_step(layer, hidden.reshape(*labels.shape, -1))
+                real = hidden if places_BT is None else hidden[torch.from_numpy(places_BT.ravel()).to(hidden.device)]
+                self._queue_step(layer, real.reshape(*labels.shape, -1))
         else:
             accumulator = self.make_accumulator(labels)
             for layer, hidden in states.of_rows.items():
