@@ -182,7 +182,7 @@ class OpenSequences:
             for left in groups.values():
                 left.names = tuple(name for name in left.names if name not in moving)
         for row, name in enumerate(names):
-            known = self._open.get(name)
+            known = self._open.pop(name, None)
             n_fed = int(pieces.lengths_B[row]) if known is None else known.n_fed
             self._open[name] = _Open(group, n_fed)
         return group
