@@ -205,7 +205,8 @@ class SoftEntropyMeter(Measurement):
             self._source.reset()
             self._recorder.drain()
             if self._widths is None and state["layers"]:
-                self._set_rows({name: layer["dim"] for name, layer in state["layers"].items()})
+                widths = {name: layer["dim"] for name, layer in state["layers"].items()}
+                self._set_rows(widths, state["n_blocks"])
 
     def merge(self, other: Self) -> None:
         """Add the measurement of another meter with the same settings: a shard, a rank, a job.
@@ -221,7 +222,7 @@ class SoftEntropyMeter(Measurement):
             _require_widths("merge", self._widths, other._widths)
         super().merge(other)
         if self._widths is None and other._widths is not None:
-            self._set_rows(other._widths)
+            self._set_rows(other._widths, other._recorder.n_blocks)
 
     def new_like(self) -> Self:
         """Make a meter with the same settings that has measured nothing."""
@@ -233,16 +234,16 @@ class SoftEntropyMeter(Measurement):
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _set_rows(self, widths: Mapping[str, int]) -> None:
-        """Fix the rows, in the model's order, and the number of blocks."""
+    def _set_rows(self, widths: Mapping[str, int], n_blocks: int = 0) -> None:
+        """Fix the rows, in the model's order, and the number of blocks; another part may know it."""
         names, highest = in_model_order(list(widths))
         if highest is not None and self._given_blocks is not None and self._given_blocks < highest:
             raise InputError(
                 f"n_blocks: expected at least {highest}, of the row layer.{highest}, got {self._given_blocks}"
             )
         self._widths = {name: widths[name] for name in names}
-        self._recorder.n_blocks = 0 if highest is None else self._given_blocks or highest
-        if highest is not None and self._given_blocks is None:
+        self._recorder.n_blocks = 0 if highest is None else self._given_blocks or n_blocks or highest
+        if highest is not None and not self._given_blocks and not n_blocks:
             is_whole = set(range(1, highest + 1)) <= {block_index(name) for name in names}
             reason = "the last block that was fed; where the model has more, give n_blocks="
             certain = is_whole and FINAL_NORM in names

@@ -184,16 +184,20 @@ def test_interleaved_pieces_of_any_size_give_the_float64_reference(seed):
     assert shown == {"en": labels["language"].count(0), "de": labels["language"].count(1)}
 
 
-def test_texts_are_the_same_in_pieces_and_whole():
+def test_texts_and_their_labels_are_the_same_in_pieces_and_whole():
     docs = documents(300, 7, 600, 5)
     states = random_states(docs)
     pieces, whole = (SoftEntropyMeter(labels=NAMES[:2], n_blocks=2, **FEW) for _ in range(2))
     feed_pieces(pieces, docs, states, random.Random(1), most=40)
-    for doc, h in zip(docs, states, strict=True):
-        whole.update(h, input_ids=doc)
+    for d, (doc, h) in enumerate(zip(docs, states, strict=True)):
+        whole.update(h, input_ids=doc, language=["en", "de"][d % 2])
     of = [m.result().info["corpus"]["sequence_set_sha256"] for m in (pieces, whole)]
     assert of[0] == of[1]
     assert pieces.sums.numpy() == pytest.approx(whole.sums.numpy(), rel=1e-6)
+    results = [meter.result() for meter in (pieces, whole)]
+    assert results[0].info["document_labels"] == results[1].info["document_labels"] != {}
+    nulls = [value(result, "layer.1", "mutual_information_null", "language") for result in results]
+    assert nulls[0] == pytest.approx(nulls[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +564,11 @@ def test_rows_stand_in_the_models_order_and_its_depth_is_told(recwarn):
         few.update({"layer.5": H})
     known = SoftEntropyMeter(labels=(), n_blocks=12, widths={"layer.5": 8}, **FEW)
     known.update({"layer.5": H})
-    assert known.result().places.depths == [5 / 13]
+    parts = [SoftEntropyMeter(labels=(), **FEW) for _ in range(2)]
+    parts[0].load_state_dict(known.state_dict())
+    parts[1].merge(known)
+    for meter in (known, *parts):
+        assert meter.result().places.depths == [5 / 13]
 
 
 def test_several_numbers_of_anchors_are_measured_at_once():
