@@ -571,6 +571,7 @@ def test_rows_stand_in_the_models_order_and_its_depth_is_told(recwarn):
         assert meter.result().places.depths == [5 / 13]
 
 
+@pytest.mark.filterwarnings("ignore:chance of language")
 def test_several_numbers_of_anchors_are_measured_at_once():
     docs, settings = documents(20, 30), {"labels": NAMES[:4], "anchor_sets": 2, "n_blocks": 2}
     states = random_states(docs)
