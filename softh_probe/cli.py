@@ -1,4 +1,4 @@
-"""The command line: `softh-probe run`, `layers`, `report`, `compare`, `sweep`, `status`, `collect`.
+"""The command line: `softh-probe run`, `layers`, `report`, `compare`, `correlate`, `ingest`, `sweep`, `status`, `collect`.
 
 Commands import the modules that they need when they run: `--help`, `status` and errors wait for no torch.
 """
@@ -29,6 +29,7 @@ from softh_probe.command_words import (
 from softh_probe.config import RunConfig, split_names
 from softh_probe.config_checks import check_config_file, type_hints
 from softh_probe.errors import InputError, Interrupted, SofthProbeError, one_line
+from softh_probe.ingest.config import IngestConfig
 from softh_probe.layer_places import RESIDUAL, parse_sites
 from softh_probe.redaction import log_to_stderr, redacted
 from softh_probe.result_files import warn_of_earlier_anchors
@@ -99,8 +100,7 @@ def _run(options: Namespace) -> int:
     if not processes.is_first:
         return 0
     print_table(result)
-    page = f"; open {Path(config.out) / 'report.html'}" if config.report else ""
-    print(f"results in {config.out}{page}", file=sys.stderr)
+    _say_where(config.out, report=config.report)
     return 0
 
 
@@ -112,6 +112,23 @@ def _dry_run(config: RunConfig, processes: Processes, *, as_json: bool) -> int:
     if processes.is_first:
         print(json.dumps(found.to_json(), indent=2) if as_json else found.describe())
     return 0
+
+
+def _ingest(options: Namespace) -> int:
+    from softh_probe.ingest import ingest
+    from softh_probe.report.terminal import print_table
+
+    config = IngestConfig(**{field.name: options[field.name] for field in dataclasses.fields(IngestConfig)})
+    warn_of_earlier_anchors(options.config or (), options.anchors)
+    result = ingest(config)
+    print_table(result)
+    _say_where(config.out, report=config.report)
+    return 0
+
+
+def _say_where(out: str, *, report: bool) -> None:
+    page = f"; open {Path(out) / 'report.html'}" if report else ""
+    print(f"results in {out}{page}", file=sys.stderr)
 
 
 def _sweep(options: Namespace) -> int:
@@ -208,6 +225,7 @@ COMMANDS = {
     "report": _report,
     "compare": _compare,
     "correlate": _correlate,
+    "ingest": _ingest,
     "sweep": _sweep,
     "status": _status,
     "collect": _collect,
@@ -236,6 +254,8 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("compare", compare, help="Show in which layers two results differ beyond noise.")
     correlate = _correlate_parser()
     commands.add_subcommand("correlate", correlate, help="Correlate whole-model values with benchmark scores.")
+    ingest = _config_parser(IngestConfig, positional="folder")
+    commands.add_subcommand("ingest", ingest, help="Measure hidden states that others stored.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, and the expected time and disk.")
     commands.add_subcommand("sweep", sweep, help="Probe many checkpoints on one corpus, on any number of GPUs.")
@@ -359,14 +379,19 @@ def _layers_parser() -> ArgumentParser:
     return parser
 
 
-def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParser:
-    """Make a flag for each field of a dataclass, with the field's docstring as help."""
-    help_of = _field_help(config)
+def _config_parser(config: type, leave_out: Sequence[str] = (), positional: str | None = None) -> ArgumentParser:
+    """Make a flag for each field of a dataclass, with its docstring, or else that of a run's field, as help."""
+    help_of = {**_field_help(RunConfig), **_field_help(config)}
     parser = _Parser(description=(config.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", action=_ConfigFile, help="YAML file that gives any of these; flags override it.")
     types = type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in leave_out:
+            continue
+        if field.name == positional:
+            parser.add_argument(
+                field.name, type=types[field.name], metavar=field.name.upper(), help=help_of[field.name]
+            )
             continue
         flag = flag_of(field.name)
         required = field.default is dataclasses.MISSING
@@ -381,9 +406,9 @@ def _config_parser(config: type, leave_out: Sequence[str] = ()) -> ArgumentParse
 
 
 def _field_help(config: type) -> dict[str, str]:
-    """Read the docstring of each field of a dataclass, inherited ones too."""
+    """Read the docstring of each field of a dataclass that has one, inherited ones too."""
     docs = [parse_from_object(base) for base in reversed(config.__mro__[:-1])]
-    return {p.arg_name: " ".join((p.description or "").split()) for doc in docs for p in doc.params}
+    return {p.arg_name: " ".join(p.description.split()) for doc in docs for p in doc.params if p.description}
 
 
 class _Parser(ArgumentParser):

@@ -6,10 +6,12 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from softh_probe.config import RunConfig
 from softh_probe.config_checks import in_words, type_hints
 from softh_probe.errors import InputError, short_repr
+from softh_probe.ingest.config import IngestConfig
 from softh_probe.other_names import our_name
 from softh_probe.sweep.config import SWEEP_CONTROLLED_FIELDS, SweepConfig
 
@@ -39,6 +41,7 @@ _POSITIONAL = {
     ("compare", "a"): "A",
     ("compare", "b"): "B",
     ("correlate", "results"): "RESULTS",
+    ("ingest", "folder"): "FOLDER",
     ("status", "folder"): "FOLDER",
     ("collect", "folder"): "FOLDER",
 }
@@ -103,7 +106,7 @@ def _switches(command: str) -> tuple[str, ...]:
     """List the fields of a command that are a yes or a no."""
     if command in _OWN_FIELDS:
         return _OWN_SWITCHES.get(command, ())
-    hints = type_hints(SweepConfig if command == "sweep" else RunConfig)
+    hints = type_hints(_config_of(command))
     return tuple(field for field in _fields(command) if hints.get(field) is bool)
 
 
@@ -141,9 +144,14 @@ def _fields(command: str) -> list[str]:
     """List the names of a command's fields."""
     if command in _OWN_FIELDS:
         return list(_OWN_FIELDS[command])
-    config, left_out = (SweepConfig, SWEEP_CONTROLLED_FIELDS) if command == "sweep" else (RunConfig, ())
-    names = [field.name for field in dataclasses.fields(config) if field.name not in left_out]
-    return [*names, "dry_run"] if command == "sweep" else [*names, "dry_run", "json"]
+    left_out = SWEEP_CONTROLLED_FIELDS if command == "sweep" else ()
+    names = [field.name for field in dataclasses.fields(_config_of(command)) if field.name not in left_out]
+    return [*names, *_ALONE.get(command, ())]
+
+
+def _config_of(command: str) -> Any:
+    """Give the class of a command's configuration."""
+    return {"sweep": SweepConfig, "ingest": IngestConfig}.get(command, RunConfig)
 
 
 def flag_of(field: str) -> str:
@@ -155,7 +163,7 @@ def _typing_error(line: str, command: str) -> str | None:
     """Put jsonargparse's error about a value of a wrong type in plain words."""
     key = re.search(r'Parser key "(\w+)"', line)
     value = re.search(r".*(?:Got|Given) value: (.*)$", line)
-    hint = type_hints(SweepConfig if command == "sweep" else RunConfig).get(key[1]) if key else None
+    hint = type_hints(_config_of(command)).get(key[1]) if key else None
     if key is None or value is None or hint is None:
         return None
     return f"{key[1]}: expected {in_words(hint)}, got {short_repr(value[1])}"

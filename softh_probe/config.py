@@ -55,6 +55,7 @@ _RANGES = {
     "max_documents": (1, 2**31 - 1),
     "interval_documents": (2, 2**31 - 1),
     "max_tokens": (1, 10**15),
+    "n_blocks": (1, 10**6),
 }
 
 #: Numbers that a file of anchors decides.
@@ -228,9 +229,7 @@ class RunConfig:
         object.__setattr__(self, "layers", None if self.layers is None else parse_layers("layers", self.layers))
         if self.mean_over is not None:
             object.__setattr__(self, "mean_over", parse_layers("mean_over", self.mean_over))
-        for name in SEVERAL:
-            values = several(name, getattr(self, name))
-            object.__setattr__(self, name, values[0] if len(values) == 1 else values)
+        split_calibrations(self)
         object.__setattr__(self, "per_label", split_names(self.per_label))
         object.__setattr__(self, "sites", parse_sites(split_names(self.sites)))
         object.__setattr__(self, "modules", None if self.modules is None else split_names(self.modules))
@@ -251,7 +250,7 @@ class RunConfig:
             if name not in self.labels:
                 raise InputError(f"per_label: expected names among labels ({', '.join(self.labels)}), got {name!r}")
         check_label_rows(self.label_rows)
-        self._check_anchors()
+        check_anchors(self)
         self._check_stream()
         self._check_permute_within()
         self._check_modules()
@@ -259,27 +258,6 @@ class RunConfig:
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected a name, got nothing")
-
-    def _check_anchors(self) -> None:
-        """Read a file of anchors; the numbers of sets and anchors are then its own."""
-        given = None
-        if self.anchors not in KINDS:
-            from softh_probe.estimators.given_anchors import given_anchors  # imports numpy
-
-            given = given_anchors(self.anchors)
-        if given is None and self.anchors not in KINDS:
-            kinds = f"{', '.join(KINDS[:-1])}, {KINDS[-1]}"
-            raise InputError(f"anchors: expected {kinds}, or a .npy, .npz or .safetensors file, got {self.anchors!r}")
-        found = given.sha256 if given else None
-        if self.anchors_sha256 not in (None, found):
-            raise InputError(
-                f"anchors_sha256: expected the anchors with SHA-256 {short_repr(self.anchors_sha256)}, and those of "
-                f"{self.anchors} have {found}; name the file they were in, or leave it out"
-            )
-        object.__setattr__(self, "anchors_sha256", found)
-        if given is not None:
-            for name, value in zip(_SIZES, given.sizes(self.n_anchors, self.anchor_sets), strict=True):
-                object.__setattr__(self, name, value)
 
     def _check_stream(self) -> None:
         """Refuse what needs the whole corpus before the first forward pass."""
@@ -333,28 +311,70 @@ class RunConfig:
             )
 
     def _check_numbers(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            check_range(name, getattr(self, name), least, most)
-        for variant in self.variants:
-            check_range("n_anchors", variant.n_anchors, 2, 65_536)
-        check_range("seed", self.seed, -(2**63), 2**63 - self.anchor_sets)
+        check_numbers(self)
         check_range("shuffle_seed", self.shuffle_seed, -(2**63), 2**63 - 1)
-        check_positive("sums_memory_gb", self.sums_memory_gb)
-        check_not_negative("snapshot_minutes", self.snapshot_minutes)
-        for variant in self.variants:
-            if variant.calibration != "exact":
-                from softh_probe.estimators.calibration import resolve_temperature  # imports scipy
-
-                resolve_temperature(variant.calibration, variant.n_anchors, dim=3)
 
 
-def plain_config(config: RunConfig) -> dict[str, Any]:
+def split_calibrations(config: Any) -> None:
+    """Split numbers of anchors and calibrations at commas, in a configuration that is being made."""
+    for name in SEVERAL:
+        values = several(name, getattr(config, name))
+        object.__setattr__(config, name, values[0] if len(values) == 1 else values)
+
+
+def check_anchors(config: Any) -> None:
+    """Read a file of anchors, in a configuration that is being made; the numbers of sets and anchors are then its own.
+
+    Raises:
+        InputError: there is no such draw or file, or its anchors are others than before.
+    """
+    given = None
+    if config.anchors not in KINDS:
+        from softh_probe.estimators.given_anchors import given_anchors  # imports numpy
+
+        given = given_anchors(config.anchors)
+    if given is None and config.anchors not in KINDS:
+        kinds = f"{', '.join(KINDS[:-1])}, {KINDS[-1]}"
+        raise InputError(f"anchors: expected {kinds}, or a .npy, .npz or .safetensors file, got {config.anchors!r}")
+    found = given.sha256 if given else None
+    if config.anchors_sha256 not in (None, found):
+        raise InputError(
+            f"anchors_sha256: expected the anchors with SHA-256 {short_repr(config.anchors_sha256)}, and those of "
+            f"{config.anchors} have {found}; name the file they were in, or leave it out"
+        )
+    object.__setattr__(config, "anchors_sha256", found)
+    if given is not None:
+        for name, value in zip(_SIZES, given.sizes(config.n_anchors, config.anchor_sets), strict=True):
+            object.__setattr__(config, name, value)
+
+
+def check_numbers(config: Any) -> None:
+    """Check the numbers that configurations of measurements have, as far as this one has them.
+
+    Raises:
+        InputError: one of them is too small or too large.
+    """
+    for name, (least, most) in _RANGES.items():
+        check_range(name, getattr(config, name, None), least, most)
+    for variant in config.variants:
+        check_range("n_anchors", variant.n_anchors, 2, 65_536)
+    check_range("seed", config.seed, -(2**63), 2**63 - config.anchor_sets)
+    check_positive("sums_memory_gb", config.sums_memory_gb)
+    check_not_negative("snapshot_minutes", config.snapshot_minutes)
+    for variant in config.variants:
+        if variant.calibration != "exact":
+            from softh_probe.estimators.calibration import resolve_temperature  # imports scipy
+
+            resolve_temperature(variant.calibration, variant.n_anchors, dim=3)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
     """Convert a configuration to values of JSON and YAML."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
-def config_yaml(config: RunConfig) -> str:
-    """Write a configuration as the YAML that `softh-probe run --config` reads."""
+def config_yaml(config: Any) -> str:
+    """Write a configuration as the YAML that --config of its command reads."""
     return yaml.safe_dump(plain_config(config), sort_keys=False, allow_unicode=True)
 
 

@@ -84,9 +84,8 @@ def check_states(states: FedStates, is_checked_N: np.ndarray, where: Callable[[i
     by_device: dict[torch.device, Tensor] = {}
     bad_of = {}
     for name, hidden in states.of_rows.items():
-        peak_N = torch.linalg.vector_norm(hidden.detach().flatten(0, -2), ord=torch.inf, dim=-1)
         here = by_device.setdefault(hidden.device, torch.from_numpy(is_checked_N).to(hidden.device))
-        bad_of[name] = here & ~((peak_N > 0) & (peak_N < torch.inf))  # neither holds of NaN
+        bad_of[name] = here & without_direction(hidden.detach().flatten(0, -2))
     counts = [bad_N.any() for bad_N in bad_of.values()]
     home = counts[0].device
     if not torch.stack([count.to(home) for count in counts]).any():
@@ -99,6 +98,18 @@ def check_states(states: FedStates, is_checked_N: np.ndarray, where: Callable[[i
                 f"{name}: the hidden state is {what} at {where(n)}, and so has no direction ({int(bad_N.sum())} of "
                 f"{len(bad_N)} positions of the update); leave such positions out with counted=, or padding with mask="
             )
+
+
+def without_direction(states_ND: Tensor) -> Tensor:
+    """Find the states that are zero or not finite, and so have no direction: bool [N].
+
+    >>> without_direction(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, float("nan")]])).tolist()
+    [False, True, True]
+    """
+    taken_ND = states_ND if states_ND.dtype in _TAKEN else states_ND.float()
+    peak_N = torch.linalg.vector_norm(taken_ND, ord=torch.inf, dim=-1)
+    has_one_N: Tensor = (peak_N > 0) & (peak_N < torch.inf)  # neither holds of NaN
+    return ~has_one_N
 
 
 def _require_rows(states: Mapping[str, object], widths: Mapping[str, int]) -> None:

@@ -268,7 +268,7 @@ def _documents(
 def _of_row(where: str, row: Row, wanted: _Wanted) -> _OfRow:
     """Make contents and labels of the documents of a row."""
     labels = {
-        name: _label(value_at(row, path, where), wanted.argument(name), name, where)
+        name: label_value(value_at(row, path, where), wanted.argument(name), name, where)
         for name, path in wanted.labels.items()
     }
     contents = [_content(value_at(row, path, where), name, where) for name, path in wanted.texts.items()]
@@ -345,7 +345,12 @@ def _class_name(value: Any, names: Sequence[str]) -> Any:
     return names[number] if 0 <= number < len(names) else None
 
 
-def _label(value: Any, argument: str, column: str, where: str) -> Hashable | None:
+def label_value(value: Any, argument: str, column: str, where: str) -> Hashable | None:
+    """Make a label of a value of a column; None for no label.
+
+    Raises:
+        InputError: it is neither text nor a number, a boolean or a date.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, Decimal):

@@ -73,6 +73,26 @@ def load_tokenizer(
     return found[0]
 
 
+def load_named_tokenizer(tokenizer: str, *, choices: Choices | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer without a checkpoint; no code of its own runs.
+
+        load_named_tokenizer("EleutherAI/pythia-160m")("a b").input_ids
+
+    Args:
+        tokenizer: as `load_tokenizer` takes it.
+        choices: collects which one it is, and what was chosen where files, settings and the library's class disagree.
+
+    Raises:
+        InputError: the tokenizer is missing or damaged, or needs code of its own.
+    """
+    made = Choices()
+    given, name = _load_given(tokenizer, False, made)
+    if choices is not None:
+        choices.add("tokenizer", name, f"as asked for, {len(given.get_vocab()):,} tokens", certain=True)
+        choices.update(made)
+    return given
+
+
 def _key(source: ModelSource, tokenizer: str | None) -> str | None:
     """Digest all that decides which tokenizer is loaded, and what is said of it; None where that is unknown."""
     if source.gguf_file:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +45,9 @@ from softh_probe.run.provenance import check_model, choices, policy_info, proven
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
+from softh_probe.run.stopwatch import Stopwatch
 from softh_probe.run.streamed_feed import StreamedFeed
+from softh_probe.run.written_report import write_report
 
 CONFIG_YAML = "config.yaml"
 
@@ -108,7 +109,7 @@ def _run(
     kept: Kept | None,
 ) -> ProbeResult | None:
     """Measure this process's share of the batches; the first process returns the result of all and writes its page."""
-    seconds = _Stopwatch()
+    seconds = Stopwatch()
     snapshots = Snapshots(folder, processes)
     device_map = own_device(config.device_map, processes)
     with processes.first_ahead():  # the others find its corpus and plan in the cache
@@ -212,7 +213,7 @@ def _run(
     result.info["seconds"] = seconds.spent
     result.info["tokens_per_second"] = result.info["tokens"] / seconds.spent["forward"]
     if config.report:
-        _write_report(result, folder)
+        write_report(result, folder)
     return result
 
 
@@ -310,36 +311,9 @@ def _write_settings(config: RunConfig, result: ProbeResult, folder: Path) -> Non
         write_text(folder / SOFT_ENTROPY_JSON, soft_entropy_json(result))
 
 
-def _write_report(result: ProbeResult, folder: Path) -> None:
-    """Write the page and the figures; a failure is only a warning, so that the result is kept."""
-    try:
-        from softh_probe.report.page import (
-            write_run_report,  # imports matplotlib and plotly, for which sweeps do not wait
-        )
-
-        write_run_report(result, folder)
-    except Exception as error:
-        text = f"the report could not be written ({type(error).__name__}: {error}); try `softh-probe report` later"
-        result.info["warnings"].append(text)
-        logger.warning("%s", text)
-
-
 def _measuring(config: RunConfig, probe: SoftEntropyProbe) -> str:
     first, *others = config.variants
     sets = f"{config.anchor_sets} set{'s' * (config.anchor_sets > 1)} of {first.n_anchors} anchors"
     sets += f" (and {'; '.join(name_of(other, first) for other in others)})" if others else ""
     rows = f"{len(probe.layers)} {'layers' if config.sites == (RESIDUAL,) else 'rows of ' + ', '.join(config.sites)}"
     return f"measuring {rows} with {sets}, labels: {', '.join(config.labels) or 'none'}"
-
-
-class _Stopwatch:
-    """Measures wall time by stage, in seconds."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from softh_probe.config import DEFAULT_INTERVAL_DOCUMENTS, EXECUTION_FIELDS, RunConfig, plain_config
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Unfinished = tuple[Progress, dict[str, Any]]
 
-_START_ANEW = "name another folder, or add --no-resume to start it anew"
+START_ANEW = "name another folder, or add --no-resume to start it anew"
 
 
 def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
@@ -32,39 +32,64 @@ def load_snapshot(config: RunConfig, snapshots: Snapshots) -> Unfinished | None:
         InputError: the folder holds an unfinished run of another configuration, of another number of processes or of
             another version of softh_probe, and neither `overwrite` is on nor `resume` off.
     """
+
+    def differing(run: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        theirs = _of_today(run["config"])
+        ours = _config_to_compare(config, theirs)
+        return {name: (theirs.get(name), ours[name]) for name in ours if theirs.get(name) != ours[name]}
+
+    return find_unfinished(snapshots, differing, out=config.out, wanted=config.resume, overwrite=config.overwrite)
+
+
+def find_unfinished(
+    snapshots: Snapshots,
+    differing: Callable[[Mapping[str, Any]], Mapping[str, tuple[Any, Any]]],
+    *,
+    out: str,
+    wanted: bool,
+    overwrite: bool,
+) -> Unfinished | None:
+    """Load the newest snapshot, if it is of the run that is asked for; remove those that are not to be resumed.
+
+    Args:
+        snapshots: those of the folder.
+        differing: compares the fingerprint of the unfinished run: the fields that differ, with its value and ours.
+        out: the folder.
+        wanted: whether an unfinished run is to be resumed.
+        overwrite: whether one that differs may be removed.
+
+    Raises:
+        InputError: the folder holds an unfinished run that differs.
+    """
     if count := snapshots.of_another_count():
-        if config.resume and not config.overwrite:
+        if wanted and not overwrite:
             raise InputError(
-                f"out: {config.out} holds an unfinished run of {count} process{'es' * (count > 1)}; start as many, "
-                f"{_START_ANEW}"
+                f"out: {out} holds an unfinished run of {count} process{'es' * (count > 1)}; start as many, "
+                f"{START_ANEW}"
             )
         snapshots.clear_others()
     there = snapshots.folder.is_dir()
     try:
-        found = snapshots.newest() if config.resume else None
+        found = snapshots.newest() if wanted else None
     except InputError:
-        if not config.overwrite:
+        if not overwrite:
             raise
         snapshots.clear()
         return None
     if found is None:
-        if there and config.resume:
+        if there and wanted:
             logger.warning("the unfinished run's snapshots are damaged; starting anew")
         snapshots.clear()
         return None
-    theirs = _of_today(found[0].run["config"])
-    ours = _config_to_compare(config, theirs)
-    differing = [name for name in ours if theirs.get(name) != ours[name]]
-    if differing and config.overwrite:
+    differs = differing(found[0].run)
+    if differs and overwrite:
         snapshots.clear()
         return None
-    if differing:
-        what = "; ".join(f"{name}: expected {theirs.get(name)!r}, got {ours[name]!r}" for name in differing)
-        remedy = how_to_continue(theirs.get("anchors"), "--anchors ") if "anchors" in differing else ""
-        remedy += how_to_continue_one_set(theirs.get("anchor_sets"), config.anchor_sets, "--anchor-sets ")
-        raise InputError(
-            f"out: {config.out} holds an unfinished run of another configuration ({what}); {_START_ANEW}{remedy}"
-        )
+    if differs:
+        what = "; ".join(f"{name}: expected {theirs!r}, got {ours!r}" for name, (theirs, ours) in differs.items())
+        remedy = how_to_continue(differs["anchors"][0], "--anchors ") if "anchors" in differs else ""
+        remedy += how_to_continue_one_set(*differs.get("anchor_sets", (None, None)), "--anchor-sets ")
+        raise InputError(f"out: {out} holds an unfinished run of another configuration ({what}); {START_ANEW}{remedy}")
     return found
 
 
@@ -119,7 +144,7 @@ def resume(
     if changed := [name for name in run if theirs.get(name) != run[name]]:
         raise InputError(
             f"out: since the unfinished run in this folder began, {', '.join(changed)} changed though the "
-            f"configuration is the same; {_START_ANEW}"
+            f"configuration is the same; {START_ANEW}"
         )
     probe.load_state_dict(state)
     logger.info("resuming after %s batches, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
@@ -134,7 +159,7 @@ def check_sample(unfinished: Unfinished | None, rows: object) -> None:
     if before and isinstance(rows, Plan) and rows.allocation.is_sampled:
         raise InputError(
             f"out: the unfinished run in this folder follows all labels, as softh_probe did before it sampled them; "
-            f"label_rows is too small for that: add --label-rows all to go on with it, or {_START_ANEW}"
+            f"label_rows is too small for that: add --label-rows all to go on with it, or {START_ANEW}"
         )
 
 

@@ -31,7 +31,7 @@ from softh_probe.accumulators.states import STATE_VERSION, VERSION_WITHOUT_RECIP
 from softh_probe.errors import InputError, Interrupted, LostProcessError, ProbeError
 from softh_probe.estimators.recipes import with_kind_of_today
 from softh_probe.hashing import bytes_sha256, file_sha256, text_sha256
-from softh_probe.probe import SoftEntropyProbe
+from softh_probe.measurement import Measurement
 from softh_probe.run.processes import ALONE, Processes
 from softh_probe.run.signals import StopRequests
 
@@ -84,7 +84,7 @@ class Snapshots:
         counts = {_count_of(path) for path in self._work.glob(f"{_FOLDER}*")}
         return next(iter(counts - {self._count}), None)
 
-    def write(self, probe: SoftEntropyProbe, progress: Progress) -> None:
+    def write(self, probe: Measurement, progress: Progress) -> None:
         """Add a snapshot and remove all but the newest two. Takes the memory of one layer's sums.
 
         Raises:
@@ -120,7 +120,7 @@ class Snapshots:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> tuple[Progress, dict[str, Any]] | None:
-        """Load the newest intact snapshot: its progress, and a state for `SoftEntropyProbe.load_state_dict`.
+        """Load the newest intact snapshot: its progress, and a state for `load_state_dict`.
 
         The state reads its layers one by one, when they are asked for.
 
@@ -166,6 +166,7 @@ class SnapshotTimer:
         n_batches: batches of this process; None where nobody knows.
         minutes: between snapshots; 0 writes one only when asked to stop.
         feed_state: gives `Progress.feed`.
+        unit: what batches are called.
 
     Raises:
         Interrupted: when called after a request to stop.
@@ -174,16 +175,18 @@ class SnapshotTimer:
     def __init__(
         self,
         snapshots: Snapshots,
-        probe: SoftEntropyProbe,
+        probe: Measurement,
         start: Progress,
         stop: StopRequests,
         *,
         n_batches: int | None,
         minutes: float,
         feed_state: Callable[[], dict[str, Any]] = dict,
+        unit: str = "batches",
     ) -> None:
         self._snapshots, self._probe, self._stop = snapshots, probe, stop
         self._start, self._n_batches, self._feed_state = start, n_batches, feed_state
+        self._unit = unit
         self._interval = 60 * minutes if minutes else np.inf
         self._began = time.monotonic()
         self._due = self._began + self._interval
@@ -237,7 +240,7 @@ class SnapshotTimer:
     def _end_if_asked(self) -> None:
         if self._stop.requested:
             of_all = "" if self._n_batches is None else f" of {self._n_batches:,}"
-            where = f"after {self._written:,}{of_all} batches; the same command resumes from there"
+            where = f"after {self._written:,}{of_all} {self._unit}; the same command resumes from there"
             raise Interrupted(self._stop.requested, where if self._written else "and could not write a snapshot")
 
     def _write(self) -> None:

@@ -1,0 +1,172 @@
+"""Layouts: what the arrays of a file are.
+
+    vllm    hidden_states [T, L, D], token_ids [T]: as vLLM's ExampleHiddenStatesConnector writes a request
+    plain   hidden_states [L, T, D], token_ids [T]
+    rows    one array [T, D] for each row, under the row's name (layer.1, …), and token_ids [T]
+
+Shape suffixes: T tokens of the sequence, L stored layers, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from softh_probe.errors import abbreviated
+from softh_probe.ingest.arrays import Arrays
+from softh_probe.ingest.damage import DamagedFileError
+
+LayoutName = Literal["vllm", "plain", "rows"]
+LAYOUTS: tuple[LayoutName, ...] = ("vllm", "plain", "rows")
+HIDDEN_STATES, TOKEN_IDS = "hidden_states", "token_ids"
+_FACTS = ("layout", "layers")
+_SHAPE = "shape"
+#: The axes of tokens and of layers in `hidden_states`.
+_AXES = {"vllm": (0, 1), "plain": (1, 0)}
+AXES_IN_WORDS = {"vllm": "[T, L, D]", "plain": "[L, T, D]"}
+
+
+class StoredStates(Protocol):
+    """The hidden states of one sequence, in an open file."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the sequence."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each row's states, by its name."""
+
+    def token_ids(self) -> Tensor:
+        """Read the tokens: integers [T]."""
+
+    def piece(self, begin: int, end: int) -> dict[str, Tensor]:
+        """Read the states of tokens begin … end − 1 of each row, [N, D]."""
+
+
+def find_layout(arrays: Arrays) -> LayoutName | None:
+    """Find the layout of a file by what it says or by its keys; None where either order of axes may be meant.
+
+    Raises:
+        DamagedFileError: it says a layout that there is not, or holds no hidden states.
+    """
+    said = arrays.facts.get("layout")
+    for name in LAYOUTS:
+        if said == name:
+            return name
+    if said is not None:
+        raise DamagedFileError("layout", f"layout: expected one of {', '.join(LAYOUTS)}, got {said!r}")
+    if HIDDEN_STATES in arrays.shapes:
+        return None
+    if row_keys(arrays):
+        return "rows"
+    raise DamagedFileError("missing array", f"it holds neither {HIDDEN_STATES} nor arrays of rows")
+
+
+def row_keys(arrays: Arrays) -> list[str]:
+    """List the arrays that are named by rows."""
+    return [name for name in arrays.shapes if name not in (HIDDEN_STATES, TOKEN_IDS, *_FACTS)]
+
+
+def read_states(arrays: Arrays, layout: LayoutName, rows: Sequence[str] | None) -> StoredStates:
+    """Find the hidden states in an open file.
+
+    Args:
+        arrays: the file.
+        layout: its layout.
+        rows: names of its layers, in their order; of `rows`, None takes all that there are.
+
+    Raises:
+        DamagedFileError: arrays are missing, or have other shapes or types.
+    """
+    if TOKEN_IDS not in arrays.shapes:
+        raise DamagedFileError("missing array", f"it holds no {TOKEN_IDS}")
+    shape = arrays.shapes[TOKEN_IDS]
+    if len(shape) != 1 or arrays.is_float(TOKEN_IDS):
+        raise DamagedFileError(_SHAPE, f"{TOKEN_IDS}: expected integers [T], got {list(shape)}")
+    if not shape[0]:
+        raise DamagedFileError("empty", "it holds no tokens")
+    if layout == "rows":
+        return _of_rows(arrays, shape[0], rows)
+    return _stacked(arrays, layout, shape[0], rows or ())
+
+
+def _stacked(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int, rows: Sequence[str]) -> _Stacked:
+    if HIDDEN_STATES not in arrays.shapes:
+        raise DamagedFileError("missing array", f"it holds no {HIDDEN_STATES}")
+    shape = arrays.shapes[HIDDEN_STATES]
+    expected = f"{HIDDEN_STATES}: expected {AXES_IN_WORDS[layout]}"
+    if len(shape) != 3 or not shape[2]:
+        raise DamagedFileError(_SHAPE, f"{expected}, got {list(shape)}")
+    _require_float(arrays, HIDDEN_STATES)
+    token_axis, layer_axis = _AXES[layout]
+    if shape[token_axis] != n_tokens:
+        other = f"; that of the other layout would fit: {list(shape)}" if shape[layer_axis] == n_tokens else ""
+        raise DamagedFileError(
+            _SHAPE, f"{expected} with T = {n_tokens} as {TOKEN_IDS} has, got T = {shape[token_axis]}{other}"
+        )
+    if shape[layer_axis] != len(rows):
+        raise DamagedFileError(
+            "layers",
+            f"{expected} with the {len(rows)} layers {abbreviated(list(rows), 6)}, got L = {shape[layer_axis]}",
+        )
+    return _Stacked(arrays, token_axis, n_tokens, dict.fromkeys(rows, shape[2]))
+
+
+def _of_rows(arrays: Arrays, n_tokens: int, rows: Sequence[str] | None) -> _OfRows:
+    there = row_keys(arrays)
+    if missing := [name for name in rows or there if name not in there]:
+        raise DamagedFileError("missing array", f"it holds no array {missing[0]}")
+    if rows is not None and (unknown := [name for name in there if name not in rows]):
+        raise DamagedFileError("layers", f"it holds an array {unknown[0]}, which is none of the rows")
+    widths = {}
+    for name in rows or there:
+        shape = arrays.shapes[name]
+        if len(shape) != 2 or shape[0] != n_tokens or not shape[1]:
+            raise DamagedFileError(_SHAPE, f"{name}: expected [{n_tokens}, D], as {TOKEN_IDS} has, got {list(shape)}")
+        _require_float(arrays, name)
+        widths[name] = shape[1]
+    return _OfRows(arrays, n_tokens, widths)
+
+
+def _require_float(arrays: Arrays, name: str) -> None:
+    if not arrays.is_float(name):
+        raise DamagedFileError("dtype", f"{name}: expected floating point numbers, got others")
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """One array of all layers."""
+
+    arrays: Arrays
+    token_axis: int
+    n_tokens: int
+    widths: dict[str, int]
+
+    def token_ids(self) -> Tensor:
+        return self.arrays.read(TOKEN_IDS)
+
+    def piece(self, begin: int, end: int) -> dict[str, Tensor]:
+        tokens, every = slice(begin, end), slice(None)
+        part = (tokens, every, every) if self.token_axis == 0 else (every, tokens, every)
+        of_layers = self.arrays.read(HIDDEN_STATES, part).unbind(1 - self.token_axis)
+        return {name: states_ND.contiguous() for name, states_ND in zip(self.widths, of_layers, strict=True)}
+
+
+@dataclass(frozen=True)
+class _OfRows:
+    """One array of each row."""
+
+    arrays: Arrays
+    n_tokens: int
+    widths: dict[str, int]
+
+    def token_ids(self) -> Tensor:
+        return self.arrays.read(TOKEN_IDS)
+
+    def piece(self, begin: int, end: int) -> dict[str, Tensor]:
+        part = (slice(begin, end), slice(None))
+        return {name: self.arrays.read(name, part) for name in self.widths}

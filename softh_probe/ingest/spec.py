@@ -1,0 +1,199 @@
+"""What all files of a folder hold, as it is told or as the first readable one says: layout, rows and their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softh_probe.choices import Choices
+from softh_probe.errors import InputError, abbreviated
+from softh_probe.ingest.arrays import Arrays, open_arrays
+from softh_probe.ingest.config import IngestConfig
+from softh_probe.ingest.damage import DamagedFileError, Skipped
+from softh_probe.ingest.files import ListedFile
+from softh_probe.ingest.layouts import (
+    AXES_IN_WORDS,
+    HIDDEN_STATES,
+    LAYOUTS,
+    LayoutName,
+    StoredStates,
+    find_layout,
+    read_states,
+    row_keys,
+)
+from softh_probe.ingest.row_names import require_order_of_vllm, row_names
+from softh_probe.layer_places import in_model_order
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What each file has to hold.
+
+    Attributes:
+        layout: the layout.
+        rows: the layers, in the order of the files.
+        widths: of the rows' hidden states.
+        first: the file that decided what nobody told.
+        n_tokens: tokens of that file.
+    """
+
+    layout: LayoutName
+    rows: tuple[str, ...]
+    widths: dict[str, int]
+    first: str
+    n_tokens: int
+
+    @contextmanager
+    def open(self, file: ListedFile) -> Iterator[StoredStates]:
+        """Open a file, and check all that costs no reading of states.
+
+        Raises:
+            DamagedFileError: it holds something else, or cannot be read.
+        """
+        require_unchanged(file)
+        with open_arrays(file.path) as arrays:
+            layout, rows = _said(file, arrays)
+            if layout not in (None, self.layout):
+                raise DamagedFileError("layout", f"it says that its layout is {layout}, expected {self.layout}")
+            if rows is not None and (set(rows) if self.layout == "rows" else rows) != (
+                set(self.rows) if self.layout == "rows" else self.rows
+            ):
+                raise DamagedFileError(
+                    "layers",
+                    f"it says that its layers are {abbreviated(rows, 6)}, expected {abbreviated(self.rows, 6)}",
+                )
+            states = read_states(arrays, self.layout, self.rows)
+            if states.widths != self.widths:
+                name = next(name for name, width in states.widths.items() if width != self.widths[name])
+                raise DamagedFileError(
+                    "width", f"{name}: expected width {self.widths[name]}, got {states.widths[name]}"
+                )
+            arrays.check()
+            yield states
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values, as results and snapshots carry them."""
+        return {"layout": self.layout, "rows": list(self.rows), "widths": dict(self.widths)}
+
+
+def settle(config: IngestConfig, files: Iterable[ListedFile], choices: Choices) -> Spec:
+    """Decide what all files have to hold, by what is told and by the first file that can be read.
+
+    Args:
+        config: what is told.
+        files: the files, in their order.
+        choices: takes what the first file decided.
+
+    Raises:
+        InputError: nobody tells layout or layers, or no file can be read.
+    """
+    skipped = Skipped()
+    for file in files:
+        try:
+            require_unchanged(file)
+            with open_arrays(file.path) as arrays:
+                return _settled(config, file, arrays, choices)
+        except DamagedFileError as error:
+            skipped.add(file.name, error)
+    raise InputError(f"folder: none of {skipped.n:,} files can be read: {skipped.reasons()}")
+
+
+def _settled(config: IngestConfig, file: ListedFile, arrays: Arrays, choices: Choices) -> Spec:
+    said_layout, said_rows = _said(file, arrays)
+    layout = config.layout or said_layout or find_layout(arrays)
+    shape = list(arrays.shapes.get(HIDDEN_STATES, ()))
+    if layout is None:
+        ways = " or ".join(f"{axes} (--layout {name})" for name, axes in AXES_IN_WORDS.items())
+        raise InputError(f"layout: {HIDDEN_STATES} of {file.name} is {shape}, and nobody says whether that is {ways}")
+    rows = row_names(config.layers) if config.layers is not None else said_rows
+    if rows is None and layout == "rows":
+        rows = tuple(in_model_order(row_keys(arrays))[0])
+    if rows is None:
+        raise InputError(
+            f"layers: {HIDDEN_STATES} of {file.name} is {shape}, {AXES_IN_WORDS[layout]}, and nobody says which layers "
+            "these are; name them in their order by --layers, as in --layers 2,18,33 (vLLM: "
+            "eagle_aux_hidden_state_layer_ids; 0 is the embeddings, k the output of block k)"
+        )
+    if layout == "vllm":
+        require_order_of_vllm(rows)
+    states = read_states(arrays, layout, rows)
+    _tell(config, file, layout, rows, states, choices)
+    return Spec(layout=layout, rows=rows, widths=states.widths, first=file.name, n_tokens=states.n_tokens)
+
+
+def _tell(
+    config: IngestConfig,
+    file: ListedFile,
+    layout: LayoutName,
+    rows: tuple[str, ...],
+    states: StoredStates,
+    choices: Choices,
+) -> None:
+    """Record what the first file decided, and how numbers of layers were read."""
+    if config.layout is None:
+        choices.add("layout", layout, f"as {file.name} or the manifest says; --layout names another", certain=True)
+    if config.layers is None:
+        listed = abbreviated(rows, 8)
+        choices.add("layers", listed, f"as {file.name} or the manifest says; --layers names others", certain=True)
+    elif any(isinstance(one, int) or ":" in one for one in config.layers):
+        reason = "number k is the output of block k before any final norm, 0 the embeddings, as vLLM counts"
+        choices.add("layers", abbreviated(rows, 8), reason, certain=True)
+    widths = ", ".join(map(str, dict.fromkeys(states.widths.values())))
+    choices.add("width", widths, f"that of {file.name}, the first file that could be read", certain=True)
+
+
+def _said(file: ListedFile, arrays: Arrays) -> tuple[LayoutName | None, tuple[str, ...] | None]:
+    """Read what the manifest, or else the file, says of layout and layers."""
+    facts = {**arrays.facts, **file.facts}
+    found = None
+    if "layout" in facts:
+        found = next((name for name in LAYOUTS if name == facts["layout"]), None)
+        if found is None:
+            raise DamagedFileError(
+                "layout", f"layout: expected one of {', '.join(LAYOUTS)}, got {facts['layout'][:80]!r}"
+            )
+    if "layers" not in facts:
+        return found, None
+    try:
+        return found, row_names(facts["layers"])
+    except InputError as error:
+        raise DamagedFileError("layers", str(error)) from error
+
+
+def require_unchanged(file: ListedFile) -> None:
+    """Refuse a file that is not there, has changed since it was listed, or is still being written.
+
+    vLLM holds a lock on a companion file NAME.lock while it writes.
+    """
+    try:
+        stat = file.path.stat()
+        now = stat.st_size, stat.st_mtime_ns
+    except OSError as error:
+        raise DamagedFileError("unreadable", f"it cannot be read: {error.strerror}") from error
+    if now != (file.size, file.mtime_ns):
+        raise DamagedFileError("changed", "it changed since the folder was listed; is it still being written?")
+    if not file.size:
+        raise DamagedFileError("empty", "it is empty")
+    if _is_locked(file.path.with_name(f"{file.path.name}.lock")):
+        raise DamagedFileError("locked", f"it is being written: {file.path.name}.lock is held")
+
+
+def _is_locked(lock: Path) -> bool:
+    if fcntl is None or not lock.is_file():
+        return False
+    try:
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
