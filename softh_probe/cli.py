@@ -1,4 +1,4 @@
-"""The command line: `softh-probe run`, `layers`, `report`, `compare`, `correlate`, `ingest`, `sweep`, …
+"""The command line: `softh-probe run`, `layers`, `report`, `compare`, `correlate`, `ingest`, `sweep` and its others.
 
 Commands import the modules that they need when they run: `--help`, `status` and errors wait for no torch.
 """

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from softh_probe.errors import InputError, abbreviated, one_line
+from softh_probe.errors import InputError, one_line
 
 #: Files that a result names one by one.
 MOST_NAMED = 100
@@ -52,7 +52,9 @@ class Skipped:
 
     def reasons(self) -> str:
         """Give the first files with their reasons."""
-        return abbreviated([f"{one['file']}: {one['reason']}" for one in self.named], _MOST_REASONS)
+        found = [f"{one['file']}: {one['reason']}" for one in self.named[:_MOST_REASONS]]
+        more = self.n - len(found)
+        return "; ".join(found) + (f"; and {more:,} more" if more else "")
 
     def warnings(self, of: int) -> list[str]:
         """Say how many files were skipped and why; nothing where none was.

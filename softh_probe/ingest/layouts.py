@@ -71,6 +71,15 @@ def row_keys(arrays: Arrays) -> list[str]:
     return [name for name in arrays.shapes if name not in (HIDDEN_STATES, TOKEN_IDS, *_FACTS)]
 
 
+def count_layers(arrays: Arrays, layout: Literal["vllm", "plain"]) -> int:
+    """Count the layers in `hidden_states`.
+
+    Raises:
+        DamagedFileError: arrays are missing, or have other shapes or types.
+    """
+    return _shape_of_stack(arrays, layout, _count_tokens(arrays))[0]
+
+
 def read_states(arrays: Arrays, layout: LayoutName, rows: Sequence[str] | None) -> StoredStates:
     """Find the hidden states in an open file.
 
@@ -82,6 +91,13 @@ def read_states(arrays: Arrays, layout: LayoutName, rows: Sequence[str] | None) 
     Raises:
         DamagedFileError: arrays are missing, or have other shapes or types.
     """
+    n_tokens = _count_tokens(arrays)
+    if layout == "rows":
+        return _of_rows(arrays, n_tokens, rows)
+    return _stacked(arrays, layout, n_tokens, rows or ())
+
+
+def _count_tokens(arrays: Arrays) -> int:
     if TOKEN_IDS not in arrays.shapes:
         raise DamagedFileError("missing array", f"it holds no {TOKEN_IDS}")
     shape = arrays.shapes[TOKEN_IDS]
@@ -89,12 +105,21 @@ def read_states(arrays: Arrays, layout: LayoutName, rows: Sequence[str] | None) 
         raise DamagedFileError(_SHAPE, f"{TOKEN_IDS}: expected integers [T], got {list(shape)}")
     if not shape[0]:
         raise DamagedFileError("empty", "it holds no tokens")
-    if layout == "rows":
-        return _of_rows(arrays, shape[0], rows)
-    return _stacked(arrays, layout, shape[0], rows or ())
+    return shape[0]
 
 
 def _stacked(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int, rows: Sequence[str]) -> _Stacked:
+    n_layers, width = _shape_of_stack(arrays, layout, n_tokens)
+    if n_layers != len(rows):
+        raise DamagedFileError(
+            "layers",
+            f"{HIDDEN_STATES}: expected the {len(rows)} layers {abbreviated(rows, 6)}, got {n_layers}",
+        )
+    return _Stacked(arrays, _AXES[layout][0], n_tokens, dict.fromkeys(rows, width))
+
+
+def _shape_of_stack(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int) -> tuple[int, int]:
+    """Check `hidden_states`, and give the number of its layers and its width."""
     if HIDDEN_STATES not in arrays.shapes:
         raise DamagedFileError("missing array", f"it holds no {HIDDEN_STATES}")
     shape = arrays.shapes[HIDDEN_STATES]
@@ -104,16 +129,9 @@ def _stacked(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int, ro
     _require_float(arrays, HIDDEN_STATES)
     token_axis, layer_axis = _AXES[layout]
     if shape[token_axis] != n_tokens:
-        other = f"; that of the other layout would fit: {list(shape)}" if shape[layer_axis] == n_tokens else ""
-        raise DamagedFileError(
-            _SHAPE, f"{expected} with T = {n_tokens} as {TOKEN_IDS} has, got T = {shape[token_axis]}{other}"
-        )
-    if shape[layer_axis] != len(rows):
-        raise DamagedFileError(
-            "layers",
-            f"{expected} with the {len(rows)} layers {abbreviated(list(rows), 6)}, got L = {shape[layer_axis]}",
-        )
-    return _Stacked(arrays, token_axis, n_tokens, dict.fromkeys(rows, shape[2]))
+        other = "; the other layout would fit" if shape[layer_axis] == n_tokens else ""
+        raise DamagedFileError(_SHAPE, f"{expected} with T = {n_tokens}, as {TOKEN_IDS} has, got {list(shape)}{other}")
+    return shape[layer_axis], shape[2]
 
 
 def _of_rows(arrays: Arrays, n_tokens: int, rows: Sequence[str] | None) -> _OfRows:

@@ -20,6 +20,7 @@ from softh_probe.ingest.layouts import (
     LAYOUTS,
     LayoutName,
     StoredStates,
+    count_layers,
     find_layout,
     read_states,
     row_keys,
@@ -116,12 +117,14 @@ def _settled(config: IngestConfig, file: ListedFile, arrays: Arrays, choices: Ch
     rows = row_names(config.layers) if config.layers is not None else said_rows
     if rows is None and layout == "rows":
         rows = tuple(in_model_order(row_keys(arrays))[0])
-    if rows is None:
+    if rows is None and layout != "rows":
+        n_layers = count_layers(arrays, layout)
         raise InputError(
-            f"layers: {HIDDEN_STATES} of {file.name} is {shape}, {AXES_IN_WORDS[layout]}, and nobody says which layers "
-            "these are; name them in their order by --layers, as in --layers 2,18,33 (vLLM: "
+            f"layers: {HIDDEN_STATES} of {file.name} has {n_layers} layers, and nobody says which ones these are; name "
+            "them in their order by --layers, as in --layers 2,18,33 (vLLM: "
             "eagle_aux_hidden_state_layer_ids; 0 is the embeddings, k the output of block k)"
         )
+    assert rows is not None
     if layout == "vllm":
         require_order_of_vllm(rows)
     states = read_states(arrays, layout, rows)
