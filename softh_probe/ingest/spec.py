@@ -1,8 +1,9 @@
-"""What all files of a folder hold, as it is told or as the first readable one says: layout, rows and their widths."""
+"""What all files of a folder hold, as it is told or as most of them say: layout, rows and their widths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,15 @@ from softh_probe.ingest.layouts import (
 )
 from softh_probe.ingest.row_names import require_order_of_vllm, row_names
 from softh_probe.layer_places import in_model_order
+from softh_probe.run.feed import evenly_chosen
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+#: Files that decide what nobody tells.
+_MOST_SEEN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +47,16 @@ class Spec:
         layout: the layout.
         rows: the layers, in the order of the files.
         widths: of the rows' hidden states.
-        first: the file that decided what nobody told.
-        n_tokens: tokens of that file.
+        first: the first file that holds this.
+        layout_is_told, layers_are_told: whether the user, or the files' keys, say so; else each file has to.
     """
 
     layout: LayoutName
     rows: tuple[str, ...]
     widths: dict[str, int]
     first: str
-    n_tokens: int
+    layout_is_told: bool
+    layers_are_told: bool
 
     @contextmanager
     def open(self, file: ListedFile) -> Iterator[StoredStates]:
@@ -71,6 +77,10 @@ class Spec:
                     "layers",
                     f"it says that its layers are {abbreviated(rows, 6)}, expected {abbreviated(self.rows, 6)}",
                 )
+            if not self.layout_is_told and (layout or find_layout(arrays)) is None:
+                raise DamagedFileError("layout", "it does not say what its layout is, as others do; give --layout")
+            if not self.layers_are_told and rows is None:
+                raise DamagedFileError("layers", "it does not say which layers it holds, as others do; give --layers")
             states = read_states(arrays, self.layout, self.rows)
             if states.widths != self.widths:
                 name = next(name for name, width in states.widths.items() if width != self.widths[name])
@@ -85,33 +95,53 @@ class Spec:
         return {"layout": self.layout, "rows": list(self.rows), "widths": dict(self.widths)}
 
 
-def settle(config: IngestConfig, files: Iterable[ListedFile], choices: Choices) -> Spec:
-    """Decide what all files have to hold, by what is told and by the first file that can be read.
+def settle(config: IngestConfig, files: Sequence[ListedFile], choices: Choices) -> Spec:
+    """Decide what all files have to hold: by what is told, and by what most of some files hold, evenly chosen.
 
     Args:
         config: what is told.
         files: the files, in their order.
-        choices: takes what the first file decided.
+        choices: takes what the files decided.
 
     Raises:
         InputError: nobody tells layout or layers, or no file can be read.
     """
+    found: list[Spec] = []
+    untold: InputError | None = None
     skipped = Skipped()
-    for file in files:
-        try:
-            require_unchanged(file)
-            with open_arrays(file.path) as arrays:
-                return _settled(config, file, arrays, choices)
-        except DamagedFileError as error:
-            skipped.add(file.name, error)
-    raise InputError(f"folder: none of {skipped.n:,} files can be read: {skipped.reasons()}")
+    for group in (evenly_chosen(files, _MOST_SEEN), files):
+        for file in group:
+            try:
+                require_unchanged(file)
+                with open_arrays(file.path) as arrays:
+                    found.append(_settled(config, file, arrays))
+            except DamagedFileError as error:
+                skipped.add(file.name, error)
+            except InputError as error:
+                untold = untold or error
+            if group is files and (found or untold):
+                break
+        if found or untold:
+            break
+        skipped = Skipped()
+    if not found:
+        raise untold or InputError(f"folder: none of {skipped.n:,} files can be read: {skipped.reasons()}")
+    counts = Counter(map(_key, found))
+    (most, n), *_ = counts.most_common(1)
+    chosen = next(spec for spec in found if _key(spec) == most)
+    _tell(config, chosen, choices, is_certain=n == len(found))
+    return chosen
 
 
-def _settled(config: IngestConfig, file: ListedFile, arrays: Arrays, choices: Choices) -> Spec:
+def _key(spec: Spec) -> tuple[object, ...]:
+    return spec.layout, spec.rows, tuple(spec.widths.items())
+
+
+def _settled(config: IngestConfig, file: ListedFile, arrays: Arrays) -> Spec:
     said_layout, said_rows = _said(file, arrays)
     layout = config.layout or said_layout or find_layout(arrays)
-    shape = list(arrays.shapes.get(HIDDEN_STATES, ()))
     if layout is None:
+        shape = list(arrays.shapes[HIDDEN_STATES])
         ways = " or ".join(f"{axes} (--layout {name})" for name, axes in AXES_IN_WORDS.items())
         raise InputError(f"layout: {HIDDEN_STATES} of {file.name} is {shape}, and nobody says whether that is {ways}")
     rows = row_names(config.layers) if config.layers is not None else said_rows
@@ -121,36 +151,36 @@ def _settled(config: IngestConfig, file: ListedFile, arrays: Arrays, choices: Ch
         n_layers = count_layers(arrays, layout)
         raise InputError(
             f"layers: {HIDDEN_STATES} of {file.name} has {n_layers} layers, and nobody says which ones these are; name "
-            "them in their order by --layers, as in --layers 2,18,33 (vLLM: "
-            "eagle_aux_hidden_state_layer_ids; 0 is the embeddings, k the output of block k)"
+            "them in their order by --layers, as in --layers 2,18,33 (vLLM: eagle_aux_hidden_state_layer_ids; 0 is the "
+            "embeddings, k the output of block k)"
         )
     assert rows is not None
     if layout == "vllm":
         require_order_of_vllm(rows)
     states = read_states(arrays, layout, rows)
-    _tell(config, file, layout, rows, states, choices)
-    return Spec(layout=layout, rows=rows, widths=states.widths, first=file.name, n_tokens=states.n_tokens)
+    return Spec(
+        layout=layout,
+        rows=rows,
+        widths=states.widths,
+        first=file.name,
+        layout_is_told=config.layout is not None,
+        layers_are_told=config.layers is not None or layout == "rows",
+    )
 
 
-def _tell(
-    config: IngestConfig,
-    file: ListedFile,
-    layout: LayoutName,
-    rows: tuple[str, ...],
-    states: StoredStates,
-    choices: Choices,
-) -> None:
-    """Record what the first file decided, and how numbers of layers were read."""
-    if config.layout is None:
-        choices.add("layout", layout, f"as {file.name} or the manifest says; --layout names another", certain=True)
+def _tell(config: IngestConfig, spec: Spec, choices: Choices, *, is_certain: bool) -> None:
+    """Record what the files decided, and how numbers of layers were read."""
+    files = f"{spec.first} and all that were looked at" if is_certain else f"{spec.first} and most that were looked at"
+    listed = abbreviated(spec.rows, 8)
+    if not spec.layout_is_told:
+        choices.add("layout", spec.layout, f"of {files}; --layout names another", certain=is_certain)
     if config.layers is None:
-        listed = abbreviated(rows, 8)
-        choices.add("layers", listed, f"as {file.name} or the manifest says; --layers names others", certain=True)
+        choices.add("layers", listed, f"of {files}; --layers names others", certain=is_certain)
     elif any(isinstance(one, int) or ":" in one for one in config.layers):
         reason = "number k is the output of block k before any final norm, 0 the embeddings, as vLLM counts"
-        choices.add("layers", abbreviated(rows, 8), reason, certain=True)
-    widths = ", ".join(map(str, dict.fromkeys(states.widths.values())))
-    choices.add("width", widths, f"that of {file.name}, the first file that could be read", certain=True)
+        choices.add("layers", listed, reason, certain=True)
+    widths = ", ".join(map(str, dict.fromkeys(spec.widths.values())))
+    choices.add("width", widths, f"that of {files}", certain=is_certain)
 
 
 def _said(file: ListedFile, arrays: Arrays) -> tuple[LayoutName | None, tuple[str, ...] | None]:
