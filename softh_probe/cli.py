@@ -87,8 +87,7 @@ def _run(options: Namespace) -> int:
     from softh_probe.run import run
     from softh_probe.run.processes import launched
 
-    if options.json and not options.dry_run:
-        raise InputError("json: only what --dry-run finds is printed so; a run writes result.json; add --dry-run")
+    _require_dry_run(options)
     values = {field.name: options[field.name] for field in dataclasses.fields(RunConfig)}
     with launched() as processes:
         config = RunConfig(**values)
@@ -115,15 +114,25 @@ def _dry_run(config: RunConfig, processes: Processes, *, as_json: bool) -> int:
 
 
 def _ingest(options: Namespace) -> int:
-    from softh_probe.ingest import ingest
+    from softh_probe.ingest.pipeline import dry_run, ingest
     from softh_probe.report.terminal import print_table
 
+    _require_dry_run(options)
     config = IngestConfig(**{field.name: options[field.name] for field in dataclasses.fields(IngestConfig)})
     warn_of_earlier_anchors(options.config or (), options.anchors)
+    if options.dry_run:
+        found = dry_run(config)
+        print(json.dumps(found.to_json(), indent=2) if options.json else found.describe())
+        return 0
     result = ingest(config)
     print_table(result)
     _say_where(config.out, report=config.report)
     return 0
+
+
+def _require_dry_run(options: Namespace) -> None:
+    if options.json and not options.dry_run:
+        raise InputError("json: only what --dry-run finds is printed so; a run writes result.json; add --dry-run")
 
 
 def _say_where(out: str, *, report: bool) -> None:
@@ -241,12 +250,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="Show Python tracebacks.")
     commands = parser.add_subcommands(dest="command")
     run = _config_parser(RunConfig)
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="Show documents, tokens, positions, batches, labels and memory; load no weights, write no results.",
+    _add_dry_run(
+        run, "Show documents, tokens, positions, batches, labels and memory; load no weights, write no results."
     )
-    run.add_argument("--json", action="store_true", help="Print what --dry-run finds as JSON.")
     commands.add_subcommand("run", run, help="Probe one checkpoint on one corpus.")
     commands.add_subcommand("layers", _layers_parser(), help="Show the layers of a run, from the model's config alone.")
     commands.add_subcommand("report", _report_parser(), help="Write report.html and figures of results.")
@@ -255,6 +261,7 @@ def _parser() -> ArgumentParser:
     correlate = _correlate_parser()
     commands.add_subcommand("correlate", correlate, help="Correlate whole-model values with benchmark scores.")
     ingest = _config_parser(IngestConfig, positional="folder")
+    _add_dry_run(ingest, "Show files, layout, layers and memory; read no hidden states, write no results.")
     commands.add_subcommand("ingest", ingest, help="Measure hidden states that others stored.")
     sweep = _config_parser(SweepConfig, leave_out=SWEEP_CONTROLLED_FIELDS)
     sweep.add_argument("--dry-run", action="store_true", help="Show what would run, and the expected time and disk.")
@@ -267,6 +274,11 @@ def _parser() -> ArgumentParser:
         of_folder.add_argument("folder", type=str, help="Output folder of a sweep.")
         commands.add_subcommand(name, of_folder, help=text)
     return parser
+
+
+def _add_dry_run(parser: ArgumentParser, text: str) -> None:
+    parser.add_argument("--dry-run", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="Print what --dry-run finds as JSON.")
 
 
 def _version() -> str:

@@ -32,7 +32,8 @@ _OWN_FIELDS = {
 }
 #: Switches that are no fields of a configuration, by command; those that can be negated, and those that cannot.
 _OWN_SWITCHES = {"layers": ("trust_remote_code",), "report": ("allow_different",), "correlate": ("allow_different",)}
-_ALONE = {"run": ("dry_run", "json"), "sweep": ("dry_run",), "compare": ("json",), "correlate": ("json",)}
+_DRY = ("dry_run", "json")
+_ALONE = {"run": _DRY, "ingest": _DRY, "sweep": ("dry_run",), "compare": ("json",), "correlate": ("json",)}
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 #: Words that a command takes without a flag, by command and field, as its help writes them.
 _POSITIONAL = {

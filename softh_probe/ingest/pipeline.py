@@ -7,32 +7,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
 from softh_probe.choices import Choices
 from softh_probe.config import config_yaml, plain_config
 from softh_probe.data.tokenizing import tokenizer_fingerprint
-from softh_probe.errors import InputError
 from softh_probe.estimators.variants import several
 from softh_probe.files import write_text
 from softh_probe.ingest.config import IngestConfig
-from softh_probe.ingest.files import digest, list_files
+from softh_probe.ingest.files import digest
+from softh_probe.ingest.prepared import Prepared, prepare
 from softh_probe.ingest.reading import FileReading, choices_told_later
 from softh_probe.ingest.resume import load_unfinished, measurement_fingerprint, resume_meter
-from softh_probe.ingest.spec import Spec, settle
 from softh_probe.labels import parse_label_sets
-from softh_probe.layer_means import MEAN_OVER, select_mean_rows
 from softh_probe.meter import SoftEntropyMeter
 from softh_probe.models.origin import describe_tokenizer
-from softh_probe.models.placement import SPREAD, check_device
-from softh_probe.models.tokenizer import load_named_tokenizer
-from softh_probe.planned.memory import place_streamed_sums
-from softh_probe.planned.streamed import StreamedRows
-from softh_probe.planned.sums_memory import SumsMemory
 from softh_probe.redaction import log_to_stderr
 from softh_probe.result import ProbeResult
-from softh_probe.run.output_folder import output_folder
+from softh_probe.run.output_folder import check_folder, output_folder
 from softh_probe.run.peak_memory import peak_memory_gib
 from softh_probe.run.pipeline import CONFIG_YAML
 from softh_probe.run.signals import StopRequests
@@ -45,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 def ingest(config: IngestConfig, *, progress: bool = True) -> ProbeResult:
     """Measure the hidden states in the files of a folder and write the output folder.
+
+        ingest(IngestConfig(folder="states", tokenizer="Qwen/Qwen3-8B", layout="vllm", layers="0:37", out="out"))
 
     Args:
         config: what to measure.
@@ -68,26 +60,29 @@ def ingest(config: IngestConfig, *, progress: bool = True) -> ProbeResult:
         return result
 
 
+def dry_run(config: IngestConfig) -> Prepared:
+    """Find what would be read, and the memory that it takes; nothing is written.
+
+    Raises:
+        InputError: as `ingest` raises it.
+    """
+    check_folder(config.out, overwrite=config.overwrite)
+    return prepare(config)
+
+
 def _ingest(config: IngestConfig, folder: Path, stop: StopRequests, progress: bool) -> ProbeResult:
     seconds = Stopwatch()
     with seconds("list"):
-        device = _device(config)
-        made = Choices()
-        files = list_files(config)
-        unfinished = load_unfinished(config, snapshots := Snapshots(folder))
-        tokenizer = load_named_tokenizer(config.tokenizer, choices=made)
-        spec = settle(config, files, made)
-    for choice in made:
-        logger.info("%s", choice)
-    n_bytes = sum(max(0, file.size) for file in files)
-    logger.info("files: %s, %.2f GiB; %s", f"{len(files):,}", n_bytes / 2**30, _described(spec))
-    memory = _memory(config, spec, device)
-    logger.info("sums:\n%s", memory.describe())
-    meter = new_meter(config, spec, tokenizer)
-    averaged = _mean_rows(config, spec)
-    fingerprint = measurement_fingerprint(config, spec, digest(files), tokenizer_fingerprint(tokenizer))
-    start = resume_meter(unfinished, meter, fingerprint)
-    reading = FileReading(config, spec, files, meter, n_vocabulary=_n_vocabulary(tokenizer), device=device)
+        snapshots = Snapshots(folder)
+        unfinished = load_unfinished(config, snapshots)
+        found = prepare(config)
+    logger.info("%s", found.describe())
+    meter = new_meter(config, found)
+    fingerprint = tokenizer_fingerprint(found.tokenizer)
+    start = resume_meter(
+        unfinished, meter, measurement_fingerprint(config, found.spec, digest(found.files), fingerprint)
+    )
+    reading = FileReading(config, found, meter)
     reading.restore(start.feed)
     stop.defer()
     timer = SnapshotTimer(
@@ -95,21 +90,22 @@ def _ingest(config: IngestConfig, folder: Path, stop: StopRequests, progress: bo
         meter,
         start,
         stop,
-        n_batches=len(files),
+        n_batches=len(found.files),
         minutes=config.snapshot_minutes,
         feed_state=reading.state,
         unit="files",
     )
-    reading.run(start, timer, n_bytes, progress=progress)
+    reading.run(start.batches, timer, progress=progress)
     seconds.spent["read"] = timer.seconds
     reading.require_some()
     with seconds("finish"), choices_told_later():
         result = meter.result(name=config.name or Path(config.folder).expanduser().resolve().name, notes=config.notes)
+        made = Choices(found.choices)
         made.update(Choices.from_json(result.info["choices"]))
-        result.info.update(_provenance(config, spec, tokenizer), sums_memory=memory.info(), **averaged)
+        result.info.update(_provenance(config, found, fingerprint), **found.mean_rows)
         result.info["corpus"] |= reading.corpus_info()
-        result.info.update(ingest={**spec.to_json(), **reading.skipped.to_json()}, interruptions=start.interruptions)
-        result.info["choices"] = made.to_json()
+        result.info.update(ingest={**found.spec.to_json(), **reading.skipped.to_json()})
+        result.info.update(interruptions=start.interruptions, choices=made.to_json())
         result.info["warnings"] = [*reading.warnings(), *made.warnings()]
         for text in result.info["warnings"]:
             logger.warning("%s", text)
@@ -121,7 +117,7 @@ def _ingest(config: IngestConfig, folder: Path, stop: StopRequests, progress: bo
     return result
 
 
-def new_meter(config: IngestConfig, spec: Spec, tokenizer: PreTrainedTokenizerBase) -> SoftEntropyMeter:
+def new_meter(config: IngestConfig, found: Prepared) -> SoftEntropyMeter:
     """Make the meter that a configuration describes."""
     with choices_told_later():
         return SoftEntropyMeter(
@@ -133,60 +129,17 @@ def new_meter(config: IngestConfig, spec: Spec, tokenizer: PreTrainedTokenizerBa
             label_rows=config.label_rows,
             anchors=config.anchors,
             positions=config.positions,
-            skip_special_tokens=tokenizer if config.skip_special_tokens else (),
-            widths=spec.widths,
+            skip_special_tokens=found.tokenizer if config.skip_special_tokens else (),
+            widths=found.spec.widths,
             n_blocks=config.n_blocks,
         )
 
 
-def _device(config: IngestConfig) -> str:
-    if config.device_map in SPREAD:
-        raise InputError(f"device_map {config.device_map!r}: there is no model to spread; expected a device, as cuda:0")
-    return check_device(config.device_map)
-
-
-def _n_vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
-    return max(tokenizer.get_vocab().values()) + 1
-
-
-def _memory(config: IngestConfig, spec: Spec, device: str) -> SumsMemory:
-    """Compute the memory of the sums by the rows that labels take at most, and check that it is there.
-
-    Raises:
-        InputError: it is not.
-    """
-    rows = StreamedRows(parse_label_sets(config.labels), label_rows=config.label_rows, seed=config.seed)
-    memory = place_streamed_sums(
-        rows,
-        dict.fromkeys(spec.widths, torch.device(device)),
-        n_anchors=[variant.n_anchors for variant in config.variants],
-        anchor_sets=config.anchor_sets,
-        sums_memory_gb=config.sums_memory_gb,
-        widths=spec.widths,
-    )
-    if memory.on_host:
-        raise InputError(
-            f"device_map: the sums of {len(memory.on_host)} rows do not fit on {device}; measure on the CPU "
-            "(--device-map cpu), or lower label_rows"
-        )
-    return memory
-
-
-def _mean_rows(config: IngestConfig, spec: Spec) -> dict[str, list[str]]:
-    if config.mean_over is None:
-        return {}
-    return {MEAN_OVER: select_mean_rows(config.mean_over, list(spec.widths), {"n_blocks": config.n_blocks})}
-
-
-def _described(spec: Spec) -> str:
-    widths = ", ".join(map(str, dict.fromkeys(spec.widths.values())))
-    return f"layout {spec.layout}; {len(spec.rows)} rows of width {widths}"
-
-
-def _provenance(config: IngestConfig, spec: Spec, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    described = describe_tokenizer(tokenizer) or {}
+def _provenance(config: IngestConfig, found: Prepared, fingerprint: str | None) -> dict[str, Any]:
+    described = describe_tokenizer(found.tokenizer) or {}
     return {
         "config": plain_config(config),
-        "tokenizer": {**described, "tokenizer": config.tokenizer, "sha256": tokenizer_fingerprint(tokenizer)},
+        "tokenizer": {**described, "tokenizer": config.tokenizer, "sha256": fingerprint},
+        "sums_memory": found.memory.info(),
         "peak_memory_gib": peak_memory_gib(),
     }

@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from softh_probe.config import tokens_per_batch_on
 from softh_probe.errors import InputError
 from softh_probe.ingest.config import IngestConfig
 from softh_probe.ingest.damage import DamagedFileError, Skipped
 from softh_probe.ingest.feeding import feed_file
 from softh_probe.ingest.files import ListedFile
-from softh_probe.ingest.spec import Spec, require_unchanged
+from softh_probe.ingest.prepared import Prepared
+from softh_probe.ingest.spec import require_unchanged
 from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.meter import SoftEntropyMeter
-from softh_probe.positions import parse_positions
-from softh_probe.run.snapshots import Progress, SnapshotTimer
+from softh_probe.run.snapshots import SnapshotTimer
 
 
 class FileReading:
@@ -33,35 +32,29 @@ class FileReading:
         n_short: files with too few tokens for a position to count.
     """
 
-    def __init__(
-        self,
-        config: IngestConfig,
-        spec: Spec,
-        files: list[ListedFile],
-        meter: SoftEntropyMeter,
-        *,
-        n_vocabulary: int,
-        device: str,
-    ) -> None:
+    def __init__(self, config: IngestConfig, found: Prepared, meter: SoftEntropyMeter) -> None:
         self.skipped = Skipped()
         self.n_short = 0
-        self._config, self._spec, self._files, self._meter = config, spec, files, meter
-        self._n_vocabulary, self._device = n_vocabulary, device
+        self._config, self._found, self._files, self._meter = config, found, found.files, meter
+        self._n_vocabulary = max(found.tokenizer.get_vocab().values()) + 1
         self._shortest = shortest_document(parse_label_sets(config.labels))
-        is_whole = any(policy.name == "last" for policy in parse_positions(config.positions, roles=()))
-        self._piece = None if is_whole else config.tokens_per_batch or tokens_per_batch_on(device)
         self._bar: Any = None
 
-    def run(self, start: Progress, timer: SnapshotTimer, n_bytes: int, *, progress: bool) -> None:
-        """Read all files that are not done."""
-        done = start.batches
+    def run(self, done: int, timer: SnapshotTimer, *, progress: bool) -> None:
+        """Read the files that are not done.
+
+        Args:
+            done: number of files that are.
+            timer: is called after each file.
+            progress: show a progress bar.
+        """
         n_before = sum(max(0, file.size) for file in self._files[:done])
         n_tokens, began = 0, time.monotonic()
         with (
             choices_told_later(),
             torch.inference_mode(),
             tqdm(
-                total=n_bytes,
+                total=self._found.n_bytes,
                 initial=n_before,
                 desc="read",
                 unit="B",
@@ -72,8 +65,7 @@ class FileReading:
             ) as self._bar,
         ):
             for file in self._files[done:]:
-                at = n_before
-                n_tokens += self._read(file, at)
+                n_tokens += self._read(file)
                 n_before += max(0, file.size)
                 done += 1
                 self._bar.update(n_before - self._bar.n)
@@ -83,10 +75,10 @@ class FileReading:
                 )
                 timer(done)
 
-    def _read(self, file: ListedFile, at: int) -> int:
+    def _read(self, file: ListedFile) -> int:
         """Read one file; returns its number of tokens, 0 where it is skipped."""
         try:
-            with self._spec.open(file) as states:
+            with self._found.spec.open(file) as states:
                 per_token = file.size / (2 * states.n_tokens)
                 feed_file(
                     self._meter,
@@ -94,8 +86,8 @@ class FileReading:
                     name=file.name,
                     labels=file.labels,
                     n_vocabulary=self._n_vocabulary,
-                    piece=self._piece,
-                    device=self._device,
+                    piece=self._found.piece,
+                    device=self._found.device,
                     confirm=lambda: require_unchanged(file),
                     after_piece=lambda n: self._bar.update(n * per_token),
                 )
