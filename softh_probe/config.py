@@ -186,6 +186,10 @@ class RunConfig:
     """Places in each block to measure: residual (what the block gives), attention and mlp (what they give, before a
     norm or the residual stream is added), router (logits of a mixture of experts), attention_heads (what each head
     gives to the output projection). Rows are layer.3, layer.3.mlp, layer.3.head.0 (heads count from 0), …"""
+    center: bool = False
+    """Measure also states minus their mean, as rows layer.3.centered of the site centered: a direction that all states
+    share (anisotropy) lowers entropy and every information. The mean is that of a sample of documents, taken by a
+    forward pass before the run."""
     modules: str | Sequence[str] | None = None
     """Patterns of paths of modules (model.layers.*.mlp.act_fn) whose outputs are measured in place of blocks, as rows
     of these names: * is one name, ** any number of them; null measures blocks."""
@@ -307,6 +311,10 @@ class RunConfig:
             )
 
     def _check_modules(self) -> None:
+        if self.center and RESIDUAL not in self.sites:
+            raise InputError(
+                f"center: it is of the residual stream, and sites are {', '.join(self.sites)}; add residual"
+            )
         if self.modules is None:
             return
         if not self.modules:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from softh_probe.accumulators.centers import ENOUGH, describe_centers, given_centers
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.accumulators.states import require_settings, state_of_today
@@ -99,6 +100,9 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         positions: positions that count, of those above: "first:N" or "skip:N", the first N tokens of each text or all
             others; "last", the last token of texts that are fed whole; "generated", tokens that `generate` inside the
             block wrote and fed back; several with commas, all of which have to hold. `counted` takes a mask of others.
+        center: whether to measure also, as rows layer.3.centered of the site "centered", states minus a mean: that of
+            the positions of the first forward pass that counts. Or the means to subtract, a vector for each layer by
+            its name, such as another probe's `centers`: parts of one measurement need the same ones.
         skip_special_tokens: ids of tokens whose positions do not count, or a tokenizer, whose special tokens are meant.
 
     Attributes:
@@ -128,13 +132,17 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         sites: Sequence[str] | str = (RESIDUAL,),
         plan: AnnouncedRows | None = None,
         positions: str | Sequence[str] = "all",
+        center: bool | Mapping[str, object] = False,
         skip_special_tokens: object = (),
     ) -> None:
         if count not in COUNTS:
             raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
         if modules is not None and labels is DEFAULT_LABELS:
             labels = ()  # a module other than a language model need not have tokens
-        points = find_hook_points(model, modules or {}, parse_sites(sites))
+        centers, asked = given_centers(center), parse_sites(sites)
+        if center and RESIDUAL not in asked:
+            raise InputError(f"center: it is of the residual stream, and sites are {', '.join(asked)}; add residual")
+        points = find_hook_points(model, modules or {}, asked, centers=bool(center))
         if count == "unique_prefix":
             require_causal(points)
         rules = PositionRules(positions, skip_special_tokens, roles=self._roles, is_planned=plan is not None)
@@ -159,8 +167,9 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         }
         counted: dict[str, Any] = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
         counted |= {"label_rows": label_rows, **rules.settings}
-        self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites)}
-        self._sums = self._new_sums(anchor_sets, seed)
+        self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites), "center": bool(center)}
+        self._center = center
+        self._sums = self._new_sums(anchor_sets, seed, centers)
         self._told = Choices(warn=plan is None)  # a run reports them
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)
@@ -202,6 +211,11 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             return torch.zeros(0, *shape, dtype=torch.float64)
         return torch.stack([mass(self._sums[name].total, *shape).cpu() for name in self.layers])
 
+    @property
+    def centers(self) -> dict[str, Tensor]:
+        """The means that rows of centered states subtract [D], float32, on the CPU, by name of the layer."""
+        return self._sums.centers(self.layers)
+
     def result(self, name: str | None = None, notes: str | None = None) -> ProbeResult:
         """Compute entropies and information of every layer.
 
@@ -232,6 +246,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         for variant, sums in zip(others, self._sums.others, strict=True):
             add_other(result, self._result_of(sums, variant))
         choices = Choices.from_json(self._recorder.choices_made())
+        if centers := self.centers:
+            result.info["center"] = self._describe_centers(centers, choices)
         result.record_limits(choices, told=self._told)
         result.info.update({"choices": choices.to_json(), **self._source.positions_policy(self._recorder.positions)})
         if self._plan is None:  # a run knows more of its model and its corpus
@@ -298,6 +314,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         if self._sums.measured and other._sums.measured and self.layers != other.layers:
             raise InputError(f"merge: expected layers {', '.join(self.layers)}, got {', '.join(other.layers)}")
         ours, theirs = self._recorder, other._recorder
+        self._sums.require_same_centers(other._sums)
         self._sums.merge(other._sums, self._source.rows.merge(other._source.rows))
         ours.positions += theirs.positions
         ours.tokens += other._tokens
@@ -329,13 +346,21 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _new_sums(self, anchor_sets: int, seed: int) -> ModelSums:
+    def _new_sums(self, anchor_sets: int, seed: int, centers: Mapping[str, Tensor]) -> ModelSums:
         """Make the sums of every layer for each number of anchors and calibration."""
         settings: dict[str, Any] = {"anchor_sets": anchor_sets, "seed": seed, "anchors": self._anchors}
+        settings["centers"] = centers
         sizes = self._source.rows.table_sizes
         first, *rest = (variant._asdict() for variant in self._variants)
         others = [ModelSums(sizes, **one, **settings, with_directions=False) for one in rest]
         return ModelSums(sizes, **first, **settings, others=others)
+
+    def _describe_centers(self, centers: Mapping[str, Tensor], choices: Choices) -> dict[str, Any]:
+        n = None if isinstance(self._center, Mapping) else self._recorder.centered_on
+        if n is not None:
+            reason = "fewer give a rougher mean; center={layer: vector} takes others"
+            choices.add("center", f"the mean of the first {n:,} positions", reason, certain=n >= ENOUGH)
+        return describe_centers(centers, n)
 
     def _result_of(self, sums: ModelSums, variant: Variant) -> ProbeResult:
         rows, n_blocks = self._source.rows.row_labels(), self._recorder.n_blocks or None

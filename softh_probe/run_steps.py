@@ -30,6 +30,7 @@ class RunSteps:
     _plan: AnnouncedRows | None
     _settings: dict[str, Any]
     _anchors: object
+    _center: object
     _source: LabelSource
     _points: HookPoints
     _sums: ModelSums
@@ -115,7 +116,7 @@ class RunSteps:
     def new_like(self) -> Self:
         """Make a probe of the same model with the same settings that has measured nothing."""
         plan = None if self._plan is None else self._plan.fresh()
-        settings = {**self._settings, "anchors": self._anchors}
+        settings = {**self._settings, "anchors": self._anchors, "center": self._center}
         made = type(self)(self._model, modules=self._modules, plan=plan, **settings)  # type: ignore[call-arg]
         made.origin = self.origin.fresh()
         return made

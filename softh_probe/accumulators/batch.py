@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softh_probe.accumulators.assigned_layers import AssignedLayers, PositionRows, assigned_layers
+from softh_probe.accumulators.centers import centered
 from softh_probe.accumulators.directions import Directions, NormedStates
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import add_bags
@@ -100,12 +101,14 @@ class DeviceAccumulator:
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Project a layer's hidden states; see `BatchAccumulator.add`."""
-        if self._group is not None and not self._group.goes_with(sums, hidden.dtype):
-            self._add_layers()
-            self._group = None
         h_ND = hidden.detach().reshape(-1, sums.dim)
         if self._labels.computed is not None:
             h_ND = h_ND.index_select(0, self._labels.computed)
+        if sums.centers:
+            h_ND = centered(sums, h_ND, self._labels)
+        if self._group is not None and not self._group.goes_with(sums, h_ND.dtype):
+            self._add_layers()
+            self._group = None
         if self._group is None:
             self._group = assigned_layers(sums, h_ND.dtype, len(h_ND), self._labels.n_carried)
         self.add_directions(sums, self._group.add(sums, h_ND))

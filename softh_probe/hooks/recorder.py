@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.centers import n_positions
 from softh_probe.accumulators.dispatch import DecodeStep, Dispatch
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
@@ -48,12 +49,13 @@ class Recorder:
         problems: errors so far, as one line each.
         choices: what was chosen for the user; warned of at once.
         make_accumulator: makes the accumulator of each batch that is fed.
+        centered_on: positions whose mean is subtracted in rows of centered states; 0 before any.
     """
 
     def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
         self.layers: Collection[str] | None = None
         self.n_blocks = count_calls(points)
-        self.positions = self.tokens = 0
+        self.positions = self.tokens = self.centered_on = 0
         self.left_out = LeftOut()
         self.problems: list[str] = []
         self.choices = source.choices
@@ -208,15 +210,20 @@ class Recorder:
         if layer in current.layers:
             self.problems.append(f"{layer}: called twice in a forward pass; its calls are of different depth")
             return
-        current.layers[layer] = None
-        if not self.wants(layer):
+        rows = (*self._points.centered(layer), layer)
+        current.layers.update(dict.fromkeys(rows))
+        wanted = [row for row in rows if self.wants(row)]
+        if not wanted:
             return
         try:
             hidden = self._states(layer, value, current)
             if isinstance(current.labels, DecodeStep):
-                self._steps.setdefault(layer, []).append(hidden.detach().clone())
-            else:
-                self._add(current.accumulator, layer, hidden)
+                step = hidden.detach().clone()
+                for row in wanted:
+                    self._steps.setdefault(row, []).append(step)
+                return
+            for row in wanted:
+                self._add(current.accumulator, row, hidden)
         except Exception as problem:
             self.note(problem, layer)
 
@@ -278,12 +285,14 @@ class Recorder:
     def notes(self) -> dict[str, Any]:
         """Give choices and counts as JSON values, for `add_notes`."""
         left_out = self.left_out.to_json()
-        return {"choices": self.choices.to_json(), **({"left_out": left_out} if left_out else {})}
+        found: dict[str, Any] = {"choices": self.choices.to_json(), **({"left_out": left_out} if left_out else {})}
+        return {**found, **({"centered_on": self.centered_on} if self.centered_on else {})}
 
     def add_notes(self, notes: Mapping[str, Any]) -> None:
         """Add those of another part of the same measurement; states of earlier versions have none."""
         self.choices.update(Choices.from_json(notes.get("choices", ())))
         self.left_out.update(notes.get("left_out", {}))
+        self.centered_on = self.centered_on or notes.get("centered_on", 0)
 
     # --- problems ---------------------------------------------------------------------------------------------
 
@@ -387,6 +396,8 @@ class Recorder:
 
     def _finish(self, accumulator: BatchAccumulator, *, counts: bool = True) -> None:
         """Add what is left of a batch, and count it; rows move also in layers that it was not added to."""
+        if accumulator.counts and self._points.centers and not self.centered_on:
+            self.centered_on = n_positions(accumulator.dispatch)
         try:
             accumulator.finish()
             self._sums.move_rows(accumulator.dispatch, accumulator.changed, accumulator.added)

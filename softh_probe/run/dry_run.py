@@ -7,7 +7,6 @@ read; weights are loaded only to time a few batches. The output folder is left a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,12 +231,15 @@ def _layers(
 ) -> tuple[dict[str, torch.device], dict[str, int | None]]:
     """Find the rows to measure, the device of the sums of each, and the width of its hidden states."""
     table = describe_layers(skeleton, device_map, sites=config.sites, modules=config.modules)
-    devices: Mapping[str, str] = dict(zip(table["name"], table["device"], strict=True))
+    devices: dict[str, str] = dict(zip(table["name"], table["device"], strict=True))
     widths = {
         name: None if pd.isna(width) else int(width) for name, width in zip(table["name"], table["width"], strict=True)
     }
     found = find_modules(skeleton, config.modules) if config.modules else {}
-    points = find_hook_points(skeleton, found, parse_sites(config.sites))
+    points = find_hook_points(skeleton, found, parse_sites(config.sites), centers=config.center)
+    for row in [*devices]:
+        for own in points.centered(row):
+            devices[own], widths[own] = devices[row], widths[row]
     n_calls = max([block_index(name) or 0 for name in devices], default=0)
     places = [[row for row in rows if row in devices] for rows in points.measured_places(n_calls)]
     on_host = ("disk", "mps")  # offloaded weights come and go, and Apple's GPUs have no float64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.result import ProbeResult
 from softh_probe.run.as_soft_entropy import SOFT_ENTROPY_JSON, soft_entropy_json
+from softh_probe.run.centers import find_centers
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
 from softh_probe.run.forward import run_batches
@@ -141,7 +142,8 @@ def _run(
             with seconds("plan"), processes.first_ahead():
                 feed.group(batches_as(padding))
             logger.info("%s", feed.describe_batches())
-        probe = new_probe(config, checkpoint.model, feed.rows)
+        centers = find_centers(config, checkpoint.model, feed.trial, processes)
+        probe = new_probe(config, checkpoint.model, feed.rows, centers.means)
         averaged = probe.check_mean_over(config.mean_over)
         info = checkpoint.info
         if info["stack"]:
@@ -203,6 +205,7 @@ def _run(
         record_max_length(given, config, settings, n_longer=feed.n_longer)
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(policy_info(config, result.info["positions"], feed.n_defined))
+        centers.record(result)
         result.info.update(averaged, interruptions=start.interruptions, processes=processes.count)
         result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()
         result.info["warnings"] = warnings(result, feed.warnings())
@@ -271,8 +274,10 @@ def load_model(config: RunConfig, source: ModelSource, device_map: str | None) -
     )
 
 
-def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) -> SoftEntropyProbe:
-    """Make the probe that a configuration describes."""
+def new_probe(
+    config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows, centers: Mapping[str, torch.Tensor] | None = None
+) -> SoftEntropyProbe:
+    """Make the probe that a configuration describes; `centers` are the means that it subtracts, where it does."""
     return SoftEntropyProbe(
         model,
         labels=config.labels,
@@ -287,6 +292,7 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) ->
         modules=find_modules(model, config.modules) if config.modules else None,
         plan=plan,
         positions=config.positions,
+        center=centers or config.center,
         skip_special_tokens=config.skip_special_tokens,
     )
 

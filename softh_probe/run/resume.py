@@ -150,6 +150,7 @@ def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
         "by_position": False,
         "anchors_sha256": None,
         "like": None,
+        "center": False,
     }
     return {**since, **config}
 

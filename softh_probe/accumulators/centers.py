@@ -1,0 +1,84 @@
+"""The mean of a layer's first states, which is subtracted from all of them where a row of centered states is measured.
+
+A direction that all states share lowers entropy and every information; without it, what lies beside it shows. The mean
+has to stay the same for all positions, so it is that of the first batch: of its positions that count, or that wait for
+their labels.
+
+Shape suffixes: N computed positions, C positions that wait, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softh_probe.accumulators.dispatch import Dispatch
+from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.errors import InputError, short_repr
+from softh_probe.hashing import bytes_sha256
+
+#: Positions whose mean is taken without a warning: it is off by a thirtieth of the states' spread.
+ENOUGH = 1000
+
+
+def n_positions(labels: Dispatch) -> int:
+    """Count the positions of a batch whose mean may be taken."""
+    return labels.n_sequence_positions + (0 if labels.held_positions is None else len(labels.held_positions))
+
+
+def centered(sums: LayerSums, h_ND: Tensor, labels: Dispatch) -> Tensor:
+    """Subtract from states the mean that their layer has, or that of these, which it then has.
+
+    Args:
+        sums: of a row of centered states.
+        h_ND: computed states of a batch.
+        labels: the dispatch of the batch, on the device of the states.
+    """
+    if sums.center is None:
+        if not n_positions(labels):
+            return h_ND  # none counts
+        sums.center = _mean(h_ND, labels)
+    return h_ND - sums.center
+
+
+def given_centers(center: object) -> dict[str, Tensor]:
+    """Read means of one's own by name of the layer: float32 [D], on the CPU; none of True or False.
+
+    Raises:
+        InputError: it is neither, or one of them is no vector of finite numbers.
+    """
+    if isinstance(center, bool):
+        return {}
+    if not isinstance(center, Mapping) or not center:
+        raise InputError(f"center: expected True, False or a vector for each layer, got {short_repr(center)}")
+    found = {str(layer): torch.as_tensor(vector).detach().to("cpu", torch.float32) for layer, vector in center.items()}
+    for layer, vector in found.items():
+        if vector.ndim != 1 or not vector.isfinite().all():
+            raise InputError(f"center: {layer}: expected a vector of finite numbers, got {list(vector.shape)}")
+    return found
+
+
+def describe_centers(centers: Mapping[str, Tensor], n: int | None) -> dict[str, Any]:
+    """Describe means for a result (JSON values): the positions they are of, None where they were given, and a digest.
+
+    >>> describe_centers({"layer.1": torch.zeros(2)}, 1000)["positions"]
+    1000
+    """
+    content = b"".join(vector.numpy().astype("<f4").tobytes() for vector in centers.values())
+    return {"positions": n, "sha256": bytes_sha256(content)}
+
+
+def _mean(h_ND: Tensor, labels: Dispatch) -> Tensor:
+    """Compute the mean [D], float32, of the positions that count or wait; those that are not finite are left out."""
+    n, device = len(h_ND), h_ND.device
+    weight_N = torch.zeros(n + labels.n_carried, dtype=torch.float64, device=device)
+    weight_N.index_fill_(0, labels.bag_positions[: labels.n_sequence_positions].long(), 1.0)
+    if labels.held_positions is not None:
+        weight_N.index_fill_(0, labels.held_positions, 1.0)
+    is_finite_N = h_ND.isfinite().all(dim=1)
+    weight_N = weight_N[:n] * is_finite_N
+    sum_D = weight_N @ h_ND.double().masked_fill(~is_finite_N.unsqueeze(1), 0.0)
+    return (sum_D / weight_N.sum().clamp(min=1.0)).float()
