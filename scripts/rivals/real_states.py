@@ -85,7 +85,7 @@ def read_states(
     model: nn.Module,
     tokenizer: Any,
     texts: Sequence[str],
-    labels: Sequence[str] | Sequence[Sequence[Span]],
+    labels: Sequence[str | Sequence[Span]],
     *,
     layers: Sequence[str],
     most_positions: int,
@@ -107,7 +107,8 @@ def read_states(
         most_positions: size of the sample; fewer positions are all taken.
         max_length: tokens of a text at most; further ones are cut off.
         seed: of the sample.
-        skip: tokens at the beginning of each text that are left out: what the first ones are of, no state may know.
+        skip: tokens at the beginning of each text that are left out. The first ones do not tell the language of a
+            text yet, and the state of the very first is in many models that of an attention sink.
 
     Raises:
         InputError: an argument is not what it has to be.
@@ -117,15 +118,8 @@ def read_states(
     points = find_hook_points(model, {})
     blocks = _blocks(points, layers)
     ids, tags = _tokenized(tokenizer, texts, labels, max_length)
-    places = [(d, t) for d, own in enumerate(tags) for t, tag in enumerate(own) if tag is not None and t >= skip]
-    if not places:
-        raise InputError(f"texts: expected a position with a label after the first {skip} of a text, got none")
-    place_N2 = np.array(places)
-    if len(place_N2) > most_positions:
-        chance = np.random.default_rng(seed)
-        place_N2 = place_N2[np.sort(chance.choice(len(place_N2), most_positions, replace=False))]
-    document_N, token_N = place_N2.T
-    label_of_N = [str(tags[d][t]) for d, t in place_N2]
+    document_N, token_N = _sampled(tags, skip, most_positions, seed)
+    label_of_N = [str(tags[d][t]) for d, t in zip(document_N, token_N, strict=True)]
     names, labels_N = np.unique(label_of_N, return_inverse=True)
     states: dict[str, np.ndarray] = {}
     with _caught(blocks) as caught, _evaluating(model), torch.inference_mode():
@@ -140,9 +134,9 @@ def read_states(
             for name in layers:
                 h_BTD = _one_state(caught, name, ids_BT.shape)
                 if name not in states:
-                    states[name] = np.empty((len(place_N2), h_BTD.shape[2]), dtype=np.float32)
+                    states[name] = np.empty((len(token_N), h_BTD.shape[2]), dtype=np.float32)
                 states[name][rows_R] = h_BTD[at_R, token_N[rows_R].tolist()].float().cpu().numpy()
-    return RealStates(states, labels_N.astype(np.int64), document_N.astype(np.int64), tuple(names.tolist()))
+    return RealStates(states, labels_N.astype(np.int64), document_N, tuple(names.tolist()))
 
 
 def flip(labels_N: np.ndarray, k: int, p: float, seed: int) -> np.ndarray:
@@ -282,7 +276,7 @@ def _blocks(points: HookPoints, layers: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _tokenized(
-    tokenizer: Any, texts: Sequence[str], labels: Sequence[str] | Sequence[Sequence[Span]], max_length: int
+    tokenizer: Any, texts: Sequence[str], labels: Sequence[str | Sequence[Span]], max_length: int
 ) -> tuple[list[list[int]], list[list[str | None]]]:
     """Give the token ids of each text, and the label of each token."""
     by_word = not isinstance(labels[0], str)
@@ -297,6 +291,20 @@ def _tokenized(
         else:
             of_tokens.append(tag_labels(texts[i], found["offset_mapping"][i], label))
     return ids, of_tokens
+
+
+def _sampled(
+    labels: Sequence[Sequence[str | None]], skip: int, most_positions: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw positions that have a label, and give the document and the token of each, int64, in their order."""
+    places = [(d, t) for d, own in enumerate(labels) for t, label in enumerate(own) if label is not None and t >= skip]
+    if not places:
+        raise InputError(f"texts: expected a position with a label after the first {skip} of a text, got none")
+    place_N2 = np.array(places, dtype=np.int64)
+    if len(place_N2) > most_positions:
+        chance = np.random.default_rng(seed)
+        place_N2 = place_N2[np.sort(chance.choice(len(place_N2), most_positions, replace=False))]
+    return place_N2[:, 0], place_N2[:, 1]
 
 
 def _batches(documents: np.ndarray, ids: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
