@@ -47,7 +47,7 @@ def real_cases(model_path: str, data: Path, n_languages: int, plan: Plan) -> tup
     words, tags = tagged_texts(data.parent, plan.documents)
     model, tokenizer = load(model_path)
     n_layers = model.config.get_text_config().num_hidden_layers
-    layers = [f"layer.{i}" for i in dict.fromkeys((1, -(-n_layers // 2), n_layers))]
+    layers = [f"layer.{i}" for i in dict.fromkeys(1 + round((n_layers - 1) * depth) for depth in plan.depths)]
     read = partial(
         read_states, model, tokenizer, layers=layers, most_positions=plan.n, max_length=128, seed=plan.seed, skip=SKIP
     )

@@ -47,6 +47,7 @@ class Plan:
         sizes: numbers of positions at DIM, n among them.
         largest: positions and width of one more case.
         factors: what each estimator's knob is multiplied by.
+        depths: of the model's layers, from 0, the first, to 1, the last.
         texts: in several languages, at most.
         documents: of the corpus with parts of speech.
         seed: of all data.
@@ -60,6 +61,7 @@ class Plan:
     sizes: tuple[int, ...] = (1024, 4096, 16_384, 65_536)
     largest: tuple[int, int] = (16_384, 4096)
     factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    depths: tuple[float, ...] = (0.0, 0.5, 1.0)
     texts: int = 256
     documents: int = 60
     seed: int = 0
@@ -76,8 +78,9 @@ QUICK = Plan(
     separations=(0.5, 1.0, SEPARATION),
     sizes=(1024, 2048),
     largest=(2048, 1024),
-    texts=48,
-    documents=12,
+    depths=(1.0,),
+    texts=40,
+    documents=8,
 )
 
 
@@ -161,11 +164,15 @@ def language_cases(read: RealStates, plan: Plan) -> Iterator[Case]:
 
 
 def tag_cases(read: RealStates, plan: Plan) -> Iterator[Case]:
-    """List the cases of states of words with their parts of speech; in the middle layer they are changed, too."""
+    """List the cases of states of words with their parts of speech; in the layer that knows most they are changed."""
     k = len(read.label_names)
-    for number, (layer, states_ND) in enumerate(read.states.items()):
-        probe = held_out(states_ND, read.labels_N, read.document_N, plan.seed)
-        for i, flips in enumerate(plan.flips if number == len(read.states) // 2 else plan.flips[:1]):
+    probes = {
+        layer: held_out(states_ND, read.labels_N, read.document_N, plan.seed)
+        for layer, states_ND in read.states.items()
+    }
+    best = max(probes, key=lambda layer: probes[layer].bounds()[0])
+    for layer, probe in probes.items():
+        for i, flips in enumerate(plan.flips if layer == best else plan.flips[:1]):
             p = flips * (k - 1) / k
             yield _real_case("tags", read, layer, p, *probe.bounds(p), plan.seed + i)
 

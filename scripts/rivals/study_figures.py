@@ -17,8 +17,8 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from rivals.lineup import Rival
 from rivals.study import DIM, SEPARATION, Plan
-from rivals.study_statistics import Told
-from softh_probe.report.figure_style import COLOURS, boxes_for_missing_glyphs, short
+from rivals.study_statistics import Told, headline, of_headline
+from softh_probe.report.figure_style import COLOURS, boxes_for_missing_glyphs, lay_out, short
 
 INK, SOFT, LINE = "#1b1f24", "#59636e", "#d9dee3"
 _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"}
@@ -44,7 +44,6 @@ COLUMNS = 4
 def agreement_figure(table: pd.DataFrame, rivals: Sequence[Rival], plan: Plan) -> Figure:
     """Draw estimates against the truth, with a panel for each estimator."""
     base = table[table.factor == 1]
-    middle = _middle_layer(base)
     channel, clusters = base[base.part == "channel"], base[base.part == "clusters"].query("n == @plan.n")
     series: dict[str, tuple[pd.DataFrame, str, str]] = {
         f"noisy channel, d = {dim:,}": (channel[channel.dim == dim], colour, "o")
@@ -52,29 +51,32 @@ def agreement_figure(table: pd.DataFrame, rivals: Sequence[Rival], plan: Plan) -
     }
     series[f"clusters, d = {DIM}"] = clusters[clusters.dim == DIM], COLOURS[4], "s"
     for part, words, colour in (("languages", "languages", COLOURS[3]), ("tags", "parts of speech", COLOURS[1])):
-        rows = base[(base.part == part) & (base.layer == middle)]
+        rows = of_headline(base, part)
         if len(rows):
-            series[f"{words}, {middle}"] = rows, colour, "D"
+            series[f"{words}, {headline(base, part)}"] = rows, colour, "D"
     most = float(base.high.max())
     with matplotlib.rc_context(_STYLE):
         figure, panels, key = _grid(len(rivals))
         for axes, rival in zip(panels, rivals, strict=True):
             axes.set_title(short(rival.name, 40), loc="left")
             axes.plot([0, most], [0, most], **_TRUTH)
-            beyond = 0.0
+            found = [0.0]
             for rows, colour, marker in series.values():
                 own = rows[rows.estimator == rival.name].sort_values("high")
                 axes.plot(own.high, own.value, color=colour, marker=marker, markersize=3.2, linewidth=1.1)
-                beyond = max(beyond, own.value.max() if own.value.notna().any() else 0.0)
+                found += own.value.dropna().to_list()
             axes.set(xlim=(-0.06, most * 1.06), ylim=(-0.2, most * 1.15))
-            if beyond > most * 1.15:
-                axes.text(0.98, 0.02, f"up to {beyond:.1f}", transform=axes.transAxes, ha="right", color=SOFT)
+            if max(found) > most * 1.15:
+                axes.text(0.98, 0.04, f"up to {max(found):.1f}", transform=axes.transAxes, ha="right", color=SOFT)
+            if min(found) < -0.2:
+                axes.text(0.03, 0.04, f"down to −{-min(found):.1f}", transform=axes.transAxes, color=SOFT)
         for axes in panels[::COLUMNS]:
             axes.set_ylabel("estimate, nats")
         for axes in panels[-COLUMNS:]:
             axes.set_xlabel("I(X;Z), nats")
         entries = [([], colour, marker, "-", name) for name, (_, colour, marker) in series.items()]
         _key(key, [*entries, ([], SOFT, "", ":", "the truth")])
+        lay_out(figure)
     return figure
 
 
@@ -107,6 +109,7 @@ def moves_figure(table: pd.DataFrame, told: Sequence[Told], plan: Plan) -> Figur
             axes.set_ylabel("estimate, nats")
         entries = [([], colour, "o", "-", name) for name, (_, colour) in groups.items()]
         _key(key, [*entries, ([], SOFT, "", ":", f"the truth, {truth:.2f} nats")])
+        lay_out(figure)
     return figure
 
 
@@ -129,6 +132,7 @@ def cost_figure(table: pd.DataFrame, rivals: Sequence[Rival], plan: Plan) -> Fig
             axes.xaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside right center")
+        lay_out(figure)
     return figure
 
 
@@ -156,6 +160,7 @@ def layers_figure(table: pd.DataFrame, rivals: Sequence[Rival]) -> Figure | None
             axes.set_xlim(-0.2, len(layers) - 0.8)
         panels[0].fill_between([], [], [], color=SOFT, alpha=0.25, label="where the truth is")
         figure.legend(loc="outside right center")
+        lay_out(figure)
     return figure
 
 
@@ -221,11 +226,6 @@ def _looks(rivals: Sequence[Rival]) -> Iterator[dict[str, object]]:
         colour = SOFT if colour == COLOURS[6] else colour
         yield {"color": colour, "linestyle": "--" if colour in seen else "-", "marker": "o", "markersize": 3}
         seen.add(colour)
-
-
-def _middle_layer(table: pd.DataFrame) -> str:
-    layers = [layer for layer in dict.fromkeys(table[table.part == "languages"].layer)]
-    return str(layers[len(layers) // 2]) if layers else ""
 
 
 def _thousands(number: int) -> str:

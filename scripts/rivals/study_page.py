@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from rivals.study import DIM, SEPARATION, Plan
 from rivals.study_figures import agreement_figure, cost_figure, layers_figure, moves_figure, svg
-from rivals.study_statistics import Agreement, Told
+from rivals.study_statistics import Agreement, Told, headline
 
 #: Rows that the README has no room for; the page has them.
 PAGE_ALONE = ("bins of first dimensions", "matrix-based Rényi, linear kernel", "soft entropy, corrected")
@@ -63,12 +64,13 @@ def write(study: Study, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     study.table.to_csv(out / "estimates.csv", index=False)
     (out / "table.md").write_text(readme_table(study), encoding="utf-8")
-    agreement_figure(study.table, [one.rival for one in study.told], study.plan).savefig(out / PICTURE, dpi=110)
-    (out / PAGE).write_text(page(study), encoding="utf-8")
+    agreement = agreement_figure(study.table, [one.rival for one in study.told], study.plan)
+    agreement.savefig(out / PICTURE, dpi=110)
+    (out / PAGE).write_text(page(study, agreement), encoding="utf-8")
 
 
-def page(study: Study) -> str:
-    """Render the page; names of models, layers and labels are shown as text, whatever they hold."""
+def page(study: Study, agreement: Figure) -> str:
+    """Render the page, with that picture; names of models, layers and labels are shown as text, whatever they hold."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -84,7 +86,7 @@ def page(study: Study) -> str:
             "Estimates against the truth",
             "A right estimator is on the dotted line. One that is only monotonic ranks layers rightly, on a scale of "
             "its own.",
-            agreement_figure(study.table, rivals, plan),
+            agreement,
         ),
         (
             "What else moves an estimate",
@@ -136,8 +138,8 @@ def columns(study: Study) -> list[str]:
         "at I = 0: largest",
         "channel: ρ, R², slope",
         "clusters: ρ, R², slope",
-        f"languages, {middle(study)}: ρ, R², slope",
-        f"parts of speech, {middle(study)}: ρ, R², slope",
+        f"languages, {headline(study.table, 'languages')}: ρ, R², slope",
+        f"parts of speech, {headline(study.table, 'tags')}: ρ, R², slope",
         f"d = {' / '.join(f'{dim:,}' for dim in plan.dims)}",
         f"n = {sizes}",
         "setting × ½ / 1 / 2",
@@ -159,7 +161,7 @@ def cells(one: Told, study: Study) -> list[str]:
     knob = f"{one.rival.knob}: {listed(one.by_knob)}" if one.rival.knob else "none"
     return [
         number(one.zero),
-        *(agreed(one_of) for one_of in (one.channel, one.clusters, one.middle_languages, one.middle_tags)),
+        *(agreed(one_of) for one_of in (one.channel, one.clusters, one.languages, one.tags)),
         listed(one.by_dim),
         listed(one.by_size),
         knob,
@@ -201,7 +203,7 @@ def readme_table(study: Study) -> str:
         of = [
             one.rival.name + (f" (of {most:,})" if most else ""),
             number(one.zero),
-            *(f"{number(a.spearman)}, {number(a.slope)}" for a in (one.channel, one.clusters, one.middle_languages)),
+            *(f"{number(a.spearman)}, {number(a.slope)}" for a in (one.channel, one.clusters, one.languages)),
             listed(one.by_dim),
             listed(one.by_size),
             f"{seconds(one.large[0])}, {mib(one.large[1])}",
@@ -294,12 +296,6 @@ def methods(study: Study) -> list[str]:
 def problems(told: Sequence[Told]) -> list[str]:
     """List what failed, with its reason."""
     return [f"{one.rival.name}: {why} ({count})" for one in told for why, count in one.problems.items()]
-
-
-def middle(study: Study) -> str:
-    """Name the layer that the table shows."""
-    found = list(study.told[0].languages)
-    return found[len(found) // 2] if found else "no model"
 
 
 def size_words(study: Study, *, small: bool = False) -> str:

@@ -45,8 +45,8 @@ class Told:
         rival: the estimator.
         channel: over p, at d = 576.
         clusters: over separations, at d = 576.
-        languages: over p, of each layer.
-        tags: the same for parts of speech, against the upper bound.
+        languages: over p, in the layer that surely knows most (`headline`), against the upper bound.
+        tags: the same for parts of speech.
         zero: largest absolute estimate of independent labels, over all widths and sizes.
         by_dim: at one truth, over widths.
         by_size: at one truth, over sizes.
@@ -61,8 +61,8 @@ class Told:
     rival: Rival
     channel: Agreement
     clusters: Agreement
-    languages: dict[str, Agreement]
-    tags: dict[str, Agreement]
+    languages: Agreement
+    tags: Agreement
     zero: float
     by_dim: list[float]
     by_size: list[float]
@@ -72,16 +72,6 @@ class Told:
     small: tuple[float, float]
     large: tuple[float, float]
     problems: dict[str, int]
-
-    @property
-    def middle_languages(self) -> Agreement:
-        """That of the middle layer."""
-        return _middle(self.languages)
-
-    @property
-    def middle_tags(self) -> Agreement:
-        """That of the middle layer."""
-        return _middle(self.tags)
 
 
 def agreement(truth: Sequence[float], values: Sequence[float]) -> Agreement:
@@ -102,6 +92,17 @@ def agreement(truth: Sequence[float], values: Sequence[float]) -> Agreement:
     return Agreement(float(spearmanr(x, y).statistic), float(line.rvalue**2), float(line.slope), zero, len(y))
 
 
+def headline(table: pd.DataFrame, part: str) -> str:
+    """Name the layer whose lower bound is highest where no label is changed; nothing without a model."""
+    rows = table[(table.part == part) & (table.x == 0)]
+    return "" if rows.empty else str(rows.layer.loc[rows.low.idxmax()])
+
+
+def of_headline(table: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Give the estimates of that layer."""
+    return table[(table.part == part) & (table.layer == headline(table, part)) & (table.factor == 1)]
+
+
 def tell(table: pd.DataFrame, rivals: Iterable[Rival], plan: Plan) -> list[Told]:
     """Summarise the table, for one estimator after the other."""
     return [_tell_one(table[table.estimator == rival.name], rival, plan) for rival in rivals]
@@ -120,8 +121,8 @@ def _tell_one(own: pd.DataFrame, rival: Rival, plan: Plan) -> Told:
         rival=rival,
         channel=_over(synthetic["channel"].query("dim == @DIM")),
         clusters=_over(clusters.query("dim == @DIM and n == @plan.n")),
-        languages=_by_layer(base[base.part == "languages"]),
-        tags=_by_layer(base[base.part == "tags"]),
+        languages=_over(of_headline(base, "languages")),
+        tags=_over(of_headline(base, "tags")),
         zero=float(independent.max()) if independent.notna().any() else NAN,
         by_dim=_values(at_once[at_once.n == plan.n], "dim", plan.dims),
         by_size=_values(at_once[at_once.dim == DIM], "n", plan.sizes),
@@ -138,10 +139,6 @@ def _over(rows: pd.DataFrame) -> Agreement:
     return agreement(rows.high.to_list(), rows.value.to_list())
 
 
-def _by_layer(rows: pd.DataFrame) -> dict[str, Agreement]:
-    return {str(layer): _over(own) for layer, own in rows.groupby("layer", sort=False)}
-
-
 def _values(rows: pd.DataFrame, column: str, wanted: Sequence[float]) -> list[float]:
     """Give the value at each place that is wanted; NaN where there is none."""
     found = dict(zip(rows[column], rows.value, strict=True))
@@ -155,8 +152,3 @@ def _unchanged(rows: pd.DataFrame) -> list[float]:
 
 def _cost(rows: pd.DataFrame) -> tuple[float, float]:
     return (NAN, NAN) if rows.empty else (float(rows.seconds.iloc[0]), float(rows.memory_mib.iloc[0]))
-
-
-def _middle(of_layers: dict[str, Agreement]) -> Agreement:
-    found = list(of_layers.values())
-    return found[len(found) // 2] if found else Agreement()
