@@ -60,8 +60,9 @@ def compare(model_path: str, data: Path, out: Path, n_languages: int, workers: i
     """Measure, and write all results."""
     from rivals.lineup import line_up
     from rivals.study import ask_all, synthetic_cases
-    from rivals.study_page import PAGE, Study, readme_table, write
+    from rivals.study_page import PAGE, write
     from rivals.study_statistics import tell
+    from rivals.study_words import Study, readme_table
 
     start = time.perf_counter()
     real, languages = real_cases(model_path, data, n_languages, plan)

@@ -16,8 +16,9 @@ from rivals.measuring import Measured, measure, save
 from rivals.ours import SoftEntropy
 from rivals.real_states import RealStates
 from rivals.study import DIM, SEPARATION, Plan, ask_all, language_cases, soft_ceiling, synthetic_cases, tag_cases
-from rivals.study_page import PAGE, PAGE_ALONE, PICTURE, Study, cells, columns, readme_table, write
+from rivals.study_page import PAGE, PICTURE, write
 from rivals.study_statistics import agreement, headline, tell
+from rivals.study_words import PAGE_ALONE, Study, cells, columns, losses, readme_table
 
 TINY = Plan(
     k=3, n=48, dims=(64, DIM), flips=(0.0, 0.5, 1.0), separations=(1.0, SEPARATION, 3.0), sizes=(24, 48, 60),
@@ -212,6 +213,16 @@ def test_every_estimate_is_in_the_file(study, written):
     assert (written / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
+def test_who_beats_soft_entropy_is_listed_and_nobody_who_does_not(study):
+    better = {"CLUB": 0.9, "InfoNCE": 1.2, "mini-batch k-means": 0.2}  # soft entropy's planted slope is 0.5
+    told = [
+        replace(one, channel=replace(one.channel, slope=better.get(one.rival.name, one.channel.slope)))
+        for one in study.told
+    ]
+    (line,) = (line for line in losses(told) if line.startswith("a slope nearer 1, noisy channel"))
+    assert line == "a slope nearer 1, noisy channel: InfoNCE, CLUB."
+
+
 def test_ceiling_is_soft_entropy_of_labels_that_are_all_different():
     states = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
     assert soft_ceiling(states) == pytest.approx(SoftEntropy().estimate(states, np.arange(300)), rel=1e-5)
@@ -241,4 +252,4 @@ def test_an_estimate_in_a_process_of_its_own_tells_value_memory_and_failure(tmp_
     assert 95 < grown.memory_mib < 120
     assert measure(Stub(action="fail"), tmp_path).problem == "ValueError: nothing works"
     assert measure(Stub(action="die"), tmp_path).problem == "its process ended with exit code 3"
-    assert measure(Stub(action="sleep"), tmp_path, timeout_s=5).problem == "took more than 5 s"
+    assert measure(Stub(action="sleep"), tmp_path, timeout_s=3).problem == "took more than 3 s"
