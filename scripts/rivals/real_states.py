@@ -28,7 +28,8 @@ that of a linear probe, gives (Barber and Agakov 2003; `tag_bounds`)
     H(X) ≥ I(X;Z) ≥ H(X) − CE,    CE = −E log q(X|Z) on documents held out
 
 Changed labels have q'(y|z) = (1 − p) q(y|z) + p (1 − q(y|z))/(k − 1), and the upper bound I(Y;X): `HeldOut.bounds`.
-These bounds hold for labels of documents, too, and are closer than Fano's, since q knows where it may be wrong.
+These bounds hold for labels of documents, too. Where a probe errs often they are closer than Fano's, since q knows
+where it may be wrong; where it hardly errs, Fano's may be closer.
 
 Shape suffixes: N positions, H those held out, R those of a batch, B texts of a batch, T tokens, D width, K labels.
 """

