@@ -75,6 +75,8 @@ CLASSES = {
 }
 _CLASS_OF = {tag: name for name, tags in CLASSES.items() for tag in tags.split()}
 
+#: The corpus writes each of these twice.
+_DOUBLED = {";", "?", "!", ":"}
 _NO_SPACE_BEFORE = {",", ".", ";", ":", "?", "!", ")", "''"}
 _NO_SPACE_AFTER = {"(", "``"}
 
@@ -122,9 +124,13 @@ def read_tagged(tagged: str) -> tuple[str, list[Span]]:
     """
     parts: list[str] = []
     spans: list[Span] = []
-    at, glued = 0, True
+    at, glued, before = 0, True, ""
     for item in tagged.split():
         word, _, tag = item.rpartition("/")
+        if word in _DOUBLED and item == before:
+            before = ""
+            continue
+        before = item
         if not (glued or word in _NO_SPACE_BEFORE):
             parts.append(" ")
             at += 1

@@ -76,14 +76,20 @@ def test_classes_are_at_most_twelve_and_no_tag_is_in_two():
 
 
 def test_tagged_words_become_text_in_which_each_is_found_again():
-    tagged = "He/pps isn't/bez* at/in John's/np$ (/( or/cc 1/2/cd )/) --/-- ``/`` what/wdt ''/'' ?/. ?/. It's/pps+bez"
+    tagged = "He/pps isn't/bez* at/in John's/np$ (/( or/cc 1/2/cd )/) --/-- ``/`` what/wdt ''/'' ?/. It's/pps+bez"
     text, spans = read_tagged(tagged)
-    assert text == "He isn't at John's (or 1/2) -- \"what\"?? It's"
+    assert text == "He isn't at John's (or 1/2) -- \"what\"? It's"
     words = [item.rpartition("/")[0] for item in tagged.split()]
     found = [text[start:end] for start, end, _ in spans]
     assert found == ['"' if word in ("``", "''") else word for word in words]
-    classes = "PRON VERB ADP NOUN PUNCT CONJ NUM PUNCT PUNCT PUNCT DET PUNCT PUNCT PUNCT PRON"
+    classes = "PRON VERB ADP NOUN PUNCT CONJ NUM PUNCT PUNCT PUNCT DET PUNCT PUNCT PRON"
     assert [tag for *_, tag in spans] == classes.split()
+
+
+def test_marks_that_the_corpus_writes_twice_are_written_once():
+    text, spans = read_tagged("Why/wrb ?/.-hl ?/.-hl So/rb ;/. ;/. no/at !/. !/. !/. !/. that/cs that/dt ./.")
+    assert text == "Why? So; no!! that that."
+    assert [text[start:end] for start, end, _ in spans] == ["Why", "?", "So", ";", "no", "!", "!", "that", "that", "."]
 
 
 @pytest.mark.parametrize(
