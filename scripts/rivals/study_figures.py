@@ -18,6 +18,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from rivals.lineup import Rival
 from rivals.study import DIM, SEPARATION, Plan
 from rivals.study_statistics import Told, headline, of_headline
+from rivals.study_words import short_size
 from softh_probe.report.figure_style import COLOURS, boxes_for_missing_glyphs, lay_out, short
 
 INK, SOFT, LINE = "#1b1f24", "#59636e", "#d9dee3"
@@ -69,7 +70,7 @@ def agreement_figure(table: pd.DataFrame, rivals: Sequence[Rival], plan: Plan) -
             if max(found) > most * 1.15:
                 axes.text(0.98, 0.04, f"up to {max(found):.1f}", transform=axes.transAxes, ha="right", color=SOFT)
             if min(found) < -0.2:
-                axes.text(0.03, 0.04, f"down to −{-min(found):.1f}", transform=axes.transAxes, color=SOFT)
+                axes.text(0.03, 0.9, f"down to −{-min(found):.1f}", transform=axes.transAxes, color=SOFT)
         for axes in panels[::COLUMNS]:
             axes.set_ylabel("estimate, nats")
         for axes in panels[-COLUMNS:]:
@@ -85,8 +86,8 @@ def moves_figure(table: pd.DataFrame, told: Sequence[Told], plan: Plan) -> Figur
     rows = table[(table.part == "clusters") & (table.x == SEPARATION)]
     truth = float(rows.high.iloc[0])
     groups = {
-        "width d": ([_thousands(dim) for dim in plan.dims], COLOURS[0]),
-        "positions n": ([_thousands(n) for n in plan.sizes], COLOURS[4]),
+        "width d": ([short_size(dim) for dim in plan.dims], COLOURS[0]),
+        "positions n": ([short_size(n) for n in plan.sizes], COLOURS[4]),
         "setting": ([f"×{factor:g}" for factor in plan.factors], COLOURS[2]),
     }
     with matplotlib.rc_context(_STYLE):
@@ -226,7 +227,3 @@ def _looks(rivals: Sequence[Rival]) -> Iterator[dict[str, object]]:
         colour = SOFT if colour == COLOURS[6] else colour
         yield {"color": colour, "linestyle": "--" if colour in seen else "-", "marker": "o", "markersize": 3}
         seen.add(colour)
-
-
-def _thousands(number: int) -> str:
-    return f"{number / 1000:.0f}k" if number >= 1000 else str(number)

@@ -186,16 +186,18 @@ def reading(study: Study) -> list[str]:
         "Values are in nats. ρ is Spearman's rank correlation of estimate and truth, R² and slope are those of a "
         "straight line: a right estimator has 1, 1, 1. Over widths d, positions n and settings the truth is "
         f"{study.truth:.2f} nats. “At I = 0” is the largest absolute estimate of independent labels, over all d and n.",
-        "Soft entropy cannot exceed mutual_information_max, H(Z) minus the mean entropy of a position's own soft "
-        "assignment, as each position is spread over many anchors. For these clusters that maximum is "
-        f"{study.ceiling:.2f} nats at d = {DIM}, while log m is {math.log(study.n_anchors):.2f} and H(X) is "
-        f"{math.log(study.plan.k):.2f}. So its absolute values say little: compare them with each other and with their "
-        "maximum, at the same anchors, and not with H(X).",
+        "Soft entropy is what an anchor, drawn by a position's soft assignment, tells of the label. But for the bias "
+        "of small counts it is at most the true information, as the anchor depends on the label through the state "
+        "alone, and at most mutual_information_max, H(Z) minus the mean entropy of a position's own assignment: "
+        f"{study.ceiling:.2f} nats of these clusters, where log m is {math.log(study.n_anchors):.2f} and H(X) "
+        f"{math.log(study.plan.k):.2f}. It is far below both where labels lie in few of many directions. So absolute "
+        "values say little of how much a layer knows: compare them with each other and with their maximum, at the same "
+        "anchors and width, and not with H(X).",
     ]
 
 
 def losses(told: Sequence[Told]) -> list[str]:
-    """List who does better than soft entropy, raw and corrected, by each measure of the table."""
+    """List who does better than soft entropy, as it was published, by each measure of the table."""
     measures: dict[str, Callable[[Told], float]] = {
         "nearer 0 for independent labels": lambda one: one.zero,
         "a slope nearer 1, noisy channel": lambda one: abs(one.channel.slope - 1),
@@ -205,19 +207,17 @@ def losses(told: Sequence[Told]) -> list[str]:
         "a higher ρ, clusters": lambda one: -one.clusters.spearman,
         "a higher ρ, languages": lambda one: -one.languages.spearman,
         "a straighter line (R²), clusters": lambda one: -one.clusters.r2,
-        "moves less with d, as a share of itself": lambda one: spread(one.by_dim),
-        "moves less with n": lambda one: spread(one.by_size),
-        "moves less with its setting": lambda one: spread(one.by_knob),
+        "moves less with d, as a share of its mean": lambda one: spread(one.by_dim),
+        "moves less with n, as a share of its mean": lambda one: spread(one.by_size),
+        "moves less with its setting, as a share of its mean": lambda one: spread(one.by_knob),
         "less time, the largest case": lambda one: one.large[0],
         "less memory, the largest case": lambda one: one.large[1],
     }
-    ours = [one for one in told if one.rival.name.startswith(OURS)]
-    others = [one for one in told if not one.rival.name.startswith(OURS)]
+    ours = next(one for one in told if one.rival.name == OURS)
     found = []
     for words, measured in measures.items():
-        best = min(measured(one) for one in ours)
-        better = [one.rival.name for one in others if measured(one) < best]
-        found.append(f"{words}: {', '.join(better) or 'none'}.")
+        better = [one.rival.name for one in told if measured(one) < measured(ours)]
+        found.append(f"{words}: {'; '.join(better) or 'none'}")
     return found
 
 
@@ -303,9 +303,9 @@ def mib(value: float) -> str:
 
 
 def short_size(n: int) -> str:
-    """Write a number of positions.
+    """Write a number of positions or dimensions.
 
     >>> short_size(16_384), short_size(512)
     ('16k', '512')
     """
-    return f"{n // 1024}k" if n >= 1024 else str(n)
+    return f"{n / 1000:.0f}k" if n >= 1000 else str(n)

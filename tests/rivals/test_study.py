@@ -220,7 +220,7 @@ def test_who_beats_soft_entropy_is_listed_and_nobody_who_does_not(study):
         for one in study.told
     ]
     (line,) = (line for line in losses(told) if line.startswith("a slope nearer 1, noisy channel"))
-    assert line == "a slope nearer 1, noisy channel: InfoNCE, CLUB."
+    assert line == "a slope nearer 1, noisy channel: InfoNCE; CLUB"
 
 
 def test_ceiling_is_soft_entropy_of_labels_that_are_all_different():
