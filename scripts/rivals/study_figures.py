@@ -61,16 +61,13 @@ def agreement_figure(table: pd.DataFrame, rivals: Sequence[Rival], plan: Plan) -
         for axes, rival in zip(panels, rivals, strict=True):
             axes.set_title(short(rival.name, 40), loc="left")
             axes.plot([0, most], [0, most], **_TRUTH)
-            found = [0.0]
+            found: list[float] = []
             for rows, colour, marker in series.values():
                 own = rows[rows.estimator == rival.name].sort_values("high")
                 axes.plot(own.high, own.value, color=colour, marker=marker, markersize=3.2, linewidth=1.1)
                 found += own.value.dropna().to_list()
-            axes.set(xlim=(-0.06, most * 1.06), ylim=(-0.2, most * 1.15))
-            if max(found) > most * 1.15:
-                axes.text(0.98, 0.04, f"up to {max(found):.1f}", transform=axes.transAxes, ha="right", color=SOFT)
-            if min(found) < -0.2:
-                axes.text(0.03, 0.9, f"down to −{-min(found):.1f}", transform=axes.transAxes, color=SOFT)
+            axes.set_xlim(-0.06, most * 1.06)
+            _beyond(axes, found, -0.2, most * 1.15)
         for axes in panels[::COLUMNS]:
             axes.set_ylabel("estimate, nats")
         for axes in panels[-COLUMNS:]:
@@ -102,10 +99,9 @@ def moves_figure(table: pd.DataFrame, told: Sequence[Told], plan: Plan) -> Figur
                 ticks += [*zip(places, names, strict=True)]
                 at += len(names) + 0.8
             axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=6.5)
-            axes.set(xlim=(-0.5, at - 1.3), ylim=(-0.1, truth * 1.9))
+            axes.set_xlim(-0.5, at - 1.3)
             found = [value for value in (*one.by_dim, *one.by_size, *one.by_knob) if np.isfinite(value)]
-            if found and max(found) > truth * 1.9:
-                axes.text(0.98, 0.97, f"up to {max(found):.1f}", transform=axes.transAxes, ha="right", va="top")
+            _beyond(axes, found, -0.1, truth * 1.9)
         for axes in panels[::COLUMNS]:
             axes.set_ylabel("estimate, nats")
         entries = [([], colour, "o", "-", name) for name, (_, colour) in groups.items()]
@@ -158,7 +154,11 @@ def layers_figure(table: pd.DataFrame, rivals: Sequence[Rival]) -> Figure | None
             axes.set_xticks(places, [short(layer) for layer in layers])
             axes.set_title(title, loc="left")
             axes.set_ylabel("estimate, nats")
-            axes.set_xlim(-0.2, len(layers) - 0.8)
+            top = 1.4 * bounds.high.max()
+            axes.set(xlim=(-0.2, len(layers) - 0.8), ylim=(-0.2, top))
+            most = rows[rows.value > top].groupby("estimator", sort=False).value.max()
+            beyond = "; ".join(f"{short(name, 40)}: up to {value:.1f}" for name, value in most.items())
+            axes.text(0.02, 0.97, beyond, transform=axes.transAxes, va="top", color=SOFT)
         panels[0].fill_between([], [], [], color=SOFT, alpha=0.25, label="where the truth is")
         figure.legend(loc="outside right center")
         lay_out(figure)
@@ -198,6 +198,15 @@ def _pair() -> tuple[Figure, Axes, Axes]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.6, linewidth=0.6)
     return figure, left, right
+
+
+def _beyond(axes: Axes, values: Sequence[float], low: float, high: float) -> None:
+    """Set the limits of a panel, and tell what lies beyond them."""
+    axes.set_ylim(low, high)
+    if values and max(values) > high:
+        axes.text(0.98, 0.04, f"up to {max(values):.1f}", transform=axes.transAxes, ha="right", color=SOFT)
+    if values and min(values) < low:
+        axes.text(0.03, 0.9, f"down to −{-min(values):.1f}", transform=axes.transAxes, color=SOFT)
 
 
 def _key(axes: Axes, entries: Sequence[tuple[list[float], str, str, str, str]]) -> None:

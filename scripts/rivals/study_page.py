@@ -10,7 +10,19 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rivals.study_figures import agreement_figure, cost_figure, layers_figure, moves_figure, svg
-from rivals.study_words import OURS, Study, cells, claims, columns, losses, methods, problems, reading, readme_table
+from rivals.study_words import (
+    OURS,
+    Study,
+    cells,
+    claims,
+    columns,
+    layer_words,
+    losses,
+    methods,
+    problems,
+    reading,
+    readme_table,
+)
 
 PAGE, PICTURE = "comparison.html", "compare_estimators.png"
 
@@ -58,7 +70,7 @@ def page(study: Study, agreement: Figure) -> str:
         (
             f"Layers of {study.model}",
             "Labels as they are. The truth is surely in the grey band: below the entropy of the labels, and above what "
-            "a linear probe shows. An estimate outside of it is wrong.",
+            f"a linear probe shows. An estimate outside of it is wrong. {layer_words(study)}",
             layers_figure(study.table, rivals),
         ),
     ]

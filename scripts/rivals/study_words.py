@@ -196,6 +196,23 @@ def reading(study: Study) -> list[str]:
     ]
 
 
+def layer_words(study: Study) -> str:
+    """Set soft entropy of the model's layers beside the bounds of the truth, and beside its ceiling."""
+    ours = next(one for one in study.told if one.rival.name == OURS)
+    found = []
+    for part, words, values in (
+        ("languages", "Languages", ours.of_layers),
+        ("tags", "Parts of speech", ours.tag_values),
+    ):
+        rows = study.table[(study.table.part == part) & (study.table.x == 0) & (study.table.estimator == OURS)]
+        low, high, ceiling = (listed([*rows[name]]) for name in ("low", "high", "ceiling"))
+        found.append(
+            f"{words}, {' / '.join(rows.layer)}: soft entropy {listed(values)}, the truth at least {low} and at most "
+            f"{high}, mutual_information_max {ceiling}."
+        )
+    return f"{' '.join(found)} Between layers, geometry moves soft entropy as well as what they know."
+
+
 def losses(told: Sequence[Told]) -> list[str]:
     """List who does better than soft entropy, as it was published, by each measure of the table."""
     measures: dict[str, Callable[[Told], float]] = {

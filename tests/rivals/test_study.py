@@ -18,7 +18,7 @@ from rivals.real_states import RealStates
 from rivals.study import DIM, SEPARATION, Plan, ask_all, language_cases, soft_ceiling, synthetic_cases, tag_cases
 from rivals.study_page import PAGE, PICTURE, write
 from rivals.study_statistics import agreement, headline, tell
-from rivals.study_words import PAGE_ALONE, Study, cells, columns, losses, readme_table
+from rivals.study_words import PAGE_ALONE, Study, cells, columns, layer_words, losses, readme_table
 
 TINY = Plan(
     k=3, n=48, dims=(64, DIM), flips=(0.0, 0.5, 1.0), separations=(1.0, SEPARATION, 3.0), sizes=(24, 48, 60),
@@ -221,6 +221,13 @@ def test_who_beats_soft_entropy_is_listed_and_nobody_who_does_not(study):
     ]
     (line,) = (line for line in losses(told) if line.startswith("a slope nearer 1, noisy channel"))
     assert line == "a slope nearer 1, noisy channel: InfoNCE; CLUB"
+
+
+def test_layers_stand_beside_the_bounds_of_the_truth(study):
+    words = layer_words(study)
+    rows = study.table.query("part == 'tags' and x == 0 and estimator == 'soft entropy'")
+    assert f"Parts of speech, layer.1 / layer.2 / {HOSTILE}: soft entropy" in words
+    assert f"the truth at least {' / '.join(f'{low:.2f}' for low in rows.low)} and at most" in words
 
 
 def test_ceiling_is_soft_entropy_of_labels_that_are_all_different():
