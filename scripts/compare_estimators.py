@@ -17,6 +17,8 @@ times and memory alone.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -32,19 +34,28 @@ if TYPE_CHECKING:
 SKIP = 4
 
 
-def real_cases(model_path: str, data: Path, n_languages: int, plan: Plan) -> tuple[list[Case], tuple[str, ...]]:
+def real_cases(
+    model_path: str, data: Path, n_languages: int, plan: Plan
+) -> tuple[list[Case], tuple[str, ...], list[str]]:
     """Read the model's states of texts in several languages, and of words with their parts of speech.
 
     Returns:
-        The cases, and the languages.
+        The cases, the languages, and what is missing: parts of speech where their corpus cannot be fetched.
     """
     from rivals.real_states import read_states
     from rivals.real_texts import language_texts, tagged_texts
     from rivals.study import language_cases, tag_cases
     from saved_model import load
 
+    from softh_probe.errors import InputError
+
     texts, languages = language_texts(data, n_languages)
-    words, tags = tagged_texts(data.parent, plan.documents)
+    tagged, missing = None, []
+    try:
+        tagged = tagged_texts(data.parent, plan.documents)
+    except (InputError, subprocess.CalledProcessError) as error:
+        missing.append(f"parts of speech are left out: {error}")
+        print(missing[0], file=sys.stderr)
     model, tokenizer = load(model_path)
     n_layers = model.config.get_text_config().num_hidden_layers
     layers = [f"layer.{i}" for i in dict.fromkeys(1 + round((n_layers - 1) * depth) for depth in plan.depths)]
@@ -52,8 +63,8 @@ def real_cases(model_path: str, data: Path, n_languages: int, plan: Plan) -> tup
         read_states, model, tokenizer, layers=layers, most_positions=plan.n, max_length=128, seed=plan.seed, skip=SKIP
     )
     of_languages = read(texts[: plan.texts], languages[: plan.texts])
-    cases = [*language_cases(of_languages, plan), *tag_cases(read(words, tags), plan)]
-    return cases, of_languages.label_names
+    cases = [*language_cases(of_languages, plan), *(tag_cases(read(*tagged), plan) if tagged else ())]
+    return cases, of_languages.label_names, missing
 
 
 def compare(model_path: str, data: Path, out: Path, n_languages: int, workers: int, plan: Plan) -> None:
@@ -65,12 +76,12 @@ def compare(model_path: str, data: Path, out: Path, n_languages: int, workers: i
     from rivals.study_words import Study, readme_table
 
     start = time.perf_counter()
-    real, languages = real_cases(model_path, data, n_languages, plan)
+    real, languages, missing = real_cases(model_path, data, n_languages, plan)
     cases = [*synthetic_cases(plan), *real]
     rivals = line_up(plan.seed)
     table = ask_all(cases, rivals, workers=workers)
     seconds = time.perf_counter() - start
-    study = Study(table, tell(table, rivals, plan), plan, Path(model_path).stem, languages, seconds)
+    study = Study(table, tell(table, rivals, plan), plan, Path(model_path).stem, languages, seconds, missing)
     write(study, out)
     print(readme_table(study))
     print(f"{len(table):,} estimates of {len(cases)} data sets in {seconds:.0f} s; the page: {out / PAGE}")
@@ -86,10 +97,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="estimates at a time, of one core each")
     parser.add_argument("--quick", action="store_true", help="less of everything, for trying out")
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers: expected 1 or more, got {arguments.workers}")
     from rivals.study import QUICK, Plan
 
+    from softh_probe.errors import InputError
+
     plan = replace(QUICK if arguments.quick else Plan(), seed=arguments.seed)
-    compare(arguments.model, arguments.data, arguments.out, arguments.languages, arguments.workers, plan)
+    try:
+        compare(arguments.model, arguments.data, arguments.out, arguments.languages, arguments.workers, plan)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def page(study: Study, agreement: Figure) -> str:
         f"{study.model}",
         style=Markup(css),
         claims=claims(study),
-        problems=problems(study.told),
+        problems=problems(study),
         reading=reading(study),
         losses=losses(study.told),
         columns=["estimator", *columns(study)],

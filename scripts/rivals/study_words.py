@@ -27,6 +27,7 @@ class Study:
         model: its name.
         languages: names of the labels.
         seconds: that all of it took.
+        missing: what could not be measured at all, with the reason.
         n_anchors: of soft entropy.
     """
 
@@ -36,6 +37,7 @@ class Study:
     model: str
     languages: Sequence[str]
     seconds: float
+    missing: Sequence[str] = ()
     n_anchors: int = 100
 
     @property
@@ -59,8 +61,8 @@ def columns(study: Study) -> list[str]:
         "at I = 0: largest",
         "channel: ρ, R², slope",
         "clusters: ρ, R², slope",
-        f"languages, {headline(study.table, 'languages')}: ρ, R², slope",
-        f"parts of speech, {headline(study.table, 'tags')}: ρ, R², slope",
+        f"languages, {headline(study.table, 'languages') or 'none'}: ρ, R², slope",
+        f"parts of speech, {headline(study.table, 'tags') or 'none'}: ρ, R², slope",
         f"d = {' / '.join(f'{dim:,}' for dim in plan.dims)}",
         f"n = {sizes}",
         "setting × ½ / 1 / 2",
@@ -205,6 +207,8 @@ def layer_words(study: Study) -> str:
         ("tags", "Parts of speech", ours.tag_values),
     ):
         rows = study.table[(study.table.part == part) & (study.table.x == 0) & (study.table.estimator == OURS)]
+        if rows.empty:
+            continue
         low, high, ceiling = (listed([*rows[name]]) for name in ("low", "high", "ceiling"))
         found.append(
             f"{words}, {' / '.join(rows.layer)}: soft entropy {listed(values)}, the truth at least {low} and at most "
@@ -268,9 +272,10 @@ def methods(study: Study) -> list[str]:
     ]
 
 
-def problems(told: Sequence[Told]) -> list[str]:
-    """List what failed, with its reason."""
-    return [f"{one.rival.name}: {why} ({count})" for one in told for why, count in one.problems.items()]
+def problems(study: Study) -> list[str]:
+    """List what is missing and what failed, with its reason."""
+    failed = [(one.rival.name, *problem) for one in study.told for problem in one.problems.items()]
+    return [*study.missing, *(f"{name}: {why} ({count})" for name, why, count in failed)]
 
 
 def size_words(study: Study, *, small: bool = False) -> str:

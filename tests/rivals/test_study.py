@@ -16,9 +16,10 @@ from rivals.measuring import Measured, measure, save
 from rivals.ours import SoftEntropy
 from rivals.real_states import RealStates
 from rivals.study import DIM, SEPARATION, Plan, ask_all, language_cases, soft_ceiling, synthetic_cases, tag_cases
+from rivals.study_figures import layers_figure
 from rivals.study_page import PAGE, PICTURE, write
 from rivals.study_statistics import agreement, headline, tell
-from rivals.study_words import PAGE_ALONE, Study, cells, columns, layer_words, losses, readme_table
+from rivals.study_words import PAGE_ALONE, Study, cells, columns, layer_words, losses, problems, readme_table
 
 TINY = Plan(
     k=3, n=48, dims=(64, DIM), flips=(0.0, 0.5, 1.0), separations=(1.0, SEPARATION, 3.0), sizes=(24, 48, 60),
@@ -221,6 +222,15 @@ def test_who_beats_soft_entropy_is_listed_and_nobody_who_does_not(study):
     ]
     (line,) = (line for line in losses(told) if line.startswith("a slope nearer 1, noisy channel"))
     assert line == "a slope nearer 1, noisy channel: InfoNCE; CLUB"
+
+
+def test_what_is_missing_is_told_and_the_rest_is_there(study, rivals):
+    table = study.table[study.table.part != "tags"]
+    less = replace(study, table=table, told=tell(table, rivals, TINY), missing=[f"no tags: {HOSTILE}"])
+    assert problems(less)[0] == f"no tags: {HOSTILE}"
+    assert cells(less.told[0], less)[4] == "–, –, –"
+    assert "Parts of speech" not in layer_words(less)
+    assert layers_figure(table, rivals) is None
 
 
 def test_layers_stand_beside_the_bounds_of_the_truth(study):
