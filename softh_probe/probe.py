@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from softh_probe.accumulators.centers import ENOUGH, describe_centers, given_centers
+from softh_probe.accumulators.centers import ENOUGH, check_centers, describe_centers, given_centers
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.accumulators.states import require_settings, state_of_today
@@ -176,6 +176,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         if layers is not None:
             chosen = select_layers(layers, points.measured_places(self._recorder.n_blocks))
             self._settings["layers"], self._recorder.layers = chosen, frozenset(chosen)
+        if center:
+            check_centers(centers, self._layer_names(), list(filter(self._recorder.wants, self._layer_names())))
 
     def __repr__(self) -> str:
         sets, n_sets = abbreviated(self._source.rows.set_names, 8) or "none", self._settings["anchor_sets"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from softh_probe import ProbeResult, SoftEntropyProbe, sample_anchors, temperature
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, ProbeError
 from tests.helpers.probes import run, values_by_key
 
 SETTINGS = {"labels": ["input_unigram", "output_unigram"], "n_anchors": 20, "anchor_sets": 1}
@@ -153,6 +153,20 @@ def test_wrong_arguments_end_in_one_line(model, changes, message):
 
 
 def test_means_of_another_width_or_of_other_layers_are_named(model, texts):
-    probe = SoftEntropyProbe(model, **SETTINGS, center={"layer.1": torch.zeros(3)})
-    with pytest.raises(Exception, match=r"center: expected a vector of \d+ numbers for embeddings, got none"):
+    whole = run(SoftEntropyProbe(model, **SETTINGS, center=True), model, texts).centers
+    for centers, message in (
+        ({"layer.1": whole["layer.1"]}, "center: expected a vector for each measured layer, got none of embeddings"),
+        ({**whole, "foo": whole["layer.1"]}, "center: expected .* got one of 'foo', which is no layer"),
+    ):
+        with pytest.raises(InputError, match=message):
+            SoftEntropyProbe(model, **SETTINGS, center=centers)
+    probe = SoftEntropyProbe(model, **SETTINGS, center={**whole, "layer.1": torch.zeros(3)})
+    with pytest.raises(ProbeError, match=r"center: expected a vector of 24 numbers for layer.1, got one of 3"):
         run(probe, model, texts)
+
+
+def test_centred_rows_have_to_be_among_the_layers(model):
+    with pytest.raises(InputError, match="center: layers name no row of centered states; add one"):
+        SoftEntropyProbe(model, layers=["layer.1"], center=True)
+    with pytest.raises(InputError, match=r"layers: no layer 'layer.1.centered'.*rows of centered states need --center"):
+        SoftEntropyProbe(model, layers=["layer.1.centered"])

@@ -89,12 +89,31 @@ def language_texts(path: Path, k: int) -> tuple[list[str], list[str]]:
     """
     if not path.is_file():
         raise InputError(f"path: expected a file of JSON lines, got {path}; scripts/material.py --languages makes one")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [*_rows(path)]
     languages = list(dict.fromkeys(row["language"] for row in rows))
+    if len(languages) < 2:
+        raise InputError(f"path: expected texts in two languages or more, and {path} has {len(languages)}")
     if not 2 <= k <= len(languages):
-        raise InputError(f"k: expected 2 to {len(languages)} languages, which {path} has, got {k!r}")
+        raise InputError(f"languages: expected 2 to {len(languages)}, which {path} has, got {k!r}")
     chosen = [row for row in rows if row["language"] in languages[:k]]
     return [row["text"] for row in chosen], [row["language"] for row in chosen]
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Read JSON lines with strings as text and language; a line ends where a newline is, and nowhere else."""
+    with path.open(encoding="utf-8-sig", newline="\n", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"path: {path}, line {number}: expected JSON, got {line[:40]!r} ({error})") from None
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("text", "language")):
+                raise InputError(
+                    f"path: {path}, line {number}: expected text and language as strings, got {line[:60]!r}"
+                )
+            yield row
 
 
 def tagged_texts(cache_folder: Path, n_documents: int) -> tuple[list[str], list[list[Span]]]:

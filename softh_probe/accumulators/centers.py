@@ -9,7 +9,7 @@ Shape suffixes: N computed positions, C positions that wait, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.errors import InputError, short_repr
 from softh_probe.hashing import bytes_sha256
+from softh_probe.layer_places import CENTERED, is_centered
 
 #: Positions whose mean is taken without a warning: it is off by a thirtieth of the states' spread.
 ENOUGH = 1000
@@ -57,8 +58,30 @@ def given_centers(center: object) -> dict[str, Tensor]:
     found = {str(layer): torch.as_tensor(vector).detach().to("cpu", torch.float32) for layer, vector in center.items()}
     for layer, vector in found.items():
         if vector.ndim != 1 or not vector.isfinite().all():
-            raise InputError(f"center: {layer}: expected a vector of finite numbers, got {list(vector.shape)}")
+            got = "NaN or infinity" if vector.ndim == 1 else f"a tensor {list(vector.shape)}"
+            raise InputError(f"center: {layer}: expected a vector of finite numbers, got {got}")
     return found
+
+
+def check_centers(centers: Mapping[str, Tensor], rows: Sequence[str], wanted: Sequence[str]) -> None:
+    """Check that centred rows are measured, and that means of one's own are those of layers.
+
+    Args:
+        centers: the means, by name of the layer; none where they are those of the first states.
+        rows: all rows of the model, as far as they are known.
+        wanted: those that are measured.
+
+    Raises:
+        InputError: they are not.
+    """
+    layers = [row.removesuffix(f".{CENTERED}") for row in wanted if is_centered(row)]
+    if rows and not layers:
+        raise InputError("center: layers name no row of centered states; add one, as in layer.1.centered")
+    missing = [layer for layer in layers if layer not in centers]
+    unknown = [layer for layer in centers if layer not in rows]
+    if rows and centers and (missing or unknown):
+        what = f"none of {missing[0]}" if missing else f"one of {unknown[0]!r}, which is no layer"
+        raise InputError(f"center: expected a vector for each measured layer, got {what}")
 
 
 def describe_centers(centers: Mapping[str, Tensor], n: int | None) -> dict[str, Any]:

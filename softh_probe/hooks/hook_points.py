@@ -22,7 +22,7 @@ from softh_probe.hooks.layouts import is_sequence_module
 from softh_probe.hooks.model_argument import require_module
 from softh_probe.hooks.outputs import ModuleOutput, parse_modules
 from softh_probe.hooks.sites import Site, find_sites
-from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, centered_name, site_of
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, centered_name, is_centered, site_of
 
 #: Model types that have a causal language model.
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -333,7 +333,10 @@ def select_layers(names: Iterable[str | int] | None, places: Sequence[Sequence[s
             chosen.add(str(name))
         else:
             listed = abbreviated(available, 40)
-            raise InputError(f"layers: no layer {name!r}; expected any of {listed}, or indices of layers that have one")
+            hint = "; rows of centered states need --center" if is_centered(str(name)) else ""
+            raise InputError(
+                f"layers: no layer {name!r}; expected any of {listed}, or indices of layers that have one{hint}"
+            )
     return [layer for layer in available if layer in chosen]
 
 

@@ -43,7 +43,7 @@ from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
 from softh_probe.run.planned_feed import PlannedFeed
 from softh_probe.run.processes import ALONE, Processes, own_device
-from softh_probe.run.provenance import check_model, choices, policy_info, provenance, warnings
+from softh_probe.run.provenance import check_model, choices, policy_info, provenance, record_preset, warnings
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
@@ -123,6 +123,7 @@ def _run(
             config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
             feed = open_feed(config, source, processes, unfinished, documents=documents, progress=progress, kept=kept)
         known = Choices()
+        record_preset(config, known)
         record_max_length(given, config, known, n_longer=feed.n_longer)
         for choice in (*known, *feed.choices):
             logger.info("%s", choice)
@@ -202,6 +203,7 @@ def _run(
         return None
     with seconds("finish"):
         settings = Choices()
+        record_preset(config, settings)
         record_max_length(given, config, settings, n_longer=feed.n_longer)
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(policy_info(config, result.info["positions"], feed.n_defined))

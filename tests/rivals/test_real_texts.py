@@ -176,7 +176,7 @@ def test_texts_of_the_first_languages_are_read(tmp_path):
     path = tmp_path / "languages.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     assert language_texts(path, 2) == (["text 0", "text 1", "text 3", "text 4"], ["en", "cs", "en", "cs"])
-    with pytest.raises(InputError, match=r"^k: expected 2 to 3 languages, .* got 4"):
+    with pytest.raises(InputError, match=r"^languages: expected 2 to 3, .* got 4"):
         language_texts(path, 4)
     with pytest.raises(InputError, match=r"^path: expected a file of JSON lines"):
         language_texts(tmp_path / "nothing.jsonl", 2)
