@@ -20,7 +20,7 @@ from softh_probe.errors import InputError, short_repr
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS, Kind
 from softh_probe.estimators.variants import SEVERAL, Variant, several, variants
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
-from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites
+from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites, require_residual
 from softh_probe.positions import check_labels, parse_positions, positions_text
 from softh_probe.presets import Like, check_both_directions, preset_values
 
@@ -312,10 +312,8 @@ class RunConfig:
             )
 
     def _check_modules(self) -> None:
-        if self.center and RESIDUAL not in self.sites:
-            raise InputError(
-                f"center: it is of the residual stream, and sites are {', '.join(self.sites)}; add residual"
-            )
+        if self.center:
+            require_residual(self.sites)
         if self.modules is None:
             return
         if not self.modules:

@@ -63,6 +63,25 @@ def centered_name(row: str) -> str:
     return f"{row}.{CENTERED}"
 
 
+def layer_of(row: str) -> str:
+    """Name the row whose states a row of centered states is of; other rows are their own.
+
+    >>> layer_of("final_norm.centered"), layer_of("layer.1")
+    ('final_norm', 'layer.1')
+    """
+    return row.removesuffix(f".{CENTERED}")
+
+
+def require_residual(sites: Sequence[str]) -> None:
+    """Refuse centered states where the residual stream, whose states they are, is not measured.
+
+    Raises:
+        InputError: it is not among the sites.
+    """
+    if RESIDUAL not in sites:
+        raise InputError(f"center: it is of the residual stream, and sites are {', '.join(sites)}; add residual")
+
+
 def is_centered(name: str) -> bool:
     """Tell whether a row is one of states minus their mean."""
     return name.endswith(f".{CENTERED}")
@@ -241,7 +260,7 @@ def layer_index(name: str, n_blocks: int) -> int | None:
     >>> layer_index("final_norm", 12)
     13
     """
-    name = name.removesuffix(f".{CENTERED}")
+    name = layer_of(name)
     return {EMBEDDINGS: 0, FINAL_NORM: n_blocks + 1}.get(name, block_index(name))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from softh_probe.accumulators.centers import ENOUGH, check_centers, describe_centers, given_centers
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
+from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.states import require_settings, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.attached.pass_blocks import PassBlocks
@@ -27,7 +28,7 @@ from softh_probe.hooks.hook_points import find_hook_points, require_causal, sele
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
-from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_layers
+from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_layers, require_residual
 from softh_probe.models.origin import Origin
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
@@ -140,8 +141,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         if modules is not None and labels is DEFAULT_LABELS:
             labels = ()  # a module other than a language model need not have tokens
         centers, asked = given_centers(center), parse_sites(sites)
-        if center and RESIDUAL not in asked:
-            raise InputError(f"center: it is of the residual stream, and sites are {', '.join(asked)}; add residual")
+        if center:
+            require_residual(asked)
         points = find_hook_points(model, modules or {}, asked, centers=bool(center))
         if count == "unique_prefix":
             require_causal(points)
@@ -243,10 +244,11 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             raise ProbeError(
                 f"no position was counted: inside the probe's block, {how}{left_out}{self._source.why_nothing}"
             )
+        rows = self._source.rows.row_labels()
         first, *others = self._variants
-        result = self._result_of(self._sums, first)
+        result = self._result_of(self._sums, first, rows)
         for variant, sums in zip(others, self._sums.others, strict=True):
-            add_other(result, self._result_of(sums, variant))
+            add_other(result, self._result_of(sums, variant, rows))
         choices = Choices.from_json(self._recorder.choices_made())
         if centers := self.centers:
             result.info["center"] = self._describe_centers(centers, choices)
@@ -354,7 +356,7 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         settings["centers"] = centers
         sizes = self._source.rows.table_sizes
         first, *rest = (variant._asdict() for variant in self._variants)
-        others = [ModelSums(sizes, **one, **settings, with_directions=False) for one in rest]
+        others = [ModelSums(sizes, **one, **settings, alone=False) for one in rest]
         return ModelSums(sizes, **first, **settings, others=others)
 
     def _describe_centers(self, centers: Mapping[str, Tensor], choices: Choices) -> dict[str, Any]:
@@ -364,8 +366,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             choices.add("center", f"the mean of the first {n:,} positions", reason, certain=n >= ENOUGH)
         return describe_centers(centers, n)
 
-    def _result_of(self, sums: ModelSums, variant: Variant) -> ProbeResult:
-        rows, n_blocks = self._source.rows.row_labels(), self._recorder.n_blocks or None
+    def _result_of(self, sums: ModelSums, variant: Variant, rows: RowLabels) -> ProbeResult:
+        n_blocks = self._recorder.n_blocks or None
         sites = place_layers(self.layers, {"n_blocks": n_blocks}).sites
         return ProbeResult.from_layers(
             {name: layer_statistics(sums[name], rows) for name in self.layers},

@@ -15,7 +15,7 @@ frequencies that X has (`flipped_bounds`):
 
 H_b is the entropy of a coin. e' is exact, as changes do not look at X̂: Y equals X̂ where X̂ is right and nothing was
 changed, (1 − e)(1 − p), or where X̂ is wrong and X was changed to just that, e·p/(k − 1). At e = 0 both bounds are
-equal; at p = (k − 1)/k nothing is left of X. The accuracy is that of documents held out (`linear_probe_accuracy`); its
+equal; at p = (k − 1)/k nothing is left of X. The accuracy is that of documents held out (`held_out`); its
 own sampling error is not in the bounds.
 
 Each position is changed by itself. If whole documents were, there would be as many draws as documents, and frequencies
@@ -23,7 +23,7 @@ of Y would differ from those above; worse, states that tell which document they 
 changed, so that Y would depend on Z through more than X.
 
 **Labels of tokens** (parts of speech). States do not determine them, so the truth is in an interval: any q(x|z), here
-that of a linear probe, gives (Barber and Agakov 2003; `tag_bounds`)
+that of a linear probe, gives (Barber and Agakov 2003; `HeldOut.bounds`)
 
     H(X) ≥ I(X;Z) ≥ H(X) − CE,    CE = −E log q(X|Z) on documents held out
 
@@ -36,7 +36,6 @@ Shape suffixes: N positions, H those held out, R those of a batch, B texts of a 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +54,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from rivals.real_texts import Span, tag_labels
+from rivals.truths import changed, entropy_of_errors
 from softh_probe.errors import InputError, abbreviated
 from softh_probe.hooks.hook_points import HookPoints, find_hook_points, hidden_state
 from softh_probe.layer_places import block_name
@@ -150,9 +150,7 @@ def flip(labels_N: np.ndarray, k: int, p: float, seed: int) -> np.ndarray:
         InputError: labels are not of 0 … k − 1, or p is not a probability.
     """
     _require_channel(labels_N, k, p)
-    chance = np.random.default_rng(seed)
-    shift_N = np.where(chance.random(len(labels_N)) < p, chance.integers(1, k, size=len(labels_N)), 0)
-    return np.asarray((labels_N + shift_N) % k, dtype=np.int64)
+    return changed(labels_N, k, p, np.random.default_rng(seed))
 
 
 def flipped_bounds(labels_N: np.ndarray, k: int, p: float, accuracy: float) -> tuple[float, float]:
@@ -175,7 +173,7 @@ def flipped_bounds(labels_N: np.ndarray, k: int, p: float, accuracy: float) -> t
         raise InputError(f"accuracy: expected 0 to 1, got {accuracy!r}")
     entropy = _changed_entropy(labels_N, k, p)
     wrong = p + (1 - accuracy) * (1 - p * k / (k - 1))
-    return max(0.0, entropy - _fano(wrong, k)), max(0.0, entropy - _fano(p, k))
+    return max(0.0, entropy - entropy_of_errors(wrong, k)), max(0.0, entropy - entropy_of_errors(p, k))
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ class HeldOut:
         log_own_H = log_q_HK[np.arange(len(log_q_HK)), self.labels_H]
         others_H = (log_q_HK.sum(axis=1) - log_own_H) / (k - 1)
         cross_entropy = -float(((1 - p) * log_own_H + p * others_H).mean())
-        return max(0.0, entropy - cross_entropy), max(0.0, entropy - _fano(p, k))
+        return max(0.0, entropy - cross_entropy), max(0.0, entropy - entropy_of_errors(p, k))
 
 
 def held_out(states_ND: np.ndarray, labels_N: np.ndarray, document_N: np.ndarray, seed: int) -> HeldOut:
@@ -239,25 +237,10 @@ def held_out(states_ND: np.ndarray, labels_N: np.ndarray, document_N: np.ndarray
     return HeldOut(labels_N, labels_N[test], (1 - UNIFORM) * q_HK + UNIFORM / k)
 
 
-def linear_probe_accuracy(states_ND: np.ndarray, labels_N: np.ndarray, document_N: np.ndarray, seed: int) -> float:
-    """Give the accuracy of a linear probe on documents held out; arguments as in `held_out`."""
-    return held_out(states_ND, labels_N, document_N, seed).accuracy
-
-
-def tag_bounds(states_ND: np.ndarray, labels_N: np.ndarray, document_N: np.ndarray, seed: int) -> tuple[float, float]:
-    """Bound I(X;Z), in nats, of labels that states need not determine; arguments as in `held_out`."""
-    return held_out(states_ND, labels_N, document_N, seed).bounds()
-
-
 def _changed_entropy(labels_N: np.ndarray, k: int, p: float) -> float:
     """Compute H(Y) of labels that are changed with probability p, from the frequencies that they had."""
     before_K = np.bincount(labels_N, minlength=k) / len(labels_N)
     return float(entr((1 - p) * before_K + p * (1 - before_K) / (k - 1)).sum())
-
-
-def _fano(wrong: float, k: int) -> float:
-    """Compute H_b(e) + e log(k − 1): Fano's bound, and the entropy that a channel with p = e adds."""
-    return float(entr(wrong) + entr(1 - wrong)) + wrong * math.log(k - 1)
 
 
 def _require_channel(labels_N: np.ndarray, k: int, p: float) -> None:

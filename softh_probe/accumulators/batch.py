@@ -38,8 +38,8 @@ class BatchAccumulator:
     def __init__(self, dispatch: Dispatch) -> None:
         self.dispatch = dispatch
         self._dispatches: dict[torch.device, Dispatch] = {}
-        # On each device one for the sums of each number of products: they are added together.
-        self._on_device: dict[tuple[torch.device, int, int], DeviceAccumulator] = {}
+        # On each device one for the sums of each number of products, and of bins: they are added together.
+        self._on_device: dict[tuple[torch.device, int, int, int], DeviceAccumulator] = {}
 
     @property
     def changed(self) -> list[LayerSums]:
@@ -56,7 +56,7 @@ class BatchAccumulator:
         device = hidden.device
         if device not in self._dispatches:
             self._dispatches[device] = self.dispatch.to(device)
-        kind = (device, sums.n_sets, sums.n_anchors)
+        kind = (device, sums.n_sets, sums.n_anchors, len(sums.bins))
         if kind not in self._on_device:
             self._on_device[kind] = self._on_new_device(self._dispatches[device])
         with _without_autocast(device):
@@ -129,7 +129,7 @@ class DeviceAccumulator:
         if len(self._labels.bag_offsets) > 1:  # something counts
             self.add_rows(layers, rows)
         for b, adding in enumerate(self._bins):
-            if adding is not None:
+            if adding is not None and layers[0].bins:
                 adding.add_rows([sums.bins[b] for sums in layers], rows)
 
     def add_directions(self, sums: LayerSums, states: NormedStates) -> None:

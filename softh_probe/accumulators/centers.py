@@ -19,7 +19,7 @@ from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.layer_sums import LayerSums
 from softh_probe.errors import InputError, short_repr
 from softh_probe.hashing import bytes_sha256
-from softh_probe.layer_places import CENTERED, is_centered
+from softh_probe.layer_places import is_centered, layer_of
 
 #: Positions whose mean is taken without a warning: it is off by a thirtieth of the states' spread.
 ENOUGH = 1000
@@ -74,7 +74,7 @@ def check_centers(centers: Mapping[str, Tensor], rows: Sequence[str], wanted: Se
     Raises:
         InputError: they are not.
     """
-    layers = [row.removesuffix(f".{CENTERED}") for row in wanted if is_centered(row)]
+    layers = [layer_of(row) for row in wanted if is_centered(row)]
     if rows and not layers:
         raise InputError("center: layers name no row of centered states; add one, as in layer.1.centered")
     missing = [layer for layer in layers if layer not in centers]
@@ -96,9 +96,8 @@ def describe_centers(centers: Mapping[str, Tensor], n: int | None) -> dict[str, 
 
 def _mean(h_ND: Tensor, labels: Dispatch) -> Tensor:
     """Compute the mean [D], float32, of the positions that count or wait; those that are not finite are left out."""
-    n, device = len(h_ND), h_ND.device
-    weight_N = torch.zeros(n + labels.n_carried, dtype=torch.float64, device=device)
-    weight_N.index_fill_(0, labels.bag_positions[: labels.n_sequence_positions].long(), 1.0)
+    n = len(h_ND)
+    weight_N = labels.counted(n).double()
     if labels.held_positions is not None:
         weight_N.index_fill_(0, labels.held_positions, 1.0)
     is_finite_N = h_ND.isfinite().all(dim=1)

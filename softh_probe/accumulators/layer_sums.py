@@ -156,7 +156,7 @@ class LayerSums:
         tables = self.tables
         of_rows = (rows.retired_rows, rows.retired_buckets)
         tables.retire(*(torch.from_numpy(array).to(tables.device) for array in of_rows))
-        for sums, of_bin in zip(self.bins, rows.bins.values(), strict=True):
+        for sums, of_bin in zip(self.bins, rows.bins.values() if self.bins else (), strict=True):
             sums.retire(of_bin)
 
     def _load_documents(self, state: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,7 @@ from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.anchors import Anchors
 from softh_probe.estimators.given_anchors import GivenAnchors
 from softh_probe.estimators.projection import Projection
-from softh_probe.layer_places import CENTERED, RESIDUAL, SITES, is_centered
+from softh_probe.layer_places import RESIDUAL, SITES, is_centered, layer_of
 
 
 class ModelSums:
@@ -30,7 +31,7 @@ class ModelSums:
         n_anchors, calibration: of the anchors.
         anchor_sets, seed, anchors: as `SoftEntropyProbe` takes them.
         others: sums of the same positions with other anchors, of which every method takes care, too.
-        with_directions: whether unit vectors are summed.
+        alone: whether they stand for themselves; others have no sum of unit vectors and no bins of positions.
         centers: means that rows of centered states subtract, by name of the layer; those of their first states if none.
 
     Attributes:
@@ -51,12 +52,12 @@ class ModelSums:
         anchors: str | GivenAnchors,
         calibration: str | float,
         others: Sequence[ModelSums] = (),
-        with_directions: bool = True,
+        alone: bool = True,
         centers: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.measured: set[str] = set()
         self.others = tuple(others)
-        self._with_directions, self._given_centers = with_directions, centers
+        self._alone, self._given_centers = alone, centers
         self._sizes = sizes
         self._anchor_settings: dict[str, Any] = {
             "n_anchors": n_anchors,
@@ -156,7 +157,7 @@ class ModelSums:
     def centers(self, layers: Iterable[str]) -> dict[str, Tensor]:
         """Give the means that rows of centered states subtract [D], on the CPU, by name of the layer."""
         named = ((name, self._layers[name].center) for name in layers if name in self._layers)
-        return {name.removesuffix(f".{CENTERED}"): mean.cpu() for name, mean in named if mean is not None}
+        return {layer_of(name): mean.cpu() for name, mean in named if mean is not None}
 
     def require_same_centers(self, other: ModelSums) -> None:
         """Refuse sums of states that other means were subtracted from.
@@ -261,15 +262,16 @@ class ModelSums:
                 points_SMD = anchors.points_SMD.to(device)
                 self._projections[dim, device] = Projection(points_SMD, anchors.temperature)
         host = self._host if layer in self._on_host else None
+        sizes = self._sizes()
         sums = LayerSums(
             self._projections[dim, device],
             host=host,
-            sizes=self._sizes(),
-            with_direction=self._with_directions,
+            sizes=sizes if self._alone else replace(sizes, bins=()),
+            with_direction=self._alone,
             centers=is_centered(layer),
         )
         if sums.centers and self._given_centers:
-            sums.center = self._center_of(layer.removesuffix(f".{CENTERED}"), dim).to(device, copy=True)
+            sums.center = self._center_of(layer_of(layer), dim).to(device, copy=True)
         return sums
 
     def _center_of(self, layer: str, dim: int) -> Tensor:

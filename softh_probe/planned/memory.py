@@ -66,7 +66,7 @@ def place_sums(
         InputError: there is not as much memory as they take; the message says how many label
             rows would fit, and which label sets to leave out.
     """
-    of_bins = [_bytes_by_set(of_bin, n_anchors, anchor_sets) for of_bin in plan.bins.values()]
+    of_bins = [_bytes_by_set(of_bin, n_anchors[:1], anchor_sets) for of_bin in plan.bins.values()]
     sizes = _bytes_by_set(plan, n_anchors, anchor_sets)
     memory = _placed(
         sizes | ({BINS: sum(size for of_bin in of_bins for size in of_bin.values())} if of_bins else {}),

@@ -11,9 +11,7 @@ from rivals.real_states import (
     flip,
     flipped_bounds,
     held_out,
-    linear_probe_accuracy,
     read_states,
-    tag_bounds,
 )
 from rivals.truths import clusters, mean_directions, noisy_channel
 from scipy.special import softmax
@@ -233,7 +231,7 @@ def test_bounds_of_a_noisy_channel_hold_its_information():
     sent = noisy_channel(4, 32, 0.0)
     states, labels = sent.draw(3000, 0)
     documents = np.arange(3000) // 30
-    accuracy = linear_probe_accuracy(states, labels, documents, seed=0)
+    accuracy = held_out(states, labels, documents, seed=0).accuracy
     low, high = flipped_bounds(np.arange(4), 4, 0.3, accuracy)
     assert accuracy > 0.999
     assert low <= truth.information <= high + 1e-12
@@ -256,10 +254,10 @@ def drawn():
 def test_bounds_of_a_probe_hold_the_information_of_clusters(drawn):
     states, labels, documents, posterior = drawn
     truth = clusters(K, DIM, KAPPA).information
-    low, high = tag_bounds(states, labels, documents, seed=0)
+    low, high = held_out(states, labels, documents, seed=0).bounds()
     assert 0.9 * truth < low < truth + 0.02  # a linear probe can have the very posterior
     assert high == pytest.approx(math.log(K), abs=0.01)
-    accuracy = linear_probe_accuracy(states, labels, documents, seed=0)
+    accuracy = held_out(states, labels, documents, seed=0).accuracy
     assert accuracy == pytest.approx((posterior.argmax(axis=1) == labels).mean(), abs=0.03)
 
 
@@ -306,17 +304,17 @@ def test_a_probe_gains_nothing_by_knowing_the_documents_it_was_trained_on():
     documents = np.repeat(np.arange(60), 20)
     states = (10 * rng.standard_normal((60, 200))[documents] + rng.standard_normal((1200, 200))).astype(np.float32)
     labels = of_document[documents]
-    assert linear_probe_accuracy(states, labels, documents, seed=0) < 0.75
-    assert linear_probe_accuracy(states, labels, np.arange(1200), seed=0) > 0.99  # no document is held out
+    assert held_out(states, labels, documents, seed=0).accuracy < 0.75
+    assert held_out(states, labels, np.arange(1200), seed=0).accuracy > 0.99  # no document is held out
 
 
 def test_halves_are_drawn_by_the_seed_and_scales_of_dimensions_do_not_matter(drawn):
     states, labels, documents, _ = drawn
-    values = {seed: linear_probe_accuracy(states, labels, documents, seed) for seed in (0, 1)}
+    values = {seed: held_out(states, labels, documents, seed).accuracy for seed in (0, 1)}
     assert values[0] != values[1]
-    assert linear_probe_accuracy(states, labels, documents, 0) == values[0]
+    assert held_out(states, labels, documents, 0).accuracy == values[0]
     scaled = (states * np.logspace(-2, 3, DIM) + 5).astype(np.float32)
-    assert linear_probe_accuracy(scaled, labels, documents, 0) == pytest.approx(values[0], abs=2e-3)
+    assert held_out(scaled, labels, documents, 0).accuracy == pytest.approx(values[0], abs=2e-3)
 
 
 def test_a_label_that_the_probe_never_saw_costs_a_finite_number_of_nats(drawn):

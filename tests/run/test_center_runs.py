@@ -3,7 +3,6 @@
 import json
 import signal
 
-import pandas as pd
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from softh_probe.cli import main
 from softh_probe.errors import InputError
 from softh_probe.report.page import run_page
 from softh_probe.run import run
+from tests.helpers.comparisons import assert_same_but_corrections
 from tests.run.test_processes import SETTINGS, together
 from tests.run.test_snapshots import files_of, interrupt, stop_after  # noqa: F401 - a fixture
 
@@ -45,9 +45,7 @@ def test_an_interrupted_run_goes_on_with_the_same_mean(config, whole, tmp_path, 
 def test_two_processes_subtract_the_same_mean(config, whole, tmp_path):
     shared = config(**CENTERED, out=str(tmp_path / "shared"))
     assert [code for code, _ in together(shared, tmp_path)] == [0, 0]
-    found, expected = (one.to_pandas("nats") for one in (ProbeResult.load(shared.out), whole))
-    found, expected = (table[~table.metric.str.contains("corrected")] for table in (found, expected))
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-6, atol=1e-6)
+    assert_same_but_corrections(ProbeResult.load(shared.out).to_pandas("nats"), whole.to_pandas("nats"))
     assert ProbeResult.load(shared.out).info["center"] == whole.info["center"]
 
 
