@@ -6,12 +6,14 @@ if TYPE_CHECKING:
     from softh_probe.estimators.anchors import Anchors, sample_anchors
     from softh_probe.estimators.calibration import temperature
     from softh_probe.estimators.soft_entropy import soft_entropy, soft_mutual_information
+    from softh_probe.meter import SoftEntropyMeter
     from softh_probe.probe import SoftEntropyProbe
     from softh_probe.result import ProbeResult
 
 __all__ = [
     "Anchors",
     "ProbeResult",
+    "SoftEntropyMeter",
     "SoftEntropyProbe",
     "sample_anchors",
     "soft_entropy",
@@ -22,6 +24,7 @@ __all__ = [
 _MODULES = {
     "Anchors": "softh_probe.estimators.anchors",
     "ProbeResult": "softh_probe.result",
+    "SoftEntropyMeter": "softh_probe.meter",
     "SoftEntropyProbe": "softh_probe.probe",
     "sample_anchors": "softh_probe.estimators.anchors",
     "soft_entropy": "softh_probe.estimators.soft_entropy",

@@ -16,14 +16,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 from torch import distributed as dist
 
 from softh_probe.errors import InputError, ProbeError
+from softh_probe.measurement import Measurement
 from softh_probe.models.parallelism import Parallelism, find_parallelism
-from softh_probe.probe import SoftEntropyProbe
+
+#: A probe or a meter.
+Measured = TypeVar("Measured", bound=Measurement)
 
 #: What to do with processes that were fed the same tokens.
 REPEATED = ("refuse", "once", "count")
@@ -33,12 +36,12 @@ _SAME_TOKENS, _SAME_SUMS = 1e-3, 1e-6
 
 
 def gather(
-    probe: SoftEntropyProbe,
+    probe: Measured,
     group: dist.ProcessGroup | None = None,
     *,
     repeated: Literal["refuse", "once", "count"] = "refuse",
-) -> SoftEntropyProbe:
-    """Merge the probes of all processes into a new probe, which is the same in every process.
+) -> Measured:
+    """Merge the probes (or meters) of all processes into a new one, which is the same in every process.
 
     Every process of the group has to call this, even without documents. The states are broadcast one after the other,
     so that each process holds the labels of at most one other process at a time. Without process groups, the new probe
@@ -118,7 +121,7 @@ class _Share:
         return bool((self.sums - other.sums).abs().sum() <= tolerance * self.sums.sum())
 
 
-def _share(probe: SoftEntropyProbe) -> _Share:
+def _share(probe: Measurement) -> _Share:
     problem = None
     try:
         probe.check()
@@ -130,7 +133,7 @@ def _share(probe: SoftEntropyProbe) -> _Share:
         rank=dist.get_rank() if dist.is_available() and dist.is_initialized() else 0,
         problem=problem,
         settings=state["settings"],
-        parallelism=find_parallelism(probe.model),
+        parallelism=Parallelism() if probe.model is None else find_parallelism(probe.model),
         fed=(state["positions"], state["tokens"]),
         sums=sums[[0, -1]] if len(sums) else sums,
         sample=state["rows"]["sample"] if state["settings"]["labels"] else None,

@@ -245,6 +245,26 @@ def place_layers(names: Sequence[str], info: Mapping[str, Any]) -> LayerPlaces:
     return _placed(names, highest, rows, is_certain=is_whole and asked is None)
 
 
+def in_model_order(names: Sequence[str]) -> tuple[list[str], int | None]:
+    """Order rows as a probe does, and find the highest block among them; None, in the order given, if these are others.
+
+    >>> in_model_order(["final_norm", "layer.2", "layer.1", "layer.2.mlp"])
+    (['layer.1', 'layer.2.mlp', 'layer.2', 'final_norm'], 2)
+    >>> in_model_order(["fc2", "fc1"])
+    (['fc2', 'fc1'], None)
+    """
+    highest = max((block_index(name) or 0 for name in names), default=0)
+    if not highest or any(layer_index(name, highest) is None for name in names):
+        return list(names), None
+
+    def place(name: str) -> tuple[int, int, int]:
+        head = name.rpartition(".head.")[2]
+        of_head = int(head) if site_of(name) == "attention_heads" else 0
+        return layer_index(name, highest) or 0, SITES.index(site_of(name)), of_head
+
+    return sorted(names, key=place), highest
+
+
 def _placed(names: Sequence[str], n_blocks: int, rows: tuple[int, ...], *, is_certain: bool) -> LayerPlaces:
     """Place layers by name; names that are no layers' are those of modules."""
     found = [layer_index(name, n_blocks) for name in names]

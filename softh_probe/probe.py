@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, SupportsIndex
+from typing import Any, Literal, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from softh_probe.accumulators.centers import ENOUGH, check_centers, describe_centers, given_centers
-from softh_probe.accumulators.label_tables import mass
-from softh_probe.accumulators.model_sums import ModelSums
-from softh_probe.accumulators.row_labels import RowLabels
-from softh_probe.accumulators.states import require_settings, state_of_today
-from softh_probe.accumulators.statistics import layer_statistics
+from softh_probe.accumulators.centers import check_centers, given_centers
 from softh_probe.attached.pass_blocks import PassBlocks
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
-from softh_probe.by_anchors import add_other
-from softh_probe.choices import Choices
-from softh_probe.errors import InputError, ProbeError, abbreviated, one_line, require_string
-from softh_probe.estimators.given_anchors import given_anchors
+from softh_probe.errors import InputError, abbreviated, one_line
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Calibration
-from softh_probe.estimators.variants import Variant, alone_or_list, several, variants
 from softh_probe.hooks.forward_hooks import ForwardHooks
 from softh_probe.hooks.hook_points import find_hook_points, require_causal, select_layers
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
-from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_layers, require_residual
+from softh_probe.layer_places import RESIDUAL, parse_sites, require_residual
+from softh_probe.measurement import Measurement
 from softh_probe.models.origin import Origin
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
-from softh_probe.result import ProbeResult
 from softh_probe.run_steps import RunSteps
 
 #: Ways to count: every real position each time it is fed, or each distinct prefix once.
@@ -40,11 +30,8 @@ COUNTS = ("forwarded", "unique_prefix")
 
 DEFAULT_LABELS = ("input_unigram", "output_unigram")
 
-#: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
-MAX_INVALID_SHARE = 0.5
 
-
-class SoftEntropyProbe(PassBlocks, RunSteps):
+class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
     """Measure every layer of a model while something runs it.
 
     - `with probe:` is the block inside which forward passes are measured; the model runs there in evaluation mode.
@@ -116,6 +103,10 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
     #: Policies of positions by role that the code around the model tells of.
     _roles: tuple[str, ...] = ()
 
+    origin: Origin
+    _source: LabelSource
+    _recorder: Recorder
+
     def __init__(
         self,
         model: nn.Module,
@@ -154,24 +145,21 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         )
         source.lock = lock_of(points.entry)
         self._model, self._modules, self._plan = model, modules, plan
-        self._source, self._points = source, points
+        self._points = points
         self.origin = Origin(points.entry, skip_special_tokens)
-        if (given := given_anchors(anchors)) is not None:
-            n_anchors, anchor_sets = given.sizes(n_anchors, anchor_sets)
-        self._anchors, self._variants = given or anchors, variants(n_anchors, calibration)
-        estimator: dict[str, Any] = {
-            "n_anchors": alone_or_list(several("n_anchors", n_anchors)),
-            "anchor_sets": anchor_sets,
-            "seed": seed,
-            "anchors": given.setting if given else anchors,
-            "calibration": alone_or_list(several("calibration", calibration)),
-        }
         counted: dict[str, Any] = {"labels": [s.name for s in source.rows.label_sets], "layers": None, "count": count}
-        counted |= {"label_rows": label_rows, **rules.settings}
-        self._settings: dict[str, Any] = {**estimator, **counted, "sites": list(points.sites), "center": bool(center)}
-        self._center = center
-        self._sums = self._new_sums(anchor_sets, seed, centers)
-        self._told = Choices(warn=plan is None)  # a run reports them
+        counted |= {"label_rows": label_rows, **rules.settings, "sites": list(points.sites)}
+        super().__init__(
+            source,
+            n_anchors=n_anchors,
+            anchor_sets=anchor_sets,
+            seed=seed,
+            calibration=calibration,
+            anchors=anchors,
+            counted=counted,
+            center=center,
+            warn=plan is None,
+        )
         self._recorder = Recorder(source, self._sums, points)
         self._hooks = ForwardHooks(model, points, source, self._recorder)
         if layers is not None:
@@ -187,144 +175,12 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
             f"{n_sets} x {self._variants[0].n_anchors} anchors; {self._recorder.positions:,} positions counted>"
         )
 
-    # --- results ----------------------------------------------------------------------------------------------
+    # --- its model --------------------------------------------------------------------------------------------
 
     @property
     def model(self) -> nn.Module:
         """The model that is measured."""
         return self._model
-
-    @property
-    def positions(self) -> int:
-        """Positions counted so far."""
-        self._flush()
-        return self._recorder.positions
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of the layers, in the order of calls."""
-        return self._measured()
-
-    @property
-    def sums(self) -> Tensor:
-        """Running sums of soft assignments [n_layers, anchor_sets, n_anchors], float64, on the CPU."""
-        self._flush()
-        shape = (self._settings["anchor_sets"], self._variants[0].n_anchors)
-        if not self._sums.measured:
-            return torch.zeros(0, *shape, dtype=torch.float64)
-        return torch.stack([mass(self._sums[name].total, *shape).cpu() for name in self.layers])
-
-    @property
-    def centers(self) -> dict[str, Tensor]:
-        """The means that rows of centered states subtract [D], float32, on the CPU, by name of the layer."""
-        return self._sums.centers(self.layers)
-
-    def result(self, name: str | None = None, notes: str | None = None) -> ProbeResult:
-        """Compute entropies and information of every layer.
-
-        The result knows its model by a fingerprint of the weights, which takes seconds where there are billions.
-
-        Args:
-            name: what was measured, in a few words; pages are titled by it.
-            notes: whatever a reader of the result should know.
-
-        Raises:
-            ProbeError: nothing was counted, or a layer was not measured as it has to be.
-            InputError: the name or the notes are no string.
-        """
-        for argument, words in {"name": name, "notes": notes}.items():
-            if words is not None:
-                require_string(argument, words)
-        self.check()
-        if not self._recorder.positions:
-            left_out = self._recorder.left_out
-            how = "run the model in evaluation mode on sequences long enough for the label sets"
-            if left_out.were_in_training:
-                how = "the model was in training mode, and evaluations alone are measured; call model.eval() first"
-            raise ProbeError(
-                f"no position was counted: inside the probe's block, {how}{left_out}{self._source.why_nothing}"
-            )
-        rows = self._source.rows.row_labels()
-        first, *others = self._variants
-        result = self._result_of(self._sums, first, rows)
-        for variant, sums in zip(others, self._sums.others, strict=True):
-            add_other(result, self._result_of(sums, variant, rows))
-        choices = Choices.from_json(self._recorder.choices_made())
-        if centers := self.centers:
-            result.info["center"] = self._describe_centers(centers, choices)
-        result.record_limits(choices, told=self._told)
-        result.info.update({"choices": choices.to_json(), **self._source.positions_policy(self._recorder.positions)})
-        if self._plan is None:  # a run knows more of its model and its corpus
-            result.info.update(self.origin.describe(self._source.described_texts(), name=name, notes=notes))
-        return result
-
-    def check(self) -> None:
-        """Raise every problem so far, with the layers' names. Waits for the layers' devices.
-
-        Raises:
-            ProbeError: a layer was not measured as it has to be.
-        """
-        self._flush()
-        self._recorder.raise_problems()
-        positions = self._recorder.positions
-        for name in self.layers if positions else []:
-            invalid = positions - int(self._sums[name].total[-1])
-            if invalid > MAX_INVALID_SHARE * positions:
-                raise ProbeError(
-                    f"{name}: hidden states are zero or not finite at {invalid} of {positions} positions and "
-                    "so have no direction; try another dtype (float32, bfloat16) and check the weights"
-                )
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError("copy a probe's state_dict(), for the load_state_dict of a new one, not the probe")
-
-    # --- states -----------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Copy everything measured so far: plain values and tensors, for `load_state_dict` or to store."""
-        head, layers = self.state_parts()
-        return {**head, "layers": dict(layers)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from another probe's `state_dict`, in place of everything measured here.
-
-        Raises:
-            InputError: the state was measured with other settings, or by a version whose states are not read.
-        """
-        self._flush()
-        state = state_of_today(state)
-        require_settings(self._settings, state["settings"], "state")
-        expected = [name for name in self._layer_names() if self._recorder.wants(name)]
-        if state["layers"] and not set(expected) <= {*state["layers"], FINAL_NORM}:
-            raise InputError(f"state: expected layers {', '.join(expected)}, got {', '.join(state['layers'])}")
-        self._recorder.positions = state["positions"]
-        self._recorder.tokens = state["tokens"] + self._source.n_rejected
-        self._recorder.n_blocks = state["n_blocks"]
-        self._recorder.add_notes(state)
-        live_rows = self._source.rows.load_state_dict(state["rows"])
-        self._sums.load(state["layers"], None if live_rows is None else torch.from_numpy(live_rows))
-
-    def merge(self, other: SoftEntropyProbe) -> None:
-        """Add the measurement of another probe with the same settings on other text: a shard, a rank, a job.
-
-        Raises:
-            InputError: the other has other settings or other layers, or the run is planned.
-        """
-        if other is self:
-            raise InputError("merge: a probe cannot be merged with itself")
-        require_settings(self._settings, other._settings, "merge")
-        self._flush()
-        other._flush()
-        if self._sums.measured and other._sums.measured and self.layers != other.layers:
-            raise InputError(f"merge: expected layers {', '.join(self.layers)}, got {', '.join(other.layers)}")
-        ours, theirs = self._recorder, other._recorder
-        self._sums.require_same_centers(other._sums)
-        self._sums.merge(other._sums, self._source.rows.merge(other._source.rows))
-        ours.positions += theirs.positions
-        ours.tokens += other._tokens
-        ours.n_blocks = max(ours.n_blocks, theirs.n_blocks)
-        ours.problems += theirs.problems
-        ours.add_notes(theirs.notes())
 
     # --- attached to a model ----------------------------------------------------------------------------------
 
@@ -348,36 +204,27 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         """
         return self._source.context
 
+    def new_like(self) -> Self:
+        """Make a probe of the same model with the same settings that has measured nothing."""
+        plan = None if self._plan is None else self._plan.fresh()
+        settings = {**self._settings, "anchors": self._anchors, "center": self._center}
+        made = type(self)(self._model, modules=self._modules, plan=plan, **settings)
+        made.origin = self.origin.fresh()
+        return made
+
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _new_sums(self, anchor_sets: int, seed: int, centers: Mapping[str, Tensor]) -> ModelSums:
-        """Make the sums of every layer for each number of anchors and calibration."""
-        settings: dict[str, Any] = {"anchor_sets": anchor_sets, "seed": seed, "anchors": self._anchors}
-        settings["centers"] = centers
-        sizes = self._source.rows.table_sizes
-        first, *rest = (variant._asdict() for variant in self._variants)
-        others = [ModelSums(sizes, **one, **settings, alone=False) for one in rest]
-        return ModelSums(sizes, **first, **settings, others=others)
+    def _how_to_count(self) -> str:
+        left_out = self._recorder.left_out
+        how = "run the model in evaluation mode on sequences long enough for the label sets"
+        if left_out.were_in_training:
+            how = "the model was in training mode, and evaluations alone are measured; call model.eval() first"
+        return f"inside the probe's block, {how}{left_out}"
 
-    def _describe_centers(self, centers: Mapping[str, Tensor], choices: Choices) -> dict[str, Any]:
-        n = None if isinstance(self._center, Mapping) else self._recorder.centered_on
-        if n is not None:
-            reason = "fewer give a rougher mean; center={layer: vector} takes others"
-            choices.add("center", f"the mean of the first {n:,} positions", reason, certain=n >= ENOUGH)
-        return describe_centers(centers, n)
+    def _described(self, name: str | None, notes: str | None) -> dict[str, Any]:
+        if self._plan is not None:  # a run knows more of its model and its corpus
+            return {}
+        return self.origin.describe(self._source.described_texts(), name=name, notes=notes)
 
-    def _result_of(self, sums: ModelSums, variant: Variant, rows: RowLabels) -> ProbeResult:
-        n_blocks = self._recorder.n_blocks or None
-        sites = place_layers(self.layers, {"n_blocks": n_blocks}).sites
-        return ProbeResult.from_layers(
-            {name: layer_statistics(sums[name], rows) for name in self.layers},
-            rows,
-            settings={**self._settings, **variant._asdict()},
-            anchors=sums.describe_anchors(dict(zip(self.layers, sites, strict=True))),
-            n_blocks=n_blocks,
-            positions=self._recorder.positions,
-            tokens=self._tokens,
-        )
-
-    def _flush(self) -> None:
-        self._recorder.flush()
+    def _layer_names(self) -> list[str]:
+        return self._points.layer_names(self._recorder.n_blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.influence_sums import InfluenceSums
 from softh_probe.accumulators.model_sums import ModelSums
-from softh_probe.accumulators.states import STATE_VERSION
 from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
@@ -30,7 +29,6 @@ class RunSteps:
     _plan: AnnouncedRows | None
     _settings: dict[str, Any]
     _anchors: object
-    _center: object
     _source: LabelSource
     _points: HookPoints
     _sums: ModelSums
@@ -99,40 +97,8 @@ class RunSteps:
         finally:
             self._recorder.make_accumulator = BatchAccumulator
 
-    def state_parts(self) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
-        """Give a `state_dict` in parts: all but the layers, and each of those in turn, copied when it is due."""
-        self._recorder.flush()
-        head = {
-            "version": STATE_VERSION,
-            "settings": dict(self._settings),
-            "positions": self._recorder.positions,
-            "tokens": self._tokens,
-            "n_blocks": self._recorder.n_blocks,
-            "rows": self._source.rows.state_dict(),
-            **self._recorder.notes(),
-        }
-        return head, self._sums.state(self._measured())
-
-    def new_like(self) -> Self:
-        """Make a probe of the same model with the same settings that has measured nothing."""
-        plan = None if self._plan is None else self._plan.fresh()
-        settings = {**self._settings, "anchors": self._anchors, "center": self._center}
-        made = type(self)(self._model, modules=self._modules, plan=plan, **settings)  # type: ignore[call-arg]
-        made.origin = self.origin.fresh()
-        return made
-
     # --- parts ------------------------------------------------------------------------------------------------
-
-    @property
-    def _tokens(self) -> int:
-        """Tokens counted so far, without drafts that were rejected."""
-        return self._recorder.tokens - self._source.n_rejected
-
-    def _layer_names(self) -> list[str]:
-        return self._points.layer_names(self._recorder.n_blocks)
 
     def _measured(self) -> list[str]:
         """Name the layers that have sums, or will have them, in the order of calls."""
-        self._recorder.flush()
-        measured = self._sums.measured
-        return [name for name in self._layer_names() if (name in measured if measured else self._recorder.wants(name))]
+        raise NotImplementedError

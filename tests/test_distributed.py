@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-from softh_probe import SoftEntropyProbe
+from softh_probe import SoftEntropyMeter, SoftEntropyProbe
 from softh_probe.distributed import gather
 from softh_probe.errors import InputError, ProbeError
 from tests.helpers.models import tiny_llama
@@ -186,6 +186,21 @@ def samples_of_labels(rank, folder):
     return gather(measured(tiny_llama(), TEXTS[rank::WORLD], label_rows=20))
 
 
+def metered(numbers):
+    """A meter that is fed the first 7 tokens of texts, then their others."""
+    states = torch.randn(*TEXTS.shape, 8, generator=torch.Generator().manual_seed(1))
+    meter = SoftEntropyMeter(labels=LABELS, anchor_sets=1)
+    for part in (slice(0, 7), slice(7, 12)):
+        for i in numbers:
+            h, ids = states[i, part], TEXTS[i, part]
+            meter.update({"fc": h}, input_ids=ids, sequence=i, position=part.start, parity=i % 2)
+    return meter
+
+
+def meters(rank, folder):
+    return gather(metered(range(rank, len(TEXTS), WORLD)))
+
+
 def worker(rank: int, folder: str) -> None:
     """Run one of the processes."""
     torch.set_num_threads(1)
@@ -193,7 +208,7 @@ def worker(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}  # transformers asks for them
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     found = {}
-    for run in (*RIGHT, *REFUSED, counted_each, samples_of_labels):
+    for run in (*RIGHT, *REFUSED, counted_each, samples_of_labels, meters):
         try:
             everything = run(rank, at)
         except (ProbeError, InputError) as error:
@@ -275,6 +290,19 @@ def test_samples_of_labels_are_gathered_to_one(found):
             ours = state["open"][rows["rows"][x][sampled]]
             theirs = expected["layers"][layer]["open"][every["rows"][x][there][sampled]]
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_meters_are_gathered_as_probes_are(found):
+    expected = metered(range(len(TEXTS)))
+    for rank in range(WORLD):
+        ours = SoftEntropyMeter(labels=LABELS, anchor_sets=1)
+        ours.load_state_dict(found[rank]["meters"])
+        assert ours.positions == expected.positions == 8 * 11
+        torch.testing.assert_close(ours.sums, expected.sums)
+        one, other = (m.result().conditional_entropy("parity") for m in (ours, expected))
+        assert one["count"].tolist() == other["count"].tolist() == [44, 44]
 
 
 def test_an_unknown_choice_is_named(model):

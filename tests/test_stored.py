@@ -474,8 +474,8 @@ def test_every_checkpoint_of_a_stored_sweep_is_a_result(folder):
 # --- paths ----------------------------------------------------------------------------------------------------
 
 PATHS = [
-    *(f"softh_probe.{name}" for name in ("Anchors", "ProbeResult", "SoftEntropyProbe", "sample_anchors")),
-    *(f"softh_probe.{name}" for name in ("soft_entropy", "soft_mutual_information", "temperature")),
+    *(f"softh_probe.{name}" for name in ("Anchors", "ProbeResult", "SoftEntropyMeter", "SoftEntropyProbe")),
+    *(f"softh_probe.{name}" for name in ("sample_anchors", "soft_entropy", "soft_mutual_information", "temperature")),
     "softh_probe.cli.main",
     "softh_probe.config.RunConfig",
     "softh_probe.distributed.gather",
@@ -508,4 +508,4 @@ def test_soft_entropy_of_the_package_is_the_function():
     importlib.import_module("softh_probe.estimators.soft_entropy")
     one_direction = torch.ones(5, 8)
     assert 0 < softh_probe.soft_entropy(one_direction, n_anchors=10).item() < 1
-    assert set(softh_probe.__all__) == {path.split(".")[1] for path in PATHS[:7]}
+    assert set(softh_probe.__all__) == {path.split(".")[1] for path in PATHS[:8]}

@@ -136,6 +136,21 @@ class DecodeStep:
     shape: tuple[int, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Regrouping:
+    """Waiting positions that are kept under another number from now on: other sequences are fed together.
+
+    Attributes:
+        number: the new one.
+        parts: numbers so far, and int64 places of the positions among those kept under each, in their new order.
+        emptied: numbers under which nothing is kept any more.
+    """
+
+    number: int
+    parts: tuple[tuple[int, Tensor], ...]
+    emptied: tuple[int, ...] = ()
+
+
 class MergeMap(NamedTuple):
     """Map the rows and the sample of another part of the data to rows and slots here.
 

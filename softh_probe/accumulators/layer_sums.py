@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.dispatch import MergeMap
+from softh_probe.accumulators.dispatch import MergeMap, Regrouping
 from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.label_tables import LabelTables, columns
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
@@ -117,6 +117,17 @@ class LayerSums:
                 self.documents = torch.cat([self.documents, more])
         if emptied is not None:
             self.documents.index_fill_(0, emptied, 0.0)
+
+    def regroup(self, moved: Regrouping) -> None:
+        """Keep waiting positions under another number; see `Regrouping`."""
+        for waiting in (self.waiting, self.waiting_units):
+            parts = [
+                waiting[old].index_select(0, places.to(self.device)) for old, places in moved.parts if old in waiting
+            ]
+            if parts:
+                waiting[moved.number] = torch.cat(parts)
+        for number in moved.emptied:
+            self.drop(number)
 
     def drop(self, number: int) -> None:
         """Discard the waiting positions of sequences that ended."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.dispatch import Dispatch, MergeMap
+from softh_probe.accumulators.dispatch import Dispatch, MergeMap, Regrouping
 from softh_probe.accumulators.host_offload import HostWorker
 from softh_probe.accumulators.layer_sums import CENTER, LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
@@ -130,6 +130,11 @@ class ModelSums:
         for number in numbers:
             for sums in self._all():
                 sums.drop(number)
+
+    def regroup(self, moved: Regrouping) -> None:
+        """Keep waiting positions of all layers under another number."""
+        for sums in self._all():
+            sums.regroup(moved)
 
     def move_rows(
         self, dispatch: Dispatch, changed: Collection[LayerSums] = (), added: Collection[LayerSums] = ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,12 @@ class FedTexts:
             is_known = sequences.past_known and sequences.texts is None
             sequences.texts = OpenTexts(self, sequences.documents_B, is_known=is_known)
             self._open[sequences.number] = sequences
+
+    def take_over(self, sequences: CachedSequences, emptied: Iterable[int]) -> None:
+        """Follow sequences that were fed with others so far; none is left under the numbers that are emptied."""
+        self._open[sequences.number] = sequences
+        for number in emptied:
+            self._open.pop(number, None)
 
     def end(self, numbers: Iterable[int]) -> None:
         """End the texts of sequences, by the sequences' numbers."""
@@ -201,6 +207,14 @@ class OpenTexts:
         self._all = all_texts
         self._texts_B = [_Text(int(number), is_known=is_known) for number in numbers_B]
         self.has_new_B = np.zeros(len(numbers_B), dtype=bool)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[tuple[OpenTexts, int]], all_texts: FedTexts) -> OpenTexts:
+        """Follow rows that others have followed so far."""
+        made = cls(all_texts, np.zeros(0, dtype=np.int64))
+        made._texts_B = [texts._texts_B[row] for texts, row in rows]  # noqa: SLF001 - of its own class
+        made.has_new_B = np.array([texts.has_new_B[row] for texts, row in rows], dtype=bool)
+        return made
 
     def copy(self, all_texts: FedTexts) -> OpenTexts:
         """Copy these, for digests of their own."""

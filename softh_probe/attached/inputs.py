@@ -24,6 +24,8 @@ class TokenBatch:
         mask_known: whether a mask or a hint says which positions are real.
         starts_BT: bool, True where another text begins in the middle of a row; None where none does.
         counted_BT: bool, where the policies of positions hold; None: everywhere. Labels see other positions too.
+        places_BT: int64, number of each real token among the hidden states; None: these are [B, T] as the tokens are.
+        n_states: hidden states, where places are given.
     """
 
     real_BT: np.ndarray
@@ -31,6 +33,19 @@ class TokenBatch:
     mask_known: bool = True
     starts_BT: np.ndarray | None = None
     counted_BT: np.ndarray | None = None
+    places_BT: np.ndarray | None = None
+    n_states: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Leading dimensions of the hidden states."""
+        n_sequences, n_tokens = self.real_BT.shape
+        return (n_sequences, n_tokens) if self.places_BT is None else (1, self.n_states)
+
+    def places(self, row_N: np.ndarray, column_N: np.ndarray) -> np.ndarray:
+        """Number tokens, by row and column, among the hidden states [N]."""
+        found: np.ndarray = row_N * self.real_BT.shape[1] + column_N
+        return found if self.places_BT is None else self.places_BT[row_N, column_N]
 
 
 @dataclass(frozen=True, kw_only=True)

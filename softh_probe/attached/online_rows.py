@@ -6,6 +6,7 @@ all n-grams fit, a sample of them is followed (`live_labels`). The user's own la
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -161,17 +162,18 @@ class OnlineRows:
         """
         past = sequences.extend(fed, own, self.unique_prefixes)
         self.rules.mark(sequences, past)
+        fed_column_BL = sequences.pack() - past
         if not tentative:
             self._pass_over(sequences)
         defined_BL, may_be_BL = sequences.defined(self._before, self._after)
-        row_N, column_N = np.nonzero((defined_BL | may_be_BL)[:, past:] if waits else defined_BL[:, past:])
-        n_tokens = fed.real_BT.shape[1]
+        row_N, column_N = np.nonzero((defined_BL | may_be_BL if waits else defined_BL) & (fed_column_BL >= 0))
+        n_fed = math.prod(fed.shape)
         row_N, column_N, place_N = (
             np.concatenate(parts)
             for parts in (
                 (row_N, sequences.waiting_rows),
-                (column_N + past, sequences.waiting_columns),
-                (row_N * n_tokens + column_N, fed.real_BT.size + sequences.waiting_places),
+                (column_N, sequences.waiting_columns),
+                (fed.places(row_N, fed_column_BL[row_N, column_N]), n_fed + sequences.waiting_places),
             )
         )
         counts_N = defined_BL[row_N, column_N]
@@ -249,7 +251,7 @@ class OnlineRows:
         by_sequence = np.argsort(row_N, kind="stable")
         slots_B, emptied = self.documents.take(sequences, row_N, own)
         batch = build_dispatch(
-            shape=(fed.real_BT.shape[0], fed.real_BT.shape[1]),
+            shape=fed.shape,
             n_tokens=int(fed.real_BT.sum()),
             n_counted=len(place_N),
             sequences=in_pieces(row_N[by_sequence], place_N[by_sequence]),

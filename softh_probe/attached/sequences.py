@@ -30,7 +30,8 @@ RESERVED_COLUMNS = ("real", "ids", "segment", "counted", "place", "passed")
 #: No counted position of a sequence has had a label yet.
 NOT_YET = -2
 
-_OF_DOCUMENTS = ("documents_B", "units_B", "groups_B", "document_keys_B", "is_new_B", "is_new_unit_B")
+#: Attributes that tell the documents of sequences.
+OF_DOCUMENTS = ("documents_B", "units_B", "groups_B", "document_keys_B", "is_new_B", "is_new_unit_B")
 
 #: SplitMix64 steps of the two 64-bit halves of a prefix key.
 _STEPS = np.array([GOLDEN, 0xD1B54A32D192ED03], dtype=np.uint64)
@@ -61,6 +62,8 @@ class CachedSequences:
             assignments, among n_held.
         n_columns: all columns fed so far.
         past_known: False if earlier tokens were fed outside the probe's block.
+        is_packed: whether each row's real tokens stand at its end, where later ones follow them: rows grow by different
+            numbers of tokens, and no cache counts columns.
         number: under which layers keep what waits.
         texts: digests of what the sequences are fed; None where nobody asks for them.
     """
@@ -84,6 +87,7 @@ class CachedSequences:
     n_columns: int = 0
     n_queued: int = 0
     past_known: bool = True
+    is_packed: bool = False
     number: int = field(default_factory=_numbers.__next__)
     texts: OpenTexts | None = None
 
@@ -114,7 +118,7 @@ class CachedSequences:
         self.prefixes_BL2 = None if self.prefixes_BL2 is None else self.prefixes_BL2[rows]
         self.keys_B, self.drawn_keys_B = self.keys_B[rows], self.drawn_keys_B[rows]
         self.n_before_B = self.n_before_B[rows]
-        for name in _OF_DOCUMENTS:
+        for name in OF_DOCUMENTS:
             setattr(self, name, getattr(self, name)[rows])
         self.labels_B = {name: labels_B[rows] for name, labels_B in self.labels_B.items()}
         if "passed" in self.columns:
@@ -161,6 +165,18 @@ class CachedSequences:
         if with_prefixes:
             self._extend_prefixes(past)
         return past
+
+    def pack(self) -> np.ndarray:
+        """Move each row's real tokens to its end, if rows are packed; return where each column was: [B, L]."""
+        if not self.is_packed:
+            return np.broadcast_to(np.arange(self.shape[1]), self.shape)
+        order_BL = np.argsort(self.real, axis=1, kind="stable")
+        column_BL = np.argsort(order_BL, axis=1)
+        n_empty = self.shape[1] - int(self.real.sum(axis=1).max(initial=0))
+        before_BL: np.ndarray = order_BL[:, n_empty:]
+        self.columns = {name: np.take_along_axis(values, before_BL, axis=1) for name, values in self.columns.items()}
+        self.waiting_columns = column_BL[self.waiting_rows, self.waiting_columns] - n_empty
+        return before_BL
 
     def trim(self) -> None:
         """Remove the oldest columns, up to the first that waits."""

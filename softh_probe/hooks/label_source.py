@@ -2,7 +2,7 @@
 
 There are two: `softh_probe.planned.announced.AnnouncedBatches`, for a corpus that is known beforehand, and
 `softh_probe.attached.tracker.InputTracker`, for a model that other code runs. Probe, hooks and recorder use this
-interface alone.
+interface alone. A meter has no forward passes, but the rest: `softh_probe.attached.open_sequences.OpenSequences`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
-from softh_probe.accumulators.dispatch import DecodeStep, Dispatch, MergeMap
+from softh_probe.accumulators.dispatch import DecodeStep, Dispatch, MergeMap, Regrouping
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.choices import Choices
@@ -61,8 +61,8 @@ class LabelRows(Protocol):
         ...
 
 
-class LabelSource(Protocol):
-    """The labels of each forward pass.
+class BatchSource(Protocol):
+    """The labels of each batch, as far as recorders and results ask of them.
 
     Attributes:
         n_rejected: positions that were counted as fed and taken back since.
@@ -89,6 +89,34 @@ class LabelSource(Protocol):
     def fails_fast(self) -> bool:
         """Whether an unforeseen error stops the forward pass, or is kept for the end of the block."""
         ...
+
+    def positions_policy(self, n_left: int) -> dict[str, Any]:
+        """Give the entry of a result's `info` on the policies of positions; nothing where none was asked for.
+
+        Args:
+            n_left: positions that count.
+        """
+        ...
+
+    def described_texts(self) -> dict[str, Any]:
+        """Give the entry `corpus` of a result's `info`, the digests of what was fed; nothing where a run knows it."""
+        ...
+
+    def flush(self) -> None:
+        """Make all positions ready that can be counted without another forward pass."""
+        ...
+
+    def take_ready(self) -> Sequence[Dispatch | Regrouping]:
+        """Take the dispatches of decode steps and waiting positions, in the order in which they are to be applied."""
+        ...
+
+    def take_ended(self) -> list[int]:
+        """Take the numbers of sequences that ended, whose waiting positions never count."""
+        ...
+
+
+class LabelSource(BatchSource, Protocol):
+    """The labels of each forward pass."""
 
     @property
     def is_paused(self) -> bool:
@@ -161,32 +189,8 @@ class LabelSource(Protocol):
         """Whether masks or labels are not the same for all positions of the forward pass that began last."""
         ...
 
-    def positions_policy(self, n_left: int) -> dict[str, Any]:
-        """Give the entry of a result's `info` on the policies of positions; nothing where none was asked for.
-
-        Args:
-            n_left: positions that count.
-        """
-        ...
-
-    def described_texts(self) -> dict[str, Any]:
-        """Give the entry `corpus` of a result's `info`, the digests of what was fed; nothing where a run knows it."""
-        ...
-
     def finish(self, output: Any) -> None:
         """End the forward pass that began last; `output` is None where it failed."""
-        ...
-
-    def flush(self) -> None:
-        """Make all positions ready that can be counted without another forward pass."""
-        ...
-
-    def take_ready(self) -> list[Dispatch]:
-        """Take the dispatches of decode steps and waiting positions, in the order in which they are to be applied."""
-        ...
-
-    def take_ended(self) -> list[int]:
-        """Take the numbers of sequences that ended, whose waiting positions never count."""
         ...
 
     def reset(self) -> None:

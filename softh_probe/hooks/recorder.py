@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softh_probe.accumulators.batch import BatchAccumulator
-from softh_probe.accumulators.centers import n_positions
 from softh_probe.accumulators.dispatch import DecodeStep, Dispatch
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
 from softh_probe.errors import ProbeError
+from softh_probe.hooks.batch_recorder import BatchRecorder
 from softh_probe.hooks.callers import modules_that_run
 from softh_probe.hooks.forward_pass import ForwardPass, ThreadsPass
 from softh_probe.hooks.hook_points import HookPoints, count_calls, hidden_state
@@ -29,7 +28,7 @@ from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, block_name
 PATIENCE_S = 600.0
 
 
-class Recorder:
+class Recorder(BatchRecorder):
     """Add the hidden states of each forward pass to the sums of their layers, where the label source says.
 
     Hooks call `begin`, then `hidden`, `block` or `norm` for each layer, then `end`. Nothing here raises into the model
@@ -43,28 +42,20 @@ class Recorder:
 
     Attributes:
         layers: names of the layers to measure; None measures all.
-        n_blocks: block calls of a forward pass, as far as they are known.
-        positions, tokens: counted so far.
         left_out: forward passes that did not count.
-        problems: errors so far, as one line each.
-        choices: what was chosen for the user; warned of at once.
-        make_accumulator: makes the accumulator of each batch that is fed.
-        centered_on: positions whose mean is subtracted in rows of centered states; 0 before any.
     """
 
+    _source: LabelSource
+
     def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
+        super().__init__(source, sums, centers=points.centers)
         self.layers: Collection[str] | None = None
         self.n_blocks = count_calls(points)
-        self.positions = self.tokens = self.centered_on = 0
         self.left_out = LeftOut()
-        self.problems: list[str] = []
-        self.choices = source.choices
-        self.make_accumulator: Callable[[Dispatch], BatchAccumulator] = BatchAccumulator
-        self._source, self._sums, self._points = source, sums, points
+        self._points = points
         self._readers = {
             layer: OutputReader(layer, output, points.entry, self.choices) for layer, output in points.outputs.items()
         }
-        self._steps: dict[str, list[Tensor]] = {}
         self._thread = ThreadsPass()
         self._checks = PassChecks(points, finds_layout=bool(self._readers))
 
@@ -218,12 +209,9 @@ class Recorder:
         try:
             hidden = self._states(layer, value, current)
             if isinstance(current.labels, DecodeStep):
-                step = hidden.detach().clone()
-                for row in wanted:
-                    self._steps.setdefault(row, []).append(step)
-                return
-            for row in wanted:
-                self._add(current.accumulator, row, hidden)
+                self._queue_step(wanted, hidden)
+            else:
+                self._add(current.accumulator, wanted, hidden)
         except Exception as problem:
             self.note(problem, layer)
 
@@ -258,24 +246,6 @@ class Recorder:
         self._source.reset()
         self.drain()
 
-    def flush(self) -> None:
-        """Count all that can be counted without another forward pass; one in another thread is waited for."""
-        with self._source.lock:
-            self._source.flush()
-            self.drain()
-
-    def drain(self) -> None:
-        """Apply the dispatches that are ready, then drop the waiting positions of sequences that ended."""
-        ended = self._source.take_ended()
-        for dispatch in self._source.take_ready():
-            accumulator = BatchAccumulator(dispatch)
-            if dispatch.shape[1]:
-                self._add_steps(accumulator)
-            else:
-                self._add_waiting(accumulator)
-            self._finish(accumulator)
-        self._sums.drop(ended)
-
     # --- what results say of it -------------------------------------------------------------------------------
 
     def choices_made(self) -> list[dict[str, Any]]:
@@ -285,23 +255,14 @@ class Recorder:
     def notes(self) -> dict[str, Any]:
         """Give choices and counts as JSON values, for `add_notes`."""
         left_out = self.left_out.to_json()
-        found: dict[str, Any] = {"choices": self.choices.to_json(), **({"left_out": left_out} if left_out else {})}
-        return {**found, **({"centered_on": self.centered_on} if self.centered_on else {})}
+        return {**super().notes(), **({"left_out": left_out} if left_out else {})}
 
     def add_notes(self, notes: Mapping[str, Any]) -> None:
         """Add those of another part of the same measurement; states of earlier versions have none."""
-        self.choices.update(Choices.from_json(notes.get("choices", ())))
+        super().add_notes(notes)
         self.left_out.update(notes.get("left_out", {}))
-        self.centered_on = self.centered_on or notes.get("centered_on", 0)
 
     # --- problems ---------------------------------------------------------------------------------------------
-
-    def note(self, problem: Exception, where: str) -> None:
-        """Keep a problem for the end of the block: an evaluation does not fail because it is measured."""
-        known = isinstance(problem, ProbeError)
-        if self._source.fails_fast and not known:
-            raise problem
-        self.problems.append(str(problem) if known else f"{where}: {type(problem).__name__}: {problem}")
 
     def note_unseen(self, problem: str) -> None:
         """Keep the problem that a forward pass computes something that hooks do not see."""
@@ -311,13 +272,6 @@ class Recorder:
     def note_replica(self) -> None:
         """Keep the problem that copies of the model run, which nobody looks into."""
         self.problems.append(DATA_PARALLEL)
-
-    def raise_problems(self) -> None:
-        """Raise ProbeError if there was any problem; names the first three."""
-        if self.problems:
-            distinct = list(dict.fromkeys(self.problems))
-            more = f"; and {len(distinct) - 3} more" if len(distinct) > 3 else ""
-            raise ProbeError("; ".join(distinct[:3]) + more)
 
     # --- parts ------------------------------------------------------------------------------------------------
 
@@ -364,45 +318,3 @@ class Recorder:
             return
         if all(module is not entry for module in modules_that_run()):  # else it began before the block
             self.left_out.add(LAYERS_ALONE)
-
-    def _add(self, accumulator: BatchAccumulator, layer: str, hidden: Tensor) -> None:
-        """Add the hidden states of a layer, with other anchors too where they are counted."""
-        for sums in (self._sums, *self._sums.others) if accumulator.counts else (self._sums,):
-            accumulator.add(sums.of(layer, hidden), hidden)
-
-    def _add_waiting(self, accumulator: BatchAccumulator) -> None:
-        """Add positions that waited to every layer, without a forward pass."""
-        try:
-            for sums in (self._sums, *self._sums.others):
-                for layer in sums.measured:
-                    accumulator.add_waiting_only(sums[layer])
-        except Exception as problem:
-            self.note(problem, "labels")
-
-    def _add_steps(self, accumulator: BatchAccumulator) -> None:
-        """Add the hidden states of decode steps that were kept to be added together."""
-        n_steps = accumulator.dispatch.shape[1]
-        steps, self._steps = self._steps, {}
-        for layer, parts in steps.items():
-            try:
-                if len(parts) < n_steps:
-                    raise ProbeError(f"{layer}: expected {n_steps} steps, got {len(parts)}")
-                hidden = torch.stack([step.flatten(0, -2) for step in parts[:n_steps]], dim=1)
-                self._add(accumulator, layer, hidden)
-                if parts[n_steps:]:
-                    self._steps[layer] = parts[n_steps:]
-            except Exception as problem:
-                self.note(problem, layer)
-
-    def _finish(self, accumulator: BatchAccumulator, *, counts: bool = True) -> None:
-        """Add what is left of a batch, and count it; rows move also in layers that it was not added to."""
-        if accumulator.counts and self._points.centers and not self.centered_on:
-            self.centered_on = n_positions(accumulator.dispatch)
-        try:
-            accumulator.finish()
-            self._sums.move_rows(accumulator.dispatch, accumulator.changed, accumulator.added)
-        except Exception as problem:
-            self.note(problem, "sums")
-        if counts and accumulator.counts:
-            self.positions += accumulator.dispatch.n_counted
-            self.tokens += accumulator.dispatch.n_tokens

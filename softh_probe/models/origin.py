@@ -42,15 +42,27 @@ class Origin:
             name: of the result, for titles.
             notes: whatever its reader should know.
         """
-        return {
-            "name": name,
-            "notes": notes,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": self.weights.describe(),
-            "tokenizer": self._tokenizer,
-            "corpus": dict(corpus),
-            "versions": versions(),
-        }
+        return describe_origin(corpus, model=self.weights.describe(), tokenizer=self._tokenizer, name=name, notes=notes)
+
+
+def describe_origin(
+    corpus: Mapping[str, Any],
+    *,
+    model: dict[str, Any] | None,
+    tokenizer: dict[str, Any] | None,
+    name: str | None,
+    notes: str | None,
+) -> dict[str, Any]:
+    """Give entries of a result's `info` (JSON values); the model is None where states come from elsewhere."""
+    return {
+        "name": name,
+        "notes": notes,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": model,
+        "tokenizer": tokenizer,
+        "corpus": dict(corpus),
+        "versions": versions(),
+    }
 
 
 def describe_tokenizer(tokenizer: object) -> dict[str, Any] | None:
