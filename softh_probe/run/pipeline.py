@@ -26,6 +26,7 @@ from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
 from softh_probe.models.lengths import length_limit
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, resolve_model
+from softh_probe.models.tensor_parallel import check_can_be_split, model_mesh
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
@@ -36,7 +37,7 @@ from softh_probe.result import ProbeResult
 from softh_probe.run.as_soft_entropy import SOFT_ENTROPY_JSON, soft_entropy_json
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
-from softh_probe.run.forward import run_batches
+from softh_probe.run.forward import Onlooker, run_batches
 from softh_probe.run.intervals import with_intervals
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
@@ -47,6 +48,7 @@ from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_finger
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Snapshots, SnapshotTimer
 from softh_probe.run.streamed_feed import StreamedFeed
+from softh_probe.run.whole_states import check_whole_states
 
 CONFIG_YAML = "config.yaml"
 
@@ -82,6 +84,7 @@ def run(
     """
     if documents is not None and not config.stream:
         raise InputError("documents: they are read as they come, by a streamed run alone; set stream=True")
+    processes = processes.with_models_of(config.tensor_parallel)
     progress = progress and processes.is_first
     with StopRequests() as stop, log_to_stderr() if progress else nullcontext():
         if processes.is_first:
@@ -117,6 +120,7 @@ def _run(
             if config.tokens_per_batch is None:
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             source = resolve_model(config.model, revision=config.revision)
+            check_splitting(config, source)
             given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code, kept=kept)
             unfinished = load_snapshot(config, snapshots)
             config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
@@ -135,6 +139,7 @@ def _run(
         logger.info("%s", choice)
     with checkpoint:
         check_model(checkpoint, feed.trial)
+        check_whole_states(config, checkpoint.model, feed.trial, processes)
         with seconds("plan"):
             padding = _padding(config, checkpoint, feed.trial, unfinished, processes)
         if batches_as(padding) != PADDED:
@@ -150,12 +155,15 @@ def _run(
             )
         devices = ", ".join(info["devices"])
         logger.info("model: %s, %s on %s; %s", info["class"], info["dtype"], devices, _measuring(config, probe))
-        memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths())
-        logger.info("sums:\n%s", memory.describe())
+        memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths()) if processes.measures else None
+        if memory is not None:
+            logger.info("sums:\n%s", memory.describe())
         fingerprint = run_fingerprint(config, checkpoint, feed.fingerprint(), padding)
         processes.agree(fingerprint)
-        probe.reserve(memory.on_host)
-        start = resume(unfinished, probe, fingerprint, feed.rows)
+        if memory is not None:
+            probe.reserve(memory.on_host)
+        start = resume(unfinished, probe if processes.measures else None, fingerprint, feed.rows)
+        processes.agree_on_progress(start.batches)
         stop.defer()
         timer = SnapshotTimer(
             snapshots,
@@ -165,9 +173,10 @@ def _run(
             n_batches=feed.n_batches,
             minutes=config.snapshot_minutes,
             feed_state=feed.state,
+            processes=processes,
         )
         run_batches(
-            probe,
+            probe if processes.measures else Onlooker(),
             checkpoint.model,
             feed.batches(start.batches, partial(check_model, checkpoint)),
             first=start.batches,
@@ -176,6 +185,7 @@ def _run(
             reading=timer.keeping,
             after_batch=timer,
             progress=progress,
+            processes=processes,
         )
         timer.wait(processes, keep=config.intervals)
         seconds.spent["forward"] = timer.seconds
@@ -196,7 +206,7 @@ def _run(
                     stop=stop,
                     progress=progress,
                 )
-    if result is None:
+    if result is None or memory is None:
         return None
     with seconds("finish"):
         settings = Choices()
@@ -261,6 +271,7 @@ def load_model(config: RunConfig, source: ModelSource, device_map: str | None) -
     Raises:
         InputError: it cannot be loaded.
     """
+    size, device = config.tensor_parallel, check_placement(config.dtype, device_map)
     return load_checkpoint(
         source,
         dtype=config.dtype,
@@ -268,7 +279,23 @@ def load_model(config: RunConfig, source: ModelSource, device_map: str | None) -
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         model_kwargs=config.model_kwargs,
+        mesh=model_mesh(size, device) if size > 1 else None,
     )
+
+
+def check_splitting(config: RunConfig, source: ModelSource) -> None:
+    """Check that the checkpoint can be held by as many processes as a configuration asks for.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if config.tensor_parallel > 1:
+        check_can_be_split(
+            source,
+            config.tensor_parallel,
+            trust_remote_code=config.trust_remote_code,
+            model_kwargs=config.model_kwargs,
+        )
 
 
 def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) -> SoftEntropyProbe:
@@ -296,8 +323,8 @@ def _padding(
 ) -> str:
     """Choose how to group documents into batches, the same in all processes and after an interruption."""
     padding: str | None = unfinished[0].run.get("padding") if unfinished else None
-    if padding is None and processes.is_first:
-        padding = choose_batching(checkpoint.model, config, corpus)
+    if padding is None and processes.share == 0:
+        padding = choose_batching(checkpoint.model, config, corpus, processes.agree_in_model)
     padding = processes.from_first(padding)
     checkpoint.choices.update(padding_choice(padding))
     return padding
