@@ -99,7 +99,7 @@ class Processes:
         Raises:
             InputError: the number of processes is no multiple of it.
         """
-        if size == 1:
+        if size == self.per_model:
             return self
         if self.count % size:
             here = "a single process" if self.count == 1 else f"{self.count} processes"
