@@ -77,8 +77,8 @@ class RunConfig:
     """Device of the model: cpu, cuda:0, …, or auto, which spreads it over devices by accelerate; null is one
     accelerator if there is one, else the CPU."""
     tensor_parallel: int = 1
-    """Processes that hold one model between them, each a part of its weights, by transformers' plan for the architecture;
-    torchrun starts a multiple of them, and the models share the batches. 1 loads the whole model in each process."""
+    """Processes that hold one model between them, each a part of its weights, by transformers' plan for it;
+    torchrun starts this number, or a multiple, of which the models share the batches. 1 is a whole model in each."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. It can do anything you can: read it first."""
     allow_pickle: bool = False

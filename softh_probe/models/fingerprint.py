@@ -38,7 +38,8 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     def line(item: tuple[str, Tensor]) -> str:
         name, tensor = item
         values = _values(model, name, tensor)
-        raw = (values.full_tensor() if is_distributed(values) else values).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole = values.full_tensor() if is_distributed(values) else values
+        raw = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return f"{name} {tensor.dtype} {tuple(tensor.shape)} {bytes_sha256(raw.data)}\n"
 
     stored = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}

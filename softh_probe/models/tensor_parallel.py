@@ -1,10 +1,10 @@
-"""A model that several processes hold between them, each a part of every split weight: transformers' tensor parallelism.
+"""A model that several processes hold between them, each a part of its weights: transformers' tensor parallelism.
 
 check_can_be_split(source, 2)                  # reads the config alone
 mesh = model_mesh(2, "cpu")                    # in every process
 load_checkpoint(source, mesh=mesh)             # in every process
 
-The plan is transformers' own for the architecture. It leaves hidden states whole between blocks, and splits them inside.
+The plan is transformers' own for the architecture. Hidden states are whole between blocks, and split inside of them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def split_parameters(model: transformers.PreTrainedModel) -> set[str]:
     for path, _ in model.named_parameters():
         module, _, leaf = path.rpartition(".")
         style = plan.get(_generic(path)) or plan.get(_generic(module))
-        is_whole = style is None or style.startswith(("replicate", "sequence", "all_reduce", "mla", "moe_", "local"))
+        if style is None:
+            continue
+        is_whole = style.startswith(("replicate", "sequence", "all_reduce", "mla", "moe_", "local"))
         if not is_whole and not (leaf == "bias" and style.startswith(("rowwise", "packed_rowwise"))):
             found.add(path)
     return found
@@ -104,7 +106,9 @@ def model_mesh(size: int, device: str) -> DeviceMesh:
         # What processes say to each other goes through host memory; parts of hidden states should not.
         backends["backend_override"] = {"tp": dist.get_default_backend_for_device(kind)}
     shape = (dist.get_world_size() // size, 1, 1, 1, size)
-    mesh = dist.init_device_mesh(kind, shape, mesh_dim_names=(_DATA, *_OF_TRANSFORMERS), **backends)
+    from torch.distributed.device_mesh import init_device_mesh  # a torch without process groups lacks it
+
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=(_DATA, *_OF_TRANSFORMERS), **backends)
     return mesh[_OF_TRANSFORMERS]
 
 

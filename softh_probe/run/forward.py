@@ -61,6 +61,11 @@ class Onlooker:
         """Find no problems."""
 
 
+def measurer(probe: SoftEntropyProbe, processes: Processes) -> Measurer:
+    """Choose what sees the forward passes of this process: the probe, if it measures."""
+    return probe if processes.measures else Onlooker()
+
+
 def forward(
     probe: SoftEntropyProbe,
     model: Any,
@@ -100,7 +105,7 @@ def planned_batches(plan: Plan, share: Iterable[int]) -> Iterator[Batch]:
 
 
 def run_batches(
-    measurer: Measurer,
+    seen_by: Measurer,
     model: Any,
     batches: Iterator[Batch],
     *,
@@ -116,7 +121,7 @@ def run_batches(
     """Run a model's backbone over batches under a probe; neither its head is run nor a hidden state kept.
 
     Args:
-        measurer: the probe; an `Onlooker` where another process of the model measures.
+        seen_by: the probe; an `Onlooker` where another process of the model measures.
         first: number of batches that were measured already; n_tokens_before: their tokens.
         n_tokens: gives the tokens of all batches as far as they are known; None shows no time left.
         reading: makes the context in which the next batch is taken.
@@ -126,7 +131,7 @@ def run_batches(
     """
     done = first
     with (
-        measurer,
+        seen_by,
         quiet_inference(),
         tqdm(
             total=n_tokens(),
@@ -145,10 +150,10 @@ def run_batches(
                 break
             done += 1
             input_ids, attention_mask = pad_batch(batch.corpus, batch.documents)
-            with measurer.batch(batch.labels), running_together(processes):
+            with seen_by.batch(batch.labels), running_together(processes):
                 run_backbone(model, input_ids, attention_mask)
             if done == first + 1:
-                measurer.check()  # unusable hidden states show here, not after hours
+                seen_by.check()  # unusable hidden states show here, not after hours
             bar.total = n_tokens()
             bar.update(batch.labels.n_tokens)
             if after_batch is not None:

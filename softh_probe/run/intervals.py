@@ -22,7 +22,7 @@ from softh_probe.planned.prepared import batch_documents
 from softh_probe.planned.second_pass import SecondPass
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
-from softh_probe.run.forward import Batch, Onlooker, run_batches
+from softh_probe.run.forward import Batch, measurer, run_batches
 from softh_probe.run.processes import Processes
 from softh_probe.run.signals import StopRequests
 
@@ -73,7 +73,7 @@ def with_intervals(
 
     with probe.second_pass() if processes.measures else nullcontext() as sums:
         run_batches(
-            probe if processes.measures else Onlooker(),
+            measurer(probe, processes),
             model,
             _batches(plan, second, mine),
             n_tokens=lambda: sum(int(plan.corpus.lengths[windows].sum()) for windows in mine),

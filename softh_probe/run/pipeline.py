@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,13 +32,14 @@ from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
+from softh_probe.planned.sums_memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.result import ProbeResult
 from softh_probe.run.as_soft_entropy import SOFT_ENTROPY_JSON, soft_entropy_json
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
-from softh_probe.run.forward import Onlooker, run_batches
+from softh_probe.run.forward import measurer, run_batches
 from softh_probe.run.intervals import with_intervals
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
@@ -46,7 +48,7 @@ from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, choices, policy_info, provenance, warnings
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
-from softh_probe.run.snapshots import Snapshots, SnapshotTimer
+from softh_probe.run.snapshots import Progress, Snapshots, SnapshotTimer
 from softh_probe.run.streamed_feed import StreamedFeed
 from softh_probe.run.whole_states import check_whole_states
 
@@ -155,14 +157,10 @@ def _run(
             )
         devices = ", ".join(info["devices"])
         logger.info("model: %s, %s on %s; %s", info["class"], info["dtype"], devices, _measuring(config, probe))
-        memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths()) if processes.measures else None
-        if memory is not None:
-            logger.info("sums:\n%s", memory.describe())
+        memory = _place_sums(feed, probe, processes)
         fingerprint = run_fingerprint(config, checkpoint, feed.fingerprint(), padding)
         processes.agree(fingerprint)
-        if memory is not None:
-            probe.reserve(memory.on_host)
-        start = resume(unfinished, probe if processes.measures else None, fingerprint, feed.rows)
+        start = _start(unfinished, probe, fingerprint, feed, memory)
         processes.agree_on_progress(start.batches)
         stop.defer()
         timer = SnapshotTimer(
@@ -176,7 +174,7 @@ def _run(
             processes=processes,
         )
         run_batches(
-            probe if processes.measures else Onlooker(),
+            measurer(probe, processes),
             checkpoint.model,
             feed.batches(start.batches, partial(check_model, checkpoint)),
             first=start.batches,
@@ -206,8 +204,9 @@ def _run(
                     stop=stop,
                     progress=progress,
                 )
-    if result is None or memory is None:
+    if result is None:
         return None
+    assert memory is not None
     with seconds("finish"):
         settings = Choices()
         record_max_length(given, config, settings, n_longer=feed.n_longer)
@@ -316,6 +315,29 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) ->
         positions=config.positions,
         skip_special_tokens=config.skip_special_tokens,
     )
+
+
+def _place_sums(feed: Feed, probe: SoftEntropyProbe, processes: Processes) -> SumsMemory | None:
+    """Decide where sums go; None in a process that has none, since another one of its model measures."""
+    if not processes.measures:
+        return None
+    memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths())
+    logger.info("sums:\n%s", memory.describe())
+    return memory
+
+
+def _start(
+    unfinished: Unfinished | None,
+    probe: SoftEntropyProbe,
+    fingerprint: dict[str, Any],
+    feed: Feed,
+    memory: SumsMemory | None,
+) -> Progress:
+    """Take the memory of the sums, if this process has any, and load those of an unfinished run."""
+    if memory is None:
+        return resume(unfinished, None, fingerprint, feed.rows)
+    probe.reserve(memory.on_host)
+    return resume(unfinished, probe, fingerprint, feed.rows)
 
 
 def _padding(

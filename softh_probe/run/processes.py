@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 8 --no-python softh-probe run --config run.yaml
     accelerate launch --multi_gpu --num_processes 8 -m softh_probe.cli run --config run.yaml
 
-Each process loads the model on the accelerator of its local rank and measures every eighth batch. With `tensor_parallel`,
-neighbours hold one model between them and run it on the same batches; the first of them measures. The first process
-tokenises before the others begin, adds up the sums of all, and alone writes results and log lines. Each process writes
-its own snapshots, from which the same command resumes. From Python:
+Each process loads the model on the accelerator of its local rank and measures every eighth batch. With
+`tensor_parallel`, neighbours hold one model between them and run it on the same batches; the first of them measures.
+The first process tokenises before the others begin, adds up the sums of all, and alone writes results and log lines.
+Each process that measures writes its own snapshots, from which the same command resumes. From Python:
 
     with launched() as processes:
         result = run(config, processes=processes)  # the same in every process
@@ -200,7 +200,7 @@ class Processes:
         return int(asked) or None
 
     def add_others(self, tensor: torch.Tensor) -> None:
-        """Add up a tensor in host memory over the processes that measure, in place in the first; undefined in others."""
+        """Add up a tensor in host memory over the processes that measure, in place in the first; else undefined."""
         if self.n_shares > 1:
             with _as_lost_process():
                 dist.reduce(tensor, group=self.measuring, group_dst=0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from softh_probe.config import RunConfig
 from softh_probe.data.corpus import Corpus, pad_rows
-from softh_probe.errors import InputError, abbreviated
+from softh_probe.errors import InputError, ProbeError, abbreviated
 from softh_probe.hooks.named_modules import find_modules
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.run.forward import quiet_inference, run_backbone
@@ -43,8 +43,16 @@ def check_whole_states(config: RunConfig, model: Any, corpus: Corpus, processes:
         sites=config.sites,
         modules=find_modules(model, config.modules) if config.modules else None,
     )
-    with probe, quiet_inference(), running_together(processes):
-        run_backbone(model, *pad_rows([corpus.document(0)[:_N_TOKENS]]))
+    try:
+        with probe, quiet_inference(), running_together(processes):
+            run_backbone(model, *pad_rows([corpus.document(0)[:_N_TOKENS]]))
+    except ProbeError as error:
+        if "attention_heads" not in config.sites:
+            raise
+        raise InputError(
+            f"tensor_parallel: each process of a model holds some of its heads ({error}); leave attention_heads out of "
+            "--sites, or leave --tensor-parallel out"
+        ) from error
     first, *others = processes.gather_in_model((probe.layers, probe.sums / probe.positions))
     apart = {row for rows, _ in others for row in set(rows) ^ set(first[0])}
     for rows, sums_RSM in others:

@@ -1,6 +1,5 @@
 """Runs in which several processes hold one model between them: the numbers of one process that holds it alone."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -9,11 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import softh_probe.run.pipeline
+import tests.run.test_processes
 from softh_probe import ProbeResult
+from softh_probe.cli import main
 from softh_probe.errors import InputError
+from softh_probe.models.describe import load_body_skeleton, weights_by_device
+from softh_probe.models.source import resolve_model
+from softh_probe.models.tensor_parallel import split_parameters
 from softh_probe.run import run
 from softh_probe.run.dry_run import dry_run
 from softh_probe.sweep import SweepConfig
@@ -50,6 +57,23 @@ def save_model(folder: Path, kind: str, **changes) -> str:
     return str(folder)
 
 
+def note_weights(folder: Path):
+    """Let each process write how many weights it holds."""
+
+    def before(rank: int) -> None:
+        original = softh_probe.run.pipeline.load_model
+
+        def load_model(*args):
+            checkpoint = original(*args)
+            held = [p.to_local() if isinstance(p, DTensor) else p for p in checkpoint.model.parameters()]
+            (folder / f"held.{rank}").write_text(str(sum(part.numel() for part in held)))
+            return checkpoint
+
+        softh_probe.run.pipeline.load_model = load_model
+
+    return before
+
+
 def assert_same_sums(ours: ProbeResult, theirs: ProbeResult) -> None:
     """To a millionth of the number of positions, since parts of each product are summed in another order."""
     assert ours.info["positions"] == theirs.info["positions"]
@@ -65,7 +89,7 @@ def test_two_processes_hold_one_model(config, tmp_path, kind):
     settings = SETTINGS | {"model": save_model(tmp_path / "model", kind, **FAMILIES[kind])}
     one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
     shared = config(**settings, out=str(tmp_path / "shared"), cache="none", tensor_parallel=2)
-    ended = together(shared, tmp_path)
+    ended = together(shared, tmp_path, note_weights(tmp_path))
     assert [code for code, _ in ended] == [0, 0], ended
     assert "10 batches of up to 60 tokens, on one model of 2 processes" in ended[0][1]
     assert ended[1][1] == ""
@@ -74,6 +98,10 @@ def test_two_processes_hold_one_model(config, tmp_path, kind):
     for name in ("weights_sha256", "n_parameters", "class", "dtype"):
         assert found.info["model"][name] == one.info["model"][name]
     assert found.info["processes"] == 2
+    skeleton = load_body_skeleton(resolve_model(shared.model))
+    expected = weights_by_device(skeleton, "cpu", torch.int8, dict.fromkeys(split_parameters(skeleton), 2))["cpu"]
+    assert expected < 0.6 * one.info["model"]["n_parameters"]
+    assert [int((tmp_path / f"held.{rank}").read_text()) for rank in range(2)] == [expected, expected]
     assert {path.name for path in Path(shared.out).iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
@@ -99,3 +127,91 @@ def test_two_models_of_two_processes_share_the_batches_and_go_on_where_they_were
     errors = [result.to_pandas("nats").se.to_numpy() for result in (found, one)]
     assert np.isfinite(errors[0]).any()
     np.testing.assert_allclose(*errors, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_documents_are_streamed_to_models_in_parts(config, tmp_path):
+    settings = SETTINGS | {"per_label": [], "stream": True}
+    one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
+    shared = config(**settings, out=str(tmp_path / "shared"), tensor_parallel=2)
+    ended = together(shared, tmp_path, count=4)
+    assert [code for code, _ in ended] == [0] * 4, ended
+    assert_same_sums(ProbeResult.load(shared.out), one)
+
+
+@pytest.mark.slow
+def test_experts_routers_and_parts_of_blocks_are_whole(config, tmp_path):
+    model = save_model(tmp_path / "model", "mixtral", num_key_value_heads=2, num_local_experts=4)
+    settings = SETTINGS | {"model": model, "sites": ["residual", "attention", "mlp", "router"]}
+    one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
+    shared = config(**settings, out=str(tmp_path / "shared"), tensor_parallel=2)
+    ended = together(shared, tmp_path)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert_same_sums(ProbeResult.load(shared.out), one)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_model_of_which_a_process_is_lost_ends(config, tmp_path, rank):
+    def fail():
+        raise MemoryError("no more")
+
+    config = config(**SETTINGS, tensor_parallel=2)
+    ended = together(config, tmp_path, stop_at({rank: 2}, fail))
+    assert all(code for code, _ in ended)
+    assert "MemoryError: no more" in ended[rank][1]
+    lost = "softh-probe: another process of this run has ended; its own error line says why"
+    assert (lost in ended[0][1]) == (rank == 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensor_parallel": 3}, "tensor_parallel: 3 processes hold a model between them, and this is a run of 2"),
+        ({"sites": "residual,attention_heads"}, "tensor_parallel: each process of a model holds some of its heads"),
+        (
+            {"modules": ["layers.*.mlp.act_fn", "layers.*.mlp.down_proj"]},
+            "tensor_parallel: the processes of a model hold parts of layers.0.mlp.act_fn, layers.1.mlp.act_fn",
+        ),
+    ],
+)
+def test_what_is_not_whole_is_refused(config, tmp_path, changes, message):
+    ended = together(config(**SETTINGS | {"tensor_parallel": 2} | changes), tmp_path)
+    assert all(code for code, _ in ended)
+    (shown,) = [line for line in ended[0][1].splitlines() if line.startswith("softh-probe: ")]
+    assert message in shown
+    assert "down_proj" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_missed_before_anything_is_read(config, tmp_path):
+    ended = together(config(model=save_model(tmp_path / "model", "gpt2"), tensor_parallel=2), tmp_path)
+    assert all(code for code, _ in ended)
+    assert ended[0][1].count("\n") == 1
+    assert "has no plan to split a GPT2Model; leave --tensor-parallel out" in ended[0][1]
+
+
+def test_a_single_process_is_told_to_start_others(config):
+    for start in (run, dry_run):
+        with pytest.raises(InputError, match=r"a run of a single process; start a multiple of 2 \(torchrun --np"):
+            start(config(tensor_parallel=2), progress=False)
+
+
+def test_a_dry_run_tells_what_each_process_holds(config, tmp_path, capfd):
+    config = config(tensor_parallel=2)
+
+    def before(rank):
+        tests.run.test_processes.main = lambda words: main([*words, "--dry-run", "--json"])
+
+    ended = together(config, tmp_path, before)
+    assert [code for code, _ in ended] == [0, 0], ended
+    found = json.loads(capfd.readouterr().out)
+    skeleton = load_body_skeleton(resolve_model(config.model))
+    parts = weights_by_device(skeleton, "cpu", torch.float32, dict.fromkeys(split_parameters(skeleton), 2))
+    assert found["model"]["weights_gib"]["cpu"] == parts["cpu"] / 2**30
+    assert found["model"]["processes"] == 2
+    assert "a dry run times those of one" in found["timing"]
+
+
+def test_workers_of_a_sweep_hold_whole_models(config):
+    with pytest.raises(InputError, match="tensor_parallel: each worker of a sweep holds a whole model"):
+        SweepConfig(model="m", data="d", out="o", tensor_parallel=2)
