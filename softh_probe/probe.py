@@ -28,6 +28,7 @@ from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
 from softh_probe.layer_places import FINAL_NORM, RESIDUAL, parse_sites, place_layers
 from softh_probe.models.origin import Origin
+from softh_probe.models.parallelism import find_parallelism
 from softh_probe.patching import lock_of
 from softh_probe.planned.announced import AnnouncedRows, label_source
 from softh_probe.result import ProbeResult
@@ -246,6 +247,8 @@ class SoftEntropyProbe(PassBlocks, RunSteps):
         """
         self._flush()
         self._recorder.raise_problems()
+        if refusal := find_parallelism(self._model).refusal:
+            raise ProbeError(refusal)
         positions = self._recorder.positions
         for name in self.layers if positions else []:
             invalid = positions - int(self._sums[name].total[-1])

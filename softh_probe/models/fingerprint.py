@@ -61,7 +61,8 @@ def parts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """List the plain tensors that a tensor consists of: itself, or the parts of a quantized one."""
     if hasattr(tensor, "__tensor_flatten__"):
         for part in tensor.__tensor_flatten__()[0]:
-            yield from parts_of(f"{name}.{part}", getattr(tensor, part))
+            if isinstance(value := getattr(tensor, part), Tensor):  # a DTensor has its mesh, too
+                yield from parts_of(f"{name}.{part}", value)
     else:
         yield name, tensor
 
