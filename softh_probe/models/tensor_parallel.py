@@ -51,9 +51,7 @@ def check_can_be_split(
     if source.gguf_file:
         raise InputError(f"tensor_parallel: {version} splits no .gguf file; give the checkpoint's safetensors")
     if not _splits_in_groups():
-        raise InputError(
-            f"tensor_parallel: {version} has no DistributedConfig.ep_size, as 5.23 has; update it, or {_LEAVE_OUT}"
-        )
+        raise InputError(f"tensor_parallel: it needs transformers 5.23, not {version}; update it, or {_LEAVE_OUT}")
     skeleton = load_whole_skeleton(source, trust_remote_code=trust_remote_code)
     kind = type(skeleton).__name__
     if getattr(skeleton.config, "quantization_config", None) or "quantization_config" in (model_kwargs or {}):

@@ -44,7 +44,7 @@ from softh_probe.run.intervals import with_intervals
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
 from softh_probe.run.planned_feed import PlannedFeed
-from softh_probe.run.processes import ALONE, Processes, own_device
+from softh_probe.run.processes import ALONE, Processes, own_device, running_together
 from softh_probe.run.provenance import check_model, choices, policy_info, provenance, warnings
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
@@ -135,7 +135,7 @@ def _run(
         with seconds("plan"):
             feed.group(PADDED)
         logger.info("%s", feed.describe_batches())
-    with seconds("load"):
+    with seconds("load"), running_together(processes):
         checkpoint = load_model(config, source, device_map)
     for choice in checkpoint.choices:
         logger.info("%s", choice)
@@ -346,7 +346,8 @@ def _padding(
     """Choose how to group documents into batches, the same in all processes and after an interruption."""
     padding: str | None = unfinished[0].run.get("padding") if unfinished else None
     if padding is None and processes.share == 0:
-        padding = choose_batching(checkpoint.model, config, corpus, processes.agree_in_model)
+        with running_together(processes):
+            padding = choose_batching(checkpoint.model, config, corpus, processes.agree_in_model)
     padding = processes.from_first(padding)
     checkpoint.choices.update(padding_choice(padding))
     return padding

@@ -105,7 +105,7 @@ class Processes:
             here = "a single process" if self.count == 1 else f"{self.count} processes"
             raise InputError(
                 f"tensor_parallel: {size} processes hold a model between them, and this is a run of {here}; start a "
-                f"multiple of {size} (torchrun --nproc-per-node {size} --no-python softh-probe run …)"
+                f"multiple of {size} (torchrun --nproc-per-node {size} --no-python softh-probe run …), or leave it at 1"
             )
         of_model, _ = dist.new_subgroups(size, backend="gloo", timeout=BARRIER_TIMEOUT)
         first_ones = list(range(0, self.count, size))
@@ -321,7 +321,7 @@ def launched() -> Iterator[Processes]:
 
 @contextmanager
 def running_together(processes: Processes) -> Iterator[None]:
-    """Turn errors of a forward pass that waits in vain for a process of its model into `LostProcessError`."""
+    """Turn errors of a model that waits in vain for another process that holds it into `LostProcessError`."""
     try:
         yield
     except RuntimeError as error:

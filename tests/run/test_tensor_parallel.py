@@ -23,6 +23,7 @@ from softh_probe.models.source import resolve_model
 from softh_probe.models.tensor_parallel import split_parameters
 from softh_probe.run import run
 from softh_probe.run.dry_run import dry_run
+from softh_probe.run.processes import Processes
 from softh_probe.sweep import SweepConfig
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.sweeps import small_tokenizer
@@ -215,3 +216,11 @@ def test_a_dry_run_tells_what_each_process_holds(config, tmp_path, capfd):
 def test_workers_of_a_sweep_hold_whole_models(config):
     with pytest.raises(InputError, match="tensor_parallel: each worker of a sweep holds a whole model"):
         SweepConfig(model="m", data="d", out="o", tensor_parallel=2)
+
+
+def test_processes_of_one_model_that_find_other_snapshots_are_told(monkeypatch):
+    monkeypatch.setattr(Processes, "gather_in_model", lambda self, batches: [batches, 4])
+    processes = Processes(count=2, per_model=2)
+    processes.agree_on_progress(4)
+    with pytest.raises(InputError, match="out: processes of one model found snapshots of 0 and 4 batches"):
+        processes.agree_on_progress(0)
