@@ -35,6 +35,7 @@ EXECUTION_FIELDS = frozenset(
         "cache",
         "sums_memory_gb",
         "device_map",
+        "tensor_parallel",
         "trust_remote_code",
         "allow_pickle",
         "mean_over",
@@ -50,6 +51,7 @@ DEFAULT_INTERVAL_DOCUMENTS = 2048
 #: Least and greatest values of whole numbers. Temperatures are known, and positions fit 32 bits, within them.
 _RANGES = {
     "anchor_sets": (1, 1024),
+    "tensor_parallel": (1, 65_536),
     "max_length": (2, 2**31 - 1),
     "tokens_per_batch": (1, 2**31 - 1),
     "max_documents": (1, 2**31 - 1),
@@ -74,6 +76,9 @@ class RunConfig:
     device_map: str | None = None
     """Device of the model: cpu, cuda:0, …, or auto, which spreads it over devices by accelerate; null is one
     accelerator if there is one, else the CPU."""
+    tensor_parallel: int = 1
+    """Processes that hold one model between them, each a part of its weights, by transformers' plan for it;
+    torchrun starts this number, or a multiple, of which the models share the batches. 1 is a whole model in each."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. It can do anything you can: read it first."""
     allow_pickle: bool = False

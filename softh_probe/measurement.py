@@ -23,6 +23,7 @@ from softh_probe.hooks.batch_recorder import BatchRecorder
 from softh_probe.hooks.label_source import BatchSource
 from softh_probe.layer_places import FINAL_NORM, place_layers
 from softh_probe.models.origin import Origin
+from softh_probe.models.parallelism import find_parallelism
 from softh_probe.result import ProbeResult
 
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
@@ -152,6 +153,8 @@ class Measurement:
         """
         self._flush()
         self._recorder.raise_problems()
+        if self.model is not None and (refusal := find_parallelism(self.model).refusal):
+            raise ProbeError(refusal)
         positions = self._recorder.positions
         for name in self.layers if positions else []:
             invalid = positions - int(self._sums[name].total[-1])

@@ -13,7 +13,7 @@ from softh_probe.hooks.named_modules import find_modules
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import quiet_inference, run_backbone
-from softh_probe.run.processes import Processes
+from softh_probe.run.processes import Processes, running_together
 
 
 class Centers(NamedTuple):
@@ -29,7 +29,7 @@ class Centers(NamedTuple):
 
 
 def find_centers(config: RunConfig, model: Any, corpus: Corpus, processes: Processes) -> Centers:
-    """Take the means of one batch of documents, at even distances in the corpus, in the first process.
+    """Take the means of one batch of documents, at even distances in the corpus, by the first process's model.
 
     Args:
         config: the run, with `tokens_per_batch`.
@@ -39,7 +39,10 @@ def find_centers(config: RunConfig, model: Any, corpus: Corpus, processes: Proce
     """
     if not config.center:
         return Centers({}, 0)
-    found = _means_of_sample(config, model, corpus) if processes.is_first else None
+    found = None
+    if processes.share == 0:  # those that hold the model with the first process run it, too
+        with running_together(processes):
+            found = _means_of_sample(config, model, corpus)
     shared: Centers = processes.from_first(found)
     return shared
 
