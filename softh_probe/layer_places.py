@@ -8,7 +8,7 @@ order in which they were named.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +72,15 @@ def layer_of(row: str) -> str:
     return row.removesuffix(f".{CENTERED}")
 
 
+def with_centered(row: str) -> list[str]:
+    """Name the rows that the states of a row are added to, where states minus their mean are measured, too.
+
+    >>> with_centered("layer.1"), with_centered("layer.1.mlp")
+    (['layer.1.centered', 'layer.1'], ['layer.1.mlp'])
+    """
+    return [centered_name(row), row] if site_of(row) == RESIDUAL else [row]
+
+
 def require_residual(sites: Sequence[str]) -> None:
     """Refuse centered states where the residual stream, whose states they are, is not measured.
 
@@ -85,6 +94,19 @@ def require_residual(sites: Sequence[str]) -> None:
 def is_centered(name: str) -> bool:
     """Tell whether a row is one of states minus their mean."""
     return name.endswith(f".{CENTERED}")
+
+
+def refuse_centered(argument: str, names: Iterable[str]) -> None:
+    """Refuse names that rows of centered states have, which are made of other rows.
+
+    Raises:
+        InputError: one of the names is such a one.
+    """
+    if taken := next(filter(is_centered, names), None):
+        raise InputError(
+            f"{argument}: {short_repr(taken)} is a name of the states of {short_repr(layer_of(taken))} minus their "
+            "mean, which center=True measures; give another name"
+        )
 
 
 def site_of(name: str) -> str:

@@ -77,8 +77,9 @@ class Measurement:
             "calibration": alone_or_list(several("calibration", calibration)),
         }
         self._settings: dict[str, Any] = {**estimator, **counted, "center": bool(center)}
-        self._center = center
-        self._sums = self._new_sums(anchor_sets, seed, given_centers(center))
+        centers = given_centers(center)
+        self._center = centers or bool(center)
+        self._sums = self._new_sums(anchor_sets, seed, centers)
         self._told = Choices(warn=warn)
 
     # --- results ----------------------------------------------------------------------------------------------

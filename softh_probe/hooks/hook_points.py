@@ -22,7 +22,7 @@ from softh_probe.hooks.layouts import is_sequence_module
 from softh_probe.hooks.model_argument import require_module
 from softh_probe.hooks.outputs import ModuleOutput, parse_modules
 from softh_probe.hooks.sites import Site, find_sites
-from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, centered_name, is_centered, site_of
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, is_centered, site_of, with_centered
 
 #: Model types that have a causal language model.
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -77,20 +77,20 @@ class HookPoints:
         The rows of a block's sites stand before that of the residual stream, all of them whether measured or not.
         """
         if self.modules:
-            return [[*self.centered(name), name] for name in self.modules]
+            return [self.rows_of(name) for name in self.modules]
         blocks = [
-            [*(row for site in self.sites_of(call) for row in site.rows(block_name(call + 1))), *self._residual(call)]
+            [
+                *(row for site in self.sites_of(call) for row in site.rows(block_name(call + 1))),
+                *self.rows_of(block_name(call + 1)),
+            ]
             for call in range(n_calls)
         ]
-        ends = [[*self.centered(name), name] for name in (EMBEDDINGS, FINAL_NORM)]
+        ends = [self.rows_of(name) for name in (EMBEDDINGS, FINAL_NORM)]
         return [ends[0], *blocks, *[ends[1]] * bool(self.norms)]
 
-    def centered(self, row: str) -> list[str]:
-        """Name the row of a row's states minus their mean, if that is measured, too."""
-        return [centered_name(row)] if self.centers and site_of(row) == RESIDUAL else []
-
-    def _residual(self, call: int) -> list[str]:
-        return [*self.centered(block_name(call + 1)), block_name(call + 1)]
+    def rows_of(self, layer: str) -> list[str]:
+        """Name the rows that a layer's states are added to: minus their mean, if that is measured, and as they are."""
+        return with_centered(layer) if self.centers else [layer]
 
     def measured_places(self, n_calls: int) -> list[list[str]]:
         """Name the rows of each layer that are measured; a layer may have none."""
@@ -102,7 +102,7 @@ class HookPoints:
 
     def block_layers(self, n_calls: int) -> list[str]:
         """Name the rows that every forward pass calls, for a pass of `n_calls` block calls."""
-        optional = {FINAL_NORM, *self.centered(FINAL_NORM)} - self.modules.keys()
+        optional = set(self.rows_of(FINAL_NORM)) - self.modules.keys()
         return [row for rows in self.places(n_calls) for row in rows if row not in optional]
 
     def layer_names(self, n_calls: int) -> list[str]:

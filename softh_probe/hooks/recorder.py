@@ -201,7 +201,7 @@ class Recorder(BatchRecorder):
         if layer in current.layers:
             self.problems.append(f"{layer}: called twice in a forward pass; its calls are of different depth")
             return
-        rows = (*self._points.centered(layer), layer)
+        rows = self._points.rows_of(layer)
         current.layers.update(dict.fromkeys(rows))
         wanted = [row for row in rows if self.wants(row)]
         if not wanted:

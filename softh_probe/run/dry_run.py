@@ -255,7 +255,7 @@ def _layers(
     found = find_modules(skeleton, config.modules) if config.modules else {}
     points = find_hook_points(skeleton, found, parse_sites(config.sites), centers=config.center)
     for row in [*devices]:
-        for own in points.centered(row):
+        for own in points.rows_of(row):
             devices[own], widths[own] = devices[row], widths[row]
     n_calls = max([block_index(name) or 0 for name in devices], default=0)
     places = [[row for row in rows if row in devices] for rows in points.measured_places(n_calls)]

@@ -141,9 +141,9 @@ def test_documents_are_streamed_to_models_in_parts(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_experts_routers_and_parts_of_blocks_are_whole(config, tmp_path):
+def test_experts_routers_parts_of_blocks_and_means_are_whole(config, tmp_path):
     model = save_model(tmp_path / "model", "mixtral", num_key_value_heads=2, num_local_experts=4)
-    settings = SETTINGS | {"model": model, "sites": ["residual", "attention", "mlp", "router"]}
+    settings = SETTINGS | {"model": model, "sites": ["residual", "attention", "mlp", "router"], "center": True}
     one = run(config(**settings, out=str(tmp_path / "one")), progress=False)
     shared = config(**settings, out=str(tmp_path / "shared"), tensor_parallel=2)
     ended = together(shared, tmp_path)
