@@ -234,7 +234,7 @@ def test_the_configuration_of_a_result_is_one_today(folder, capsys):
     later = dict.fromkeys(again.info["config"])  # fields of later versions are null where they change nothing
     later |= {"label_rows": 65_536, "stream": False, "intervals": False, "interval_documents": 2048}
     later |= {"positions": "all", "skip_special_tokens": False, "sites": ["residual"], "by_position": False}
-    later |= {"center": False}
+    later |= {"center": False, "tensor_parallel": 1}
     assert again.info["config"] == {**later, **before.info["config"], "out": "again"}
     assert again.info["anchors"] == before.info["anchors"]
     found, expected = (chance_left_out(result.to_pandas()) for result in (again, before))
