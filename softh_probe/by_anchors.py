@@ -75,7 +75,7 @@ def add_other(result: ProbeResult, other: ProbeResult) -> None:
     """Add the result of the same measurement with other anchors; what no anchor decides is this one's."""
     name = name_of(_variant(other), _variant(result))
     tensors = {**other.tensors, **{key: result.tensors[key].clone() for key in OF_DIRECTIONS if key in result.tensors}}
-    result.others[name] = replace(other, tensors=tensors, bins={})  # those of positions are of the first alone
+    result.others[name] = replace(other, tensors=tensors)
 
 
 def _variant(result: ProbeResult) -> Variant:

@@ -56,7 +56,7 @@ def bins_of_layers(
         make: `ProbeResult.from_layers`.
         layers, labels, settings, info: as it takes them, of all positions.
     """
-    if not labels.bins:
+    if not any(isinstance(s, BinnedStatistics) for s in layers.values()):
         return {}
     shared = {name: info[name] for name in ("anchors", "n_blocks") if name in info}
     found = {}

@@ -106,6 +106,7 @@ def _run(options: Namespace) -> int:
 def _dry_run(config: RunConfig, processes: Processes, *, as_json: bool) -> int:
     from softh_probe.run.dry_run import dry_run
 
+    processes = processes.with_models_of(config.tensor_parallel)  # all of them make the groups
     with processes.first_ahead(), redirect_stdout(sys.stderr):  # standard output is for the answer
         found = dry_run(config, progress=processes.is_first, processes=processes, timed=True)
     if processes.is_first:

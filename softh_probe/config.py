@@ -20,7 +20,7 @@ from softh_probe.errors import InputError, short_repr
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, KINDS, Kind
 from softh_probe.estimators.variants import SEVERAL, Variant, several, variants
 from softh_probe.labels import COLUMN_PREFIX, DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
-from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites
+from softh_probe.layer_places import RESIDUAL, parse_layers, parse_sites, require_residual
 from softh_probe.positions import check_labels, parse_positions, positions_text
 from softh_probe.presets import Like, check_both_directions, preset_values
 
@@ -35,6 +35,7 @@ EXECUTION_FIELDS = frozenset(
         "cache",
         "sums_memory_gb",
         "device_map",
+        "tensor_parallel",
         "trust_remote_code",
         "allow_pickle",
         "mean_over",
@@ -50,6 +51,7 @@ DEFAULT_INTERVAL_DOCUMENTS = 2048
 #: Least and greatest values of whole numbers. Temperatures are known, and positions fit 32 bits, within them.
 _RANGES = {
     "anchor_sets": (1, 1024),
+    "tensor_parallel": (1, 65_536),
     "max_length": (2, 2**31 - 1),
     "tokens_per_batch": (1, 2**31 - 1),
     "max_documents": (1, 2**31 - 1),
@@ -75,6 +77,9 @@ class RunConfig:
     device_map: str | None = None
     """Device of the model: cpu, cuda:0, …, or auto, which spreads it over devices by accelerate; null is one
     accelerator if there is one, else the CPU."""
+    tensor_parallel: int = 1
+    """Processes that hold one model between them, each a part of its weights, by transformers' plan for it;
+    torchrun starts this number, or a multiple, of which the models share the batches. 1 is a whole model in each."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. It can do anything you can: read it first."""
     allow_pickle: bool = False
@@ -156,7 +161,8 @@ class RunConfig:
     n_anchors: int | str | Sequence[int] = 100
     """Anchors of a set: points on the unit sphere to which hidden states are softly assigned. Several numbers, as in
     100,50,200,400, are measured in the same pass, each with the anchors and the temperature that it has alone: the
-    first one is the result, and by_anchors.csv and .parquet have all."""
+    first one is the result, and by_anchors.csv and .parquet have all. Intervals and bins of positions are of the first
+    alone."""
     like: Like | None = None
     """Settings by which the numbers of another tool go on: soft-entropy-0.1.5 stands for its anchors, one set of them,
     calibration amos, 128 tokens, float32 and the mean over the layers that it averages, and writes soft_entropy.json
@@ -187,6 +193,10 @@ class RunConfig:
     """Places in each block to measure: residual (what the block gives), attention and mlp (what they give, before a
     norm or the residual stream is added), router (logits of a mixture of experts), attention_heads (what each head
     gives to the output projection). Rows are layer.3, layer.3.mlp, layer.3.head.0 (heads count from 0), …"""
+    center: bool = False
+    """Measure also states minus their mean, as rows layer.3.centered of the site centered: a direction that all states
+    share (anisotropy) lowers entropy and every information. The mean is that of a sample of documents, taken by a
+    forward pass before the run."""
     modules: str | Sequence[str] | None = None
     """Patterns of paths of modules (model.layers.*.mlp.act_fn) whose outputs are measured in place of blocks, as rows
     of these names: * is one name, ** any number of them; null measures blocks."""
@@ -285,6 +295,8 @@ class RunConfig:
             )
 
     def _check_modules(self) -> None:
+        if self.center:
+            require_residual(self.sites)
         if self.modules is None:
             return
         if not self.modules:

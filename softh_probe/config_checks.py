@@ -158,7 +158,7 @@ _SET_OTHERWISE = {
     "local_files_only": "set HF_HUB_OFFLINE=1",
     "force_download": "remove the model from the hub's cache ('hf cache')",
     "proxies": "set HTTPS_PROXY",
-    "tp_plan": "start as many processes as there are GPUs (torchrun); each takes a share of the documents",
+    "tp_plan": "use --tensor-parallel, and start as many processes as there are GPUs (torchrun)",
     "load_in_4bit": 'use {"quantization_config": {"load_in_4bit": true}}',
     "load_in_8bit": 'use {"quantization_config": {"load_in_8bit": true}}',
     "use_flash_attention_2": 'use {"attn_implementation": "flash_attention_2"}',

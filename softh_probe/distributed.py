@@ -147,12 +147,12 @@ def _counting(shares: Sequence[_Share], repeated: str) -> list[int]:
         ProbeError: a measurement failed, or nobody can tell which processes count.
         InputError: the settings differ.
     """
+    _refuse_split(shares)
     problems = [(f"process {s.rank}: " if len(shares) > 1 else "") + s.problem for s in shares if s.problem]
     if problems:
         raise ProbeError("; ".join(problems))
     if len(shares) > 1:
         _refuse_other_settings(shares)
-        _refuse_split(shares)
     counting = []
     for held in _models(shares):
         fed = [i for i in held if not shares[i].is_empty] or held[:1]
@@ -180,20 +180,9 @@ def _refuse_other_settings(shares: Sequence[_Share]) -> None:
 
 
 def _refuse_split(shares: Sequence[_Share]) -> None:
-    sequences, layers = (
-        list(dict.fromkeys(name for share in shares for name in getattr(share.parallelism, kind)))
-        for kind in ("split_sequences", "split_layers")
-    )
-    if sequences:
-        raise ProbeError(
-            f"the model's device mesh splits sequences between processes ({', '.join(sequences)}), so that none knows "
-            "the tokens around its own; evaluate without context and sequence parallelism"
-        )
-    if layers:
-        raise ProbeError(
-            f"the model's device mesh splits layers between processes ({', '.join(layers)}), so that their probes "
-            "measure different layers; evaluate without pipeline parallelism"
-        )
+    for share in shares:
+        if refusal := share.parallelism.refusal:
+            raise ProbeError(refusal)
 
 
 def _models(shares: Sequence[_Share]) -> list[list[int]]:

@@ -8,16 +8,19 @@ order in which they were named.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softh_probe.errors import InputError, short_repr
 
 EMBEDDINGS, FINAL_NORM = "embeddings", "final_norm"
-RESIDUAL = "residual"
-#: The sites of a layer, in the order of their rows. The residual stream, which is what a block gives, comes last.
-SITES = ("attention", "attention_heads", "router", "mlp", RESIDUAL)
+RESIDUAL, CENTERED = "residual", "centered"
+#: Sites that are asked for by name.
+ASKED_SITES = ("attention", "attention_heads", "router", "mlp", RESIDUAL)
+#: The sites of a layer, in the order of their rows. The residual stream, which is what a block gives, comes last, and
+#: before it its states minus their mean, where these are measured, too.
+SITES = (*ASKED_SITES[:-1], CENTERED, RESIDUAL)
 _SITE_ROWS = re.compile(r"layer\.[1-9]\d{0,8}\.(?:(attention|router|mlp)|head\.\d{1,8})")
 #: What null stands for.
 _NONE = {"layers": "measures all", "mean_over": "averages the blocks"}
@@ -51,12 +54,69 @@ def head_name(block: str, head: int) -> str:
     return f"{block}.head.{head}"
 
 
+def centered_name(row: str) -> str:
+    """Name the row of the states of another row minus their mean.
+
+    >>> centered_name("final_norm")
+    'final_norm.centered'
+    """
+    return f"{row}.{CENTERED}"
+
+
+def layer_of(row: str) -> str:
+    """Name the row whose states a row of centered states is of; other rows are their own.
+
+    >>> layer_of("final_norm.centered"), layer_of("layer.1")
+    ('final_norm', 'layer.1')
+    """
+    return row.removesuffix(f".{CENTERED}")
+
+
+def with_centered(row: str) -> list[str]:
+    """Name the rows that the states of a row are added to, where states minus their mean are measured, too.
+
+    >>> with_centered("layer.1"), with_centered("layer.1.mlp")
+    (['layer.1.centered', 'layer.1'], ['layer.1.mlp'])
+    """
+    return [centered_name(row), row] if site_of(row) == RESIDUAL else [row]
+
+
+def require_residual(sites: Sequence[str]) -> None:
+    """Refuse centered states where the residual stream, whose states they are, is not measured.
+
+    Raises:
+        InputError: it is not among the sites.
+    """
+    if RESIDUAL not in sites:
+        raise InputError(f"center: it is of the residual stream, and sites are {', '.join(sites)}; add residual")
+
+
+def is_centered(name: str) -> bool:
+    """Tell whether a row is one of states minus their mean."""
+    return name.endswith(f".{CENTERED}")
+
+
+def refuse_centered(argument: str, names: Iterable[str]) -> None:
+    """Refuse names that rows of centered states have, which are made of other rows.
+
+    Raises:
+        InputError: one of the names is such a one.
+    """
+    if taken := next(filter(is_centered, names), None):
+        raise InputError(
+            f"{argument}: {short_repr(taken)} is a name of the states of {short_repr(layer_of(taken))} minus their "
+            "mean, which center=True measures; give another name"
+        )
+
+
 def site_of(name: str) -> str:
     """Find the site of a row by its name; that of rows with other names is the residual stream.
 
-    >>> [site_of(name) for name in ("layer.3.mlp", "layer.3.head.5", "layer.3", "final_norm")]
-    ['mlp', 'attention_heads', 'residual', 'residual']
+    >>> [site_of(name) for name in ("layer.3.mlp", "layer.3.head.5", "layer.3", "final_norm.centered")]
+    ['mlp', 'attention_heads', 'residual', 'centered']
     """
+    if is_centered(name):
+        return CENTERED
     found = _SITE_ROWS.fullmatch(name)
     return RESIDUAL if found is None else found[1] or "attention_heads"
 
@@ -67,7 +127,8 @@ def part_of(name: str) -> str:
     >>> part_of("layer.3.head.5"), part_of("layer.3")
     ('head.5', '')
     """
-    return name.split(".", 2)[2] if site_of(name) != RESIDUAL else ""
+    site = site_of(name)
+    return "" if site == RESIDUAL else site if site == CENTERED else name.split(".", 2)[2]
 
 
 def parse_sites(sites: object) -> tuple[str, ...]:
@@ -81,11 +142,11 @@ def parse_sites(sites: object) -> tuple[str, ...]:
     """
     names = sites.split(",") if isinstance(sites, str) else sites
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"sites: expected any of {', '.join(SITES)}, got {short_repr(sites)}")
+        raise InputError(f"sites: expected any of {', '.join(ASKED_SITES)}, got {short_repr(sites)}")
     asked = [name.strip() for name in names]
-    if unknown := [name for name in asked if name not in SITES]:
-        raise InputError(f"sites: no site {unknown[0]!r}; expected any of {', '.join(SITES)}")
-    return tuple(site for site in SITES if site in asked)
+    if unknown := [name for name in asked if name not in ASKED_SITES]:
+        raise InputError(f"sites: no site {unknown[0]!r}; expected any of {', '.join(ASKED_SITES)}")
+    return tuple(site for site in ASKED_SITES if site in asked)
 
 
 def parse_layers(field: str, layers: object) -> tuple[str | int, ...]:
@@ -241,6 +302,7 @@ def layer_index(name: str, n_blocks: int) -> int | None:
     >>> layer_index("final_norm", 12)
     13
     """
+    name = layer_of(name)
     return {EMBEDDINGS: 0, FINAL_NORM: n_blocks + 1}.get(name, block_index(name))
 
 

@@ -8,8 +8,10 @@ from typing import Any, NoReturn, Self, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from softh_probe.accumulators.centers import ENOUGH, describe_centers, given_centers
 from softh_probe.accumulators.label_tables import mass
 from softh_probe.accumulators.model_sums import ModelSums
+from softh_probe.accumulators.row_labels import RowLabels
 from softh_probe.accumulators.states import STATE_VERSION, require_settings, state_of_today
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.by_anchors import add_other
@@ -21,6 +23,7 @@ from softh_probe.hooks.batch_recorder import BatchRecorder
 from softh_probe.hooks.label_source import BatchSource
 from softh_probe.layer_places import FINAL_NORM, place_layers
 from softh_probe.models.origin import Origin
+from softh_probe.models.parallelism import find_parallelism
 from softh_probe.result import ProbeResult
 
 #: A layer that has no usable hidden state at more than this share of positions is an error, not a warning.
@@ -34,6 +37,7 @@ class Measurement:
         source: the labels of each batch.
         n_anchors, calibration, anchor_sets, seed, anchors: as `SoftEntropyProbe` takes them.
         counted: settings that say what is counted.
+        center: as `SoftEntropyProbe` takes it.
         warn: whether choices are warned of; a run reports them.
 
     Attributes:
@@ -58,6 +62,7 @@ class Measurement:
         calibration: Any,
         anchors: object,
         counted: Mapping[str, Any],
+        center: bool | Mapping[str, object] = False,
         warn: bool = True,
     ) -> None:
         self._source = source
@@ -71,8 +76,10 @@ class Measurement:
             "anchors": given.setting if given else anchors,
             "calibration": alone_or_list(several("calibration", calibration)),
         }
-        self._settings: dict[str, Any] = {**estimator, **counted}
-        self._sums = self._new_sums(anchor_sets, seed)
+        self._settings: dict[str, Any] = {**estimator, **counted, "center": bool(center)}
+        centers = given_centers(center)
+        self._center = centers or bool(center)
+        self._sums = self._new_sums(anchor_sets, seed, centers)
         self._told = Choices(warn=warn)
 
     # --- results ----------------------------------------------------------------------------------------------
@@ -102,6 +109,11 @@ class Measurement:
             return torch.zeros(0, *shape, dtype=torch.float64)
         return torch.stack([mass(self._sums[name].total, *shape).cpu() for name in self.layers])
 
+    @property
+    def centers(self) -> dict[str, Tensor]:
+        """The means that rows of centered states subtract [D], float32, on the CPU, by name of the layer."""
+        return self._sums.centers(self.layers)
+
     def result(self, name: str | None = None, notes: str | None = None) -> ProbeResult:
         """Compute entropies and information of every layer.
 
@@ -121,11 +133,14 @@ class Measurement:
         self.check()
         if not self._recorder.positions:
             raise ProbeError(f"no position was counted: {self._how_to_count()}{self._source.why_nothing}")
+        rows = self._source.rows.row_labels()
         first, *others = self._variants
-        result = self._result_of(self._sums, first)
+        result = self._result_of(self._sums, first, rows)
         for variant, sums in zip(others, self._sums.others, strict=True):
-            add_other(result, self._result_of(sums, variant))
+            add_other(result, self._result_of(sums, variant, rows))
         choices = Choices.from_json(self._recorder.choices_made())
+        if centers := self.centers:
+            result.info["center"] = self._describe_centers(centers, choices)
         result.record_limits(choices, told=self._told)
         result.info.update({"choices": choices.to_json(), **self._source.positions_policy(self._recorder.positions)})
         result.info.update(self._described(name, notes))
@@ -139,6 +154,8 @@ class Measurement:
         """
         self._flush()
         self._recorder.raise_problems()
+        if self.model is not None and (refusal := find_parallelism(self.model).refusal):
+            raise ProbeError(refusal)
         positions = self._recorder.positions
         for name in self.layers if positions else []:
             invalid = positions - int(self._sums[name].total[-1])
@@ -191,6 +208,7 @@ class Measurement:
         if self._sums.measured and other._sums.measured and self.layers != other.layers:
             raise InputError(f"merge: expected layers {', '.join(self.layers)}, got {', '.join(other.layers)}")
         ours, theirs = self._recorder, other._recorder
+        self._sums.require_same_centers(other._sums)
         self._sums.merge(other._sums, self._source.rows.merge(other._source.rows))
         ours.positions += theirs.positions
         ours.tokens += other._tokens
@@ -218,16 +236,24 @@ class Measurement:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _new_sums(self, anchor_sets: int, seed: int) -> ModelSums:
+    def _new_sums(self, anchor_sets: int, seed: int, centers: Mapping[str, Tensor]) -> ModelSums:
         """Make the sums of every layer for each number of anchors and calibration."""
         settings: dict[str, Any] = {"anchor_sets": anchor_sets, "seed": seed, "anchors": self._anchors}
+        settings["centers"] = centers
         sizes = self._source.rows.table_sizes
         first, *rest = (variant._asdict() for variant in self._variants)
-        others = [ModelSums(sizes, **one, **settings, with_directions=False) for one in rest]
+        others = [ModelSums(sizes, **one, **settings, alone=False) for one in rest]
         return ModelSums(sizes, **first, **settings, others=others)
 
-    def _result_of(self, sums: ModelSums, variant: Variant) -> ProbeResult:
-        rows, n_blocks = self._source.rows.row_labels(), self._recorder.n_blocks or None
+    def _describe_centers(self, centers: Mapping[str, Tensor], choices: Choices) -> dict[str, Any]:
+        n = None if isinstance(self._center, Mapping) else self._recorder.centered_on
+        if n is not None:
+            reason = "fewer give a rougher mean; center={layer: vector} takes others"
+            choices.add("center", f"the mean of the first {n:,} positions", reason, certain=n >= ENOUGH)
+        return describe_centers(centers, n)
+
+    def _result_of(self, sums: ModelSums, variant: Variant, rows: RowLabels) -> ProbeResult:
+        n_blocks = self._recorder.n_blocks or None
         sites = place_layers(self.layers, {"n_blocks": n_blocks}).sites
         return ProbeResult.from_layers(
             {name: layer_statistics(sums[name], rows) for name in self.layers},

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from softh_probe.accumulators.centers import check_centers, given_centers
 from softh_probe.attached.fed_pieces import Name, PieceReader
 from softh_probe.attached.fed_states import FedStates, check_states, read_states
 from softh_probe.attached.online_rows import OnlineRows
@@ -17,7 +18,15 @@ from softh_probe.errors import InputError, abbreviated, one_line, short_repr
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Calibration
 from softh_probe.hooks.piece_recorder import PieceRecorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows, parse_label_sets
-from softh_probe.layer_places import FINAL_NORM, RESIDUAL, block_index, in_model_order
+from softh_probe.layer_places import (
+    FINAL_NORM,
+    RESIDUAL,
+    block_index,
+    in_model_order,
+    is_centered,
+    refuse_centered,
+    with_centered,
+)
 from softh_probe.measurement import Measurement
 from softh_probe.models.origin import describe_origin, describe_tokenizer
 from softh_probe.positions import GENERATED, check_labels
@@ -56,6 +65,7 @@ class SoftEntropyMeter(Measurement):
     Args:
         labels, n_anchors, anchor_sets, seed, calibration, label_rows, anchors, skip_special_tokens: as
             `SoftEntropyProbe` takes them.
+        center: as it takes it, too; True subtracts the mean of the first update, which may be too few positions.
         widths: row -> width of its hidden states; None takes the rows of the first update.
         positions: "first:N" or "skip:N", of the tokens of each sequence; or "last", of sequences that come whole;
             several with commas. `update(counted=…)` takes a mask of others.
@@ -86,6 +96,7 @@ class SoftEntropyMeter(Measurement):
         skip_special_tokens: object = (),
         n_blocks: int | None = None,
         most_sequences: int = 1024,
+        center: bool | Mapping[str, object] = False,
     ) -> None:
         rules = PositionRules(positions, skip_special_tokens)
         if any(policy.name == GENERATED for policy in rules.policies):
@@ -108,8 +119,9 @@ class SoftEntropyMeter(Measurement):
             calibration=calibration,
             anchors=anchors,
             counted={**counted, "label_rows": label_rows, **rules.settings, "sites": [RESIDUAL]},
+            center=center,
         )
-        self._recorder = PieceRecorder(self._source, self._sums)
+        self._recorder = PieceRecorder(self._source, self._sums, centers=bool(center))
         self._widths: dict[str, int] | None = None
         if self._given_widths is not None:
             self._set_rows(self._given_widths)
@@ -171,8 +183,8 @@ class SoftEntropyMeter(Measurement):
                 return
             check_states(read, pieces.is_counted(int(np.prod(read.shape))), pieces.where)
             if self._widths is None:
-                self._set_rows({name: hidden.shape[-1] for name, hidden in read.of_rows.items()})
-                read = FedStates({name: read.of_rows[name] for name in self._layer_names()}, read.shape)
+                names = self._set_rows({name: hidden.shape[-1] for name, hidden in read.of_rows.items()})
+                read = FedStates({name: read.of_rows[name] for name in names}, read.shape)
             self._recorder.add(pieces, read)
             self._recorder.raise_problems()
             while len(source) > self._most_sequences:
@@ -205,8 +217,7 @@ class SoftEntropyMeter(Measurement):
             self._source.reset()
             self._recorder.drain()
             if self._widths is None and state["layers"]:
-                widths = {name: layer["dim"] for name, layer in state["layers"].items()}
-                self._set_rows(widths, state["n_blocks"])
+                self._set_rows(_widths_of(state["layers"]), state["n_blocks"])
 
     def merge(self, other: Self) -> None:
         """Add the measurement of another meter with the same settings: a shard, a rank, a job.
@@ -227,15 +238,18 @@ class SoftEntropyMeter(Measurement):
     def new_like(self) -> Self:
         """Make a meter with the same settings that has measured nothing."""
         settings = {name: value for name, value in self._settings.items() if name not in ("layers", "count", "sites")}
-        settings |= {"anchors": self._anchors, "widths": self._given_widths, "n_blocks": self._given_blocks}
+        settings |= {"anchors": self._anchors, "center": self._center}
+        settings |= {"widths": self._given_widths, "n_blocks": self._given_blocks}
         made = type(self)(**settings, most_sequences=self._most_sequences)
         made._tokenizer = self._tokenizer  # noqa: SLF001 - of its own class
         return made
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _set_rows(self, widths: Mapping[str, int], n_blocks: int = 0) -> None:
-        """Fix the rows, in the model's order, and the number of blocks; another part may know it."""
+    def _set_rows(self, widths: Mapping[str, int], n_blocks: int = 0) -> list[str]:
+        """Fix the rows, in the model's order, which it gives, and the number of blocks; another part may know it."""
+        refuse_centered("rows", widths)
+        self._check_centers(widths)
         names, highest = in_model_order(list(widths))
         if highest is not None and self._given_blocks is not None and self._given_blocks < highest:
             raise InputError(
@@ -248,6 +262,17 @@ class SoftEntropyMeter(Measurement):
             reason = "the last block that was fed; where the model has more, give n_blocks="
             certain = is_whole and FINAL_NORM in names
             self._recorder.choices.add("n_blocks", str(highest), reason, certain=certain)
+        return names
+
+    def _check_centers(self, widths: Mapping[str, int]) -> None:
+        if not self._center:
+            return
+        rows = [row for name in widths for row in with_centered(name)]
+        centers = given_centers(self._center)
+        check_centers(centers, rows, rows)
+        for name, vector in centers.items():
+            if len(vector) != widths[name]:
+                raise InputError(f"center: {name}: expected a vector of {widths[name]} numbers, got {len(vector)}")
 
     def _check_sequences(self, names: tuple[Name, ...] | None, *, has_ids: bool) -> None:
         if names is not None and self._needs_whole:
@@ -279,17 +304,23 @@ class SoftEntropyMeter(Measurement):
         return describe_origin(corpus, model=None, tokenizer=tokenizer, name=name, notes=notes)
 
     def _layer_names(self) -> list[str]:
-        return list(self._widths or ())
+        rows = list(self._widths or ())
+        return [row for name in rows for row in with_centered(name)] if self._center else rows
 
     def _require_layers(self, found: Mapping[str, Any]) -> None:
         if self._widths is not None and found:
-            _require_widths("state", self._widths, {name: layer["dim"] for name, layer in found.items()})
+            _require_widths("state", self._widths, _widths_of(found))
 
 
 def _whole_number(argument: str, value: object) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise InputError(f"{argument}: expected a whole number of at least 1, got {short_repr(value)}")
     return int(value)
+
+
+def _widths_of(layers: Mapping[str, Any]) -> dict[str, int]:
+    """Find the widths of the rows that were fed, by a state's layers."""
+    return {name: layer["dim"] for name, layer in layers.items() if not is_centered(name)}
 
 
 def _require_widths(where: str, ours: Mapping[str, int], theirs: Mapping[str, int]) -> None:

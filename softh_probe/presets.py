@@ -60,6 +60,15 @@ def preset_values(like: str, fields: Sequence[dataclasses.Field[Any]], given: Ma
     return wanted
 
 
+def describe_preset(like: str, values: Mapping[str, Any]) -> str:
+    """Say which settings a preset stands for.
+
+    Args:
+        values: the settings of the run, by name.
+    """
+    return ", ".join(f"{name} {_said(values[name])}" for name in PRESETS[like] if values[name] is not None)
+
+
 def check_both_directions(like: str, labels: Sequence[str]) -> None:
     """Refuse label sets of which one direction is missing: the preset measures both, at the same positions.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from torch import nn
 
+from softh_probe.accumulators.centers import check_centers, given_centers
 from softh_probe.attached.pass_blocks import PassBlocks
 from softh_probe.attached.pass_context import PassContext
 from softh_probe.attached.position_rules import PositionRules
@@ -17,7 +18,7 @@ from softh_probe.hooks.hook_points import find_hook_points, require_causal, sele
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows
-from softh_probe.layer_places import RESIDUAL, parse_sites
+from softh_probe.layer_places import RESIDUAL, parse_sites, require_residual
 from softh_probe.measurement import Measurement
 from softh_probe.models.origin import Origin
 from softh_probe.patching import lock_of
@@ -87,6 +88,9 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
         positions: positions that count, of those above: "first:N" or "skip:N", the first N tokens of each text or all
             others; "last", the last token of texts that are fed whole; "generated", tokens that `generate` inside the
             block wrote and fed back; several with commas, all of which have to hold. `counted` takes a mask of others.
+        center: whether to measure also, as rows layer.3.centered of the site "centered", states minus a mean: that of
+            the positions of the first forward pass that counts. Or the means to subtract, a vector for each layer by
+            its name, such as another probe's `centers`: parts of one measurement need the same ones.
         skip_special_tokens: ids of tokens whose positions do not count, or a tokenizer, whose special tokens are meant.
 
     Attributes:
@@ -120,13 +124,17 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
         sites: Sequence[str] | str = (RESIDUAL,),
         plan: AnnouncedRows | None = None,
         positions: str | Sequence[str] = "all",
+        center: bool | Mapping[str, object] = False,
         skip_special_tokens: object = (),
     ) -> None:
         if count not in COUNTS:
             raise InputError(f"count: expected {' or '.join(map(repr, COUNTS))}, got {count!r}")
         if modules is not None and labels is DEFAULT_LABELS:
             labels = ()  # a module other than a language model need not have tokens
-        points = find_hook_points(model, modules or {}, parse_sites(sites))
+        centers, asked = given_centers(center), parse_sites(sites)
+        if center:
+            require_residual(asked)
+        points = find_hook_points(model, modules or {}, asked, centers=bool(center))
         if count == "unique_prefix":
             require_causal(points)
         rules = PositionRules(positions, skip_special_tokens, roles=self._roles, is_planned=plan is not None)
@@ -149,6 +157,7 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
             calibration=calibration,
             anchors=anchors,
             counted=counted,
+            center=center,
             warn=plan is None,
         )
         self._recorder = Recorder(source, self._sums, points)
@@ -156,6 +165,8 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
         if layers is not None:
             chosen = select_layers(layers, points.measured_places(self._recorder.n_blocks))
             self._settings["layers"], self._recorder.layers = chosen, frozenset(chosen)
+        if center:
+            check_centers(centers, self._layer_names(), list(filter(self._recorder.wants, self._layer_names())))
 
     def __repr__(self) -> str:
         sets, n_sets = abbreviated(self._source.rows.set_names, 8) or "none", self._settings["anchor_sets"]
@@ -196,7 +207,7 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
     def new_like(self) -> Self:
         """Make a probe of the same model with the same settings that has measured nothing."""
         plan = None if self._plan is None else self._plan.fresh()
-        settings = {**self._settings, "anchors": self._anchors}
+        settings = {**self._settings, "anchors": self._anchors, "center": self._center}
         made = type(self)(self._model, modules=self._modules, plan=plan, **settings)
         made.origin = self.origin.fresh()
         return made

@@ -12,7 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from softh_probe import SoftEntropyMeter, SoftEntropyProbe
 from softh_probe.distributed import gather
@@ -22,6 +23,13 @@ from tests.helpers.models import tiny_llama
 LABELS = ["input_unigram", "output_unigram"]
 WORLD = 4
 TEXTS = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0))
+
+
+def tiny_mixtral():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4}
+    return MixtralForCausalLM(MixtralConfig(**sizes, **heads, initializer_range=0.5)).eval()
 
 
 def measured(model, texts, labels=LABELS, **settings):
@@ -65,6 +73,20 @@ def tensor_parallel_of_transformers(rank, folder):
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, tp_plan="auto")
     return gather(measured(model.eval(), TEXTS))
+
+
+def loaded(folder, name="model", **parallel):
+    """A model that transformers splits among the processes."""
+    config = DistributedConfig(**parallel)
+    return AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, distributed_config=config).eval()
+
+
+def fully_sharded_by_transformers(rank, folder):
+    return gather(measured(loaded(folder, fsdp_size=WORLD), TEXTS[rank::WORLD]))
+
+
+def both_by_transformers(rank, folder):
+    return gather(measured(loaded(folder, fsdp_size=2, tp_size=2), TEXTS[rank // 2 :: 2]))
 
 
 def fully_sharded(rank, folder):
@@ -122,6 +144,8 @@ def the_same_counted_once_in_pairs(rank, folder):
 RIGHT = [
     tensor_parallel,
     tensor_parallel_of_transformers,
+    fully_sharded_by_transformers,
+    both_by_transformers,
     fully_sharded,
     hybrid_sharded,
     both,
@@ -162,6 +186,11 @@ def split_layers(rank, folder):
     return gather(measured(sharded(mesh["dp"]), TEXTS[rank::WORLD]))
 
 
+def split_layers_by_transformers(rank, folder):
+    """Alone and without a merge, too."""
+    return measured(loaded(folder, "experts", pp_size=WORLD), TEXTS).result()
+
+
 def other_rows(rank, folder):
     """The first process alone can merge all of them."""
     return gather(measured(tiny_llama(), TEXTS[rank::WORLD], label_rows=20 if rank == 0 else "all"))
@@ -174,12 +203,22 @@ REFUSED = {
     one_model_and_other_texts: "processes 0 and 1 hold one model between them, but were fed different tokens",
     split_sequences: r"splits sequences between processes \(cp\)",
     split_layers: r"splits layers between processes \(pp\)",
+    split_layers_by_transformers: r"splits layers between processes \(pp\)",
     other_rows: "process 0 has label_rows=20, that of process 1 label_rows='all'; give all processes the same",
 }
 
 
 def counted_each(rank, folder):
     return gather(measured(tiny_llama(), TEXTS), repeated="count")
+
+
+def split_experts(rank, folder):
+    return gather(measured(loaded(folder, "experts", ep_size=WORLD, tp_size=WORLD), TEXTS))
+
+
+def split_experts_and_data(rank, folder):
+    """Each process is fed texts of its own, and sends tokens to the experts of the others."""
+    return gather(measured(loaded(folder, "experts", ep_size=WORLD, fsdp_size=WORLD), TEXTS[rank::WORLD]))
 
 
 def samples_of_labels(rank, folder):
@@ -208,7 +247,7 @@ def worker(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}  # transformers asks for them
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     found = {}
-    for run in (*RIGHT, *REFUSED, counted_each, samples_of_labels, meters):
+    for run in (*RIGHT, *REFUSED, split_experts, split_experts_and_data, counted_each, samples_of_labels, meters):
         try:
             everything = run(rank, at)
         except (ProbeError, InputError) as error:
@@ -225,6 +264,7 @@ def found(tmp_path_factory):
     """What each process found, by the name of the function."""
     folder = tmp_path_factory.mktemp("processes")
     tiny_llama(vocab_size=40).save_pretrained(folder / "model")
+    tiny_mixtral().save_pretrained(folder / "experts")
     multiprocessing.spawn(worker, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"found.{rank}", weights_only=False) for rank in range(WORLD)]
 
@@ -251,6 +291,19 @@ def test_gathered_sums_are_those_of_one_process(found, run):
         for metric in ("coverage", "mutual_information", "mutual_information_corrected"):
             one, other = (value.xs(metric, level="metric") for value in values)
             torch.testing.assert_close(torch.tensor(one.values), torch.tensor(other.values), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs_gloo
+@pytest.mark.parametrize("name", ["split_experts", "split_experts_and_data"])
+def test_experts_in_several_processes_are_one_model(found, name):
+    expected = measured(tiny_mixtral(), TEXTS)
+    for rank in range(WORLD):
+        ours = SoftEntropyProbe(tiny_mixtral(), labels=LABELS, anchor_sets=1)
+        assert isinstance(found[rank][name], dict), found[rank][name]
+        ours.load_state_dict(found[rank][name])
+        assert ours.positions == expected.positions
+        torch.testing.assert_close(ours.sums, expected.sums, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

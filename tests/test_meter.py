@@ -587,3 +587,48 @@ def test_a_meter_shows_itself_in_one_line():
     assert repr(meter) == (
         "<SoftEntropyMeter of 1 rows: label sets input_unigram; 2 x 12 anchors; 1 positions counted; 1 open sequences>"
     )
+
+
+def test_states_minus_a_mean_are_those_that_were_subtracted_beforehand():
+    generator = torch.Generator().manual_seed(0)
+    states = [{"layer.1": torch.randn(50, 16, generator=generator) + 1.0} for _ in range(3)]
+    ids_N = torch.arange(50) % 5
+    meter = SoftEntropyMeter(labels=["input_unigram"], anchor_sets=2, n_blocks=1, center=True)
+    for of_rows in states:
+        meter.update(of_rows, input_ids=ids_N)
+    mean_D = states[0]["layer.1"].double().mean(dim=0).float()
+    assert meter.layers == ["layer.1.centered", "layer.1"]
+    torch.testing.assert_close(meter.centers["layer.1"], mean_D, rtol=0, atol=0)
+    by_hand = SoftEntropyMeter(labels=["input_unigram"], anchor_sets=2, n_blocks=1)
+    for of_rows in states:
+        by_hand.update({"layer.1": of_rows["layer.1"] - mean_D}, input_ids=ids_N)
+    assert meter.sums[0].equal(by_hand.sums[0])
+    same = SoftEntropyMeter(labels=["input_unigram"], anchor_sets=2, n_blocks=1, center=meter.centers)
+    for of_rows in states:
+        same.update(of_rows, input_ids=ids_N)
+    assert same.sums.equal(meter.sums)
+    assert meter.result().info["center"]["positions"] == 50
+    continued = meter.new_like()
+    continued.load_state_dict(meter.state_dict())
+    continued.update(states[0], input_ids=ids_N)
+    assert continued.layers == meter.layers
+    assert continued.positions == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row", "message"),
+    [
+        ({"center": {"layer.1": torch.ones(7)}}, "layer.1", "center: layer.1: expected a vector of 8 numbers, got 7"),
+        (
+            {"center": {"layer.2": torch.ones(8)}},
+            "layer.1",
+            "center: expected a vector for each measured layer, got none",
+        ),
+        ({}, "layer.1.centered", "rows: 'layer.1.centered' is a name of the states of 'layer.1' minus their mean"),
+    ],
+)
+def test_means_and_names_that_do_not_fit_are_refused(arguments, row, message):
+    meter = SoftEntropyMeter(labels=(), **arguments)
+    with pytest.raises(InputError, match=re.escape(message)):
+        meter.update({row: torch.ones(3, 8)})
+    assert meter.positions == 0

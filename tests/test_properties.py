@@ -24,7 +24,7 @@ from softh_probe.config import RunConfig, config_yaml
 from softh_probe.errors import InputError, SofthProbeError
 from softh_probe.estimators.anchors import KINDS
 from softh_probe.labels import NGRAM_SETS
-from softh_probe.result_files import OF_DOCUMENTS, OF_LABELS, OF_SAMPLE, RESULT_JSON, SHAPES, SUMS
+from softh_probe.result_files import OF_DIRECTIONS, OF_DOCUMENTS, OF_LABELS, OF_SAMPLE, RESULT_JSON, SHAPES, SUMS
 from softh_probe.sweep.config import SweepConfig
 from tests.helpers import references
 from tests.helpers.comparisons import assert_same_values
@@ -374,4 +374,10 @@ def test_a_result_of_which_one_byte_is_another_is_refused_or_the_same(tmp_path_f
 
 
 def test_the_shapes_of_a_result_are_those_of_its_statistics():
-    assert {*SHAPES, *OF_LABELS, *OF_SAMPLE, *OF_DOCUMENTS} == LayerStatistics.__dataclass_fields__.keys()
+    assert {
+        *SHAPES,
+        *OF_LABELS,
+        *OF_DIRECTIONS,
+        *OF_SAMPLE,
+        *OF_DOCUMENTS,
+    } == LayerStatistics.__dataclass_fields__.keys()

@@ -70,7 +70,7 @@ def as_today(state: dict[str, Any]) -> dict[str, Any]:
     """A stored state as this version writes it: another name of its anchors, no choices, and what is new of labels."""
     assert state["version"] == VERSION_WITHOUT_RECIPE
     settings = {**state["settings"], "anchors": KIND_TODAY[state["settings"]["anchors"]], "label_rows": 65_536}
-    settings |= {"positions": "all", "skip_special_tokens": [], "sites": ["residual"]}
+    settings |= {"positions": "all", "skip_special_tokens": [], "sites": ["residual"], "center": False}
     head = {name: value for name, value in state.items() if name != "layers"}
     rows = {**state["rows"], **followed_labels(state["rows"], state["layers"]["layer.1"]["open"][:, -1])}
     choices = [_OF_DOCUMENTS] if rows["own"] else []
@@ -234,6 +234,7 @@ def test_the_configuration_of_a_result_is_one_today(folder, capsys):
     later = dict.fromkeys(again.info["config"])  # fields of later versions are null where they change nothing
     later |= {"label_rows": 65_536, "stream": False, "intervals": False, "interval_documents": 2048}
     later |= {"positions": "all", "skip_special_tokens": False, "sites": ["residual"], "by_position": False}
+    later |= {"center": False, "tensor_parallel": 1}
     assert again.info["config"] == {**later, **before.info["config"], "out": "again"}
     assert again.info["anchors"] == before.info["anchors"]
     found, expected = (chance_left_out(result.to_pandas()) for result in (again, before))

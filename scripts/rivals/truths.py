@@ -96,17 +96,29 @@ def noisy_channel(k: int, dim: int, flipped: float, signal: float = 0.5, directi
     def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         chance = np.random.default_rng(seed)
         sent_N = chance.integers(k, size=n)
-        shift_N = np.where(chance.random(n) < flipped, chance.integers(1, k, size=n), 0)
+        told_N = changed(sent_N, k, flipped, chance)
         states_ND = np.empty((n, dim), dtype=np.float32)
         for part in chunks(n):
             rest_ND = chance.standard_normal((part.stop - part.start, dim))
             rest_ND -= (rest_ND @ means_KD.T) @ means_KD
             rest_ND *= math.sqrt(1 - signal**2) / np.linalg.norm(rest_ND, axis=1, keepdims=True)
             states_ND[part] = signal * means_KD[sent_N[part]] + rest_ND
-        return states_ND, (sent_N + shift_N) % k
+        return states_ND, told_N
 
-    lost = float(entr(flipped) + entr(1 - flipped)) + flipped * math.log(k - 1)
-    return Truth(name=f"{k} labels, changed with p = {flipped:g}", information=math.log(k) - lost, draw=draw)
+    information = math.log(k) - entropy_of_errors(flipped, k)
+    return Truth(name=f"{k} labels, changed with p = {flipped:g}", information=information, draw=draw)
+
+
+def changed(labels_N: np.ndarray, k: int, p: float, chance: np.random.Generator) -> np.ndarray:
+    """Change each label 0 … k − 1, by itself, with probability p to one of the k − 1 others, each alike."""
+    n = len(labels_N)
+    shift_N = np.where(chance.random(n) < p, chance.integers(1, k, size=n), 0)
+    return np.asarray((labels_N + shift_N) % k, dtype=np.int64)
+
+
+def entropy_of_errors(wrong: float, k: int) -> float:
+    """Compute H_b(e) + e log(k − 1), in nats: what a channel with p = e adds, and Fano's bound at an error of e."""
+    return float(entr(wrong) + entr(1 - wrong)) + wrong * math.log(k - 1)
 
 
 def mean_directions(k: int, dim: int, cosine: float, seed: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softh_probe.accumulators.assigned_layers import AssignedLayers, PositionRows, assigned_layers
+from softh_probe.accumulators.centers import centered
 from softh_probe.accumulators.directions import Directions, NormedStates
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import add_bags
@@ -37,8 +38,8 @@ class BatchAccumulator:
     def __init__(self, dispatch: Dispatch) -> None:
         self.dispatch = dispatch
         self._dispatches: dict[torch.device, Dispatch] = {}
-        # On each device one for the sums of each number of products: they are added together.
-        self._on_device: dict[tuple[torch.device, int, int], DeviceAccumulator] = {}
+        # On each device one for the sums of each number of products, and of bins: they are added together.
+        self._on_device: dict[tuple[torch.device, int, int, int], DeviceAccumulator] = {}
 
     @property
     def changed(self) -> list[LayerSums]:
@@ -55,7 +56,7 @@ class BatchAccumulator:
         device = hidden.device
         if device not in self._dispatches:
             self._dispatches[device] = self.dispatch.to(device)
-        kind = (device, sums.n_sets, sums.n_anchors)
+        kind = (device, sums.n_sets, sums.n_anchors, len(sums.bins))
         if kind not in self._on_device:
             self._on_device[kind] = self._on_new_device(self._dispatches[device])
         with _without_autocast(device):
@@ -100,12 +101,14 @@ class DeviceAccumulator:
     @torch.inference_mode()
     def add(self, sums: LayerSums, hidden: Tensor) -> None:
         """Project a layer's hidden states; see `BatchAccumulator.add`."""
-        if self._group is not None and not self._group.goes_with(sums, hidden.dtype):
-            self._add_layers()
-            self._group = None
         h_ND = hidden.detach().reshape(-1, sums.dim)
         if self._labels.computed is not None:
             h_ND = h_ND.index_select(0, self._labels.computed)
+        if sums.centers:
+            h_ND = centered(sums, h_ND, self._labels)
+        if self._group is not None and not self._group.goes_with(sums, h_ND.dtype):
+            self._add_layers()
+            self._group = None
         if self._group is None:
             self._group = assigned_layers(sums, h_ND.dtype, len(h_ND), self._labels.n_carried)
         self.add_directions(sums, self._group.add(sums, h_ND))
@@ -126,7 +129,7 @@ class DeviceAccumulator:
         if len(self._labels.bag_offsets) > 1:  # something counts
             self.add_rows(layers, rows)
         for b, adding in enumerate(self._bins):
-            if adding is not None:
+            if adding is not None and layers[0].bins:
                 adding.add_rows([sums.bins[b] for sums in layers], rows)
 
     def add_directions(self, sums: LayerSums, states: NormedStates) -> None:

@@ -69,12 +69,9 @@ class Directions:
             sums.waiting_units[labels.number] = _units_of(states, waited_CD, labels.held_positions)
 
     def _counted_positions(self, n: int) -> Tensor:
-        """Give 1 for each position that counts, and 0 for the others: [N + C], the same for all layers."""
+        """Give `Dispatch.counted`, which is the same for all layers."""
         if self._counted is None:
-            labels = self._labels
-            positions = labels.bag_positions[: labels.n_sequence_positions]
-            counted = torch.zeros(n + labels.n_carried, dtype=torch.float32, device=positions.device)
-            self._counted = counted.index_fill_(0, positions.long(), 1.0)
+            self._counted = self._labels.counted(n)
         return self._counted
 
 

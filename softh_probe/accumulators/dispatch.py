@@ -108,6 +108,12 @@ class Dispatch:
         moved = (self.freed_rows, self.left_rows, self.emptied_slots)
         return any(rows is not None and len(rows) for rows in moved)
 
+    def counted(self, n: int) -> Tensor:
+        """Give 1 for each of N computed and C waiting positions that counts, and 0 for the others: [N + C], float32."""
+        positions = self.bag_positions[: self.n_sequence_positions]
+        counted = torch.zeros(n + self.n_carried, dtype=torch.float32, device=positions.device)
+        return counted.index_fill_(0, positions.long(), 1.0)
+
     def to(self, device: torch.device) -> Dispatch:
         """Copy the dispatch to a device without waiting for it."""
         tensors: dict[str, Any] = {

@@ -20,8 +20,8 @@ from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.sampling import MAX_DOCUMENTS, N_REPLICATES
 from softh_probe.estimators.projection import Projection
 
-#: Key of the sum of unit vectors on disk.
-DIRECTION = "direction"
+#: Keys of the sum of unit vectors, and of the vector that is subtracted from states, on disk.
+DIRECTION, CENTER = "direction", "center"
 
 
 class LayerSums:
@@ -43,9 +43,12 @@ class LayerSums:
         host: the worker that fills the tables, if they are in host memory.
         sizes: P, R, D and the rows of the tables, and those of each bin of positions.
         with_direction: whether unit vectors are summed; they are not for bins of positions.
+        centers: whether the mean of the first states is subtracted from all.
 
     Attributes:
         direction: None for bins.
+        center: what is subtracted from states before all else [width], float32; None where nothing is, or where no
+            position was seen yet.
         waiting, waiting_units: by number of their sequences, rows [C, K] and unit vectors [C, width] of positions that
             wait for their labels.
         bins: the sums of each bin of positions.
@@ -61,8 +64,11 @@ class LayerSums:
         host: HostWorker | None = None,
         sizes: TableSizes = TableSizes(),  # noqa: B008 - frozen
         with_direction: bool = True,
+        centers: bool = False,
     ) -> None:
         self.projection, self.dim = projection, projection.dim
+        self.centers = centers
+        self.center: Tensor | None = None
         self.n_sets, self.n_anchors = projection.n_sets, projection.n_anchors
         n_mass = self.n_sets * self.n_anchors
         self.host = host
@@ -135,6 +141,8 @@ class LayerSums:
         found["documents"] = self.documents.clone()
         if self.direction is not None:
             found[DIRECTION] = self.direction.clone()
+        if self.center is not None:
+            found[CENTER] = self.center.clone()
         for b, sums in enumerate(self.bins):
             found |= {f"bin.{b}.{key}": tensor for key, tensor in sums.state_dict().items()}
         return found
@@ -143,6 +151,9 @@ class LayerSums:
         """Replace the sums by those of a state; of its live rows, take those that are named, if any are."""
         for name, key in self.STATE.items():
             getattr(self, name).copy_(state[key])
+        if self.centers:
+            center = state.get(CENTER)
+            self.center = None if center is None else center.to(self.device, torch.float32, copy=True)
         self._load_documents(state)
         if self.direction is not None:
             self.direction.copy_(state.get(DIRECTION, self.direction.new_tensor(torch.nan)))  # not before version 8
@@ -156,7 +167,7 @@ class LayerSums:
         tables = self.tables
         of_rows = (rows.retired_rows, rows.retired_buckets)
         tables.retire(*(torch.from_numpy(array).to(tables.device) for array in of_rows))
-        for sums, of_bin in zip(self.bins, rows.bins.values(), strict=True):
+        for sums, of_bin in zip(self.bins, rows.bins.values() if self.bins else (), strict=True):
             sums.retire(of_bin)
 
     def _load_documents(self, state: Mapping[str, Tensor]) -> None:
@@ -166,7 +177,9 @@ class LayerSums:
             self.documents[: len(state["documents"])].copy_(state["documents"])
 
     def merge(self, other: LayerSums, rows: MergeMap) -> None:
-        """Add the sums of another part of the data."""
+        """Add the sums of another part of the data, whose center is the same."""
+        if self.center is None and other.center is not None:
+            self.center = other.center.to(self.device)
         self.total += other.total.to(self.total)
         self.singleton += other.singleton.to(self.singleton)
         self.replicates += other.replicates.to(self.replicates)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,13 +12,13 @@ from torch import Tensor
 
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap, Regrouping
 from softh_probe.accumulators.host_offload import HostWorker
-from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.layer_sums import CENTER, LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
-from softh_probe.errors import ProbeError
+from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.anchors import Anchors
 from softh_probe.estimators.given_anchors import GivenAnchors
 from softh_probe.estimators.projection import Projection
-from softh_probe.layer_places import RESIDUAL, SITES
+from softh_probe.layer_places import RESIDUAL, SITES, is_centered, layer_of
 
 
 class ModelSums:
@@ -29,7 +31,8 @@ class ModelSums:
         n_anchors, calibration: of the anchors.
         anchor_sets, seed, anchors: as `SoftEntropyProbe` takes them.
         others: sums of the same positions with other anchors, of which every method takes care, too.
-        with_directions: whether unit vectors are summed.
+        alone: whether they stand for themselves; others have no sum of unit vectors and no bins of positions.
+        centers: means that rows of centered states subtract, by name of the layer; those of their first states if none.
 
     Attributes:
         measured: names of the layers that have counted a position, or were loaded.
@@ -49,11 +52,12 @@ class ModelSums:
         anchors: str | GivenAnchors,
         calibration: str | float,
         others: Sequence[ModelSums] = (),
-        with_directions: bool = True,
+        alone: bool = True,
+        centers: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.measured: set[str] = set()
         self.others = tuple(others)
-        self._with_directions = with_directions
+        self._alone, self._given_centers = alone, centers
         self._sizes = sizes
         self._anchor_settings: dict[str, Any] = {
             "n_anchors": n_anchors,
@@ -155,6 +159,25 @@ class ModelSums:
                 if id(sums) not in done:
                     sums.take_documents(labels.n_documents, labels.emptied_slots.to(sums.documents.device))
 
+    def centers(self, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Give the means that rows of centered states subtract [D], on the CPU, by name of the layer."""
+        named = ((name, self._layers[name].center) for name in layers if name in self._layers)
+        return {layer_of(name): mean.cpu() for name, mean in named if mean is not None}
+
+    def require_same_centers(self, other: ModelSums) -> None:
+        """Refuse sums of states that other means were subtracted from.
+
+        Raises:
+            InputError: they are other ones.
+        """
+        ours, theirs = self.centers(self._layers), other.centers(other._layers)
+        for layer in ours.keys() & theirs.keys():
+            if not torch.equal(ours[layer], theirs[layer]):
+                raise InputError(
+                    "merge: states minus different means cannot be added; give both probes the same ones, as in "
+                    "SoftEntropyProbe(model, center=first.centers)"
+                )
+
     def merge(self, other: ModelSums, rows: MergeMap) -> None:
         """Add the sums of another part of the data; `rows` maps its rows to rows here."""
         for ours, theirs_too in zip(self.others, other.others, strict=True):
@@ -181,8 +204,9 @@ class ModelSums:
         for layer in layers:
             sums = self._layers[layer]
             state = {key: tensor.cpu() for key, tensor in sums.state_dict().items()}
-            for tensor in state.values():
-                add_others(tensor)
+            for key, tensor in state.items():
+                if key != CENTER:  # all shares have the same
+                    add_others(tensor)
             sums.load_state_dict(state)
 
     def retire(self, layers: Iterable[str], rows: RowLabels) -> None:
@@ -243,9 +267,24 @@ class ModelSums:
                 points_SMD = anchors.points_SMD.to(device)
                 self._projections[dim, device] = Projection(points_SMD, anchors.temperature)
         host = self._host if layer in self._on_host else None
-        return LayerSums(
-            self._projections[dim, device], host=host, sizes=self._sizes(), with_direction=self._with_directions
+        sizes = self._sizes()
+        sums = LayerSums(
+            self._projections[dim, device],
+            host=host,
+            sizes=sizes if self._alone else replace(sizes, bins=()),
+            with_direction=self._alone,
+            centers=is_centered(layer),
         )
+        if sums.centers and self._given_centers:
+            sums.center = self._center_of(layer_of(layer), dim).to(device, copy=True)
+        return sums
+
+    def _center_of(self, layer: str, dim: int) -> Tensor:
+        found = self._given_centers.get(layer)
+        if found is None or len(found) != dim:
+            got = "none" if found is None else f"one of {len(found)}"
+            raise ProbeError(f"center: expected a vector of {dim} numbers for {layer}, got {got}")
+        return found
 
     def _anchors_of(self, dim: int) -> Anchors:
         if dim not in self._anchors:

@@ -35,7 +35,7 @@ WITHOUT_DOCUMENTS = "without_documents"
 #: Versions that are read.
 VERSIONS = (STATE_VERSION, 7, 6, 5, VERSION_WITHOUT_RECIPE)
 #: Settings that states may lack, as they were before there was a choice.
-_UNTIL_TODAY: Mapping[str, Any] = {"positions": "all", "skip_special_tokens": [], "sites": [RESIDUAL]}
+_UNTIL_TODAY: Mapping[str, Any] = {"positions": "all", "skip_special_tokens": [], "sites": [RESIDUAL], "center": False}
 
 
 def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:

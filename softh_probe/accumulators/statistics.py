@@ -108,7 +108,7 @@ def layer_statistics(sums: LayerSums, rows: RowLabels) -> LayerStatistics:
         rows: the label of each of their rows.
     """
     found = _statistics(sums, rows)
-    if not rows.bins:
+    if not rows.bins or not sums.bins:
         return found
     named = zip(rows.bins.items(), sums.bins, strict=True)
     bins = {name: _statistics(of_bin, labels) for (name, labels), of_bin in named}

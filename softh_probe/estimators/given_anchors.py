@@ -191,6 +191,8 @@ def _checked(array: np.ndarray) -> np.ndarray:
     """Check an array, and give it as float32 [S, M, D]."""
     if array.dtype.kind != "f" or array.ndim not in (2, 3):
         raise InputError(f"anchors: expected floats [M, D] or [S, M, D], got {array.dtype} {list(array.shape)}")
+    if not array.size:
+        raise InputError(f"anchors: expected 2 anchors or more of width 2 or more, got {list(array.shape)}")
     points_SMD = np.ascontiguousarray(array.reshape(-1, *array.shape[-2:]), dtype=np.float32)
     n_sets, n_anchors, dim = points_SMD.shape
     if n_sets < 1 or n_anchors < 2 or dim < 2:

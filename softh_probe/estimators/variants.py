@@ -60,7 +60,7 @@ def several(name: str, value: object) -> tuple[Any, ...]:
         InputError: there is none, one of them twice, or it is no value of this setting.
     """
     if isinstance(value, str):
-        given: list[object] = [part.strip() for part in value.split(",")]
+        given: list[object] = [part.strip() for part in value.strip().strip("[]").split(",")]
     else:
         given = list(value) if isinstance(value, Sequence) else [value]
     found = tuple(_read(name, one, value) for one in given)

@@ -6,13 +6,14 @@ layers at once (`softh_probe.hooks.piece_recorder`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softh_probe.accumulators.batch import BatchAccumulator
+from softh_probe.accumulators.centers import n_positions
 from softh_probe.accumulators.dispatch import Dispatch, Regrouping
 from softh_probe.accumulators.model_sums import ModelSums
 from softh_probe.choices import Choices
@@ -26,6 +27,7 @@ class BatchRecorder:
     Args:
         source: the labels of each batch.
         sums: the sums of every layer.
+        centers: whether states minus their mean are measured, too, as rows of their own.
 
     Attributes:
         n_blocks: block calls of a forward pass, as far as they are known; 0 where they are not.
@@ -33,11 +35,13 @@ class BatchRecorder:
         problems: errors so far, as one line each.
         choices: what was chosen for the user; warned of at once.
         make_accumulator: makes the accumulator of each batch that is fed.
+        centered_on: positions whose mean is subtracted in rows of centered states; 0 before any.
     """
 
-    def __init__(self, source: BatchSource, sums: ModelSums) -> None:
+    def __init__(self, source: BatchSource, sums: ModelSums, *, centers: bool = False) -> None:
         self.n_blocks = 0
-        self.positions = self.tokens = 0
+        self.positions = self.tokens = self.centered_on = 0
+        self._centers = centers
         self.problems: list[str] = []
         self.choices = source.choices
         self.make_accumulator: Callable[[Dispatch], BatchAccumulator] = BatchAccumulator
@@ -77,11 +81,13 @@ class BatchRecorder:
 
     def notes(self) -> dict[str, Any]:
         """Give choices and counts as JSON values, for `add_notes`."""
-        return {"choices": self.choices.to_json()}
+        found: dict[str, Any] = {"choices": self.choices.to_json()}
+        return {**found, **({"centered_on": self.centered_on} if self.centered_on else {})}
 
     def add_notes(self, notes: Mapping[str, Any]) -> None:
         """Add those of another part of the same measurement; states of earlier versions have none."""
         self.choices.update(Choices.from_json(notes.get("choices", ())))
+        self.centered_on = self.centered_on or notes.get("centered_on", 0)
 
     # --- problems ---------------------------------------------------------------------------------------------
 
@@ -101,14 +107,17 @@ class BatchRecorder:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _queue_step(self, layer: str, hidden: Tensor) -> None:
-        """Keep the hidden states of a decode step, to be added together with others."""
-        self._steps.setdefault(layer, []).append(hidden.detach().clone())
+    def _queue_step(self, rows: Iterable[str], hidden: Tensor) -> None:
+        """Keep the hidden states of a decode step for the rows of a layer, to be added together with others."""
+        step = hidden.detach().clone()
+        for row in rows:
+            self._steps.setdefault(row, []).append(step)
 
-    def _add(self, accumulator: BatchAccumulator, layer: str, hidden: Tensor) -> None:
-        """Add the hidden states of a layer, with other anchors too where they are counted."""
-        for sums in (self._sums, *self._sums.others) if accumulator.counts else (self._sums,):
-            accumulator.add(sums.of(layer, hidden), hidden)
+    def _add(self, accumulator: BatchAccumulator, rows: Iterable[str], hidden: Tensor) -> None:
+        """Add the hidden states of a layer to its rows, with other anchors too where they are counted."""
+        for row in rows:
+            for sums in (self._sums, *self._sums.others) if accumulator.counts else (self._sums,):
+                accumulator.add(sums.of(row, hidden), hidden)
 
     def _add_waiting(self, accumulator: BatchAccumulator) -> None:
         """Add positions that waited to every layer, without a forward pass."""
@@ -128,7 +137,7 @@ class BatchRecorder:
                 if len(parts) < n_steps:
                     raise ProbeError(f"{layer}: expected {n_steps} steps, got {len(parts)}")
                 hidden = torch.stack([step.flatten(0, -2) for step in parts[:n_steps]], dim=1)
-                self._add(accumulator, layer, hidden)
+                self._add(accumulator, [layer], hidden)
                 if parts[n_steps:]:
                     self._steps[layer] = parts[n_steps:]
             except Exception as problem:
@@ -136,6 +145,8 @@ class BatchRecorder:
 
     def _finish(self, accumulator: BatchAccumulator, *, counts: bool = True) -> None:
         """Add what is left of a batch, and count it; rows move also in layers that it was not added to."""
+        if accumulator.counts and self._centers and not self.centered_on:
+            self.centered_on = n_positions(accumulator.dispatch)
         try:
             accumulator.finish()
             self._sums.move_rows(accumulator.dispatch, accumulator.changed, accumulator.added)

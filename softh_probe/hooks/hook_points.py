@@ -22,7 +22,7 @@ from softh_probe.hooks.layouts import is_sequence_module
 from softh_probe.hooks.model_argument import require_module
 from softh_probe.hooks.outputs import ModuleOutput, parse_modules
 from softh_probe.hooks.sites import Site, find_sites
-from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, site_of
+from softh_probe.layer_places import EMBEDDINGS, FINAL_NORM, RESIDUAL, block_name, is_centered, site_of, with_centered
 
 #: Model types that have a causal language model.
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -42,6 +42,7 @@ class HookPoints:
             first or leave padding out.
         sites: names of the sites that are measured, in the order of rows.
         block_sites: for each block, the sites in it; none for the residual stream, which the block itself gives.
+        centers: whether states minus their mean are measured, too: rows before those of the residual stream.
     """
 
     entry: nn.Module
@@ -52,6 +53,7 @@ class HookPoints:
     outputs: Mapping[str, ModuleOutput] = field(default_factory=dict)
     sites: tuple[str, ...] = (RESIDUAL,)
     block_sites: tuple[tuple[Site, ...], ...] = ()
+    centers: bool = False
 
     @property
     def hidden_size(self) -> int | None:
@@ -75,12 +77,20 @@ class HookPoints:
         The rows of a block's sites stand before that of the residual stream, all of them whether measured or not.
         """
         if self.modules:
-            return [[name] for name in self.modules]
+            return [self.rows_of(name) for name in self.modules]
         blocks = [
-            [*(row for site in self.sites_of(call) for row in site.rows(block_name(call + 1))), block_name(call + 1)]
+            [
+                *(row for site in self.sites_of(call) for row in site.rows(block_name(call + 1))),
+                *self.rows_of(block_name(call + 1)),
+            ]
             for call in range(n_calls)
         ]
-        return [[EMBEDDINGS], *blocks, *[[FINAL_NORM]] * bool(self.norms)]
+        ends = [self.rows_of(name) for name in (EMBEDDINGS, FINAL_NORM)]
+        return [ends[0], *blocks, *[ends[1]] * bool(self.norms)]
+
+    def rows_of(self, layer: str) -> list[str]:
+        """Name the rows that a layer's states are added to: minus their mean, if that is measured, and as they are."""
+        return with_centered(layer) if self.centers else [layer]
 
     def measured_places(self, n_calls: int) -> list[list[str]]:
         """Name the rows of each layer that are measured; a layer may have none."""
@@ -92,7 +102,8 @@ class HookPoints:
 
     def block_layers(self, n_calls: int) -> list[str]:
         """Name the rows that every forward pass calls, for a pass of `n_calls` block calls."""
-        return [row for rows in self.places(n_calls) for row in rows if row != FINAL_NORM or row in self.modules]
+        optional = set(self.rows_of(FINAL_NORM)) - self.modules.keys()
+        return [row for rows in self.places(n_calls) for row in rows if row not in optional]
 
     def layer_names(self, n_calls: int) -> list[str]:
         """Name all rows that are measured in the order of calls, for a forward pass of `n_calls` block calls."""
@@ -152,7 +163,11 @@ def stacks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_hook_points(
-    model: nn.Module, modules: Mapping[str, Any] = MappingProxyType({}), sites: tuple[str, ...] = (RESIDUAL,)
+    model: nn.Module,
+    modules: Mapping[str, Any] = MappingProxyType({}),
+    sites: tuple[str, ...] = (RESIDUAL,),
+    *,
+    centers: bool = False,
 ) -> HookPoints:
     """Find the backbone and its blocks, or take the modules that the user names instead.
 
@@ -160,6 +175,7 @@ def find_hook_points(
         model: the model that is run.
         modules: see `softh_probe.hooks.outputs.parse_modules`.
         sites: names of the sites to measure, as `softh_probe.layer_places.parse_sites` gives them.
+        centers: whether to measure states minus their mean, too.
 
     Raises:
         InputError: this is no torch module; it has no list of blocks, or several of which none has as many as the
@@ -170,7 +186,7 @@ def find_hook_points(
         if sites != (RESIDUAL,):
             raise InputError("sites: expected none where modules are named, whose outputs are measured instead")
         named = {layer: output.module for layer, output in outputs.items()}
-        return HookPoints(entry=model, modules=named, outputs=outputs)
+        return HookPoints(entry=model, modules=named, outputs=outputs, centers=centers)
     inner = unwrapped(model)
     if len(stacks(inner)) > 1:
         raise InputError(
@@ -200,14 +216,14 @@ def find_hook_points(
     )
     if not is_sequence_module(first := points.blocks[0]):
         found = find_sites(points.blocks, sites, entry=backbone, path=points.path)
-        return replace(points, sites=sites, block_sites=found)
+        return replace(points, sites=sites, block_sites=found, centers=centers)
     if sites != (RESIDUAL,):
         raise InputError(
             f"sites: {type(first).__name__} runs its parts without calling them, so they have no outputs to measure; "
             "leave the argument out"
         )
     layers = points.layer_names(len(points.blocks))
-    return replace(points, outputs={layer: ModuleOutput(module=first) for layer in layers})
+    return replace(points, outputs={layer: ModuleOutput(module=first) for layer in layers}, centers=centers)
 
 
 def count_calls(points: HookPoints) -> int:
@@ -317,7 +333,10 @@ def select_layers(names: Iterable[str | int] | None, places: Sequence[Sequence[s
             chosen.add(str(name))
         else:
             listed = abbreviated(available, 40)
-            raise InputError(f"layers: no layer {name!r}; expected any of {listed}, or indices of layers that have one")
+            hint = "; rows of centered states need --center" if is_centered(str(name)) else ""
+            raise InputError(
+                f"layers: no layer {name!r}; expected any of {listed}, or indices of layers that have one{hint}"
+            )
     return [layer for layer in available if layer in chosen]
 
 

@@ -28,6 +28,7 @@ from softh_probe.hooks.layouts import (
     puts_time_first,
     remedy,
 )
+from softh_probe.layer_places import refuse_centered
 
 #: Entries of a mapping that hold the hidden state by convention.
 _BY_NAME = ("hidden_states", "last_hidden_state")
@@ -64,10 +65,11 @@ def parse_modules(modules: Mapping[str, Any]) -> dict[str, ModuleOutput]:
     [(None, None), ('1.0', 'TBD')]
 
     Raises:
-        InputError: an entry is neither a module nor (module, name of its output, layout).
+        InputError: an entry is neither a module nor (module, name of its output, layout), or has a name that is taken.
     """
     if not isinstance(modules, Mapping):
         raise InputError(f"modules: expected name -> module, got {type(modules).__name__}")
+    refuse_centered("modules", map(str, modules))
     return {str(layer): _parse(f"modules: {layer}", entry) for layer, entry in modules.items()}
 
 

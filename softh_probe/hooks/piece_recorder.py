@@ -14,6 +14,7 @@ from softh_probe.attached.fed_states import FedStates
 from softh_probe.attached.open_sequences import OpenSequences
 from softh_probe.choices import Choice, Choices
 from softh_probe.hooks.batch_recorder import BatchRecorder
+from softh_probe.layer_places import with_centered
 
 
 class PieceRecorder(BatchRecorder):
@@ -22,6 +23,7 @@ class PieceRecorder(BatchRecorder):
     Args:
         source: the sequences that are fed.
         sums: the sums of every layer.
+        centers: whether states minus their mean are measured, too.
 
     Attributes:
         n_evicted: sequences that were ended because others came.
@@ -29,8 +31,8 @@ class PieceRecorder(BatchRecorder):
 
     _source: OpenSequences
 
-    def __init__(self, source: OpenSequences, sums: ModelSums) -> None:
-        super().__init__(source, sums)
+    def __init__(self, source: OpenSequences, sums: ModelSums, *, centers: bool = False) -> None:
+        super().__init__(source, sums, centers=centers)
         self.n_evicted = 0
         self._kinds: list[Any] = []
 
@@ -50,11 +52,11 @@ class PieceRecorder(BatchRecorder):
             places_BT = pieces.tokens.places_BT  # where there is padding
             for layer, hidden in states.of_rows.items():
                 real = hidden if places_BT is None else hidden[torch.from_numpy(places_BT.ravel()).to(hidden.device)]
-                self._queue_step(layer, real.reshape(*labels.shape, -1))
+                self._queue_step(self._rows(layer), real.reshape(*labels.shape, -1))
         else:
             accumulator = self.make_accumulator(labels)
             for layer, hidden in states.of_rows.items():
-                self._add(accumulator, layer, hidden)
+                self._add(accumulator, self._rows(layer), hidden)
             self._finish(accumulator)
         self._source.finish()
         self.drain()
@@ -71,6 +73,9 @@ class PieceRecorder(BatchRecorder):
         """Add those of another part of the same measurement."""
         super().add_notes(notes)
         self.n_evicted += notes.get("evicted", 0)
+
+    def _rows(self, layer: str) -> list[str]:
+        return with_centered(layer) if self._centers else [layer]
 
     def _evictions(self) -> list[Choice]:
         if not self.n_evicted:

@@ -48,7 +48,7 @@ class Recorder(BatchRecorder):
     _source: LabelSource
 
     def __init__(self, source: LabelSource, sums: ModelSums, points: HookPoints) -> None:
-        super().__init__(source, sums)
+        super().__init__(source, sums, centers=points.centers)
         self.layers: Collection[str] | None = None
         self.n_blocks = count_calls(points)
         self.left_out = LeftOut()
@@ -201,15 +201,17 @@ class Recorder(BatchRecorder):
         if layer in current.layers:
             self.problems.append(f"{layer}: called twice in a forward pass; its calls are of different depth")
             return
-        current.layers[layer] = None
-        if not self.wants(layer):
+        rows = self._points.rows_of(layer)
+        current.layers.update(dict.fromkeys(rows))
+        wanted = [row for row in rows if self.wants(row)]
+        if not wanted:
             return
         try:
             hidden = self._states(layer, value, current)
             if isinstance(current.labels, DecodeStep):
-                self._queue_step(layer, hidden)
+                self._queue_step(wanted, hidden)
             else:
-                self._add(current.accumulator, layer, hidden)
+                self._add(current.accumulator, wanted, hidden)
         except Exception as problem:
             self.note(problem, layer)
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
@@ -34,7 +34,11 @@ from softh_probe.models.options import load_options
 from softh_probe.models.placement import accelerator, check_device, check_dtype
 from softh_probe.models.source import ModelSource, check_weights, fetch_weights
 from softh_probe.models.stored import StoredTensors, check_names, check_one_name
+from softh_probe.models.tensor_parallel import splitting
 from softh_probe.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_tokenizer", "load_with_head"]
 
@@ -79,6 +83,7 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Checkpoint:
     """Load the transformer of a checkpoint without its head; of an encoder-decoder, its encoder.
 
@@ -95,6 +100,8 @@ def load_checkpoint(
         allow_pickle: allow weights in pickle files, which can hold code.
         model_kwargs: further arguments of `from_pretrained`, of JSON values: `attn_implementation`,
             `quantization_config` (a mapping), `variant`, …
+        mesh: the processes that hold the model between them, as `model_mesh` arranges them; each has to call this.
+            None loads the whole model.
 
     Returns:
         The model, with weights that are all the checkpoint's, and its identity.
@@ -103,7 +110,7 @@ def load_checkpoint(
         InputError: an argument is wrong, or the checkpoint is damaged, incomplete or needs code that is not allowed.
     """
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    read = _read(source, trust, head=False, dtype=dtype, device_map=device_map, model_kwargs=model_kwargs)
+    read = _read(source, trust, head=False, dtype=dtype, device_map=device_map, model_kwargs=model_kwargs, mesh=mesh)
     loaded, model, quantization = read.whole, read.model, read.quantization
     if model is not loaded:
         # compressed-tensors unpacks weights in a hook of the outer model's first pass, which never comes. torch lists
@@ -120,7 +127,7 @@ def load_checkpoint(
     info = {
         **read.identity,
         "stack": "encoder" if loaded.config.is_encoder_decoder else None,
-        **describe_model(model),
+        **describe_model(model, gathered=mesh is not None),
         "quantization": quantization,  # as it was before weights were unpacked
         **trust,
         "model_kwargs": dict(model_kwargs or {}),
@@ -186,6 +193,7 @@ def _read(
     dtype: str,
     device_map: str | None,
     model_kwargs: Mapping[str, Any] | None,
+    mesh: DeviceMesh | None = None,
 ) -> _Read:
     """Check the settings, download a checkpoint and load it."""
     placement, torch_dtype = check_device(device_map), check_dtype(dtype)
@@ -194,10 +202,8 @@ def _read(
     check_model_kwargs(model_kwargs)
     given, choices = dict(model_kwargs or {}), Choices()
     folder = source.folder or fetch_weights(source, variant=given.get("variant"), **trust)
-    with quiet_transformers():
-        found = _load(
-            source, folder, choices, head=head, model_kwargs=given, dtype=torch_dtype, device_map=placement, **trust
-        )
+    with quiet_transformers(), splitting(mesh, placement) as placed:
+        found = _load(source, folder, choices, head=head, model_kwargs=given, dtype=torch_dtype, **placed, **trust)
     identity = {
         "model": source.name,
         "revision": source.revision,
@@ -229,7 +235,7 @@ def _load(
 
     Args:
         head: the whole model is wanted, with its head, and checked.
-        placement: `dtype` and `device_map` of `from_pretrained`.
+        placement: of `from_pretrained`: `dtype`, and `device_map` or what splits the model.
 
     Returns:
         The model as loaded; the part of it that is measured; and the config's entry for packed weights, which may be

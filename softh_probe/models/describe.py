@@ -6,7 +6,7 @@ describe_layers(skeleton)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -120,19 +120,23 @@ def describe_layers(
     return table.astype({"width": "Int64"})
 
 
-def weights_by_device(skeleton: PreTrainedModel, device_map: str | None, dtype: torch.dtype) -> dict[str, int]:
+def weights_by_device(
+    skeleton: PreTrainedModel, device_map: str | None, dtype: torch.dtype, parts: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Compute the bytes that a model's weights will take on each device; packed weights take less.
 
     Args:
         skeleton: the model, as `load_skeleton` builds it.
         device_map: placement of the model, as in `load_checkpoint`.
         dtype: number format of the weights.
+        parts: into how many parts a weight is split, of which the device holds one, by its path; others are whole.
     """
     device_of = _devices(skeleton, check_placement("auto", device_map))
     found: dict[str, int] = {}
     for path, parameter in skeleton.named_parameters():
         device = device_of(path)
-        found[device] = found.get(device, 0) + parameter.numel() * dtype.itemsize
+        n_parts = (parts or {}).get(path, 1)
+        found[device] = found.get(device, 0) + -(-parameter.numel() // n_parts) * dtype.itemsize
     return found
 
 

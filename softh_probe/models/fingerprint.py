@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from softh_probe.hashing import bytes_sha256, text_sha256
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
@@ -25,19 +29,28 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     memory. Poolers are left out: where a checkpoint lacks them they are random, and no hidden state of a layer passes
     through one. Memory: a copy of one tensor for each of four threads.
 
+    Weights that processes hold between them (DTensors) are gathered one by one: all of these have to call this.
+
     Returns:
         The digest; None where a tensor is offloaded and cannot be read back.
     """
 
     def line(item: tuple[str, Tensor]) -> str:
         name, tensor = item
-        raw = _values(model, name, tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        values = _values(model, name, tensor)
+        whole = values.full_tensor() if is_distributed(values) else values
+        raw = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return f"{name} {tensor.dtype} {tuple(tensor.shape)} {bytes_sha256(raw.data)}\n"
 
     stored = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    tensors = {part: tensor for name, value in stored.items() for part, tensor in parts_of(name, value)}
+    tensors = {
+        part: tensor
+        for name, value in stored.items()
+        for part, tensor in ([(name, value)] if is_distributed(value) else parts_of(name, value))
+    }
+    n_threads = 1 if any(map(is_distributed, tensors.values())) else min(4, os.cpu_count() or 1)
     try:
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashlib works without the GIL
+        with ThreadPoolExecutor(n_threads) as pool:  # hashlib works without the GIL
             lines = pool.map(line, sorted((name, tensors[name]) for name in tensors if not is_pooler(name)))
             return text_sha256("".join(lines))
     except LookupError:
@@ -48,9 +61,19 @@ def parts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """List the plain tensors that a tensor consists of: itself, or the parts of a quantized one."""
     if hasattr(tensor, "__tensor_flatten__"):
         for part in tensor.__tensor_flatten__()[0]:
-            yield from parts_of(f"{name}.{part}", getattr(tensor, part))
+            if isinstance(value := getattr(tensor, part), Tensor):  # a DTensor has its mesh, too
+                yield from parts_of(f"{name}.{part}", value)
     else:
         yield name, tensor
+
+
+def is_distributed(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Test whether processes hold a tensor between them."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def _values(model: nn.Module, name: str, tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from softh_probe.models.fingerprint import parts_of, weights_fingerprint
+from softh_probe.models.fingerprint import is_distributed, parts_of, weights_fingerprint
 
 #: Values of each tensor by which a change of weights is noticed.
 _SAMPLED = 8
@@ -31,7 +31,7 @@ _SPREAD = "the weights are spread over several processes"
 _OFFLOADED = "some weights are offloaded where they cannot be read back"
 
 
-def describe_model(model: nn.Module, *, fingerprint: bool = True) -> dict[str, Any]:
+def describe_model(model: nn.Module, *, fingerprint: bool = True, gathered: bool = False) -> dict[str, Any]:
     """Describe a model in memory (JSON values).
 
     >>> describe_model(nn.Linear(2, 2))["n_parameters"]
@@ -40,6 +40,7 @@ def describe_model(model: nn.Module, *, fingerprint: bool = True) -> dict[str, A
     Args:
         model: the part of a model that is measured.
         fingerprint: read the weights, which takes seconds where there are billions.
+        gathered: gather weights that processes hold between them, each of which has to call this.
 
     Returns:
         `model_type` (of the config, or None), `class`, `dtype`, `quantization` (the config's entry for packed weights,
@@ -48,7 +49,7 @@ def describe_model(model: nn.Module, *, fingerprint: bool = True) -> dict[str, A
     config = getattr(model, "config", None)
     parameters = list(model.parameters())
     dtype = getattr(model, "dtype", None) or next((p.dtype for p in parameters if p.is_floating_point()), None)
-    digest, note = _fingerprint(model) if fingerprint else (None, None)
+    digest, note = _fingerprint(model, gathered=gathered) if fingerprint else (None, None)
     return {
         "model_type": getattr(config, "model_type", None),
         "class": type(model).__name__,
@@ -128,9 +129,9 @@ def _unreadable(error: Exception) -> str:
     return f"the weights could not be read ({type(error).__name__}: {error})"
 
 
-def _fingerprint(model: nn.Module) -> tuple[str | None, str | None]:
+def _fingerprint(model: nn.Module, *, gathered: bool = False) -> tuple[str | None, str | None]:
     """Compute the fingerprint, or say why there is none."""
-    if _is_spread(model):
+    if _is_spread(model) or (not gathered and any(map(is_distributed, _tensors(model)))):
         return None, _SPREAD
     digest = weights_fingerprint(model)
     return digest, None if digest else _OFFLOADED

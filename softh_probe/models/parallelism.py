@@ -37,6 +37,22 @@ class Parallelism:
     split_sequences: tuple[str, ...] = ()
     split_layers: tuple[str, ...] = ()
 
+    @property
+    def refusal(self) -> str | None:
+        """Say why no process can measure the model; None where the first of those that hold it can."""
+        if self.split_sequences:
+            return (
+                f"the model's device mesh splits sequences between processes ({', '.join(self.split_sequences)}), so "
+                "that none knows the tokens around its own; evaluate without context and sequence parallelism"
+            )
+        if self.split_layers:
+            return (
+                f"the model's device mesh splits layers between processes ({', '.join(self.split_layers)}), so that "
+                "each would measure those of the others as well, which it does not run; evaluate without pipeline "
+                "parallelism"
+            )
+        return None
+
 
 def find_parallelism(model: nn.Module) -> Parallelism:
     """Find the processes that hold one model with this one, as far as its device meshes tell."""

@@ -15,7 +15,7 @@ from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.accumulators.label_tables import N_SQUARES, columns
 from softh_probe.accumulators.sampling import N_REPLICATES, SAMPLE_SIZE
 from softh_probe.errors import InputError
-from softh_probe.layer_places import RESIDUAL
+from softh_probe.layer_places import RESIDUAL, is_centered
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.row_allocation import KEPT_LABELS
 from softh_probe.planned.streamed import StreamedRows
@@ -66,7 +66,7 @@ def place_sums(
         InputError: there is not as much memory as they take; the message says how many label
             rows would fit, and which label sets to leave out.
     """
-    of_bins = [_bytes_by_set(of_bin, n_anchors, anchor_sets) for of_bin in plan.bins.values()]
+    of_bins = [_bytes_by_set(of_bin, n_anchors[:1], anchor_sets) for of_bin in plan.bins.values()]
     sizes = _bytes_by_set(plan, n_anchors, anchor_sets)
     memory = _placed(
         sizes | ({BINS: sum(size for of_bin in of_bins for size in of_bin.values())} if of_bins else {}),
@@ -185,10 +185,13 @@ def _bytes_of_anchors(
 def _bytes_of_directions(
     devices: Mapping[str, torch.device], widths: Mapping[str, int | None] | None
 ) -> dict[str, int]:
-    """Compute the bytes of the sums of unit vectors of all layers of each device, where label tables may not be."""
+    """Compute the bytes of the sums of unit vectors of all layers of each device, where label tables may not be.
+
+    Rows of centered states have their mean, too.
+    """
     sizes: Counter[str] = Counter()
     for layer, device in devices.items():
-        sizes[str(device)] += 8 * ((widths or {}).get(layer) or 0)
+        sizes[str(device)] += (12 if is_centered(layer) else 8) * ((widths or {}).get(layer) or 0)
     return {place: size for place, size in sizes.items() if size}
 
 

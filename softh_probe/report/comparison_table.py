@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from softh_probe.analysis.paired import COMPARED, compare_results, comparison_notes
+from softh_probe.anisotropy import anisotropy_lines
 from softh_probe.errors import InputError
 from softh_probe.files import write_text
 from softh_probe.metrics import ENTROPIES
@@ -56,7 +57,7 @@ def compare_folders(
     a, b = results
     table = compare_results(a, b, unit, titles)
     table = table[table.metric.isin(metrics)]
-    notes = comparison_notes(a, b, titles)
+    notes = [*comparison_notes(a, b, titles), *anisotropy_lines([a, b], titles)]
     described = json.dumps(to_json(table, notes, titles, unit), indent=1, ensure_ascii=False)
     if out is not None:
         _write(Path(out), table.to_csv(index=False) if Path(out).suffix == ".csv" else described)

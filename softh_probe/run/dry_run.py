@@ -7,7 +7,6 @@ read; weights are loaded only to time a few batches. The output folder is left a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from softh_probe.models.describe import describe_layers, load_body_skeleton, wei
 from softh_probe.models.lengths import longest_document
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, check_weights, resolve_model
+from softh_probe.models.tensor_parallel import split_parameters
 from softh_probe.planned.memory import ALL_POSITIONS, BINS
 from softh_probe.planned.prepared import PADDED
 from softh_probe.planned.sums_memory import GIB, SumsMemory
@@ -36,7 +36,7 @@ from softh_probe.positions import describe_policy
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
 from softh_probe.run.output_folder import UNFINISHED, check_folder
-from softh_probe.run.pipeline import open_feed
+from softh_probe.run.pipeline import check_splitting, open_feed
 from softh_probe.run.processes import ALONE, Processes, own_device
 from softh_probe.run.provenance import check_model, policy_info
 from softh_probe.run.resume import check_sample, load_snapshot
@@ -52,7 +52,8 @@ class DryRun:
 
     Attributes:
         config: the run's configuration, with `tokens_per_batch`.
-        model: class, model type, weights, number format and GiB by device (JSON values).
+        model: class, model type, weights, number format, GiB by device of one process, and the number of processes
+            that hold the model (JSON values).
         corpus: counts and checksum, as a result has them (JSON values).
         feed: documents, batches and label rows, as long as no padding reaches real tokens.
         layers: the device of each layer.
@@ -110,6 +111,8 @@ class DryRun:
         """Format as text."""
         model, corpus = self.model, self.corpus
         weights = ", ".join(f"{size:.2f} GiB on {device}" for device, size in model["weights_gib"].items())
+        if model["processes"] > 1:
+            weights += f" of each of {model['processes']} processes"
         left_out = [
             f"{corpus[name]:,} {name.removeprefix('documents_').replace('_', ' ')}"
             for name in _LEFT_OUT
@@ -143,6 +146,7 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     Raises:
         InputError: an error that the run would raise before it loads the weights, or a lack of memory for its sums.
     """
+    processes = processes.with_models_of(config.tensor_parallel)
     check_folder(config.out, overwrite=config.overwrite)
     device_map = own_device(config.device_map, processes)
     device = check_placement(config.dtype, device_map)
@@ -150,6 +154,7 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
         config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
     work = Path(config.out).expanduser().resolve() / UNFINISHED
     source = resolve_model(config.model, revision=config.revision, need_weights=False)
+    check_splitting(config, source)
     skeleton = load_body_skeleton(source, trust_remote_code=config.trust_remote_code)
     given, limit = config, longest_document(skeleton)
     unfinished = load_snapshot(config, _Untouched(work, processes))
@@ -163,7 +168,8 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
     checkpoint = Checkpoint(model=skeleton, info={})
     check_model(checkpoint, feed.trial)
     dtype = _dtype(config, skeleton, device)
-    weights = weights_by_device(skeleton, device_map, dtype)
+    parts = dict.fromkeys(split_parameters(skeleton), processes.per_model) if processes.per_model > 1 else None
+    weights = weights_by_device(skeleton, device_map, dtype, parts)
     layers, widths = _layers(config, skeleton, device_map)
     memory = feed.place_sums(layers, needed=weights, widths=widths)
     model = {
@@ -173,6 +179,7 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
         "dtype": str(dtype).removeprefix("torch."),
         "n_parameters": skeleton.num_parameters(),
         "weights_gib": {place: size / GIB for place, size in weights.items()},
+        "processes": processes.per_model,
     }
     return DryRun(
         config=config,
@@ -183,9 +190,18 @@ def dry_run(config: RunConfig, *, progress: bool = True, processes: Processes = 
         memory=memory,
         done=unfinished[0].batches if unfinished else 0,
         choices=choices,
-        timing=time_run(config, source, feed, device_map) if timed and processes.is_first else None,
+        timing=_timing(config, source, feed, device_map, processes) if timed and processes.is_first else None,
         warnings=[*choices.warnings(), *feed.warnings(), *_missing_weights(config, source)],
     )
+
+
+def _timing(
+    config: RunConfig, source: ModelSource, feed: Feed, device_map: str | None, processes: Processes
+) -> Timing | str:
+    """Time a few batches in this process alone."""
+    if processes.per_model > 1:
+        return f"{processes.per_model} processes hold the model, and a dry run times those of one"
+    return time_run(config, source, feed, device_map)
 
 
 def _describe_timing(timing: Timing | str, config: RunConfig) -> str:
@@ -232,12 +248,15 @@ def _layers(
 ) -> tuple[dict[str, torch.device], dict[str, int | None]]:
     """Find the rows to measure, the device of the sums of each, and the width of its hidden states."""
     table = describe_layers(skeleton, device_map, sites=config.sites, modules=config.modules)
-    devices: Mapping[str, str] = dict(zip(table["name"], table["device"], strict=True))
+    devices: dict[str, str] = dict(zip(table["name"], table["device"], strict=True))
     widths = {
         name: None if pd.isna(width) else int(width) for name, width in zip(table["name"], table["width"], strict=True)
     }
     found = find_modules(skeleton, config.modules) if config.modules else {}
-    points = find_hook_points(skeleton, found, parse_sites(config.sites))
+    points = find_hook_points(skeleton, found, parse_sites(config.sites), centers=config.center)
+    for row in [*devices]:
+        for own in points.rows_of(row):
+            devices[own], widths[own] = devices[row], widths[row]
     n_calls = max([block_index(name) or 0 for name in devices], default=0)
     places = [[row for row in rows if row in devices] for rows in points.measured_places(n_calls)]
     on_host = ("disk", "mps")  # offloaded weights come and go, and Apple's GPUs have no float64

@@ -147,7 +147,7 @@ def placing(config: RunConfig, processes: Processes) -> dict[str, Any]:
         "n_anchors": [variant.n_anchors for variant in config.variants],
         "anchor_sets": config.anchor_sets,
         "sums_memory_gb": config.sums_memory_gb,
-        "n_processes": processes.local_count,
+        "n_processes": processes.n_measuring_here,
     }
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from softh_probe.data.corpus import Corpus, pad_batch
 from softh_probe.models.loading_errors import running_on_tokens
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
+from softh_probe.run.processes import ALONE, Processes, running_together
 
 
 class Batch(NamedTuple):
@@ -26,6 +27,43 @@ class Batch(NamedTuple):
     corpus: Corpus
     documents: np.ndarray
     labels: Dispatch
+
+
+class Measurer(Protocol):
+    """Sees the forward passes of a run: a probe, or an `Onlooker`."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: Any) -> object: ...
+
+    def batch(self, dispatch: Dispatch) -> AbstractContextManager[None]:
+        """Make the context of the forward pass over a batch."""
+        ...
+
+    def check(self) -> None:
+        """Raise the problems of the measurement."""
+        ...
+
+
+class Onlooker:
+    """Measures nothing: another process of the same model does."""
+
+    def __enter__(self) -> Onlooker:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def batch(self, dispatch: Dispatch) -> AbstractContextManager[None]:
+        """Make a context in which nothing is seen."""
+        return nullcontext()
+
+    def check(self) -> None:
+        """Find no problems."""
+
+
+def measurer(probe: SoftEntropyProbe, processes: Processes) -> Measurer:
+    """Choose what sees the forward passes of this process: the probe, if it measures."""
+    return probe if processes.measures else Onlooker()
 
 
 def forward(
@@ -67,7 +105,7 @@ def planned_batches(plan: Plan, share: Iterable[int]) -> Iterator[Batch]:
 
 
 def run_batches(
-    probe: SoftEntropyProbe,
+    seen_by: Measurer,
     model: Any,
     batches: Iterator[Batch],
     *,
@@ -78,19 +116,22 @@ def run_batches(
     after_batch: Callable[[int], None] | None = None,
     progress: bool = True,
     stage: str = "forward",
+    processes: Processes = ALONE,
 ) -> None:
     """Run a model's backbone over batches under a probe; neither its head is run nor a hidden state kept.
 
     Args:
-        first: number of batches that the probe has measured already; n_tokens_before: their tokens.
+        seen_by: the probe; an `Onlooker` where another process of the model measures.
+        first: number of batches that were measured already; n_tokens_before: their tokens.
         n_tokens: gives the tokens of all batches as far as they are known; None shows no time left.
         reading: makes the context in which the next batch is taken.
         after_batch: called after each batch with the number of batches done.
         progress: show a progress bar; stage: its name.
+        processes: those that hold the model with this one run the same batches.
     """
     done = first
     with (
-        probe,
+        seen_by,
         quiet_inference(),
         tqdm(
             total=n_tokens(),
@@ -109,10 +150,10 @@ def run_batches(
                 break
             done += 1
             input_ids, attention_mask = pad_batch(batch.corpus, batch.documents)
-            with probe.batch(batch.labels):
+            with seen_by.batch(batch.labels), running_together(processes):
                 run_backbone(model, input_ids, attention_mask)
             if done == first + 1:
-                probe.check()  # unusable hidden states show here, not after hours
+                seen_by.check()  # unusable hidden states show here, not after hours
             bar.total = n_tokens()
             bar.update(batch.labels.n_tokens)
             if after_batch is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from softh_probe.planned.prepared import batch_documents
 from softh_probe.planned.second_pass import SecondPass
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.result import ProbeResult
-from softh_probe.run.forward import Batch, run_batches
+from softh_probe.run.forward import Batch, measurer, run_batches
 from softh_probe.run.processes import Processes
 from softh_probe.run.signals import StopRequests
 
@@ -61,29 +62,31 @@ def with_intervals(
     values = processes.from_first(None if result is None else MeasuredValues.of(result))
     second = SecondPass(plan, config.interval_documents)
     groups = batch_documents(config, plan.corpus, batching, among=second.is_measured)
-    mine = groups[processes.rank :: processes.count]
+    mine = groups[processes.share :: processes.n_shares]
     found = _Influences(second, values, len(probe.layers))
 
     def after_batch(done: int) -> None:
-        found.add(mine[done - 1], sums.take())
-        if stop.requested:
-            raise _interrupted(stop)
+        if sums is not None:
+            found.add(mine[done - 1], sums.take())
+        if asked := processes.stop_together(stop.requested):
+            raise _interrupted(asked)
 
-    with probe.second_pass() as sums:
+    with probe.second_pass() if processes.measures else nullcontext() as sums:
         run_batches(
-            probe,
+            measurer(probe, processes),
             model,
             _batches(plan, second, mine),
             n_tokens=lambda: sum(int(plan.corpus.lengths[windows].sum()) for windows in mine),
             after_batch=after_batch,
             progress=progress,
             stage="intervals",
+            processes=processes,
         )
     try:
         found.gather(processes)
     except LostProcessError as error:
         if stop.requested:
-            raise _interrupted(stop) from error
+            raise _interrupted(stop.requested) from error
         raise
     if result is None:
         return None
@@ -113,9 +116,8 @@ def _batches(plan: Plan, second: SecondPass, groups: list[np.ndarray]) -> Iterat
         yield Batch(plan.corpus, windows, second.batch(windows))
 
 
-def _interrupted(stop: StopRequests) -> Interrupted:
-    assert stop.requested is not None
-    return Interrupted(stop.requested, "in the pass for intervals; the same command resumes with that pass")
+def _interrupted(signal: int) -> Interrupted:
+    return Interrupted(signal, "in the pass for intervals; the same command resumes with that pass")
 
 
 class _Influences:
@@ -134,8 +136,8 @@ class _Influences:
             self._found[name].index_add_(1, documents, psi_RB)
 
     def gather(self, processes: Processes) -> None:
-        """Add up what all processes found, in the first one."""
-        for psi_RD in self._found.values():
+        """Add up what all processes that measure found, in the first one."""
+        for psi_RD in self._found.values() if processes.measures else ():
             processes.add_others(psi_RD)
 
     def influence(self, rows: list[str]) -> DocumentInfluence:

@@ -14,7 +14,7 @@ Shape suffixes: B documents, T tokens of the longest, D width, N tokens of one d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -70,7 +70,9 @@ _Assignments = Mapping[str, Tensor]
 logger = logging.getLogger(__name__)
 
 
-def choose_batching(model: Any, config: RunConfig, corpus: Corpus) -> str:
+def choose_batching(
+    model: Any, config: RunConfig, corpus: Corpus, agreed: Callable[[float], float] = lambda found: found
+) -> str:
     """Choose how to group documents into batches, so that no document's hidden states depend on its batch.
 
     Runs up to two batches of the corpus, and their documents alone, up to eight of each; nothing is counted.
@@ -79,6 +81,7 @@ def choose_batching(model: Any, config: RunConfig, corpus: Corpus) -> str:
         model: the loaded model, without head.
         config: the run's configuration, with `tokens_per_batch`.
         corpus: the documents.
+        agreed: gives a number as the first of the processes that run the model together has it.
 
     Returns:
         One of `BATCHINGS`, the first whose batches keep documents apart; or `UNKNOWN`.
@@ -86,7 +89,7 @@ def choose_batching(model: Any, config: RunConfig, corpus: Corpus) -> str:
     Raises:
         ProbeError: what the model gives for a document depends on those that it read before.
     """
-    trial = _Trial(model, corpus, config.modules)
+    trial = _Trial(model, corpus, config.modules, agreed)
     with quiet_inference():
         if not trial.can_be_repeated(np.concatenate(batch_documents(config, corpus))):
             return UNKNOWN
@@ -132,8 +135,10 @@ def telling_batches(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> list[
 class _Trial:
     """Runs documents of a corpus in their batch and alone."""
 
-    def __init__(self, model: Any, corpus: Corpus, modules: Sequence[str] | None) -> None:
-        self._model, self._corpus = model, corpus
+    def __init__(
+        self, model: Any, corpus: Corpus, modules: Sequence[str] | None, agreed: Callable[[float], float]
+    ) -> None:
+        self._model, self._corpus, self._agreed = model, corpus, agreed
         self._points = find_hook_points(model, find_modules(model, modules) if modules else {})
         dtype = model.dtype if model.dtype in _LEAST else torch.float32
         self._least = _LEAST[dtype]
@@ -164,7 +169,7 @@ class _Trial:
         )
 
     def _same(self, one: _Assignments, other: _Assignments) -> bool:
-        return difference(one, other, everywhere=True) <= self._least
+        return self._agreed(difference(one, other, everywhere=True)) <= self._least
 
     def mixes(self, batch: np.ndarray) -> bool:
         """Tell whether a batch changes what the model gives for its documents."""
@@ -175,7 +180,7 @@ class _Trial:
             difference(self._alone(int(batch[row])), of_row) for row, of_row in zip(rows, together, strict=True)
         )
         # Rounding may send a token to another expert. This is rare, so where it happens, two documents have to differ.
-        found = apart[-1] if self._is_exact or len(apart) == 1 else apart[-2]
+        found = self._agreed(apart[-1] if self._is_exact or len(apart) == 1 else apart[-2])
         if found <= self._least:
             return False
         bound = min(max(_NOISE * self._noise(int(batch[rows[0]])), self._least), self._most)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,28 +26,32 @@ from softh_probe.models.checkpoint import Checkpoint, load_checkpoint
 from softh_probe.models.lengths import length_limit
 from softh_probe.models.placement import check_placement
 from softh_probe.models.source import ModelSource, resolve_model
+from softh_probe.models.tensor_parallel import check_can_be_split, model_mesh
 from softh_probe.models.tokenizer import load_tokenizer
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
 from softh_probe.planned.prepared import PADDED
+from softh_probe.planned.sums_memory import SumsMemory
 from softh_probe.probe import SoftEntropyProbe
 from softh_probe.redaction import log_to_stderr
 from softh_probe.result import ProbeResult
 from softh_probe.run.as_soft_entropy import SOFT_ENTROPY_JSON, soft_entropy_json
+from softh_probe.run.centers import find_centers
 from softh_probe.run.document_length import record_max_length, with_max_length
 from softh_probe.run.feed import Feed
-from softh_probe.run.forward import run_batches
+from softh_probe.run.forward import measurer, run_batches
 from softh_probe.run.intervals import with_intervals
 from softh_probe.run.output_folder import output_folder, shared_folder
 from softh_probe.run.padding import batches_as, choose_batching, padding_choice
 from softh_probe.run.planned_feed import PlannedFeed
-from softh_probe.run.processes import ALONE, Processes, own_device
-from softh_probe.run.provenance import check_model, choices, policy_info, provenance, warnings
+from softh_probe.run.processes import ALONE, Processes, own_device, running_together
+from softh_probe.run.provenance import check_model, choices, policy_info, provenance, record_preset, warnings
 from softh_probe.run.resume import Unfinished, load_snapshot, resume, run_fingerprint
 from softh_probe.run.signals import StopRequests
-from softh_probe.run.snapshots import Snapshots, SnapshotTimer
+from softh_probe.run.snapshots import Progress, Snapshots, SnapshotTimer
 from softh_probe.run.stopwatch import Stopwatch
 from softh_probe.run.streamed_feed import StreamedFeed
+from softh_probe.run.whole_states import check_whole_states
 from softh_probe.run.written_report import write_report
 
 CONFIG_YAML = "config.yaml"
@@ -83,6 +88,7 @@ def run(
     """
     if documents is not None and not config.stream:
         raise InputError("documents: they are read as they come, by a streamed run alone; set stream=True")
+    processes = processes.with_models_of(config.tensor_parallel)
     progress = progress and processes.is_first
     with StopRequests() as stop, log_to_stderr() if progress else nullcontext():
         if processes.is_first:
@@ -118,11 +124,13 @@ def _run(
             if config.tokens_per_batch is None:
                 config = dataclasses.replace(config, tokens_per_batch=tokens_per_batch_on(device))
             source = resolve_model(config.model, revision=config.revision)
+            check_splitting(config, source)
             given, limit = config, length_limit(source, trust_remote_code=config.trust_remote_code, kept=kept)
             unfinished = load_snapshot(config, snapshots)
             config = with_max_length(config, limit, before=unfinished and unfinished[0].run["config"])
             feed = open_feed(config, source, processes, unfinished, documents=documents, progress=progress, kept=kept)
         known = Choices()
+        record_preset(config, known)
         record_max_length(given, config, known, n_longer=feed.n_longer)
         for choice in (*known, *feed.choices):
             logger.info("%s", choice)
@@ -130,19 +138,21 @@ def _run(
         with seconds("plan"):
             feed.group(PADDED)
         logger.info("%s", feed.describe_batches())
-    with seconds("load"):
+    with seconds("load"), running_together(processes):
         checkpoint = load_model(config, source, device_map)
     for choice in checkpoint.choices:
         logger.info("%s", choice)
     with checkpoint:
         check_model(checkpoint, feed.trial)
+        check_whole_states(config, checkpoint.model, feed.trial, processes)
         with seconds("plan"):
             padding = _padding(config, checkpoint, feed.trial, unfinished, processes)
         if batches_as(padding) != PADDED:
             with seconds("plan"), processes.first_ahead():
                 feed.group(batches_as(padding))
             logger.info("%s", feed.describe_batches())
-        probe = new_probe(config, checkpoint.model, feed.rows)
+        centers = find_centers(config, checkpoint.model, feed.trial, processes)
+        probe = new_probe(config, checkpoint.model, feed.rows, centers.means)
         averaged = probe.check_mean_over(config.mean_over)
         info = checkpoint.info
         if info["stack"]:
@@ -151,12 +161,11 @@ def _run(
             )
         devices = ", ".join(info["devices"])
         logger.info("model: %s, %s on %s; %s", info["class"], info["dtype"], devices, _measuring(config, probe))
-        memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths())
-        logger.info("sums:\n%s", memory.describe())
+        memory = _place_sums(feed, probe, processes)
         fingerprint = run_fingerprint(config, checkpoint, feed.fingerprint(), padding)
         processes.agree(fingerprint)
-        probe.reserve(memory.on_host)
-        start = resume(unfinished, probe, fingerprint, feed.rows)
+        start = _start(unfinished, probe, fingerprint, feed, memory)
+        processes.agree_on_progress(start.batches)
         stop.defer()
         timer = SnapshotTimer(
             snapshots,
@@ -166,9 +175,10 @@ def _run(
             n_batches=feed.n_batches,
             minutes=config.snapshot_minutes,
             feed_state=feed.state,
+            processes=processes,
         )
         run_batches(
-            probe,
+            measurer(probe, processes),
             checkpoint.model,
             feed.batches(start.batches, partial(check_model, checkpoint)),
             first=start.batches,
@@ -177,6 +187,7 @@ def _run(
             reading=timer.keeping,
             after_batch=timer,
             progress=progress,
+            processes=processes,
         )
         timer.wait(processes, keep=config.intervals)
         seconds.spent["forward"] = timer.seconds
@@ -199,11 +210,14 @@ def _run(
                 )
     if result is None:
         return None
+    assert memory is not None
     with seconds("finish"):
         settings = Choices()
+        record_preset(config, settings)
         record_max_length(given, config, settings, n_longer=feed.n_longer)
         result.info.update(provenance(config, checkpoint, feed.corpus_info()), sums_memory=memory.info())
         result.info.update(policy_info(config, result.info["positions"], feed.n_defined))
+        centers.record(result)
         result.info.update(averaged, interruptions=start.interruptions, processes=processes.count)
         result.info["choices"] = choices(result, settings, checkpoint, feed.choices).to_json()
         result.info["warnings"] = warnings(result, feed.warnings())
@@ -262,6 +276,7 @@ def load_model(config: RunConfig, source: ModelSource, device_map: str | None) -
     Raises:
         InputError: it cannot be loaded.
     """
+    size, device = config.tensor_parallel, check_placement(config.dtype, device_map)
     return load_checkpoint(
         source,
         dtype=config.dtype,
@@ -269,11 +284,29 @@ def load_model(config: RunConfig, source: ModelSource, device_map: str | None) -
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         model_kwargs=config.model_kwargs,
+        mesh=model_mesh(size, device) if size > 1 else None,
     )
 
 
-def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) -> SoftEntropyProbe:
-    """Make the probe that a configuration describes."""
+def check_splitting(config: RunConfig, source: ModelSource) -> None:
+    """Check that the checkpoint can be held by as many processes as a configuration asks for.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if config.tensor_parallel > 1:
+        check_can_be_split(
+            source,
+            config.tensor_parallel,
+            trust_remote_code=config.trust_remote_code,
+            model_kwargs=config.model_kwargs,
+        )
+
+
+def new_probe(
+    config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows, centers: Mapping[str, torch.Tensor] | None = None
+) -> SoftEntropyProbe:
+    """Make the probe that a configuration describes; `centers` are the means that it subtracts, where it does."""
     return SoftEntropyProbe(
         model,
         labels=config.labels,
@@ -288,8 +321,32 @@ def new_probe(config: RunConfig, model: torch.nn.Module, plan: AnnouncedRows) ->
         modules=find_modules(model, config.modules) if config.modules else None,
         plan=plan,
         positions=config.positions,
+        center=centers or config.center,
         skip_special_tokens=config.skip_special_tokens,
     )
+
+
+def _place_sums(feed: Feed, probe: SoftEntropyProbe, processes: Processes) -> SumsMemory | None:
+    """Decide where sums go; None in a process that has none, since another one of its model measures."""
+    if not processes.measures:
+        return None
+    memory = feed.place_sums(probe.layer_devices(), widths=probe.layer_widths())
+    logger.info("sums:\n%s", memory.describe())
+    return memory
+
+
+def _start(
+    unfinished: Unfinished | None,
+    probe: SoftEntropyProbe,
+    fingerprint: dict[str, Any],
+    feed: Feed,
+    memory: SumsMemory | None,
+) -> Progress:
+    """Take the memory of the sums, if this process has any, and load those of an unfinished run."""
+    if memory is None:
+        return resume(unfinished, None, fingerprint, feed.rows)
+    probe.reserve(memory.on_host)
+    return resume(unfinished, probe, fingerprint, feed.rows)
 
 
 def _padding(
@@ -297,8 +354,9 @@ def _padding(
 ) -> str:
     """Choose how to group documents into batches, the same in all processes and after an interruption."""
     padding: str | None = unfinished[0].run.get("padding") if unfinished else None
-    if padding is None and processes.is_first:
-        padding = choose_batching(checkpoint.model, config, corpus)
+    if padding is None and processes.share == 0:
+        with running_together(processes):
+            padding = choose_batching(checkpoint.model, config, corpus, processes.agree_in_model)
     padding = processes.from_first(padding)
     checkpoint.choices.update(padding_choice(padding))
     return padding

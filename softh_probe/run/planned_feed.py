@@ -86,7 +86,7 @@ class PlannedFeed:
 
     def group(self, batching: str) -> None:
         """Plan batches in one of the `BATCHINGS`, or load the plan from the cache."""
-        self.rows = plan_run(self._config, self.trial, self._processes.count, batching, self._kept)
+        self.rows = plan_run(self._config, self.trial, self._processes.n_shares, batching, self._kept)
         if self._config.intervals:
             self._unknown = tuple(unknown_intervals(self.rows, self._config.label_rows))
 
@@ -147,7 +147,7 @@ class PlannedFeed:
     def join(self, probe: SoftEntropyProbe) -> None:
         """Add up the sums of all shares, in which labels have the same rows; with intervals, in every process."""
         processes = self._processes
-        if processes.count > 1:
+        if processes.measures and processes.n_shares > 1:
             probe.merge_shares(processes.add_all if self._config.intervals else processes.add_others)
         if processes.is_first:
             probe.retire()
@@ -165,4 +165,4 @@ class PlannedFeed:
 
     @property
     def _share(self) -> range:
-        return self.rows.shares[self._processes.rank]
+        return self.rows.shares[self._processes.share]

@@ -17,7 +17,7 @@ from softh_probe.labels import parse_label_sets, shortest_document
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.models.lengths import longest_document
 from softh_probe.positions import ALL, describe_policy
-from softh_probe.presets import LIMITS
+from softh_probe.presets import LIMITS, PRESETS, describe_preset
 from softh_probe.result import ProbeResult
 from softh_probe.run.forward import input_embeddings
 from softh_probe.run.peak_memory import peak_memory_gib
@@ -55,6 +55,15 @@ def provenance(config: RunConfig, checkpoint: Checkpoint, corpus: Mapping[str, A
         "versions": versions(),
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def record_preset(config: RunConfig, choices: Choices) -> None:
+    """Record the settings that a preset stands for: a default that is given looks like one that is not."""
+    if config.like is not None:
+        values = {name: getattr(config, name) for name in PRESETS[config.like]}
+        choices.add(
+            "like", f"{config.like}: {describe_preset(config.like, values)}", "in place of defaults", certain=True
+        )
 
 
 def corpus_info(

@@ -114,13 +114,13 @@ def run_fingerprint(
 
 
 def resume(
-    unfinished: Unfinished | None, probe: SoftEntropyProbe, run: dict[str, Any], rows: AnnouncedRows
+    unfinished: Unfinished | None, probe: SoftEntropyProbe | None, run: dict[str, Any], rows: AnnouncedRows
 ) -> Progress:
     """Load the sums of an unfinished run into a probe.
 
     Args:
         unfinished: the run's snapshot; None starts a new run.
-        probe: it has measured nothing yet.
+        probe: it has measured nothing yet; None in a process that measures nothing.
         run: fingerprint of the run that is asked for.
         rows: the rows of its labels.
 
@@ -146,7 +146,8 @@ def resume(
             f"out: since the unfinished run in this folder began, {', '.join(changed)} changed though the "
             f"configuration is the same; {START_ANEW}"
         )
-    probe.load_state_dict(state)
+    if probe is not None:
+        probe.load_state_dict(state)
     logger.info("resuming after %s batches, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
     return Progress(
         run=run, batches=progress.batches, seconds=progress.seconds, interruptions=progress.interruptions + 1
@@ -175,6 +176,7 @@ def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
         "by_position": False,
         "anchors_sha256": None,
         "like": None,
+        "center": False,
     }
     return {**since, **config}
 

@@ -6,7 +6,7 @@
         snapshot.json               fingerprint and progress of the run, the SHA-256 of each file, and its own checksum
 
 A snapshot appears whole, under its name, or not at all; a damaged one is ignored. Where several processes measure a
-run, each has a folder of its own: snapshots-0-of-8 and so on.
+run, each has a folder of its own: snapshots-0-of-8 and so on. Of those that hold one model, the first one writes.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Snapshots:
     """
 
     def __init__(self, work: Path, processes: Processes = ALONE) -> None:
-        self._work, self._count = work, processes.count
-        of_process = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
+        self._work, self._count = work, processes.n_shares
+        of_process = f"-{processes.share}-of-{processes.n_shares}" if processes.n_shares > 1 else ""
         self.folder = work / (_FOLDER + of_process)
 
     def of_another_count(self) -> int | None:
@@ -167,6 +167,7 @@ class SnapshotTimer:
         minutes: between snapshots; 0 writes one only when asked to stop.
         feed_state: gives `Progress.feed`.
         unit: what batches are called.
+        processes: those of the run; those of one model stop after the same batch, and the first of them writes.
 
     Raises:
         Interrupted: when called after a request to stop.
@@ -183,10 +184,11 @@ class SnapshotTimer:
         minutes: float,
         feed_state: Callable[[], dict[str, Any]] = dict,
         unit: str = "batches",
+        processes: Processes = ALONE,
     ) -> None:
         self._snapshots, self._probe, self._stop = snapshots, probe, stop
         self._start, self._n_batches, self._feed_state = start, n_batches, feed_state
-        self._unit = unit
+        self._unit, self._processes = unit, processes
         self._interval = 60 * minutes if minutes else np.inf
         self._began = time.monotonic()
         self._due = self._began + self._interval
@@ -202,9 +204,10 @@ class SnapshotTimer:
         self._done = batches
         if batches == self._n_batches:
             return
-        if self._stop.requested or time.monotonic() >= self._due:
+        asked = self._processes.stop_together(self._stop.requested)
+        if asked or time.monotonic() >= self._due:
             self._write()
-        self._end_if_asked()
+        self._end_if(asked)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -231,19 +234,23 @@ class SnapshotTimer:
             processes.wait()
         except LostProcessError:
             self._write()
-            self._end_if_asked()
+            self._end_if(self._stop.requested)
             raise
-        if keep and self._done > self._written:
-            self._write()
-            self._end_if_asked()
+        if keep:
+            if self._done > self._written:
+                self._write()
+            self._end_if(self._processes.stop_together(self._stop.requested))
 
-    def _end_if_asked(self) -> None:
-        if self._stop.requested:
+    def _end_if(self, signal: int | None) -> None:
+        if signal:
             of_all = "" if self._n_batches is None else f" of {self._n_batches:,}"
             where = f"after {self._written:,}{of_all} {self._unit}; the same command resumes from there"
-            raise Interrupted(self._stop.requested, where if self._written else "and could not write a snapshot")
+            raise Interrupted(signal, where if self._written else "and could not write a snapshot")
 
     def _write(self) -> None:
+        if not self._processes.measures:
+            self._written = self._done
+            return
         started = time.monotonic()
         progress = Progress(
             run=self._start.run,

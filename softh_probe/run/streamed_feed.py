@@ -118,7 +118,7 @@ class StreamedFeed:
         if self._config.max_documents is not None and counts.n_read:
             in_all = counts.n_tokens * max(self._config.max_documents, counts.n_read) // counts.n_read
             most = in_all if most is None else min(most, in_all)
-        return None if most is None else most // self._processes.count
+        return None if most is None else most // self._processes.n_shares
 
     @property
     def n_defined(self) -> int | None:
@@ -160,14 +160,14 @@ class StreamedFeed:
 
     def batches(self, first: int, check: Callable[[Corpus], None]) -> Iterator[Batch]:
         """Give the batches of this process, each when the one before it was measured."""
-        rank, count = self._processes.rank, self._processes.count
-        done = len(range(rank, self._n_batches, count))  # batches of this process before the window
+        share, n_shares = self._processes.share, self._processes.n_shares
+        done = len(range(share, self._n_batches, n_shares))  # batches of this process before the window
         window, self._window = self._window, None
         while window is not None:
             check(window)
             groups = batch_documents(self._config, window, self._batching)
             for number, documents in enumerate(groups, start=self._n_batches):
-                if number % count == rank:
+                if number % n_shares == share:
                     done += 1
                     if done > first:
                         yield Batch(window, documents, self.rows.batch(window, documents))

@@ -17,7 +17,7 @@ from softh_probe.errors import InputError
 #: Fields of a run that may change during a sweep, or differ among its checkpoints.
 PER_CHECKPOINT_FIELDS = EXECUTION_FIELDS | {"model", "revision", "tokens_per_batch"}
 #: Fields of a run that the sweep sets itself.
-SWEEP_CONTROLLED_FIELDS = ("overwrite", "resume")
+SWEEP_CONTROLLED_FIELDS = ("overwrite", "resume", "tensor_parallel")
 #: Least values of whole numbers.
 _LEAST = {
     "every": 1,
@@ -117,6 +117,11 @@ class SweepConfig(RunConfig):
         super()._check_names()
         if self.overwrite:
             raise InputError("overwrite: a sweep keeps what is finished; name a new output folder, or delete this one")
+        if self.tensor_parallel != 1:
+            raise InputError(
+                "tensor_parallel: each worker of a sweep holds a whole model; leave it out, or measure the checkpoints "
+                "one by one (torchrun … softh-probe run --tensor-parallel)"
+            )
         if self.step_pattern is not None:
             _check_pattern(self.step_pattern)
         for name in ("task_limit", "task_num_fewshot", "task_path", "task_batch_size"):

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -319,12 +320,15 @@ def evaluate_everything(folder, accelerator=None):
 
 
 @pytest.mark.slow
-def test_requests_repeated_to_fill_up_several_processes_do_not_count(model, tokenizer, tmp_path, monkeypatch):
+def test_several_processes_count_no_request_that_was_repeated_to_fill_up_and_no_model_twice(
+    model, tokenizer, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_tasks(tmp_path)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     expected = evaluate_everything(tmp_path)
+    evaluate_in_parts(tmp_path, 0)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment)
@@ -337,11 +341,30 @@ def test_requests_repeated_to_fill_up_several_processes_do_not_count(model, toke
         corpora = [probe.result().info["corpus"] for probe in (together, expected[task])]
         assert len({corpus["sequence_set_sha256"] for corpus in corpora}) == 1, task
 
+    whole, parts = (torch.load(tmp_path / name, weights_only=False) for name in ("whole.pt", "parts.0.pt"))
+    assert parts["held"] < 0.7 * whole["held"]
+    assert parts["positions"] == whole["positions"] > 0
+    torch.testing.assert_close(
+        parts["sums"] / whole["positions"], whole["sums"] / whole["positions"], rtol=0, atol=1e-6
+    )
+    assert torch.load(tmp_path / "parts.1.pt", weights_only=False)["positions"] == whole["positions"]
+
+
+def evaluate_in_parts(folder, rank, **arguments):
+    """Positions and sums of a model that the harness loads, which counts once however many processes hold it."""
+    lm = SoftEntropyLM(pretrained=str(folder / "model"), device="cpu", dtype="float32", batch_size=2, **arguments)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    measured(lm_eval.evaluate, lm=lm, task_dict=manager.load(["choose"]), bootstrap_iters=0)
+    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in lm.model.parameters())
+    found = {"positions": lm.result.info["positions"], "sums": lm.probe.sums, "held": held}
+    torch.save(found, folder / (f"parts.{rank}.pt" if arguments else "whole.pt"))
+
 
 def main(folder: str) -> None:
     """Run one process of the test above."""
     accelerator = Accelerator(cpu=True)
     found = evaluate_everything(Path(folder), accelerator)
+    evaluate_in_parts(Path(folder), accelerator.process_index, tp_plan="auto")
     if accelerator.is_main_process:
         torch.save({task: probe.state_dict() for task, probe in found.items()}, Path(folder) / "states.pt")
     accelerator.end_training()  # gloo's threads may abort a process that ends while they run

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.data_loader import DataLoaderShard
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import GradientState, PartialState
 from transformers import (
     DataCollatorWithFlattening,
+    LlamaForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -21,6 +23,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.integrations.trainer import SoftEntropyCallback, data_name, masks_from_labels, own_rows
@@ -227,6 +230,16 @@ def test_two_processes_count_each_text_once(tmp_path, model):
         assert_logged({k.replace(f"_{data}_", "_"): v for k, v in metrics.items()}, model)
 
 
+@pytest.mark.slow
+def test_two_processes_that_hold_one_model_count_each_text_once(tmp_path, model):
+    model.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*command, str(tmp_path), "in parts"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_logged(json.loads((tmp_path / "metrics.json").read_text()), model)
+
+
 def test_labels_tell_of_padding_only_where_they_are_the_tokens():
     ids = torch.tensor([[5, 6, 7, 0, 0]])
     labels = ids.masked_fill(ids == 0, -100)
@@ -349,6 +362,20 @@ def to_twelve(rows):
     return {name: values[:-1] for name, values in batch.items()}
 
 
+def main_in_parts(folder: str) -> None:
+    """Run one process of those that hold one model; accelerate does not let the Trainer do so on CPUs."""
+    ParallelismConfig._validate_accelerator = lambda *_: None
+    torch.distributed.init_process_group("gloo")
+    split = DistributedConfig(tp_size=2)
+    model = LlamaForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32, distributed_config=split)
+    trainer = make_trainer(model, folder, to_twelve, per_device_eval_batch_size=2, save_strategy="no")
+    trainer.add_callback(SoftEntropyCallback(trainer, labels=LABELS, metrics=["conditional_entropy"]))
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
+    torch.distributed.destroy_process_group()
+
+
 def main(folder: str) -> None:
     """Run one process of the test above."""
     trainer = make_trainer(tiny_llama(), folder, to_twelve, ddp_backend="gloo", per_device_eval_batch_size=1)
@@ -360,4 +387,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (main_in_parts if "in parts" in sys.argv else main)(sys.argv[1])

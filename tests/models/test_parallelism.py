@@ -10,6 +10,9 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from softh_probe import SoftEntropyProbe
+from softh_probe.errors import ProbeError
+from softh_probe.models.identity import MeasuredWeights
 from softh_probe.models.parallelism import Parallelism, find_parallelism
 from tests.helpers.models import tiny_llama
 
@@ -102,8 +105,25 @@ def test_split_sequences_and_layers():
     mesh = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("pp", "dp", "cp"))
     found = find_parallelism(shard(tiny_llama(), mesh["dp", "cp"]._flatten("dp_cp")))
     assert found == Parallelism(split_sequences=("cp",), split_layers=("pp",))
+    assert "splits sequences between processes (cp)" in found.refusal
     mesh = init_device_mesh("cpu", (1, 8, 1), mesh_dim_names=("pp", "fsdp", "cp"))
     assert find_parallelism(shard(tiny_llama(), mesh["fsdp"])) == Parallelism()
+
+
+def test_a_process_that_holds_some_layers_alone_measures_none():
+    """It would measure the hidden states that pass by the layers of the others."""
+    mesh = init_device_mesh("cpu", (2, 4), mesh_dim_names=("pp", "dp"))
+    probe = SoftEntropyProbe(shard(tiny_llama(), mesh["dp"]), anchor_sets=1)
+    with pytest.raises(ProbeError, match=r"splits layers between processes \(pp\)"):
+        probe.result()
+
+
+def test_weights_in_parts_have_no_fingerprint_of_one_part():
+    mesh = init_device_mesh("cpu", (8,), mesh_dim_names=("tp",))
+    weights = MeasuredWeights(split_tensors(tiny_llama(), mesh))
+    weights.note_use()
+    found = weights.describe()
+    assert (found["weights_sha256"], found["weights_note"]) == (None, "the weights are spread over several processes")
 
 
 def test_no_mesh_tells_nothing():

@@ -15,6 +15,7 @@ from softh_probe.errors import InputError
 from softh_probe.report.figures import figures_of
 from softh_probe.report.page import run_page
 from softh_probe.run import run
+from tests.helpers.comparisons import assert_same_but_corrections
 from tests.run.test_processes import SETTINGS, together
 from tests.run.test_snapshots import files_of, interrupt, stop_after  # noqa: F401 - a fixture
 
@@ -65,9 +66,7 @@ def test_an_interrupted_run_goes_on_with_all(config, whole, tmp_path, stop_after
 def test_two_processes_give_the_numbers_of_one(config, whole, tmp_path):
     shared = config(**SEVERAL, out=str(tmp_path / "shared"))
     assert [code for code, _ in together(shared, tmp_path)] == [0, 0]
-    found, expected = (one.by_anchors("nats") for one in (ProbeResult.load(shared.out), whole))
-    found, expected = (table[~table.metric.str.contains("corrected")] for table in (found, expected))
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-6, atol=1e-6)
+    assert_same_but_corrections(ProbeResult.load(shared.out).by_anchors("nats"), whole.by_anchors("nats"))
 
 
 def test_intervals_and_bins_are_those_of_the_first(config, tmp_path):

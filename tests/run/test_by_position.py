@@ -152,7 +152,8 @@ def test_the_memory_of_bins_is_told_and_counted_before_the_run(config, capsys, t
     assert "by position" not in planned["label_sets"]
     result = run(in_bins(config), progress=False)
     anchors = sum(4 * of["sets"] * of["n_anchors"] * of["dim"] for of in result.info["anchors"]) / 2**30
-    assert planned["sums_memory"]["total_gib"] == pytest.approx(sum(memory.values()) + anchors)
+    directions = 8 * len(result.rows) * result.info["anchors"][0]["dim"] / 2**30
+    assert planned["sums_memory"]["total_gib"] == pytest.approx(sum(memory.values()) + anchors + directions)
     assert result.info["sums_memory"]["by_label_set_gib"]["by position"] == pytest.approx(memory["by position"])
     with pytest.raises(InputError, match=r"^sums_memory_gb: .*; leave out --by-position \(0\.\d\d GiB\); or "):
         run(in_bins(config, sums_memory_gb=memory["by position"] / 2, out=str(tmp_path / "no")), progress=False)

@@ -15,8 +15,9 @@ import softh_probe.run.streamed_feed
 from softh_probe import ProbeResult, SoftEntropyProbe, sample_anchors, temperature
 from softh_probe.analysis.comparable import check_comparable, policy_notes
 from softh_probe.analysis.paired import comparison_notes
-from softh_probe.config import RunConfig, our_name
+from softh_probe.config import RunConfig
 from softh_probe.errors import InputError, Interrupted
+from softh_probe.other_names import our_name
 from softh_probe.report.facts import facts, summary
 from softh_probe.report.terminal import print_table
 from softh_probe.run import run

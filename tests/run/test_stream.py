@@ -10,9 +10,10 @@ import pytest
 
 import softh_probe.run.streamed_feed
 from softh_probe.analysis.comparable import check_comparable
-from softh_probe.config import RunConfig, our_name
+from softh_probe.config import RunConfig
 from softh_probe.data.documents import Document
 from softh_probe.errors import InputError
+from softh_probe.other_names import our_name
 from softh_probe.result import ProbeResult
 from softh_probe.run import run
 from softh_probe.run.dry_run import dry_run
