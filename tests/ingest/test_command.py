@@ -1,6 +1,8 @@
 """`softh-probe ingest` on the command line."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +128,20 @@ def test_parts_of_arrays_are_those_of_the_whole(tmp_path, suffix):
         part = arrays.read("hidden_states", (slice(None), slice(2, 5), slice(None)))
         assert torch.equal(part, torch.stack([state[2:5] for state in states.values()]))
         assert arrays.read("token_ids").tolist() == list(range(9))
+
+
+def test_the_example_in_the_readme_runs(checkpoint, tmp_path, monkeypatch, capsys):
+    text = (
+        (Path(__file__).parents[2] / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("**States that others stored.**")[2]
+    )
+    python, bash = (text.partition(f"```{language}\n")[2].partition("```")[0] for language in ("python", "bash"))
+    monkeypatch.chdir(tmp_path)
+    exec(python.replace("900", "50"), {})  # as many tokens as the small tokenizer has
+    command = shlex.split(bash.splitlines()[0])
+    command[command.index("--tokenizer") + 1] = str(checkpoint)
+    assert main(command[1:]) == 0
+    result = ProbeResult.load("out/stored")
+    assert result.rows == ["embeddings", "layer.8", "layer.16", "layer.30"]
+    assert result.info["corpus"]["documents"] == 20
