@@ -63,6 +63,15 @@ def test_digits_layers_say_more_about_the_class_after_training():
     assert float(re.search(r"accuracy ([\d.]+)", after)[1]) > 0.9
 
 
+def test_a_meters_memory_stays_flat(tmp_path):
+    printed = output_of("load_meter.py", "--positions", 100_000, folder=tmp_path).splitlines()
+    assert len(printed) == 12
+    fed = [int(line.split()[0].replace(",", "")) for line in printed[1:11]]
+    assert fed == sorted(fed)
+    assert fed[-1] >= 100_000
+    assert re.search(r"^\d\d,\d{3} positions counted of 1\d\d,\d{3}; [1-9]\d* sequences were evicted$", printed[11])
+
+
 def test_faults_cost_no_result():
     done = subprocess.run(
         [sys.executable, "scripts/fault_campaign.py", "--kills", "5", "--seed", "1"], capture_output=True, text=True
