@@ -1,7 +1,7 @@
 """Layers while vLLM runs: python scripts/attach_vllm.py MODEL PROMPTS.txt --out OUT (a line is a prompt)
 
 pip install vllm first, in an environment that has softh-probe. No hidden state is stored: the engine's workers add them
-to the sums of a meter, by scripts/vllm_meter.py. It was written from the source of vLLM 0.11 to 0.33, and not run.
+to the sums of a meter, by scripts/vllm_meter.py. It was written from the source of vLLM 0.33, and not run.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from made_up_texts import VOCABULARY, made_up_documents
 from softh_probe.labels import DEFAULT_LABEL_ROWS, NGRAM_SETS
 from softh_probe.meter import SoftEntropyMeter
 
-WIDTH, TOGETHER, MOST_SEQUENCES, LONGEST_PIECE, PROMPT = 64, 64, 256, 48, 0.75
+WIDTH, TOGETHER, MOST_SEQUENCES, LONGEST_PIECE, PROMPT = 64, 64, 128, 48, 0.75
 #: One sequence in so many never ends.
 _FORGOTTEN = 16
 

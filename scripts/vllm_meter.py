@@ -7,8 +7,8 @@
 It extends the worker, and is no KV connector for hidden states, because such a one copies all states into the engine's
 cache and to a disk, and knows no final norm. Nothing here imports vllm, so tests replay the steps of an engine.
 
-What it relies on was read in the source of vLLM 0.11.0, 0.13.0, 0.17.0, 0.24.0 and 0.33.0: the engine V1 with its model
-runner V1, and from 0.24 on V2. It was not run with them.
+What it relies on was read in the source of vLLM 0.33.0: the engine V1 with its model runners V1 and V2. In 0.11.0,
+0.13.0, 0.17.0 and 0.24.0 the same names were looked up, and no more; V2 is known from 0.24 on. It was run with none.
 
 - `execute_model(scheduler_output)` of the worker's `model_runner` is one step. It calls the model with flat `input_ids`
   and `positions` [N] of all requests, one behind the other, and padding at the end.
@@ -150,7 +150,7 @@ def row_order(runner: Any) -> list[str]:
     batch = getattr(runner, "input_batch", None) if handed_on is None else handed_on
     if batch is None:
         raise InputError(
-            f"vllm: {type(runner).__name__} has no input_batch; take a version from 0.11 to 0.33 and its default runner"
+            f"vllm: {type(runner).__name__} has no input_batch; it was written for vLLM 0.33 and its default runner"
         )
     return list(batch.req_ids)
 

@@ -63,6 +63,11 @@ def test_digits_layers_say_more_about_the_class_after_training():
     assert float(re.search(r"accuracy ([\d.]+)", after)[1]) > 0.9
 
 
+def test_a_meters_memory_stays_flat(tmp_path):
+    printed = output_of("load_meter.py", "--positions", 120_000, "--label-rows", 1024, folder=tmp_path).splitlines()
+    assert [int(line.split()[0].replace(",", "")) // 10_000 for line in printed] == [3, 6, 12]
+
+
 def test_faults_cost_no_result():
     done = subprocess.run(
         [sys.executable, "scripts/fault_campaign.py", "--kills", "5", "--seed", "1"], capture_output=True, text=True

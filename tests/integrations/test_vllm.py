@@ -1,5 +1,6 @@
 """What runs in vLLM's workers, on the replayed steps of an engine; vllm itself is not needed."""
 
+import doctest
 import random
 import subprocess
 import sys
@@ -76,7 +77,9 @@ def test_the_steps_of_an_engine_give_the_sums_of_an_attached_probe(parts, tmp_pa
     for i, step in enumerate(steps):
         if i == 5:  # what is run to warm up is not of any request
             dummy = SimpleNamespace(num_scheduled_tokens={"a": 2}, finished_req_ids=set(), preempted=())
+            fed = dict(runner.execute_model._n_fed)
             runner.execute_model(dummy, dummy_run=True)
+            assert runner.execute_model._n_fed == fed
         assert runner.execute_model(step) == (None if step.num_scheduled_tokens else "nothing to do")
     assert sum(len(step.preempted) for step in steps) == len(preempted_at)
     assert max(len(step.num_scheduled_tokens) for step in steps) > 2
@@ -87,6 +90,7 @@ def test_the_steps_of_an_engine_give_the_sums_of_an_attached_probe(parts, tmp_pa
         for doc in docs.values():
             model(torch.tensor([doc[:-1]]), use_cache=False)  # the last token that is written is not computed
     meter = runner.execute_model.meter
+    assert not len(meter._source)  # the engine told of each that finished
     assert meter.layers == probe.layers == ["embeddings", "layer.1", "layer.2", "layer.3", "final_norm"]
     assert meter.positions == probe.positions == sum(max(0, len(doc) - 8) for doc in docs.values())
     np.testing.assert_allclose(meter.sums.numpy(), probe.sums.numpy(), rtol=1e-6)
@@ -190,6 +194,10 @@ def test_a_norm_without_a_sum_is_taken_where_blocks_give_one_tensor(parts):
         parts.normed(h, stream, is_sum=True)
     with pytest.raises(InputError, match="final_norm"):
         parts.normed((h, torch.ones(3, 2)), torch.ones(2, 2) * 1.1, is_sum=True)
+
+
+def test_the_examples_are_right(parts):
+    assert doctest.testmod(parts) == (0, 2)
 
 
 def test_rows_that_are_not_those_of_the_requests_are_refused(parts):
