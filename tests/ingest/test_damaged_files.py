@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import random
 import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,10 @@ from safetensors.torch import save_file
 
 from softh_probe.errors import InputError
 from softh_probe.ingest import ingest
+from softh_probe.ingest.damage import DamagedFileError
+from softh_probe.ingest.feeding import feed_file
+from softh_probe.ingest.files import ListedFile
+from softh_probe.ingest.spec import Spec
 from tests.helpers.fed_states import documents, random_states
 from tests.helpers.stored_states import ROWS, assert_same, metered, store, store_all
 
@@ -230,6 +236,42 @@ def test_compressed_and_other_orders_of_bytes_are_read(configured, tmp_path, who
     fed = exact if dtype != "<f2" else [{name: s.half() for name, s in of_doc.items()} for of_doc in exact]
     result = ingest(configured(layout="plain", layers="1,2", tokens_per_batch=9), progress=False)
     assert_same(result, metered(docs, fed, piece=9))
+
+
+def damaged_at_random(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    kind = rng.choice(["cut", "flip", "header", "splice"])
+    if kind == "cut":
+        return bytes(changed[: rng.randrange(len(changed))])
+    if kind == "splice":
+        begin, end = sorted(rng.randrange(len(changed)) for _ in range(2))
+        return bytes(changed[:begin] + changed[end:] + bytes(rng.randrange(40)))
+    for _ in range(rng.choice([1, 3, 30])):
+        changed[rng.randrange(200 if kind == "header" else len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("layout", ["vllm", "rows"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_whatever_the_bytes_are_a_file_is_added_whole_or_skipped(tmp_path, suffix, layout):
+    content = store(tmp_path / f"whole{suffix}", random_states(documents(20), ROWS)[0], range(20), layout).read_bytes()
+    widths = dict.fromkeys(ROWS, 8)
+    spec = Spec(layout=layout, rows=ROWS, widths=widths, first="", layout_is_told=True, layers_are_told=True)
+    rng, outcomes = random.Random(7), set()
+    for i in range(300):
+        path = tmp_path / f"{i}{suffix}"
+        path.write_bytes(damaged_at_random(content, rng))
+        file = ListedFile(name=path.name, path=path, size=path.stat().st_size, mtime_ns=path.stat().st_mtime_ns)
+        meter = mock.Mock()
+        try:
+            with spec.open(file) as states:
+                feed_file(meter, states, name="a", labels={}, n_vocabulary=50, piece=rng.choice([7, 100]))
+        except DamagedFileError as error:
+            outcomes.add(error.kind)
+            assert not meter.update.called
+        else:
+            assert sum(len(call.kwargs["input_ids"]) for call in meter.update.call_args_list) == 20
+    assert "unreadable" in outcomes
 
 
 # --- files that others write --------------------------------------------------------------------------------------
