@@ -93,24 +93,27 @@ def _reading() -> Iterator[None]:
 @contextmanager
 def _safetensors(path: Path) -> Iterator[Arrays]:
     with safe_open(path, framework="pt") as file:
-        yield _Safetensors(file)
+        yield _Safetensors(path, file)
 
 
 class _Safetensors:
     """The tensors of a safetensors file, whose metadata may say what they are."""
 
-    def __init__(self, file: Any) -> None:
-        self._slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        self.shapes = {name: tuple(one.get_shape()) for name, one in self._slices.items()}
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path = path
+        described = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        self.shapes = {name: tuple(one.get_shape()) for name, one in described.items()}
+        self._dtypes = {name: str(one.get_dtype()) for name, one in described.items()}
         self.facts = {name: text for name, text in (file.metadata() or {}).items() if name in _FACTS}
 
     def is_float(self, name: str) -> bool:
-        return str(self._slices[name].get_dtype()).startswith(("F", "BF"))
+        return self._dtypes[name].startswith(("F", "BF"))
 
     def read(self, name: str, part: Part = ()) -> Tensor:
-        with _reading():
-            found: Tensor = self._slices[name][part or tuple(slice(None) for _ in self.shapes[name])]
-        return found
+        # A slice is a view of the mapped file: it is copied, and the file closed, so that its pages do not stay.
+        with _reading(), safe_open(self._path, framework="pt") as file:
+            view: Tensor = file.get_slice(name)[part or tuple(slice(None) for _ in self.shapes[name])]
+            return view.clone()
 
     def check(self) -> None:
         """There is no checksum; the header told the size of the file."""
