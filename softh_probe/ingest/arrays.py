@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,11 @@ _ZIP_LENGTHS, _ZIP_HEADER = slice(26, 30), 30
 #: Values of text that a file may give about itself.
 _FACTS = ("layout", "layers")
 
+#: Types of safetensors that torch converts to float32.
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
 Part = tuple[slice, ...]
+Kind = Literal["float", "integer", "other"]
 
 
 class Arrays(Protocol):
@@ -47,8 +51,8 @@ class Arrays(Protocol):
     def facts(self) -> Mapping[str, str]:
         """What the file says of itself: `layout`, and `layers`, by commas."""
 
-    def is_float(self, name: str) -> bool:
-        """Whether an array holds floating point numbers; False of integers."""
+    def kind(self, name: str) -> Kind:
+        """What numbers an array holds."""
 
     def read(self, name: str, part: Part = ()) -> Tensor:
         """Read a part of an array."""
@@ -106,8 +110,11 @@ class _Safetensors:
         self._dtypes = {name: str(one.get_dtype()) for name, one in described.items()}
         self.facts = {name: text for name, text in (file.metadata() or {}).items() if name in _FACTS}
 
-    def is_float(self, name: str) -> bool:
-        return self._dtypes[name].startswith(("F", "BF"))
+    def kind(self, name: str) -> Kind:
+        dtype = self._dtypes[name]
+        if dtype in _FLOATS:
+            return "float"
+        return "integer" if dtype.startswith(("I", "U")) else "other"
 
     def read(self, name: str, part: Part = ()) -> Tensor:
         # A slice is a view of the mapped file: it is copied, and the file closed, so that its pages do not stay.
@@ -153,14 +160,14 @@ class _Npz:
         self.shapes = {name: member.shape for name, member in self._members.items()}
         self.facts = {name: self._fact(name) for name in _FACTS if name in self._members}
 
-    def is_float(self, name: str) -> bool:
+    def kind(self, name: str) -> Kind:
         dtype = self._members[name].dtype
         if dtype.kind == "V" and dtype.itemsize == 2:
             raise DamagedFileError(
                 "dtype",
                 f"{name} has 2 bytes a value and no type, as numpy stores bfloat16; store float32, or safetensors",
             )
-        return dtype.kind == "f"
+        return "float" if dtype.kind == "f" else "integer" if dtype.kind in "iu" else "other"
 
     def read(self, name: str, part: Part = ()) -> Tensor:
         with _reading():

@@ -70,6 +70,14 @@ def with_float_ids(path, ids, states):
     store(path, states, [float(i) for i in ids])
 
 
+def with_bools(path, ids, states):
+    store(path, states, [True for _ in ids])
+
+
+def in_eight_bits(path, ids, states):
+    store(path, {name: state.to(torch.float8_e8m0fnu) for name, state in states.items()}, ids)
+
+
 def with_fewer_ids(path, ids, states):
     store(path, states, ids[:-1])
 
@@ -121,6 +129,8 @@ DAMAGES = [
     (with_nan, "not finite", "layer.2: the hidden state is not finite at position 19, and so has no direction"),
     (with_zeros, "zero", "layer.1: the hidden state is zero at position 4, and so has no direction"),
     (with_integers, "dtype", "hidden_states: expected floating point numbers, got others"),
+    (in_eight_bits, "dtype", "hidden_states: expected floating point numbers, got others"),
+    (with_bools, "shape", "token_ids: expected integers [T], got"),
     (with_float_ids, "shape", "token_ids: expected integers [T], got"),
     (with_fewer_ids, "shape", "hidden_states: expected [T, L, D] with T = 19, as token_ids has, got [20, 2, 8]"),
     (with_foreign_ids, "token_ids", "token_ids: expected ids from 0 to "),
@@ -386,6 +396,13 @@ def test_columns_that_no_manifest_has_are_refused(configured, tmp_path, whole):
         ingest(configured(labels="column:language"), progress=False)
     (tmp_path / "states" / "manifest.jsonl").write_text(json.dumps({"file": "req-00.safetensors", "topic": "a"}))
     with pytest.raises(InputError, match=r"no column 'language' in manifest\.jsonl; it has topic"):
+        ingest(configured(labels="column:language"), progress=False)
+
+
+def test_a_column_without_any_label_is_refused(configured, tmp_path, whole):
+    line = json.dumps({"file": "req-00.safetensors", "language": None})
+    (tmp_path / "states" / "manifest.jsonl").write_text(line)
+    with pytest.raises(InputError, match=r"column:language is null in every line of manifest\.jsonl; leave it out"):
         ingest(configured(labels="column:language"), progress=False)
 
 
