@@ -25,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from made_up_texts import VOCABULARY, made_up_documents
 from transformers import LlamaConfig, LlamaModel
 
 from softh_probe.data.corpus import Corpus, length_batches
 from softh_probe.estimators.anchors import sample_anchors
 from softh_probe.estimators.calibration import temperature
 from softh_probe.labels import DEFAULT_LABEL_ROWS, NGRAM_SETS, ORDERS, parse_label_sets, shortest_document
+from softh_probe.meter import SoftEntropyMeter
 from softh_probe.planned.memory import place_sums
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
@@ -48,7 +51,6 @@ from softh_probe.run.peak_memory import peak_memory_gib
 from softh_probe.run.signals import StopRequests
 from softh_probe.run.snapshots import Progress, Snapshots, SnapshotTimer
 
-VOCABULARY = 2**15  # four tokens are one number of 64 bits
 WIDTH, N_ANCHORS = 8, 16
 TOKENS_PER_BATCH = 8192
 #: With quadgrams before and after it, a position needs 3 tokens before and 4 after it.
@@ -59,8 +61,6 @@ SLACK_GIB = 0.15
 MOST_DEVIATION = 1e-5
 #: What a process may grow by after the first quarter of the positions.
 MOST_GROWTH = 1.1
-_BLOCK, _LONGEST = 2000, 256
-SHARE, STEEP = 0.9, 2.0
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------
@@ -79,29 +79,6 @@ def made_up_corpus(n_positions: int) -> Corpus:
     counts = {"n_read": n, "n_empty": 0, "n_truncated": 0}
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Corpus(tokens=tokens, offsets=offsets, source=np.arange(n, dtype=np.int32), columns={}, **counts)
-
-
-def made_up_documents(block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and lengths of a block of documents.
-
-    Some tokens are drawn by Zipf's law; most go on from the one before in one of a few ways, by a steeper one.
-    """
-    chance = np.random.default_rng(block)
-    lengths = np.clip(chance.lognormal(np.log(90), 0.6, _BLOCK), 2, _LONGEST).astype(np.int64)
-    shape = (_LONGEST, _BLOCK)
-    drawn, step = (np.searchsorted(_zipf(power), chance.random(shape)) for power in (1.0, STEEP))
-    goes_on = chance.random(shape) < SHARE
-    tokens_TB = np.empty(shape, dtype=np.int32)
-    tokens_TB[0] = drawn[0]
-    for t in range(1, _LONGEST):
-        following = (tokens_TB[t - 1].astype(np.int64) * 7919 + 12345 * step[t]) % VOCABULARY
-        tokens_TB[t] = np.where(goes_on[t], following, drawn[t])
-    return tokens_TB.T[np.arange(_LONGEST) < lengths[:, None]], lengths
-
-
-def _zipf(power: float) -> np.ndarray:
-    weights = 1.0 / np.arange(1, VOCABULARY + 1) ** power
-    return np.cumsum(weights / weights.sum())[:-1]
 
 
 def made_up_model() -> LlamaModel:
@@ -197,23 +174,30 @@ def made_up_batches() -> Iterator[dict[str, torch.Tensor]]:
             yield {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
-def measure_attached(n_positions: int, names: tuple[str, ...], label_rows: int) -> bool:
-    """Print the size of this process after a quarter, a half and all of the positions; whether it stays."""
+def attached(names: tuple[str, ...], label_rows: int) -> Generator[SoftEntropyProbe]:
+    """Yield a probe after each batch that its model is fed."""
     model = made_up_model()
     probe = SoftEntropyProbe(model, labels=names, n_anchors=N_ANCHORS, anchor_sets=1, label_rows=label_rows)
-    marks, sizes = [n_positions // 4, n_positions // 2, n_positions], []
-    started = time.perf_counter()
     with probe, torch.inference_mode():
         for batch in made_up_batches():
             model(**batch)
+            yield probe
+
+
+def stays_small(fed: Generator[SoftEntropyProbe | SoftEntropyMeter], n_positions: int) -> bool:
+    """Print the size of this process after a quarter, a half and all of the positions; whether it stays."""
+    marks, sizes = [n_positions // 4, n_positions // 2, n_positions], []
+    started = time.perf_counter()
+    with closing(fed):
+        for probe in fed:
             if probe.positions < marks[len(sizes)]:
                 continue
             sizes.append(psutil.Process().memory_info().rss)
             seconds = time.perf_counter() - started
-            threshold = probe.state_parts()[0]["rows"]["threshold"]
             print(
-                f"{probe.positions:,} positions, {len(names)} sets, {label_rows:,} rows: {sizes[-1] / 2**30:.3f} GiB, "
-                f"threshold {threshold:.1f}, {seconds:.0f} s ({probe.positions / seconds:,.0f} positions a second)",
+                f"{probe.positions:,} positions: {sizes[-1] / 2**30:.3f} GiB, {seconds:.0f} s "
+                f"({probe.positions / seconds:,.0f} positions a second), "
+                f"threshold {probe.state_parts()[0]['rows']['threshold']:.1f}",
                 flush=True,
             )
             if len(sizes) == len(marks):
@@ -352,8 +336,10 @@ if __name__ == "__main__":
     parser.add_argument("--labels", default=",".join(NGRAM_SETS), help="with --attached")
     arguments = parser.parse_args()
     if arguments.attached:
-        stays = measure_attached(arguments.positions, tuple(arguments.labels.split(",")), arguments.label_rows)
-        sys.exit(None if stays else f"memory grew by more than a factor of {MOST_GROWTH}")
+        fed = attached(tuple(arguments.labels.split(",")), arguments.label_rows)
+        sys.exit(
+            None if stays_small(fed, arguments.positions) else f"memory grew by more than a factor of {MOST_GROWTH}"
+        )
     if arguments.measure:
         print(json.dumps(measure(arguments.positions, arguments.measure, arguments.snapshot_minutes)))
         sys.exit()
