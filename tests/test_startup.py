@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 import softh_probe
+import softh_probe.ingest
 import softh_probe.sweep
 from softh_probe.config import RunConfig
 from softh_probe.config_checks import type_hints
@@ -63,6 +64,8 @@ def sweep_folder(tmp_path):
         (["run", "--help"], 0, "{truncate,split}"),
         (["compare", "--help"], 0, "beyond noise"),
         (["sweep", "--help"], 0, "{local,slurm}"),
+        (["ingest", "--help"], 0, "Seed of the first set of anchors"),
+        (["ingest", "states", "--layout", "hf"], 2, "layout: expected vllm, plain, rows or null, got 'hf'"),
         (["run", "--sede", "3"], 2, "sede: no such field (did you mean --seed?)"),
         (["run", "--overflow", "wrap"], 2, "overflow: expected truncate or split, got 'wrap'"),
         (["status", "nowhere"], 2, "holds no sweep"),
@@ -90,7 +93,7 @@ def test_the_probe_imports_no_library_of_data_sets_figures_or_command_lines():
     assert not {"datasets", "plotly", "matplotlib", "jsonargparse"} & {*done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", [softh_probe, softh_probe.sweep])
+@pytest.mark.parametrize("module", [softh_probe, softh_probe.ingest, softh_probe.sweep])
 def test_public_names_are_imported_on_first_use(module):
     for name in module.__all__:
         assert getattr(module, name).__name__ == name

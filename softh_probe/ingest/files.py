@@ -72,6 +72,9 @@ def list_files(config: IngestConfig) -> list[ListedFile]:
         found = [_listed(folder, name) for name in _names_below(folder)]
     else:
         found = list(_of_manifest(manifest, folder, columns))
+        for column in columns:
+            if found and all(file.labels[f"column:{column}"] is None for file in found):
+                raise InputError(f"labels: column:{column} is null in every line of {manifest.name}; leave it out")
     if not found:
         what = f"lists no files: {manifest}" if manifest else f"holds no {' or '.join(SUFFIXES)} files: {config.folder}"
         raise InputError(f"folder: it {what}")

@@ -101,7 +101,7 @@ def _count_tokens(arrays: Arrays) -> int:
     if TOKEN_IDS not in arrays.shapes:
         raise DamagedFileError("missing array", f"it holds no {TOKEN_IDS}")
     shape = arrays.shapes[TOKEN_IDS]
-    if len(shape) != 1 or arrays.is_float(TOKEN_IDS):
+    if len(shape) != 1 or arrays.kind(TOKEN_IDS) != "integer":
         raise DamagedFileError(_SHAPE, f"{TOKEN_IDS}: expected integers [T], got {list(shape)}")
     if not shape[0]:
         raise DamagedFileError("empty", "it holds no tokens")
@@ -151,7 +151,7 @@ def _of_rows(arrays: Arrays, n_tokens: int, rows: Sequence[str] | None) -> _OfRo
 
 
 def _require_float(arrays: Arrays, name: str) -> None:
-    if not arrays.is_float(name):
+    if arrays.kind(name) != "float":
         raise DamagedFileError("dtype", f"{name}: expected floating point numbers, got others")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError, abbreviated
+from softh_probe.errors import InputError, abbreviated, one_line
 from softh_probe.ingest.arrays import Arrays, open_arrays
 from softh_probe.ingest.config import IngestConfig
 from softh_probe.ingest.damage import DamagedFileError, Skipped
@@ -162,7 +162,7 @@ def _settled(config: IngestConfig, file: ListedFile, arrays: Arrays) -> Spec:
         layout=layout,
         rows=rows,
         widths=states.widths,
-        first=file.name,
+        first=one_line(file.name),
         layout_is_told=config.layout is not None,
         layers_are_told=config.layers is not None or layout == "rows",
     )

@@ -51,7 +51,9 @@ def full_title(result: ProbeResult) -> str:
     >>> full_title(ProbeResult(rows=[], label_sets=[], tensors={}, info=info))
     'before training · tiny · lambada'
     """
-    return " · ".join(dict.fromkeys(filter(None, (result.info.get("name"), _model_of(result), task_of(result)))))
+    name = result.info.get("name")
+    model = _model_of(result) if result.info.get("model") or not name else None
+    return " · ".join(dict.fromkeys(filter(None, (name, model, task_of(result)))))
 
 
 def _model_of(result: ProbeResult) -> str:

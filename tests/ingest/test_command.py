@@ -145,3 +145,15 @@ def test_the_example_in_the_readme_runs(checkpoint, tmp_path, monkeypatch, capsy
     result = ProbeResult.load("out/stored")
     assert result.rows == ["embeddings", "layer.8", "layer.16", "layer.30"]
     assert result.info["corpus"]["documents"] == 20
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_what_was_read_is_no_view_of_the_file(tmp_path, suffix):
+    """Else a file that changes after it was checked would be measured unchecked, and its pages stay in memory."""
+    states = random_states(documents(9), ROWS)[0]
+    path = store(tmp_path / f"a{suffix}", states, range(9), layout="plain")
+    with open_arrays(path) as arrays:
+        part = arrays.read("hidden_states", (slice(None), slice(2, 5), slice(None)))
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+        assert torch.equal(part, torch.stack([state[2:5] for state in states.values()]))

@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import random
 import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,10 @@ from safetensors.torch import save_file
 
 from softh_probe.errors import InputError
 from softh_probe.ingest import ingest
+from softh_probe.ingest.damage import DamagedFileError
+from softh_probe.ingest.feeding import feed_file
+from softh_probe.ingest.files import ListedFile
+from softh_probe.ingest.spec import Spec
 from tests.helpers.fed_states import documents, random_states
 from tests.helpers.stored_states import ROWS, assert_same, metered, store, store_all
 
@@ -64,6 +70,14 @@ def with_float_ids(path, ids, states):
     store(path, states, [float(i) for i in ids])
 
 
+def with_bools(path, ids, states):
+    store(path, states, [True for _ in ids])
+
+
+def in_eight_bits(path, ids, states):
+    store(path, {name: state.to(torch.float8_e8m0fnu) for name, state in states.items()}, ids)
+
+
 def with_fewer_ids(path, ids, states):
     store(path, states, ids[:-1])
 
@@ -115,6 +129,8 @@ DAMAGES = [
     (with_nan, "not finite", "layer.2: the hidden state is not finite at position 19, and so has no direction"),
     (with_zeros, "zero", "layer.1: the hidden state is zero at position 4, and so has no direction"),
     (with_integers, "dtype", "hidden_states: expected floating point numbers, got others"),
+    (in_eight_bits, "dtype", "hidden_states: expected floating point numbers, got others"),
+    (with_bools, "shape", "token_ids: expected integers [T], got"),
     (with_float_ids, "shape", "token_ids: expected integers [T], got"),
     (with_fewer_ids, "shape", "hidden_states: expected [T, L, D] with T = 19, as token_ids has, got [20, 2, 8]"),
     (with_foreign_ids, "token_ids", "token_ids: expected ids from 0 to "),
@@ -232,6 +248,42 @@ def test_compressed_and_other_orders_of_bytes_are_read(configured, tmp_path, who
     assert_same(result, metered(docs, fed, piece=9))
 
 
+def damaged_at_random(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    kind = rng.choice(["cut", "flip", "header", "splice"])
+    if kind == "cut":
+        return bytes(changed[: rng.randrange(len(changed))])
+    if kind == "splice":
+        begin, end = sorted(rng.randrange(len(changed)) for _ in range(2))
+        return bytes(changed[:begin] + changed[end:] + bytes(rng.randrange(40)))
+    for _ in range(rng.choice([1, 3, 30])):
+        changed[rng.randrange(200 if kind == "header" else len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("layout", ["vllm", "rows"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_whatever_the_bytes_are_a_file_is_added_whole_or_skipped(tmp_path, suffix, layout):
+    content = store(tmp_path / f"whole{suffix}", random_states(documents(20), ROWS)[0], range(20), layout).read_bytes()
+    widths = dict.fromkeys(ROWS, 8)
+    spec = Spec(layout=layout, rows=ROWS, widths=widths, first="", layout_is_told=True, layers_are_told=True)
+    rng, outcomes = random.Random(7), set()
+    for i in range(300):
+        path = tmp_path / f"{i}{suffix}"
+        path.write_bytes(damaged_at_random(content, rng))
+        file = ListedFile(name=path.name, path=path, size=path.stat().st_size, mtime_ns=path.stat().st_mtime_ns)
+        meter = mock.Mock()
+        try:
+            with spec.open(file) as states:
+                feed_file(meter, states, name="a", labels={}, n_vocabulary=50, piece=rng.choice([7, 100]))
+        except DamagedFileError as error:
+            outcomes.add(error.kind)
+            assert not meter.update.called
+        else:
+            assert sum(len(call.kwargs["input_ids"]) for call in meter.update.call_args_list) == 20
+    assert "unreadable" in outcomes
+
+
 # --- files that others write --------------------------------------------------------------------------------------
 
 
@@ -344,6 +396,13 @@ def test_columns_that_no_manifest_has_are_refused(configured, tmp_path, whole):
         ingest(configured(labels="column:language"), progress=False)
     (tmp_path / "states" / "manifest.jsonl").write_text(json.dumps({"file": "req-00.safetensors", "topic": "a"}))
     with pytest.raises(InputError, match=r"no column 'language' in manifest\.jsonl; it has topic"):
+        ingest(configured(labels="column:language"), progress=False)
+
+
+def test_a_column_without_any_label_is_refused(configured, tmp_path, whole):
+    line = json.dumps({"file": "req-00.safetensors", "language": None})
+    (tmp_path / "states" / "manifest.jsonl").write_text(line)
+    with pytest.raises(InputError, match=r"column:language is null in every line of manifest\.jsonl; leave it out"):
         ingest(configured(labels="column:language"), progress=False)
 
 

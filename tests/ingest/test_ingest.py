@@ -51,7 +51,7 @@ def test_long_sequences_are_read_in_pieces(configured, tmp_path, docs, layout, s
     assert result.tensors["mass"].numpy() == pytest.approx(metered(docs, states).result().tensors["mass"].numpy(), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
 def test_other_float_types_are_measured_as_a_meter_measures_them(configured, tmp_path, docs, dtype):
     states = [{row: state.to(dtype) for row, state in of_doc.items()} for of_doc in random_states(docs, ROWS)]
     store_all(tmp_path / "states", docs, states)
