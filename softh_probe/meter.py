@@ -259,7 +259,7 @@ class SoftEntropyMeter(Measurement):
         self._recorder.n_blocks = 0 if highest is None else self._given_blocks or n_blocks or highest
         if highest is not None and not self._given_blocks and not n_blocks:
             is_whole = set(range(1, highest + 1)) <= {block_index(name) for name in names}
-            reason = "the last block that was fed; where the model has more, give n_blocks="
+            reason = "the last block that was fed; where the model has more, give n_blocks"
             certain = is_whole and FINAL_NORM in names
             self._recorder.choices.add("n_blocks", str(highest), reason, certain=certain)
         return names
