@@ -21,7 +21,7 @@ from softh_probe.estimators.given_anchors import given_anchors
 from softh_probe.estimators.variants import Variant, alone_or_list, several, variants
 from softh_probe.hooks.batch_recorder import BatchRecorder
 from softh_probe.hooks.label_source import BatchSource
-from softh_probe.layer_places import FINAL_NORM, place_layers
+from softh_probe.layer_places import FINAL_NORM, is_centered, place_layers
 from softh_probe.models.origin import Origin
 from softh_probe.models.parallelism import find_parallelism
 from softh_probe.result import ProbeResult
@@ -160,9 +160,12 @@ class Measurement:
         for name in self.layers if positions else []:
             invalid = positions - int(self._sums[name].total[-1])
             if invalid > MAX_INVALID_SHARE * positions:
+                remedy = "try another dtype (float32, bfloat16) and check the weights"
+                if is_centered(name):
+                    remedy = "they are equal to the mean, which may be of too few; give center={layer: vector}"
                 raise ProbeError(
                     f"{name}: hidden states are zero or not finite at {invalid} of {positions} positions and "
-                    "so have no direction; try another dtype (float32, bfloat16) and check the weights"
+                    f"so have no direction; {remedy}"
                 )
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:

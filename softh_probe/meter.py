@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from softh_probe.accumulators.centers import check_centers, given_centers
-from softh_probe.attached.fed_pieces import Name, PieceReader
+from softh_probe.attached.fed_pieces import Name, PieceReader, plain_name
 from softh_probe.attached.fed_states import FedStates, check_states, read_states
 from softh_probe.attached.online_rows import OnlineRows
 from softh_probe.attached.open_sequences import OpenSequences
@@ -61,11 +61,12 @@ class SoftEntropyMeter(Measurement):
     The sequences of an update come in any order, their pieces in the order of positions, from position 0 on. A position
     whose output n-grams are not complete waits for the next pieces of its sequence, a few positions of each at most. An
     update that is refused adds nothing. Memory does not grow with the number of positions. Threads wait for each other.
+    States of a meter, and what is merged, hold no open sequences: what waits in them is left out.
 
     Args:
         labels, n_anchors, anchor_sets, seed, calibration, label_rows, anchors, skip_special_tokens: as
             `SoftEntropyProbe` takes them.
-        center: as it takes it, too; True subtracts the mean of the first update, which may be too few positions.
+        center: as it takes it, too; True subtracts the mean of the first update: of positions that count, or that wait.
         widths: row -> width of its hidden states; None takes the rows of the first update.
         positions: "first:N" or "skip:N", of the tokens of each sequence; or "last", of sequences that come whole;
             several with commas. `update(counted=…)` takes a mask of others.
@@ -181,7 +182,13 @@ class SoftEntropyMeter(Measurement):
                 source.rows.kept.require_kind(name, of_set)
             if not pieces.tokens.real_BT.any():
                 return
-            check_states(read, pieces.is_counted(int(np.prod(read.shape))), pieces.where)
+            is_counted_N = pieces.is_counted(int(np.prod(read.shape)))
+            check_states(read, is_counted_N, pieces.where)
+            if self._center is True and not self._recorder.centered_on and is_counted_N.sum() == 1:
+                raise InputError(
+                    "center: the mean would be that of the first update, which is of one position; feed more at once, "
+                    "or give a vector for each row"
+                )
             if self._widths is None:
                 names = self._set_rows({name: hidden.shape[-1] for name, hidden in read.of_rows.items()})
                 read = FedStates({name: read.of_rows[name] for name in names}, read.shape)
@@ -197,8 +204,7 @@ class SoftEntropyMeter(Measurement):
             InputError: no sequence of that name is open.
         """
         with self._source.lock:
-            if isinstance(sequence, Integral):
-                sequence = int(sequence)
+            sequence = plain_name(sequence)
             if not isinstance(sequence, str | int) or sequence not in self._source:
                 raise InputError(
                     f"end: no sequence {short_repr(sequence)} is open; it ended, was evicted or never began"
@@ -250,6 +256,7 @@ class SoftEntropyMeter(Measurement):
         """Fix the rows, in the model's order, which it gives, and the number of blocks; another part may know it."""
         refuse_centered("rows", widths)
         self._check_centers(widths)
+        self._sums.require_widths(widths)
         names, highest = in_model_order(list(widths))
         if highest is not None and self._given_blocks is not None and self._given_blocks < highest:
             raise InputError(

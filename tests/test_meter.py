@@ -326,9 +326,9 @@ def spoilt(where, what):
         (None, {"input_ids": [1, -1]}, "input_ids: expected token ids from 0 to"),
         (None, {"input_ids": [1.0, 2.0]}, "input_ids: expected integers, got float64 [2]"),
         (None, {"input_ids": [1]}, "input_ids: expected [2], as the hidden states are, got [1]"),
-        (None, {"language": [1, 2]}, "language: expected strings, as before in this probe, got integers"),
+        (None, {"language": [1, 2]}, "language: expected strings, as before, got integers"),
         (None, {"language": ["de"] * 3}, "language: expected one label, or labels [2], got [3]"),
-        (None, {"input_unigram": [1, 2]}, "input_unigram: this is one of the probe's n-gram label sets"),
+        (None, {"input_unigram": [1, 2]}, "input_unigram: this is one of the n-gram label sets"),
         (None, {"sequence": [1, 2, 3]}, "sequence: expected one name, or 2, got 3"),
     ],
 )
@@ -632,3 +632,51 @@ def test_means_and_names_that_do_not_fit_are_refused(arguments, row, message):
     with pytest.raises(InputError, match=re.escape(message)):
         meter.update({row: torch.ones(3, 8)})
     assert meter.positions == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "widths", "message"),
+    [
+        ({}, {"layer.1": 8, "layer.2": 1}, "layer.2: dim: expected hidden states of width 2 or more, got 1"),
+        (
+            {"anchors": sample_anchors(4, 6)},
+            {"layer.1": 8, "layer.2": 8},
+            "layer.1: anchors: they are for hidden states",
+        ),
+    ],
+)
+def test_widths_without_anchors_are_refused_and_leave_the_meter_as_it_was(arguments, widths, message):
+    meter = SoftEntropyMeter(labels=(), n_blocks=2, **arguments)
+    with pytest.raises(InputError, match=re.escape(message)):
+        meter.update({name: torch.ones(3, width) for name, width in widths.items()})
+    with pytest.raises(InputError, match=re.escape(message)):
+        SoftEntropyMeter(labels=(), widths=widths, **arguments)
+    right = 6 if arguments else 8
+    meter.update({name: torch.ones(3, right) for name in widths})
+    assert meter.positions == 3
+
+
+def test_a_mean_is_of_several_positions():
+    meter = SoftEntropyMeter(labels=(), n_blocks=1, center=True)
+    with pytest.raises(
+        InputError, match="center: the mean would be that of the first update, which is of one position"
+    ):
+        meter.update({"layer.1": torch.ones(1, 8)})
+    meter.update({"layer.1": torch.eye(8)[:2]})
+    meter.update({"layer.1": torch.ones(1, 8)})
+    assert meter.positions == 3
+    same = meter.new_like()
+    same.update({"layer.1": torch.ones(3, 8)})
+    with pytest.raises(
+        ProbeError, match=r"layer\.1\.centered: .*; they are equal to the mean, which may be of too few"
+    ):
+        same.result()
+
+
+@pytest.mark.parametrize("name", [torch.tensor(7), np.array(7), np.int64(7), 7])
+def test_a_name_may_be_any_integer(name):
+    meter = SoftEntropyMeter(labels=(), n_blocks=1)
+    meter.update({"layer.1": torch.ones(2, 8)}, sequence=name, position=0)
+    meter.update({"layer.1": torch.ones(2, 8)}, sequence=7, position=2)
+    meter.end(name)
+    assert meter.positions == 4

@@ -286,6 +286,20 @@ class ModelSums:
             raise ProbeError(f"center: expected a vector of {dim} numbers for {layer}, got {got}")
         return found
 
+    def require_widths(self, widths: Mapping[str, int]) -> None:
+        """Check that there are anchors for states of some widths, by name of the layer.
+
+        Raises:
+            InputError: there are none.
+        """
+        for layer, dim in widths.items():
+            try:
+                self._anchors_of(dim)
+            except InputError as error:
+                raise InputError(f"{layer}: {error}") from error
+        for other in self.others:
+            other.require_widths(widths)
+
     def _anchors_of(self, dim: int) -> Anchors:
         if dim not in self._anchors:
             if self._given is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from softh_probe.accumulators.document_sample import DocumentSample
 from softh_probe.accumulators.label_sampling import ALL
 from softh_probe.choices import Choices
-from softh_probe.errors import InputError
+from softh_probe.errors import InputError, short_repr
 from softh_probe.estimators.recipes import how_to_continue, how_to_continue_one_set, with_kind_of_today
 from softh_probe.labels import COLUMN_PREFIX
 from softh_probe.layer_places import RESIDUAL
@@ -44,7 +44,7 @@ def state_of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InputError: this version does not read it.
     """
-    version = state.get("version")
+    version = state.get("version") if isinstance(state, Mapping) else short_repr(state)
     if version not in VERSIONS:
         today, *earlier, last = map(str, VERSIONS)
         raise InputError(

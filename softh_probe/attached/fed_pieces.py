@@ -24,6 +24,7 @@ from softh_probe.errors import InputError, short_repr
 Name = str | int
 
 _MOST_IDS = 2**31
+_MOST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ class PieceReader:
             raise InputError(f"sequence: expected one name, or {self.shape[0]}, got {len(names)}")
         states = np.flatnonzero(is_real_N)
         if names is None:
-            code_N, distinct = np.zeros(len(states), dtype=np.int64), [] if sequence is None else [sequence]
+            code_N, distinct = np.zeros(len(states), dtype=np.int64), [] if sequence is None else [plain_name(sequence)]
         else:
             of_states = np.array(names, dtype=object)[states]
             code_N, found = pd.factorize(of_states)
@@ -162,7 +163,7 @@ class PieceReader:
         places_BT = np.full((len(lengths_B), int(lengths_B.max(initial=0))), -1)
         places_BT[code_N[order], column] = states[order]
         if sequence is not None:
-            self.names = tuple(_plain(name) for name in distinct)
+            self.names = tuple(plain_name(name) for name in distinct)
         self.real_BT = places_BT >= 0
         # Positions in this order need no places, and are batches of the shape that a model's are.
         in_order = places_BT.size == self.shape[0] and np.array_equal(places_BT.ravel(), np.arange(places_BT.size))
@@ -228,7 +229,7 @@ class PieceReader:
         found, of_positions = {}, []
         for name, values in labels.items():
             one = values is None or isinstance(values, str | Integral) or getattr(values, "shape", None) == ()
-            read = checked_labels({name: [_plain(values)] if one else values}, ngram_sets)[name]
+            read = checked_labels({name: [plain_name(values)] if one else values}, ngram_sets)[name]
             codes = read.codes
             if one:
                 codes_BT = np.broadcast_to(codes.reshape(1, 1), self.real_BT.shape)
@@ -259,7 +260,10 @@ class PieceReader:
             raise InputError(f"{argument}: expected integers, got {type(values).__name__}: {error}") from error
         shapes = [self.shape] if exact else [self.shape, self.shape[:1]] + [()] * scalar
         if found.dtype.kind not in "iub" and found.size:
-            raise InputError(f"{argument}: expected integers, got {found.dtype} {list(found.shape)}")
+            remedy = "; write it as integers or booleans" if argument in ("mask", "counted") else ""
+            raise InputError(f"{argument}: expected integers, got {found.dtype} {list(found.shape)}{remedy}")
+        if found.dtype == np.uint64 and found.size and found.max() > _MOST:
+            raise InputError(f"{argument}: expected integers below 2**63, got {found.max()}")
         if found.shape not in shapes:
             expected = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
             raise InputError(f"{argument}: expected {expected}, as the hidden states are, got {list(found.shape)}")
@@ -268,16 +272,16 @@ class PieceReader:
 
 def _names(sequence: object) -> list[Name] | None:
     """Give names of sequences as a list; None where it is one name."""
+    if isinstance(sequence, Tensor | np.ndarray):
+        sequence = sequence.tolist()
     if isinstance(sequence, str | Integral):
         _require_name(sequence)
         return None
-    if isinstance(sequence, Tensor | np.ndarray):
-        sequence = sequence.tolist()
     if not isinstance(sequence, list | tuple):
         raise InputError(f"sequence: expected integers or strings, or a list of these, got {short_repr(sequence)}")
     for name in sequence:
         _require_name(name)
-    return [_plain(name) for name in sequence]
+    return [plain_name(name) for name in sequence]
 
 
 def _require_name(name: object) -> None:
@@ -285,5 +289,12 @@ def _require_name(name: object) -> None:
         raise InputError(f"sequence: expected an integer or a string, got {short_repr(name)}")
 
 
-def _plain(name: Any) -> Any:
-    return int(name) if isinstance(name, Integral) else name.item() if isinstance(name, Tensor) else name
+def plain_name(name: Any) -> Any:
+    """Give a name or a label as Python's own integer, or as it is.
+
+    >>> plain_name(np.int64(7)), plain_name("a")
+    (7, 'a')
+    """
+    if isinstance(name, Tensor | np.ndarray) and name.ndim == 0:
+        name = name.item()
+    return int(name) if isinstance(name, Integral) else name

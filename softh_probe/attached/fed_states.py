@@ -154,4 +154,9 @@ def _of_array(array: np.ndarray) -> Tensor:
 
 
 def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape) if not tensor.is_nested else 'nested'}"
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_nested:
+        return f"{kind}, nested"
+    where = " without values, on meta" if tensor.is_meta else ""
+    layout = "" if tensor.layout is torch.strided else f" of layout {str(tensor.layout).removeprefix('torch.')}"
+    return f"{kind} {list(tensor.shape)}{where}{layout}"

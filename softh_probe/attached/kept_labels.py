@@ -42,8 +42,7 @@ class KeptLabels:
         known = self._kind(name)
         if labels.kind and known and labels.kind != known:
             raise InputError(
-                f"{name}: expected {known}, as before in this probe, got {labels.kind}; give one kind, or name "
-                "another label set"
+                f"{name}: expected {known}, as before, got {labels.kind}; give one kind, or name another label set"
             )
 
     def numbers(self, name: str, labels: OwnLabels) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softh_probe.attached.sequences import RESERVED_COLUMNS
 from softh_probe.errors import InputError, short_repr
+from softh_probe.labels import ORDERS
 
 _LABELS = "strings or integers, [B] or [B, T], as a list, an array or an integer tensor"
 
@@ -50,7 +51,9 @@ def checked_labels(labels: Mapping[str, object], ngram_sets: Collection[str]) ->
     for name, values in labels.items():
         checked[name] = _of_tensor(name, values) if isinstance(values, Tensor) else _of_values(name, values)
         if name in ngram_sets:
-            raise InputError(f"{name}: this is one of the probe's n-gram label sets; choose another name")
+            raise InputError(f"{name}: this is one of the n-gram label sets; choose another name")
+        if not name or name in ORDERS:
+            raise InputError(f"labels: {name!r} is no name for labels of your own; choose another one")
         if name in RESERVED_COLUMNS:
             raise InputError(f"{name}: choose another name, this one is taken")
     return checked

@@ -120,9 +120,9 @@ def test_integers_and_strings_are_not_one_set(model):
     with pytest.raises(InputError, match="merge: language has integers here and strings in the other; label both"):
         numbers.merge(strings)
     torch.testing.assert_close(numbers.sums, before)
-    with pytest.raises(InputError, match="language: expected integers, as before in this probe, got strings; give"):
+    with pytest.raises(InputError, match="language: expected integers, as before, got strings; give"):
         measure(model, docs, NAMES, numbers)
-    with pytest.raises(InputError, match="language: expected strings, as before in this probe, got integers"):
+    with pytest.raises(InputError, match="language: expected strings, as before, got integers"):
         measure(model, docs, [1, 2, 3, 4], gather(strings))
     measure(model, docs, [None] * 4, strings)  # no label is no other kind
     assert shown(strings.result()).keys() == {"0", "1"}
