@@ -181,6 +181,15 @@ def block_index(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_of_a_model(name: str) -> bool:
+    """Tell whether a row has a name that rows of transformer models have.
+
+    >>> [is_of_a_model(name) for name in ("embeddings", "layer.3.mlp", "final_norm", "layer_3", "logits")]
+    [True, True, True, False, False]
+    """
+    return name in (EMBEDDINGS, FINAL_NORM) or block_index(name) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerPlaces:
     """Where the rows of a result stand in the model.

@@ -19,9 +19,7 @@ from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Calibration
 from softh_probe.hooks.piece_recorder import PieceRecorder
 from softh_probe.labels import DEFAULT_LABEL_ROWS, LabelRows, check_label_rows, parse_label_sets
 from softh_probe.layer_places import (
-    FINAL_NORM,
     RESIDUAL,
-    block_index,
     in_model_order,
     is_centered,
     refuse_centered,
@@ -265,10 +263,8 @@ class SoftEntropyMeter(Measurement):
         self._widths = {name: widths[name] for name in names}
         self._recorder.n_blocks = 0 if highest is None else self._given_blocks or n_blocks or highest
         if highest is not None and not self._given_blocks and not n_blocks:
-            is_whole = set(range(1, highest + 1)) <= {block_index(name) for name in names}
             reason = "the last block that was fed; where the model has more, give n_blocks"
-            certain = is_whole and FINAL_NORM in names
-            self._recorder.choices.add("n_blocks", str(highest), reason, certain=certain)
+            self._recorder.choices.add("n_blocks", str(highest), reason)
         return names
 
     def _check_centers(self, widths: Mapping[str, int]) -> None:

@@ -74,7 +74,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
     """
     with ExitStack() as held:
         with _reading():
-            opened: Callable[[Path], Any] = _safetensors if path.suffix == ".safetensors" else _npz
+            opened: Callable[[Path], Any] = _safetensors if path.suffix.lower() == ".safetensors" else _npz
             arrays = held.enter_context(opened(path))
         yield arrays
 

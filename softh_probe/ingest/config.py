@@ -11,6 +11,7 @@ from softh_probe.config_checks import check_secrets, check_types
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import DEFAULT_ANCHOR_SETS, Kind
 from softh_probe.estimators.variants import Variant, variants
+from softh_probe.ingest.row_names import row_names
 from softh_probe.labels import DEFAULT_LABEL_ROWS, check_label_rows, parse_label_sets
 from softh_probe.layer_places import parse_layers
 from softh_probe.positions import check_labels, parse_positions, positions_text
@@ -36,7 +37,7 @@ class IngestConfig:
     or rows, where there is no hidden_states."""
     layers: str | Sequence[str | int] | None = None
     """Layers that hidden_states holds, in its order: numbers, of which k is the output of block k and 0 the embeddings,
-    as vLLM's layer ids are (0:33 stands for 0, 1, …, 32), or names of rows. The last block's output is layer.L; states
+    as vLLM's layer ids are (0-32 stands for 0, 1, …, 32), or names of rows. The last block's output is layer.L; states
     after the final norm, as the last of transformers' hidden_states, are final_norm. vLLM stores layers in the order of
     the model. null is what files or manifest say; of rows, all that the first file holds."""
     manifest: str | None = None
@@ -93,6 +94,8 @@ class IngestConfig:
         for field in ("layers", "mean_over"):
             if (given := getattr(self, field)) is not None:
                 object.__setattr__(self, field, parse_layers(field, given))
+        if self.layers is not None:
+            row_names(self.layers)
         split_calibrations(self)
         for field in ("folder", "tokenizer", "out"):
             if not getattr(self, field):

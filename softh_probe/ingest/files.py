@@ -57,7 +57,8 @@ def list_files(config: IngestConfig) -> list[ListedFile]:
     """
     folder = Path(config.folder).expanduser()
     if not folder.is_dir():
-        raise InputError(f"folder: no such folder: {config.folder!r}")
+        kind = "a file, expected a folder" if folder.exists() else "no such folder"
+        raise InputError(f"folder: {kind}: {config.folder!r}")
     if Path(config.out).expanduser().resolve().is_relative_to(folder.resolve()):
         raise InputError(f"out: {config.out} is in the folder that is read; name another one")
     columns = [s.column for s in parse_label_sets(config.labels) if s.direction == "column"]
@@ -102,7 +103,7 @@ def _names_below(folder: Path) -> list[str]:
     found = []
     for here, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        wanted = [name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+        wanted = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
         found += [Path(here, name).relative_to(folder).as_posix() for name in wanted]
     return sorted(found)
 
@@ -123,7 +124,7 @@ def _of_manifest(manifest: Path, folder: Path, columns: list[str]) -> Iterator[L
     for number, line in _lines(manifest):
         where = f"manifest: {manifest.name}, line {number}"
         name = line.get(_FILE)
-        if not isinstance(name, str) or not name.endswith(SUFFIXES):
+        if not isinstance(name, str) or not name.lower().endswith(SUFFIXES):
             raise InputError(
                 f"{where}: expected a field {_FILE!r} with the name of a {' or '.join(SUFFIXES)} file, got "
                 f"{short_repr(name)}"

@@ -18,12 +18,13 @@ from torch import Tensor
 from softh_probe.errors import abbreviated
 from softh_probe.ingest.arrays import Arrays
 from softh_probe.ingest.damage import DamagedFileError
+from softh_probe.layer_places import is_of_a_model
 
 LayoutName = Literal["vllm", "plain", "rows"]
 LAYOUTS: tuple[LayoutName, ...] = ("vllm", "plain", "rows")
 HIDDEN_STATES, TOKEN_IDS = "hidden_states", "token_ids"
 _FACTS = ("layout", "layers")
-_SHAPE = "shape"
+_SHAPE, _MISSING = "shape", "missing array"
 #: The axes of tokens and of layers in `hidden_states`.
 _AXES = {"vllm": (0, 1), "plain": (1, 0)}
 AXES_IN_WORDS = {"vllm": "[T, L, D]", "plain": "[L, T, D]"}
@@ -63,12 +64,13 @@ def find_layout(arrays: Arrays) -> LayoutName | None:
         return None
     if row_keys(arrays):
         return "rows"
-    raise DamagedFileError("missing array", f"it holds neither {HIDDEN_STATES} nor arrays of rows")
+    raise DamagedFileError(_MISSING, f"it holds neither {HIDDEN_STATES} nor arrays of rows")
 
 
 def row_keys(arrays: Arrays) -> list[str]:
-    """List the arrays that are named by rows."""
-    return [name for name in arrays.shapes if name not in (HIDDEN_STATES, TOKEN_IDS, *_FACTS)]
+    """List the arrays of rows: those named as rows of models are, or all others where there are none."""
+    others = [name for name in arrays.shapes if name not in (HIDDEN_STATES, TOKEN_IDS, *_FACTS)]
+    return [name for name in others if is_of_a_model(name)] or others
 
 
 def count_layers(arrays: Arrays, layout: Literal["vllm", "plain"]) -> int:
@@ -99,10 +101,12 @@ def read_states(arrays: Arrays, layout: LayoutName, rows: Sequence[str] | None) 
 
 def _count_tokens(arrays: Arrays) -> int:
     if TOKEN_IDS not in arrays.shapes:
-        raise DamagedFileError("missing array", f"it holds no {TOKEN_IDS}")
+        raise DamagedFileError(_MISSING, f"it holds no {TOKEN_IDS}")
     shape = arrays.shapes[TOKEN_IDS]
-    if len(shape) != 1 or arrays.kind(TOKEN_IDS) != "integer":
-        raise DamagedFileError(_SHAPE, f"{TOKEN_IDS}: expected integers [T], got {list(shape)}")
+    if arrays.kind(TOKEN_IDS) != "integer":
+        raise DamagedFileError("dtype", f"{TOKEN_IDS}: expected integers, got other numbers")
+    if len(shape) != 1:
+        raise DamagedFileError(_SHAPE, f"{TOKEN_IDS}: expected [T], got {list(shape)}")
     if not shape[0]:
         raise DamagedFileError("empty", "it holds no tokens")
     return shape[0]
@@ -121,7 +125,7 @@ def _stacked(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int, ro
 def _shape_of_stack(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int) -> tuple[int, int]:
     """Check `hidden_states`, and give the number of its layers and its width."""
     if HIDDEN_STATES not in arrays.shapes:
-        raise DamagedFileError("missing array", f"it holds no {HIDDEN_STATES}")
+        raise DamagedFileError(_MISSING, f"it holds no {HIDDEN_STATES}")
     shape = arrays.shapes[HIDDEN_STATES]
     expected = f"{HIDDEN_STATES}: expected {AXES_IN_WORDS[layout]}"
     if len(shape) != 3 or not shape[2]:
@@ -136,8 +140,10 @@ def _shape_of_stack(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: 
 
 def _of_rows(arrays: Arrays, n_tokens: int, rows: Sequence[str] | None) -> _OfRows:
     there = row_keys(arrays)
+    if not there:
+        raise DamagedFileError(_MISSING, f"it holds no arrays of rows, as layer.1; {HIDDEN_STATES} is vllm or plain")
     if missing := [name for name in rows or there if name not in there]:
-        raise DamagedFileError("missing array", f"it holds no array {missing[0]}")
+        raise DamagedFileError(_MISSING, f"it holds no array {missing[0]}")
     if rows is not None and (unknown := [name for name in there if name not in rows]):
         raise DamagedFileError("layers", f"it holds an array {unknown[0]}, which is none of the rows")
     widths = {}

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def ingest(config: IngestConfig, *, progress: bool = True) -> ProbeResult:
     """Measure the hidden states in the files of a folder and write the output folder.
 
-        ingest(IngestConfig(folder="states", tokenizer="Qwen/Qwen3-8B", layout="vllm", layers="0:37", out="out"))
+        ingest(IngestConfig(folder="states", tokenizer="Qwen/Qwen3-8B", layout="vllm", layers="0-36", out="out"))
 
     Args:
         config: what to measure.

@@ -26,8 +26,8 @@ from softh_probe.ingest.layouts import (
     read_states,
     row_keys,
 )
-from softh_probe.ingest.row_names import require_order_of_vllm, row_names
-from softh_probe.layer_places import in_model_order
+from softh_probe.ingest.row_names import require_order_of_vllm, row_names, rows_said
+from softh_probe.layer_places import in_model_order, is_of_a_model
 from softh_probe.run.feed import evenly_chosen
 
 try:
@@ -108,8 +108,8 @@ def settle(config: IngestConfig, files: Sequence[ListedFile], choices: Choices) 
     """
     found: list[Spec] = []
     untold: InputError | None = None
-    skipped = Skipped()
     for group in (evenly_chosen(files, _MOST_SEEN), files):
+        skipped = Skipped()
         for file in group:
             try:
                 require_unchanged(file)
@@ -123,7 +123,6 @@ def settle(config: IngestConfig, files: Sequence[ListedFile], choices: Choices) 
                 break
         if found or untold:
             break
-        skipped = Skipped()
     if not found:
         raise untold or InputError(f"folder: none of {skipped.n:,} files can be read: {skipped.reasons()}")
     counts = Counter(map(_key, found))
@@ -176,7 +175,7 @@ def _tell(config: IngestConfig, spec: Spec, choices: Choices, *, is_certain: boo
         choices.add("layout", spec.layout, f"of {files}; --layout names another", certain=is_certain)
     if config.layers is None:
         choices.add("layers", listed, f"of {files}; --layers names others", certain=is_certain)
-    elif any(isinstance(one, int) or ":" in one for one in config.layers):
+    elif any(isinstance(one, int) or not is_of_a_model(one) for one in config.layers):
         reason = "number k is the output of block k before any final norm, 0 the embeddings, as vLLM counts"
         choices.add("layers", listed, reason, certain=True)
     widths = ", ".join(map(str, dict.fromkeys(spec.widths.values())))
@@ -196,7 +195,7 @@ def _said(file: ListedFile, arrays: Arrays) -> tuple[LayoutName | None, tuple[st
     if "layers" not in facts:
         return found, None
     try:
-        return found, row_names(facts["layers"])
+        return found, rows_said(facts["layers"])
     except InputError as error:
         raise DamagedFileError("layers", str(error)) from error
 

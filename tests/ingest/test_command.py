@@ -98,7 +98,7 @@ def test_means_of_rows_are_taken_as_asked(words, tmp_path):
     ("layers", "rows"),
     [
         ("0,1,33", ("embeddings", "layer.1", "layer.33")),
-        ("0:3,final_norm", ("embeddings", "layer.1", "layer.2", "final_norm")),
+        ("0-2,final_norm", ("embeddings", "layer.1", "layer.2", "final_norm")),
         (["layer.4", 5], ("layer.4", "layer.5")),
     ],
 )

@@ -130,8 +130,8 @@ DAMAGES = [
     (with_zeros, "zero", "layer.1: the hidden state is zero at position 4, and so has no direction"),
     (with_integers, "dtype", "hidden_states: expected floating point numbers, got others"),
     (in_eight_bits, "dtype", "hidden_states: expected floating point numbers, got others"),
-    (with_bools, "shape", "token_ids: expected integers [T], got"),
-    (with_float_ids, "shape", "token_ids: expected integers [T], got"),
+    (with_bools, "dtype", "token_ids: expected integers, got other numbers"),
+    (with_float_ids, "dtype", "token_ids: expected integers, got other numbers"),
     (with_fewer_ids, "shape", "hidden_states: expected [T, L, D] with T = 19, as token_ids has, got [20, 2, 8]"),
     (with_foreign_ids, "token_ids", "token_ids: expected ids from 0 to "),
     (with_negative_ids, "token_ids", "token_ids: expected ids from 0 to "),
@@ -364,7 +364,9 @@ def test_layout_and_layers_that_nobody_tells_are_asked_for(configured, tmp_path)
         ("2,1", "vLLM stores layers in the order of the model, whatever the order of its layer ids"),
         ("1,1", "layer.1 stands twice"),
         ("-1,1", "expected 0 .embeddings. or the number of a block"),
-        ("3:3", "expected at least one"),
+        ("3-1", "expected at least one"),
+        ("1:2", "expected numbers, ranges as 1-3, embeddings, layer.1"),
+        ("layer_1,2", "expected numbers, ranges as 1-3, embeddings, layer.1, …, or final_norm, got 'layer_1'"),
     ],
 )
 def test_layers_that_vllm_cannot_have_stored_are_refused(configured, whole, layers, error):
@@ -413,3 +415,21 @@ def test_a_file_that_a_manifest_names_and_that_is_missing_is_skipped(configured,
     result = ingest(configured(), progress=False)
     assert_same(result, metered([docs[2], docs[0]], [states[2], states[0]]))
     assert result.info["ingest"]["skipped_files"][0]["reason"] == "it cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        (
+            {"layout": "vllm", "layers": "0-30"},
+            "none of 4 files can be read: .*expected the 31 layers embeddings, .* got 2",
+        ),
+        ({"layout": "plain", "layers": "1,2"}, "none of 4 files can be read: .*; the other layout would fit"),
+        ({"layout": "rows"}, "none of 4 files can be read: .*it holds no arrays of rows, as layer.1; hidden_states is"),
+    ],
+)
+def test_what_no_file_holds_is_an_error_that_says_what_files_hold(configured, tmp_path, changes, error):
+    docs = documents(23, 7, 41, 5)
+    store_all(tmp_path / "states", docs, random_states(docs, ROWS))
+    with pytest.raises(InputError, match=error):
+        ingest(configured(**changes), progress=False)

@@ -205,3 +205,24 @@ def test_states_of_an_array_are_read_in_pieces_of_bounded_memory(configured, tmp
     assert max(sizes) == 64
     assert sum(sizes) == 2 * 500
     assert np.load(next((tmp_path / "states").iterdir()))["hidden_states"].shape == (2, 500, 8)
+
+
+def test_files_may_say_their_layers_in_json_and_hold_other_arrays(configured, tmp_path, docs):
+    states = random_states(docs, ROWS)
+    store_all(tmp_path / "states", docs, states, layout="vllm", layers='[1, "layer.2"]')
+    assert_same(ingest(configured(layout="vllm", layers=None), progress=False), metered(docs, states))
+    more = [{**of_doc, "logits": torch.randn(len(ids), 3)} for ids, of_doc in zip(docs, states, strict=True)]
+    store_all(tmp_path / "more", docs, more, ".npz", layout="rows")
+    config = configured(layout="rows", layers=None, folder=str(tmp_path / "more"), out=str(tmp_path / "other"))
+    assert_same(ingest(config, progress=False), metered(docs, states))
+
+
+def test_the_depth_of_a_model_is_never_certain_unless_it_is_told(configured, tmp_path, docs):
+    """transformers' last hidden states are normed, so the last block's are not among them."""
+    store_all(tmp_path / "states", docs, random_states(docs, ("layer.1", "layer.2", "final_norm")), layout="plain")
+    told = {"layout": "plain", "layers": "1,2,final_norm"}
+    (warning,) = [w for w in ingest(configured(**told), progress=False).info["warnings"] if w.startswith("n_blocks")]
+    assert warning.startswith("n_blocks: 2 (the last block that was fed")
+    result = ingest(configured(**told, n_blocks=3, out=str(tmp_path / "known")), progress=False)
+    assert result.places.indices == (1, 2, 4)
+    assert not [w for w in result.info["warnings"] if w.startswith("n_blocks")]
