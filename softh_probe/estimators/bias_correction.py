@@ -55,6 +55,8 @@ SHARED = (0.15, 0.35, 0.6, 0.85)
 CENTRES, SCATTER = 16, 128
 #: Curves with b(1) below this, in nats, belong to labels whose positions are alike; their shape is float32 rounding.
 ROUNDING = 1e-5
+#: Share of b(1) by which b(n) of chance has to be lower: W, which is what is left, says nothing of b(n) below it.
+LEAST_DROP = 0.05
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -222,7 +224,7 @@ def corrected_information(
 
     Returns:
         [S], float64; at most H(Z) − mean H(q) of these positions. It is not clipped at 0, so that its mean is 0 for
-        uninformative labels. NaN if no label occurs twice.
+        uninformative labels. NaN if no label occurs twice, or if there are too few positions to tell the bias.
     """
     corrected = corrected_conditional(curves, counts_C, labels_C, weighted_entropy_CS, position_entropy_CS)
     positions_C1 = corrected.positions_C.unsqueeze(-1)
@@ -259,7 +261,7 @@ def corrected_conditional(
     label_entropy_CS = weighted_entropy_CS[..., repeated, :].double() / n_C1
     own_CS = position_entropy_CS[..., repeated, :].double() / n_C1
     divergence_CS = (label_entropy_CS - own_CS).clamp_min(0.0)
-    bias_CS = _bias(curves, counts, divergence_CS)
+    bias_CS = _bias(curves, counts, divergence_CS).where(positions_C.unsqueeze(-1) > 0, 0.0)
     return CorrectedConditional(counts, positions_C, divergence_CS, bias_CS, label_entropy_CS + bias_CS)
 
 
@@ -278,15 +280,17 @@ def bias_excess(curves: BiasCurves, corrected: CorrectedConditional, sd_C1: Tens
     """
     w_CS = corrected.divergence_CS
     beside = [_bias(curves, corrected.counts_C, (w_CS + sign * sd_C1).clamp_min(0.0)) for sign in (-1, 1)]
-    return (beside[0] + beside[1]) / 2 - corrected.bias_CS
+    excess_CS = (beside[0] + beside[1]) / 2 - corrected.bias_CS
+    return excess_CS.where(corrected.positions_C.unsqueeze(-1) > 0, 0.0)
 
 
 def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor:
-    """Estimate b(n), [..., C, S], of labels of count n ≥ 2 from their mean divergence W."""
+    """Estimate b(n), [..., C, S], of labels of count n ≥ 2 from their mean divergence W; NaN where it says nothing."""
     first_K1S, bias_KCS = curves(counts_C.new_ones(1)), curves(counts_C)
     v_1C1 = _v(1.0 / counts_C.double(), curves.n_positions).reshape(1, -1, 1)
     # From the label whose positions are all alike (W = 0, b(n) = v·b(1)) to chance.
     left_KCS = torch.where(first_K1S > ROUNDING, bias_KCS / first_K1S, v_1C1)
+    is_told_CS = left_KCS[0] < 1 - LEAST_DROP  # in small samples the curve of chance may not fall at all
     left_KCS = torch.cat([left_KCS, v_1C1.expand_as(bias_KCS[:1])]).flip(0).clamp_max(1 - 1e-9)
     ratio_KCS = (left_KCS / (1 - left_KCS)).cummax(dim=0).values
     first_K1S = torch.cat([first_K1S, torch.zeros_like(first_K1S[:1])]).flip(0)
@@ -295,7 +299,7 @@ def _bias(curves: BiasCurves, counts_C: Tensor, divergence_CS: Tensor) -> Tensor
     for known, step, more in zip(known_KCS, known_KCS.diff(dim=0), ratio_KCS.diff(dim=0), strict=False):
         part_CS = ((divergence_CS - known) / step.clamp_min(1e-300)).clamp(0.0, 1.0)
         ratio_CS = ratio_CS + part_CS * more
-    return ratio_CS * divergence_CS
+    return torch.where(is_told_CS, ratio_CS * divergence_CS, math.nan)
 
 
 class _Draws(NamedTuple):

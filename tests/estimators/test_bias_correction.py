@@ -4,10 +4,11 @@ import math
 from pydoc_data.topics import topics
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from softh_probe import sample_anchors, temperature
+from softh_probe import SoftEntropyMeter, sample_anchors, temperature
 from softh_probe.errors import InputError
 from softh_probe.estimators.bias_correction import (
     bias_curves,
@@ -339,3 +340,21 @@ def test_labels_of_which_some_positions_are_the_same_in_every_way():
 def test_a_sample_that_does_not_fit_is_refused(shape):
     with pytest.raises(InputError, match=r"sample_RSM: expected soft assignments \[R, 1, 5\]"):
         bias_curves(torch.ones(shape), torch.ones(1, 5), torch.ones(1), 7)
+
+
+@pytest.mark.parametrize(("n_positions", "n_told"), [(30, 0), (60, 8)])
+def test_few_positions_tell_a_small_correction_or_none(n_positions, n_told):
+    """Means of two of 30 positions may have less entropy by chance than each has, and tell nothing of the bias."""
+    found = []
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        meter = SoftEntropyMeter(["input_unigram", "output_bigram", "input_trigram"], anchor_sets=2, n_blocks=1)
+        meter.update(
+            {"layer.1": random.standard_normal((n_positions, 16))}, input_ids=random.integers(0, 4, n_positions)
+        )
+        table = meter.result().to_pandas().query("name == 'layer.1'")
+        found.append(table[table.metric == "mutual_information_corrected"].set_index("label_set").value)
+    table = pd.DataFrame(found)
+    assert table.abs().max().max() < 0.2
+    assert table.input_unigram.notna().sum() >= 6
+    assert table.output_bigram.notna().sum() == table.input_trigram.notna().sum() == n_told
