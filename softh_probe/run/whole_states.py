@@ -50,8 +50,8 @@ def check_whole_states(config: RunConfig, model: Any, corpus: Corpus, processes:
         if "attention_heads" not in config.sites:
             raise
         raise InputError(
-            "tensor_parallel: each process of a model holds some of its heads; leave attention_heads out of --sites, or "
-            "leave --tensor-parallel out"
+            "tensor_parallel: each process of a model holds some of its heads; leave attention_heads out of --sites, "
+            "or leave --tensor-parallel out"
         ) from error
     first, *others = processes.gather_in_model((probe.layers, probe.sums / probe.positions))
     apart = {row for rows, _ in others for row in set(rows) ^ set(first[0])}
