@@ -42,6 +42,7 @@ class SoftEntropyProbe(Measurement, PassBlocks, RunSteps):
       `sums` are what was counted so far.
     - `merge(other)`, `state_dict()`, `load_state_dict(state)`: other parts of the text, and a measurement to continue.
 
+    >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16,
     ...     num_hidden_layers=2, num_attention_heads=2)).eval()

@@ -224,7 +224,7 @@ def test_too_little_memory_names_label_rows(config):
 def test_padding_that_reaches_real_tokens_is_found_on_the_first_window(config, monkeypatch):
     seen = []
 
-    def choose(model, config, corpus):
+    def choose(model, config, corpus, agree):
         seen.append(corpus.n_documents)
         return "equal lengths"
 
