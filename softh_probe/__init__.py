@@ -1,6 +1,9 @@
 """Measure how much information each layer of an LLM holds: soft entropy in one forward pass, no activations stored."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from softh_probe.lazy_names import lazy_getattr
 
 if TYPE_CHECKING:
     from softh_probe.estimators.anchors import Anchors, sample_anchors
@@ -38,15 +41,10 @@ _SUBMODULES = ("estimators", "labels", "probe", "result")
 if not TYPE_CHECKING:  # a type checker would take any name to exist
 
     def __getattr__(name: str) -> Any:
-        """Import a public name on first use (PEP 562): torch and transformers take seconds to import."""
-        from importlib import import_module
-
+        """Import a public name, or a submodule, on first use."""
         if name in _SUBMODULES:
             return import_module(f"{__name__}.{name}")
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
-        return value
+        return lazy_getattr(__name__, _MODULES)(name)
 
 
 def __dir__() -> list[str]:

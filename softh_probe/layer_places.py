@@ -72,13 +72,13 @@ def layer_of(row: str) -> str:
     return row.removesuffix(f".{CENTERED}")
 
 
-def with_centered(row: str) -> list[str]:
-    """Name the rows that the states of a row are added to, where states minus their mean are measured, too.
+def with_centered(row: str, *, centers: bool) -> list[str]:
+    """Name the rows that the states of a row are added to, where states minus their mean are measured, too, or not.
 
-    >>> with_centered("layer.1"), with_centered("layer.1.mlp")
-    (['layer.1.centered', 'layer.1'], ['layer.1.mlp'])
+    >>> [with_centered(row, centers=True) for row in ("layer.1", "layer.1.mlp")]
+    [['layer.1.centered', 'layer.1'], ['layer.1.mlp']]
     """
-    return [centered_name(row), row] if site_of(row) == RESIDUAL else [row]
+    return [centered_name(row), row] if centers and site_of(row) == RESIDUAL else [row]
 
 
 def require_residual(sites: Sequence[str]) -> None:
@@ -187,7 +187,7 @@ def is_of_a_model(name: str) -> bool:
     >>> [is_of_a_model(name) for name in ("embeddings", "layer.3.mlp", "final_norm", "layer_3", "logits")]
     [True, True, True, False, False]
     """
-    return name in (EMBEDDINGS, FINAL_NORM) or block_index(name) is not None
+    return layer_index(name, 0) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +285,7 @@ def in_model_order(names: Sequence[str]) -> tuple[list[str], int | None]:
     (['fc2', 'fc1'], None)
     """
     highest = max((block_index(name) or 0 for name in names), default=0)
-    if not highest or any(layer_index(name, highest) is None for name in names):
+    if not highest or not all(map(is_of_a_model, names)):
         return list(names), None
 
     def place(name: str) -> tuple[int, int, int]:

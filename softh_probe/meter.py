@@ -7,8 +7,9 @@ from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
+from torch import Tensor
 
-from softh_probe.accumulators.centers import check_centers, given_centers
+from softh_probe.accumulators.centers import check_centers
 from softh_probe.attached.fed_pieces import Name, PieceReader, plain_name
 from softh_probe.attached.fed_states import FedStates, check_states, read_states
 from softh_probe.attached.online_rows import OnlineRows
@@ -270,8 +271,8 @@ class SoftEntropyMeter(Measurement):
     def _check_centers(self, widths: Mapping[str, int]) -> None:
         if not self._center:
             return
-        rows = [row for name in widths for row in with_centered(name)]
-        centers = given_centers(self._center)
+        rows = [row for name in widths for row in with_centered(name, centers=True)]
+        centers: Mapping[str, Tensor] = {} if isinstance(self._center, bool) else self._center
         check_centers(centers, rows, rows)
         for name, vector in centers.items():
             if len(vector) != widths[name]:
@@ -307,8 +308,7 @@ class SoftEntropyMeter(Measurement):
         return describe_origin(corpus, model=None, tokenizer=tokenizer, name=name, notes=notes)
 
     def _layer_names(self) -> list[str]:
-        rows = list(self._widths or ())
-        return [row for name in rows for row in with_centered(name)] if self._center else rows
+        return [row for name in self._widths or () for row in with_centered(name, centers=bool(self._center))]
 
     def _require_layers(self, found: Mapping[str, Any]) -> None:
         if self._widths is not None and found:

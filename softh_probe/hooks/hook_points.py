@@ -90,7 +90,7 @@ class HookPoints:
 
     def rows_of(self, layer: str) -> list[str]:
         """Name the rows that a layer's states are added to: minus their mean, if that is measured, and as they are."""
-        return with_centered(layer) if self.centers else [layer]
+        return with_centered(layer, centers=self.centers)
 
     def measured_places(self, n_calls: int) -> list[list[str]]:
         """Name the rows of each layer that are measured; a layer may have none."""

@@ -48,15 +48,16 @@ class PieceRecorder(BatchRecorder):
         self.drain()
         labels = self._source.begin(pieces)
         self.drain()
+        rows = {layer: with_centered(layer, centers=self._centers) for layer in states.of_rows}
         if isinstance(labels, DecodeStep):
             places_BT = pieces.tokens.places_BT  # where there is padding
             for layer, hidden in states.of_rows.items():
                 real = hidden if places_BT is None else hidden[torch.from_numpy(places_BT.ravel()).to(hidden.device)]
-                self._queue_step(self._rows(layer), real.reshape(*labels.shape, -1))
+                self._queue_step(rows[layer], real.reshape(*labels.shape, -1))
         else:
             accumulator = self.make_accumulator(labels)
             for layer, hidden in states.of_rows.items():
-                self._add(accumulator, self._rows(layer), hidden)
+                self._add(accumulator, rows[layer], hidden)
             self._finish(accumulator)
         self._source.finish()
         self.drain()
@@ -73,9 +74,6 @@ class PieceRecorder(BatchRecorder):
         """Add those of another part of the same measurement."""
         super().add_notes(notes)
         self.n_evicted += notes.get("evicted", 0)
-
-    def _rows(self, layer: str) -> list[str]:
-        return with_centered(layer) if self._centers else [layer]
 
     def _evictions(self) -> list[Choice]:
         if not self.n_evicted:

@@ -1,6 +1,8 @@
 """Hidden states that others stored: layouts of files, their listing, and the measurement from a folder to results."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from softh_probe.lazy_names import lazy_getattr
 
 if TYPE_CHECKING:
     from softh_probe.ingest.config import IngestConfig
@@ -11,15 +13,7 @@ __all__ = ["IngestConfig", "ingest"]
 _MODULES = {"IngestConfig": "softh_probe.ingest.config", "ingest": "softh_probe.ingest.pipeline"}
 
 if not TYPE_CHECKING:  # a type checker would take any name to exist
-
-    def __getattr__(name: str) -> Any:
-        """Import a public name on first use (PEP 562): `--help` needs no torch."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
-        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
-        return value
+    __getattr__ = lazy_getattr(__name__, _MODULES)  # `--help` needs no torch
 
 
 def __dir__() -> list[str]:

@@ -30,8 +30,8 @@ _UNREADABLE = "unreadable"
 _CHUNK = 2**22
 #: Place of the lengths of name and extra field in the header of a member of a ZIP file, and the size of the rest.
 _ZIP_LENGTHS, _ZIP_HEADER = slice(26, 30), 30
-#: Values of text that a file may give about itself.
-_FACTS = ("layout", "layers")
+#: Values of text that a file, or a line of a manifest, may give about it.
+FACTS = ("layout", "layers")
 
 #: Types of safetensors that torch converts to float32.
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -108,7 +108,7 @@ class _Safetensors:
         described = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         self.shapes = {name: tuple(one.get_shape()) for name, one in described.items()}
         self._dtypes = {name: str(one.get_dtype()) for name, one in described.items()}
-        self.facts = {name: text for name, text in (file.metadata() or {}).items() if name in _FACTS}
+        self.facts = {name: text for name, text in (file.metadata() or {}).items() if name in FACTS}
 
     def kind(self, name: str) -> Kind:
         dtype = self._dtypes[name]
@@ -158,7 +158,7 @@ class _Npz:
             if info.filename.endswith(".npy")
         }
         self.shapes = {name: member.shape for name, member in self._members.items()}
-        self.facts = {name: self._fact(name) for name in _FACTS if name in self._members}
+        self.facts = {name: self._fact(name) for name in FACTS if name in self._members}
 
     def kind(self, name: str) -> Kind:
         dtype = self._members[name].dtype

@@ -19,14 +19,14 @@ from typing import Any
 from softh_probe.data.documents import label_value
 from softh_probe.errors import InputError, abbreviated, short_repr
 from softh_probe.hashing import text_sha256
-from softh_probe.ingest.arrays import SUFFIXES
+from softh_probe.ingest.arrays import FACTS, SUFFIXES
 from softh_probe.ingest.config import IngestConfig
 from softh_probe.labels import parse_label_sets
 
 MANIFEST = "manifest.jsonl"
-_FILE, _LAYOUT, _LAYERS = "file", "layout", "layers"
+_FILE = "file"
 #: Column that a line gives a file in, and what else it may say that is no label.
-_RESERVED = (_FILE, _LAYOUT, _LAYERS)
+_RESERVED = (_FILE, *FACTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _of_manifest(manifest: Path, folder: Path, columns: list[str]) -> Iterator[L
         seen[parts.as_posix()] = number
         there |= line.keys()
         labels = {f"column:{column}": _label(line.get(column), column, where) for column in columns}
-        facts = {key: _fact(line[key], where, key) for key in (_LAYOUT, _LAYERS) if line.get(key) is not None}
+        facts = {key: _fact(line[key], where, key) for key in FACTS if line.get(key) is not None}
         yield _listed(folder, parts.as_posix(), labels=labels, facts=facts)
     if seen and (missing := [column for column in columns if column not in there]):
         names = sorted(name for name in there if name not in _RESERVED)

@@ -11,55 +11,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
 from softh_probe.errors import abbreviated
-from softh_probe.ingest.arrays import Arrays
+from softh_probe.ingest.arrays import FACTS, Arrays
 from softh_probe.ingest.damage import DamagedFileError
 from softh_probe.layer_places import is_of_a_model
 
 LayoutName = Literal["vllm", "plain", "rows"]
 LAYOUTS: tuple[LayoutName, ...] = ("vllm", "plain", "rows")
 HIDDEN_STATES, TOKEN_IDS = "hidden_states", "token_ids"
-_FACTS = ("layout", "layers")
 _SHAPE, _MISSING = "shape", "missing array"
 #: The axes of tokens and of layers in `hidden_states`.
 _AXES = {"vllm": (0, 1), "plain": (1, 0)}
 AXES_IN_WORDS = {"vllm": "[T, L, D]", "plain": "[L, T, D]"}
 
 
-class StoredStates(Protocol):
-    """The hidden states of one sequence, in an open file."""
+@dataclass(frozen=True)
+class StoredStates:
+    """The hidden states of one sequence, in an open file.
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the sequence."""
+    Attributes:
+        arrays: the file.
+        n_tokens: tokens of the sequence.
+        widths: width of each row's states, by its name.
+    """
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Width of each row's states, by its name."""
+    arrays: Arrays
+    n_tokens: int
+    widths: dict[str, int]
 
     def token_ids(self) -> Tensor:
         """Read the tokens: integers [T]."""
+        return self.arrays.read(TOKEN_IDS)
 
     def piece(self, begin: int, end: int) -> dict[str, Tensor]:
         """Read the states of tokens begin … end − 1 of each row, [N, D]."""
+        raise NotImplementedError
 
 
 def find_layout(arrays: Arrays) -> LayoutName | None:
-    """Find the layout of a file by what it says or by its keys; None where either order of axes may be meant.
+    """Find the layout of a file by its keys; None where either order of axes may be meant.
 
     Raises:
-        DamagedFileError: it says a layout that there is not, or holds no hidden states.
+        DamagedFileError: it holds no hidden states.
     """
-    said = arrays.facts.get("layout")
-    for name in LAYOUTS:
-        if said == name:
-            return name
-    if said is not None:
-        raise DamagedFileError("layout", f"layout: expected one of {', '.join(LAYOUTS)}, got {said!r}")
     if HIDDEN_STATES in arrays.shapes:
         return None
     if row_keys(arrays):
@@ -69,7 +67,7 @@ def find_layout(arrays: Arrays) -> LayoutName | None:
 
 def row_keys(arrays: Arrays) -> list[str]:
     """List the arrays of rows: those named as rows of models are, or all others where there are none."""
-    others = [name for name in arrays.shapes if name not in (HIDDEN_STATES, TOKEN_IDS, *_FACTS)]
+    others = [name for name in arrays.shapes if name not in (HIDDEN_STATES, TOKEN_IDS, *FACTS)]
     return [name for name in others if is_of_a_model(name)] or others
 
 
@@ -119,7 +117,7 @@ def _stacked(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int, ro
             "layers",
             f"{HIDDEN_STATES}: expected the {len(rows)} layers {abbreviated(rows, 6)}, got {n_layers}",
         )
-    return _Stacked(arrays, _AXES[layout][0], n_tokens, dict.fromkeys(rows, width))
+    return _Stacked(arrays, n_tokens, dict.fromkeys(rows, width), _AXES[layout][0])
 
 
 def _shape_of_stack(arrays: Arrays, layout: Literal["vllm", "plain"], n_tokens: int) -> tuple[int, int]:
@@ -162,16 +160,10 @@ def _require_float(arrays: Arrays, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Stacked:
+class _Stacked(StoredStates):
     """One array of all layers."""
 
-    arrays: Arrays
     token_axis: int
-    n_tokens: int
-    widths: dict[str, int]
-
-    def token_ids(self) -> Tensor:
-        return self.arrays.read(TOKEN_IDS)
 
     def piece(self, begin: int, end: int) -> dict[str, Tensor]:
         tokens, every = slice(begin, end), slice(None)
@@ -180,16 +172,8 @@ class _Stacked:
         return {name: states_ND.contiguous() for name, states_ND in zip(self.widths, of_layers, strict=True)}
 
 
-@dataclass(frozen=True)
-class _OfRows:
+class _OfRows(StoredStates):
     """One array of each row."""
-
-    arrays: Arrays
-    n_tokens: int
-    widths: dict[str, int]
-
-    def token_ids(self) -> Tensor:
-        return self.arrays.read(TOKEN_IDS)
 
     def piece(self, begin: int, end: int) -> dict[str, Tensor]:
         part = (slice(begin, end), slice(None))

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from softh_probe.config import EXECUTION_FIELDS, plain_config
-from softh_probe.errors import InputError
 from softh_probe.ingest.config import IngestConfig
 from softh_probe.ingest.spec import Spec
 from softh_probe.meter import SoftEntropyMeter
-from softh_probe.run.resume import START_ANEW, Unfinished, find_unfinished
+from softh_probe.run.resume import Unfinished, find_unfinished, go_on
 from softh_probe.run.snapshots import Progress, Snapshots
 
 #: Fields that decide nothing that is measured; the folder may have moved, and its files count.
 _NOT_MEASURED = EXECUTION_FIELDS | {"folder", "manifest", "tokenizer", "name", "notes"}
-
-logger = logging.getLogger(__name__)
 
 
 def load_unfinished(config: IngestConfig, snapshots: Snapshots) -> Unfinished | None:
@@ -57,21 +53,7 @@ def resume_meter(unfinished: Unfinished | None, meter: SoftEntropyMeter, run: di
     """
     if unfinished is None:
         return Progress(run=run, batches=0, seconds=0.0, interruptions=0)
-    progress, state = unfinished
-    if changed := [name for name in run if progress.run.get(name) != run[name]]:
-        raise InputError(
-            f"out: since the unfinished measurement in this folder began, {', '.join(changed)} changed though the "
-            f"configuration is the same; {START_ANEW}"
-        )
-    meter.load_state_dict(state)
-    logger.info("resuming after %s files, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
-    return Progress(
-        run=run,
-        batches=progress.batches,
-        seconds=progress.seconds,
-        interruptions=progress.interruptions + 1,
-        feed=progress.feed,
-    )
+    return go_on(unfinished, meter, run, unfinished[0].run, what="measurement", unit="files")
 
 
 def _config_of(config: IngestConfig) -> dict[str, Any]:

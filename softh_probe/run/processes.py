@@ -136,12 +136,7 @@ class Processes:
 
     def from_first(self, value: Any) -> Any:
         """Send the first process's value to every process."""
-        if self.count > 1:
-            found = [value]
-            with _as_lost_process():
-                dist.broadcast_object_list(found, group=self.group, group_src=0)
-            (value,) = found
-        return value
+        return _first_of(self.group, value) if self.count > 1 else value
 
     def agree(self, what: Mapping[str, Any]) -> None:
         """Check that all processes have the same values.
@@ -159,12 +154,7 @@ class Processes:
 
     def agree_in_model(self, value: Any) -> Any:
         """Take a value from the first of the processes that hold this one's model; each of them has to call this."""
-        if self.per_model > 1:
-            found = [value]
-            with _as_lost_process():
-                dist.broadcast_object_list(found, group=self.of_model, group_src=0)
-            (value,) = found
-        return value
+        return _first_of(self.of_model, value) if self.per_model > 1 else value
 
     def gather_in_model(self, value: Any) -> list[Any]:
         """Collect the values of the processes that hold this one's model, in their order, in each of them."""
@@ -328,6 +318,14 @@ def running_together(processes: Processes) -> Iterator[None]:
         if processes.per_model == 1 or not _OF_SOCKETS.search(str(error)):
             raise
         raise LostProcessError(_LOST) from error
+
+
+def _first_of(group: Any, value: Any) -> Any:
+    """Give the value of the first process of a group to all of it; each of them has to call this."""
+    found = [value]
+    with _as_lost_process():
+        dist.broadcast_object_list(found, group=group, group_src=0)
+    return found[0]
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from softh_probe.config import DEFAULT_INTERVAL_DOCUMENTS, EXECUTION_FIELDS, RunConfig, plain_config
 from softh_probe.errors import InputError
 from softh_probe.estimators.recipes import how_to_continue, how_to_continue_one_set
 from softh_probe.layer_places import RESIDUAL
+from softh_probe.measurement import Measurement
 from softh_probe.models.checkpoint import Checkpoint
 from softh_probe.planned.announced import AnnouncedRows
 from softh_probe.planned.plan import Plan
@@ -141,17 +143,43 @@ def resume(
         check_sample(unfinished, rows)
         config_then["label_rows"] = run["config"]["label_rows"]
     theirs = {"padding": PADDED, **progress.run, "config": config_then}
-    if changed := [name for name in run if theirs.get(name) != run[name]]:
+    return go_on((progress, state), probe, run, theirs)
+
+
+def go_on(
+    unfinished: Unfinished,
+    probe: Measurement | None,
+    run: dict[str, Any],
+    before: Mapping[str, Any],
+    *,
+    what: str = "run",
+    unit: str = "batches",
+) -> Progress:
+    """Load the sums of a snapshot into what has measured nothing yet, if nothing has changed since.
+
+    Args:
+        unfinished: the snapshot.
+        probe: takes the sums; None in a process that measures nothing.
+        run: fingerprint of what is asked for.
+        before: that of the snapshot.
+        what, unit: what it is called, and what its batches are.
+
+    Returns:
+        The progress from which it is to be continued.
+
+    Raises:
+        InputError: the fingerprints differ.
+    """
+    progress, state = unfinished
+    if changed := [name for name in run if before.get(name) != run[name]]:
         raise InputError(
-            f"out: since the unfinished run in this folder began, {', '.join(changed)} changed though the "
+            f"out: since the unfinished {what} in this folder began, {', '.join(changed)} changed though the "
             f"configuration is the same; {START_ANEW}"
         )
     if probe is not None:
         probe.load_state_dict(state)
-    logger.info("resuming after %s batches, which took %s s", f"{progress.batches:,}", f"{progress.seconds:,.0f}")
-    return Progress(
-        run=run, batches=progress.batches, seconds=progress.seconds, interruptions=progress.interruptions + 1
-    )
+    logger.info("resuming after %s %s, which took %s s", f"{progress.batches:,}", unit, f"{progress.seconds:,.0f}")
+    return replace(progress, run=run, interruptions=progress.interruptions + 1)
 
 
 def check_sample(unfinished: Unfinished | None, rows: object) -> None:

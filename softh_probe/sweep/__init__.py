@@ -1,6 +1,8 @@
 """Many checkpoints x one corpus: the grid, the launcher, the workers, the table of all checkpoints."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from softh_probe.lazy_names import lazy_getattr
 
 if TYPE_CHECKING:
     from softh_probe.sweep.collection import collect
@@ -16,15 +18,7 @@ _MODULES = {
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name to exist
-
-    def __getattr__(name: str) -> Any:
-        """Import a public name on first use (PEP 562): `status` and `--help` need neither launcher nor workers."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
-        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
-        return value
+    __getattr__ = lazy_getattr(__name__, _MODULES)  # `status` and `--help` need neither launcher nor workers
 
 
 def __dir__() -> list[str]:
