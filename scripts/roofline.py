@@ -43,8 +43,8 @@ from softh_probe.labels import NGRAM_SETS, parse_label_sets
 from softh_probe.planned.plan import Plan
 from softh_probe.probe import SoftEntropyProbe
 
-#: Operations that touch rows of their first tensor: where the rows' numbers and, if any, the values stand.
-_OF_ROWS = {"index_add_": (2, 3), "index_copy_": (2, 3), "index_fill_": (2, None)}
+#: Operations that touch rows of their first tensor along a dimension, and whether they read values for them.
+_OF_ROWS = {"index_add_": True, "index_copy_": True, "index_fill_": False}
 _GATHERS = ("index_select", "embedding", "_embedding_bag", "_embedding_bag_forward_only")
 _FREE = ("empty", "new_empty", "detach", "device", "lift_fresh")
 
@@ -147,10 +147,9 @@ def _bytes(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: A
     """Count the bytes that an operation reads and writes."""
     written = sum(t.nbytes for t in _tensors(found))
     if name in _OF_ROWS:
-        rows = args[_OF_ROWS[name][0]].numel()
-        of_rows = rows * args[0][:1].nbytes
-        values = of_rows if _OF_ROWS[name][1] is not None else 0
-        return of_rows + values + (of_rows if name == "index_add_" else 0) + args[_OF_ROWS[name][0]].nbytes
+        table, dim, rows = args[:3]
+        of_rows = rows.numel() * (table.nbytes // max(table.shape[dim], 1))
+        return of_rows * (1 + _OF_ROWS[name] + (name == "index_add_")) + rows.nbytes
     if name in _GATHERS:
         table = max(_tensors(args), key=lambda t: (t.is_floating_point() and t.ndim > 1, t.nbytes))
         others = [t for t in _tensors(args) if t is not table]
@@ -170,7 +169,7 @@ def _flops(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], fou
     name = operation.overloadpacket.__name__
     if name == "linear":
         return 2 * found.numel() * args[0].shape[-1]
-    if name in ("mm", "addmm", "addmm_"):
+    if name in ("mm", "addmm", "addmm_", "baddbmm_"):
         left = args[0] if name == "mm" else args[1]
         return 2 * _tensors(found)[0].numel() * left.shape[-1]
     if name == "scaled_dot_product_attention":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softh_probe import ProbeResult, sample_anchors, temperature
-from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.layer_sums import LayerStack, LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.estimators.projection import Projection
@@ -50,7 +50,7 @@ def measured():
     q_NM = references.assignments(states, anchors.numpy(), epsilon)
     of_bin = TableSizes(n_kept=len(TOPICS), n_sample=64)
     projection = Projection(anchors.unsqueeze(0), epsilon)
-    sums = LayerSums(projection, sizes=TableSizes(n_kept=len(TOPICS), n_sample=64, bins=(of_bin,) * 3))
+    sums = LayerSums(LayerStack(projection, sizes=TableSizes(n_kept=len(TOPICS), n_sample=64, bins=(of_bin,) * 3)))
     fill(sums, q_NM, topic_N)
     for b, own in enumerate(sums.bins):
         fill(own, q_NM[bin_N == b], topic_N[bin_N == b])

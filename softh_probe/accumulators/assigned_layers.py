@@ -3,13 +3,14 @@
 A CPU computes each layer's logits as the layer runs, while its states are in the caches. An accelerator launches as few
 kernels as it can for each layer: the products with the anchors and the norms. The rest runs for all layers together.
 
-Shape suffixes: G layers, N positions, S anchor sets, M anchors, D width, K columns of a row of sums (see
-`softh_probe.accumulators.label_tables`).
+Shape suffixes: G layers, N positions, P rows of all layers and one more, J products, S anchor sets, M anchors, D width,
+K columns of a row of sums (see `softh_probe.accumulators.label_tables`), k of a block of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,51 +26,59 @@ from softh_probe.estimators.soft_entropy import anchor_logits, assignments, stat
 #: on an accelerator. The later steps briefly take some five times as many bytes.
 MOST_LAYERS = 32
 MOST_BYTES = 2**22
-MOST_BYTES_ELSEWHERE = 2**27
+MOST_BYTES_ELSEWHERE = 2**28
 #: Norms below, whose squares float32 does not hold with all their digits, are no direction on an accelerator, nor are
 #: those whose squares are beyond it: to find these norms would take another read of all states.
 LEAST_NORM = 1e-15
 
 
 class PositionRows(NamedTuple):
-    """The rows of sums of the single positions of several layers.
+    """The rows of sums of the single positions of several layers, in blocks of columns that lie side by side.
 
     Attributes:
-        rows_GNK: the rows.
-        flat_PK: the rows of all layers one after the other, and where `valid_GN` is known one more that nothing reads.
-        valid_GN: False where a hidden state has no direction, so that its row must not be added; None where such rows
+        blocks: the rows [G, N, k]: one block of all K columns, or that of the mass and that of the others.
+        flat: of each block the rows of all layers one after the other [P, k], and where `without_GN` is known one more,
+            that nothing reads.
+        without_GN: True where a hidden state has no direction, so that its row must not be added; None where such rows
             are zero.
     """
 
-    rows_GNK: Tensor
-    flat_PK: Tensor
-    valid_GN: Tensor | None = None
+    blocks: tuple[Tensor, ...]
+    flat: tuple[Tensor, ...]
+    without_GN: Tensor | None = None
+
+    @classmethod
+    def of(cls, blocks: Sequence[Tensor]) -> PositionRows:
+        """Take rows that are zero where a state has no direction."""
+        return cls(tuple(blocks), tuple(block.flatten(0, 1) for block in blocks))
 
     def emptied(self) -> PositionRows:
         """Set the rows of states without direction to zero."""
-        if self.valid_GN is None:
+        if self.without_GN is None:
             return self
-        rows_GNK = self.rows_GNK.masked_fill_(~self.valid_GN.unsqueeze(-1), 0.0)
-        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
+        without_GN1 = self.without_GN.unsqueeze(-1)
+        return PositionRows.of([block.masked_fill_(without_GN1, 0.0) for block in self.blocks])
 
-    def at(self, positions: Tensor) -> Tensor:
-        """Copy the rows of some positions [G, R, K]; zero where a state has no direction."""
-        chosen_GRK = self.rows_GNK.index_select(1, positions)
-        if self.valid_GN is not None:
-            chosen_GRK.masked_fill_(~self.valid_GN.index_select(1, positions).unsqueeze(-1), 0.0)
-        return chosen_GRK
+    def mass_at(self, positions: Tensor, n_products: int) -> Tensor:
+        """Copy the mass of some positions [G, R, S·M]; zero where a state has no direction."""
+        chosen_GRk = self.blocks[0].index_select(1, positions)
+        if self.without_GN is not None:
+            chosen_GRk.masked_fill_(self.without_GN.index_select(1, positions).unsqueeze(-1), 0.0)
+        return chosen_GRk[..., :n_products]
 
-    def sum_bags(self, positions_E: Tensor, offsets_L: Tensor) -> Tensor:
-        """Sum rows bag by bag; positions are numbered over all layers: [L, K]."""
+    def sum_bags(self, positions_E: Tensor, offsets_L: Tensor) -> list[Tensor]:
+        """Sum rows bag by bag; positions are numbered over all layers: [L, k] of each block."""
         padding = None
-        if self.valid_GN is not None:
-            padding = len(self.flat_PK) - 1  # a row that bags leave out
-            is_valid_E = self.valid_GN.flatten().index_select(0, positions_E)
-            positions_E = positions_E.masked_fill(~is_valid_E, padding)
-        bags_LK: Tensor = torch.nn.functional.embedding_bag(
-            positions_E, self.flat_PK, offsets_L, mode="sum", include_last_offset=True, padding_idx=padding
-        )
-        return bags_LK
+        if self.without_GN is not None:
+            padding = len(self.flat[0]) - 1  # a row that bags leave out
+            is_without_E = self.without_GN.flatten().index_select(0, positions_E)
+            positions_E = positions_E.masked_fill(is_without_E, padding)
+        return [
+            torch.nn.functional.embedding_bag(
+                positions_E, flat_Pk, offsets_L, mode="sum", include_last_offset=True, padding_idx=padding
+            )
+            for flat_Pk in self.flat
+        ]
 
 
 class AssignedLayers:
@@ -88,8 +97,9 @@ class AssignedLayers:
         n_products = sums.projection.n_products
         n_layers = self.most_bytes() // (4 * max(n + n_more, 1) * n_products)
         self.most_layers = min(max(n_layers, 1), MOST_LAYERS)
-        shape = (self.most_layers, n, self._n_parts * n_products)
-        self._products_GNJ = sums.projection.points_SMD.new_empty(shape)
+        self._n, n_rows = n, self.most_layers * n
+        self._products_PJ = sums.projection.points_SMD.new_empty(n_rows + 1, self._n_parts * n_products)
+        self._products_GNJ = self._products_PJ[:-1].unflatten(0, (self.most_layers, n))
         self._layers: list[LayerSums] = []
         self._valid: list[Tensor | None] = []
 
@@ -143,7 +153,7 @@ class AssignedLayers:
         for rows_NK, valid_N in zip(rows_GNK, valid, strict=True):
             if valid_N is not None:
                 rows_NK.masked_fill_(~valid_N.unsqueeze(1), 0.0)
-        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
+        return PositionRows.of([rows_GNK])
 
 
 class LayersOnAccelerator(AssignedLayers):
@@ -151,8 +161,9 @@ class LayersOnAccelerator(AssignedLayers):
 
     def __init__(self, sums: LayerSums, dtype: torch.dtype, n: int, n_more: int) -> None:
         super().__init__(sums, dtype, n, n_more)
-        self._norms_GN = self._products_GNJ.new_empty(self._products_GNJ.shape[:2])
-        device, n_products = self._products_GNJ.device, self._norms_GN.numel() * self._n_parts
+        self._norms_P = self._products_PJ.new_empty(len(self._products_PJ))
+        self._norms_GN = self._norms_P[:-1].unflatten(0, self._products_GNJ.shape[:2])
+        device, n_products = self._products_PJ.device, len(self._products_PJ) * self._n_parts
         self._parts_E = torch.arange(n_products, dtype=torch.int32, device=device)
         self._offsets = torch.arange(0, n_products + 1, self._n_parts, dtype=torch.int32, device=device)
 
@@ -177,39 +188,38 @@ class LayersOnAccelerator(AssignedLayers):
         return NormedStates(h_ND, norm_N)
 
     def _rows(self, layers: list[LayerSums]) -> PositionRows:
-        norms_GN = self._norms_GN[: len(layers)]
-        logits_GNSM = self._logits(layers, norms_GN).unflatten(-1, self._shape)
-        n_rows = norms_GN.numel()
-        flat_PK = logits_GNSM.new_empty(n_rows + 1, columns(*self._shape))
-        rows_GNK = flat_PK[:n_rows].unflatten(0, norms_GN.shape)
-        log_q = torch.log_softmax(logits_GNSM, dim=-1, out=logits_GNSM)
-        q = torch.exp(log_q, out=mass(rows_GNK, *self._shape))
-        torch.sum(torch.special.entr(q, out=log_q), dim=-1, out=position_entropy(rows_GNK, self._shape[0]))
-        rows_GNK[..., -1] = 1.0
-        return PositionRows(rows_GNK, flat_PK, norms_GN < math.inf)  # not where a norm is NaN
+        """Compute soft assignments and their entropies; a last row is of no position, and nothing reads it."""
+        n_rows, n_sets = len(layers) * self._n + 1, self._shape[0]
+        logits_PSM = self._logits(layers, n_rows).unflatten(-1, self._shape)
+        q_PSM = torch.softmax(logits_PSM, dim=-1)  # in one read: into rows of all columns it would take a copy
+        others_PR = torch.ones(n_rows, n_sets + 1, device=q_PSM.device)
+        torch.sum(torch.special.entr(q_PSM, out=logits_PSM), dim=-1, out=position_entropy(others_PR, n_sets))
+        flat, without_GN = (
+            (q_PSM.flatten(1), others_PR),
+            (self._norms_GN[: len(layers)] < math.inf).logical_not_(),
+        )  # NaN, too
+        return PositionRows(tuple(block[:-1].unflatten(0, without_GN.shape) for block in flat), flat, without_GN)
 
-    def _logits(self, layers: list[LayerSums], norms_GN: Tensor) -> Tensor:
-        """Add the parts of each product and divide by ‖h‖·ε, in one kernel: [G, N, S·M]."""
-        temperatures = {sums.projection.temperature for sums in layers}
-        if len(temperatures) == 1:
-            inverse_GN = (norms_GN * temperatures.pop()).reciprocal_()
-        else:  # states of different widths
-            scaled = [n * s.projection.temperature for n, s in zip(norms_GN, layers, strict=True)]
-            inverse_GN = torch.stack(scaled).reciprocal_()
-        n_sets, n_anchors = self._shape
-        if not norms_GN.numel():  # no position is computed; not all kernels take that
-            return norms_GN.new_empty(*norms_GN.shape, n_sets * n_anchors)
-        n_parts = norms_GN.numel() * self._n_parts
+    def _logits(self, layers: list[LayerSums], n_rows: int) -> Tensor:
+        """Add the parts of each product and divide by ‖h‖·ε, in one kernel: [P, S·M]."""
+        n_parts, temperatures = n_rows * self._n_parts, [sums.projection.temperature for sums in layers]
+        if len(set(temperatures)) == 1:
+            of_layers, temperatures = (self._norms_P[:n_rows],), temperatures[:1]
+        else:  # states of different widths, and the row that nothing reads
+            of_layers, temperatures = self._norms_P[:n_rows].split(self._n), [*temperatures, 1.0]
+        inverse = [
+            torch.div(torch.tensor(1.0 / temperature), norms.unsqueeze(-1).expand(-1, self._n_parts)).flatten()
+            for norms, temperature in zip(of_layers, temperatures, strict=True)
+        ]
         logits_PK: Tensor = torch.nn.functional.embedding_bag(
             self._parts_E[:n_parts],
-            self._products_GNJ[: len(layers)].flatten(0, 1).reshape(n_parts, -1),
-            self._offsets[: norms_GN.numel() + 1],
-            per_sample_weights=inverse_GN.flatten().repeat_interleave(self._n_parts, output_size=n_parts),
+            self._products_PJ[:n_rows].reshape(n_parts, -1),
+            self._offsets[: n_rows + 1],
+            per_sample_weights=inverse[0] if len(inverse) == 1 else torch.cat(inverse),
             mode="sum",
             include_last_offset=True,
         )
-        logits_GNK: Tensor = logits_PK.unflatten(0, norms_GN.shape)
-        return logits_GNK
+        return logits_PK
 
 
 def assigned_layers(sums: LayerSums, dtype: torch.dtype, n: int, n_more: int) -> AssignedLayers:

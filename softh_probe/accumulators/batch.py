@@ -4,12 +4,13 @@ Each layer's hidden states are projected onto the anchors as the layer runs, int
 rest, from the softmax to the label tables, runs for these layers together: layer by layer, a small model would
 mostly pay for starting small operations.
 
-Shape suffixes: G layers, N positions, E positions in bags, L bags, S anchor sets, M anchors, D width, K columns of a
-row of sums (see `softh_probe.accumulators.label_tables`).
+Shape suffixes: G layers, N positions, E positions in bags, L bags, S anchor sets, M anchors, J = S·M, D width, K
+columns of a row of sums (see `softh_probe.accumulators.label_tables`), k of a block of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from softh_probe.accumulators.directions import Directions, NormedStates
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.label_tables import add_bags
 from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.row_stack import beside, runs
 from softh_probe.errors import ProbeError
 
 
@@ -124,8 +126,9 @@ class DeviceAccumulator:
         if self._group is None or self._group.is_empty:
             return
         layers, rows = self._group.take()
+        self._directions.finish()
         if self._labels.number is not None:
-            rows = self._with_waiting(layers, rows.emptied().rows_GNK)
+            rows = self._with_waiting(layers, rows.emptied().blocks)
         if len(self._labels.bag_offsets) > 1:  # something counts
             self.add_rows(layers, rows)
         for b, adding in enumerate(self._bins):
@@ -139,37 +142,42 @@ class DeviceAccumulator:
     def add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
         """Add the rows of sums of single positions to the sums of their layers."""
         labels = self._labels
-        bags_GLK = self._sum_bags(rows)
+        bags = self._sum_bags(rows)
         n_weighted = labels.weights_XL.shape[1]
-        for sums, bags in zip(layers, bags_GLK[:, :n_weighted].double(), strict=True):
-            sums.sums_XK.addmm_(labels.weights_XL, bags)
+        for run in runs(layers):
+            for sums_GXK, block in beside(run.stack.sums.rows_ARK[run.places], bags):
+                weights_GXL = labels.weights_XL.expand(len(sums_GXK), -1, -1)
+                sums_GXK.baddbmm_(weights_GXL, block[run.of_group, :n_weighted].double())
         if len(labels.sample_slots):
-            for sums, sampled in zip(layers, rows.at(labels.sample_positions), strict=True):
-                sums.sample.index_copy_(0, labels.sample_slots, sampled[:, : sums.sample.shape[1]])
+            sampled_GRJ = rows.mass_at(labels.sample_positions, layers[0].projection.n_products)
+            for run in runs(layers):
+                sample_GRJ = run.stack.sample.rows_ARK[run.places]
+                sample_GRJ.index_copy_(1, labels.sample_slots, sampled_GRJ[run.of_group])
         if labels.document_slots is not None or labels.emptied_slots is not None:
             self.added += layers
-            self._add_documents(layers, bags_GLK)
-        bags_GLK = bags_GLK[:, n_weighted:]
-        if not bags_GLK.shape[1]:  # no label: nothing for the tables
+            self._add_documents(layers, bags)
+        bags = [block[:, n_weighted:] for block in bags]
+        if not bags[0].shape[1]:  # no label: nothing for the tables
             return
         self.changed += layers
         if host := layers[0].host:
-            for sums, bags in zip(layers, bags_GLK, strict=True):
-                host.add(sums.unfinished_tables, bags, labels.on_host)
+            for g, sums in enumerate(layers):
+                host.add(sums.unfinished_tables, [block[g : g + 1] for block in bags], labels.on_host)
         else:
-            add_bags([sums.tables for sums in layers], bags_GLK, labels)
+            add_bags([sums.tables for sums in layers], bags, labels)
 
-    def _add_documents(self, layers: list[LayerSums], bags_GLK: Tensor) -> None:
+    def _add_documents(self, layers: list[LayerSums], bags: Sequence[Tensor]) -> None:
         """Add the sums of sequences to the documents of the sample, those that left it first emptied."""
         labels = self._labels
         for sums in layers:
             sums.take_documents(labels.n_documents, labels.emptied_slots)
         if labels.document_slots is not None and labels.document_bags is not None:
-            documents_GLK = bags_GLK.index_select(1, labels.document_bags)
-            for sums, documents_LK in zip(layers, documents_GLK, strict=True):
-                sums.documents.index_add_(0, labels.document_slots, documents_LK)
+            of_documents = [block.index_select(1, labels.document_bags) for block in bags]
+            for g, sums in enumerate(layers):
+                for documents_Dk, block in beside(sums.documents, of_documents):
+                    documents_Dk.index_add_(0, labels.document_slots, block[g])
 
-    def _with_waiting(self, layers: list[LayerSums], rows_GNK: Tensor) -> PositionRows:
+    def _with_waiting(self, layers: list[LayerSums], blocks: Sequence[Tensor]) -> PositionRows:
         """Append the rows of positions that waited, and keep those of positions that wait after this batch."""
         labels = self._labels
         assert labels.number is not None
@@ -179,18 +187,17 @@ class DeviceAccumulator:
             there = [rows_CK for rows_CK in waited if rows_CK is not None and len(rows_CK) == labels.n_carried]
             if len(there) < len(layers):
                 raise ProbeError("positions that waited for their labels are not there")
-            rows_GNK = torch.cat([rows_GNK, torch.stack(there)], dim=1)
+            blocks = [torch.cat([block, ours], dim=1) for ours, block in beside(torch.stack(there), blocks)]
         if len(labels.held_positions):
-            held_GCK = rows_GNK.index_select(1, labels.held_positions)
-            for sums, held_CK in zip(layers, held_GCK, strict=True):
+            held = [block.index_select(1, labels.held_positions) for block in blocks]
+            for sums, held_CK in zip(layers, torch.cat(held, dim=-1), strict=True):
                 sums.waiting[labels.number] = held_CK
-        return PositionRows(rows_GNK, rows_GNK.flatten(0, 1))
+        return PositionRows.of(blocks)
 
-    def _sum_bags(self, rows: PositionRows) -> Tensor:
-        """Sum the rows of single positions bag by bag: [G, L, K]."""
-        n_layers, n_rows = rows.rows_GNK.shape[:2]
-        bags_GLK: Tensor = rows.sum_bags(*self._bags_of(n_layers, n_rows)).unflatten(0, (n_layers, -1))
-        return bags_GLK
+    def _sum_bags(self, rows: PositionRows) -> list[Tensor]:
+        """Sum the rows of single positions bag by bag: [G, L, k] of each block of their columns."""
+        n_layers, n_rows = rows.blocks[0].shape[:2]
+        return [block.unflatten(0, (n_layers, -1)) for block in rows.sum_bags(*self._bags_of(n_layers, n_rows))]
 
     def _bags_of(self, n_layers: int, n_rows: int) -> tuple[Tensor, Tensor]:
         """Repeat bag positions and offsets for each layer; the layers' rows lie one after the other."""

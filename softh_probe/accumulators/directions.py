@@ -5,7 +5,7 @@ Positions that do not count have the weight 0. So have states without direction;
 help: on an accelerator, where nobody can look without waiting for it, the sum of their layer becomes NaN, which stands
 for not known, while a CPU leaves them out.
 
-Shape suffixes: N computed positions, C positions that wait, D width, P parts of a sum.
+Shape suffixes: G layers, N computed positions, C positions that wait, D width, P parts of a sum.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.row_stack import runs
 from softh_probe.errors import ProbeError
 
 #: States that are summed in float64 at a time.
@@ -47,6 +48,8 @@ class Directions:
     def __init__(self, labels: Dispatch) -> None:
         self._labels = labels
         self._counted: Tensor | None = None
+        self._layers: list[LayerSums] = []
+        self._parts: list[Tensor] = []  # of each of these layers, the parts of its sum
 
     def add(self, sums: LayerSums, states: NormedStates) -> None:
         """Add the positions of a layer that count, and keep the unit vectors of those that wait.
@@ -62,11 +65,21 @@ class Directions:
         if labels.n_sequence_positions:
             counted_N, counted_C = self._counted_positions(n).split([n, labels.n_carried])
             if n:
-                _add_states(sums.direction, sums, states, counted_N)
+                self._add_states(sums, states, counted_N)
             if labels.n_carried:
                 sums.direction.add_((counted_C.unsqueeze(1) * waited_CD).sum(dim=0))
         if labels.number is not None and labels.held_positions is not None and len(labels.held_positions):
             sums.waiting_units[labels.number] = _units_of(states, waited_CD, labels.held_positions)
+
+    def finish(self) -> None:
+        """Add what is left to the sums."""
+        for run in runs(self._layers):
+            directions_GD = run.stack.directions_AD[run.places]
+            plus_GD, *minus_GD = torch.stack(self._parts[run.of_group], dim=1)
+            directions_GD.add_(plus_GD)
+            for part_GD in minus_GD:
+                directions_GD.sub_(part_GD)
+        self._layers, self._parts = [], []
 
     def _counted_positions(self, n: int) -> Tensor:
         """Give `Dispatch.counted`, which is the same for all layers."""
@@ -74,19 +87,19 @@ class Directions:
             self._counted = self._labels.counted(n)
         return self._counted
 
-
-def _add_states(direction_D: Tensor, sums: LayerSums, states: NormedStates, counted_N: Tensor) -> None:
-    """Add the unit vectors of states, each as often as it counts."""
-    h_ND, norm_N, valid_N = states
-    if valid_N is None:
-        for part_D in sums.projection.weighted_sum(counted_N / norm_N, h_ND):
-            direction_D.add_(part_D)
-        return
-    # On a CPU alone, and where norms are beyond float32's squares: such states are picked out, and taken in float64.
-    rows = (valid_N & (counted_N > 0)).nonzero().squeeze(1)
-    for some in rows.split(_ROWS_AT_ONCE):
-        h_RD = h_ND.index_select(0, some).double()
-        direction_D.add_(torch.nn.functional.normalize(h_RD, dim=1, eps=0.0).sum(dim=0))
+    def _add_states(self, sums: LayerSums, states: NormedStates, counted_N: Tensor) -> None:
+        """Add the unit vectors of states, each as often as it counts."""
+        h_ND, norm_N, valid_N = states
+        if valid_N is None:
+            self._layers.append(sums)
+            self._parts.append(sums.projection.sum_of_units(counted_N, norm_N, h_ND))
+            return
+        # On a CPU alone, and where norms are beyond float32's squares: such states are picked out, taken in float64.
+        assert sums.direction is not None
+        rows = (valid_N & (counted_N > 0)).nonzero().squeeze(1)
+        for some in rows.split(_ROWS_AT_ONCE):
+            h_RD = h_ND.index_select(0, some).double()
+            sums.direction.add_(torch.nn.functional.normalize(h_RD, dim=1, eps=0.0).sum(dim=0))
 
 
 def _units_of(states: NormedStates, waited_CD: Tensor | None, held: Tensor) -> Tensor:

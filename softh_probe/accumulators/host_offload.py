@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -25,35 +26,43 @@ class HostWorker:
         self._most_bytes = most_bytes
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def add(self, tables: LabelTables, bags_LK: Tensor, labels: Dispatch) -> None:
-        """Add a batch to tables in host memory; copy its sums there without waiting for the device."""
-        while sum(size for _, size in self._waiting) + bags_LK.nbytes > self._most_bytes and self._waiting:
+    def add(self, tables: LabelTables, bags: Sequence[Tensor], labels: Dispatch) -> None:
+        """Add a batch to tables in host memory; copy its sums there without waiting for the device.
+
+        Args:
+            tables: of one layer.
+            bags, labels: as `add_bags` takes them, the sums on the device.
+        """
+        size = sum(block.nbytes for block in bags)
+        while sum(waiting for _, waiting in self._waiting) + size > self._most_bytes and self._waiting:
             self._waiting.popleft()[0].result()
-        bags, copied = self._copy(bags_LK)
+        on_host, copied = self._copy(bags)
 
         def work() -> None:
             if copied is not None:
                 copied.synchronize()
-            add_bags([tables], bags.unsqueeze(0), labels)
+            add_bags([tables], on_host, labels)
 
-        self._waiting.append((self._thread.submit(work), bags_LK.nbytes))
+        self._waiting.append((self._thread.submit(work), size))
 
     def finish(self) -> None:
         """Wait until everything is added; raise the first error."""
         while self._waiting:
             self._waiting.popleft()[0].result()
 
-    def _copy(self, bags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    def _copy(self, bags: Sequence[Tensor]) -> tuple[list[Tensor], torch.cuda.Event | None]:
         """Copy sums to host memory; the event fires when they have arrived."""
-        if bags.device.type != "cuda":
-            return bags.cpu(), None
-        if bags.device not in self._streams:
-            self._streams[bags.device] = torch.cuda.Stream(bags.device)
-        stream = self._streams[bags.device]
-        stream.wait_stream(torch.cuda.current_stream(bags.device))
+        device = bags[0].device
+        if device.type != "cuda":
+            return [block.cpu() for block in bags], None
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            on_host = bags.to("cpu", non_blocking=True)
-            bags.record_stream(stream)  # its memory is not given to others before the copy is done
+            on_host = [block.to("cpu", non_blocking=True) for block in bags]
+            for block in bags:
+                block.record_stream(stream)  # its memory is not given to others before the copy is done
             copied = torch.cuda.Event()
             copied.record(stream)
         return on_host, copied

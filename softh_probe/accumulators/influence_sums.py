@@ -137,8 +137,8 @@ class _DeviceInfluence(DeviceAccumulator):
 
     def add_rows(self, layers: list[LayerSums], rows: PositionRows) -> None:
         rows = rows.emptied()
-        own_GNS = position_entropy(rows.rows_GNK, layers[0].n_sets)
-        for sums, bags_LK, own_NS in zip(layers, self._sum_bags(rows), own_GNS, strict=True):
+        own_GNS = position_entropy(rows.blocks[-1], layers[0].n_sets)
+        for sums, bags_LK, own_NS in zip(layers, torch.cat(self._sum_bags(rows), dim=-1), own_GNS, strict=True):
             self._found[sums] = self._of_layer(sums, bags_LK, own_NS)
 
     def _of_layer(self, sums: LayerSums, bags_LK: Tensor, own_NS: Tensor) -> DocumentSums:

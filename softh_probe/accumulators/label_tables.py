@@ -3,6 +3,9 @@
 Shape suffixes: G layers, S anchor sets, M anchors, L labels, K = S·M + S + 1 columns of a row of sums:
 
     [ mass of each anchor (S·M) | sum of the positions' own assignment entropies (S) | number of positions (1) ]
+
+Rows of single positions and the sums of bags may come in blocks of columns, which lie side by side: on an accelerator
+that of the mass, which a softmax gives, and that of the others.
 """
 
 from __future__ import annotations
@@ -15,11 +18,35 @@ from torch import Tensor
 
 from softh_probe.accelerators import is_accelerator
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap
+from softh_probe.accumulators.row_labels import TableSizes
+from softh_probe.accumulators.row_stack import RowStack, add_at, beside, copy_of, runs
 
 _ROWS_AT_ONCE = 65536
-_SMALL = 2**28  # bytes of a table
 #: Further columns of a pool of retired labels where labels are sampled.
 N_SQUARES = 3
+
+
+class TableStack:
+    """The label tables of several layers of one device, which have the same rows.
+
+    Args:
+        shape: (S, M).
+        device: of the tables.
+        sizes: of the tables at the start; kept and live rows grow with the batches.
+        n_layers: A, how many layers.
+
+    Attributes:
+        kept, live, retired: see `LabelTables`.
+    """
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, sizes: TableSizes, n_layers: int = 1) -> None:
+        self.shape, self.device, self.sizes = shape, device, sizes
+        self.n_sets, self.n_anchors = shape
+        self.n_layers, n_columns = n_layers, columns(*shape)
+        n_sums = 2 * self.n_sets + N_SQUARES * sizes.with_squares
+        self.kept = RowStack((n_layers, sizes.n_kept, n_columns), torch.float64, device)
+        self.live = RowStack((n_layers, sizes.n_live, n_columns), torch.float32, device, sizes.most_live)
+        self.retired = RowStack((n_layers, sizes.n_buckets, n_sums), torch.float64, device)
 
 
 class LabelTables:
@@ -33,65 +60,59 @@ class LabelTables:
     square of the first, their product, and the square of the second.
 
     Args:
-        shape: (S, M).
-        n_kept, n_live, n_buckets: rows at the start; kept and live rows grow with the batches.
-        with_squares: whether the pools have the columns of a sample of labels.
-        most_live: live rows at most, beyond which no memory is taken ahead; None for any number.
+        stack: the tables of several layers, of which these are some rows.
+        place: the place of the layer in the stack.
     """
 
     #: Attributes that are the state, and their keys on disk.
     STATE: ClassVar = {"kept": "kept", "live": "open", "retired": "folded"}
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        device: torch.device,
-        *,
-        n_kept: int = 0,
-        n_live: int = 0,
-        n_buckets: int = 0,
-        with_squares: bool = False,
-        most_live: int | None = None,
-    ) -> None:
-        self.n_sets, self.n_anchors = shape
-        self._most = {"live": most_live}
-        self.device = device
-        n_columns = columns(*shape)
-        # Tensors made in inference mode could not be updated outside of it later.
-        with torch.inference_mode(False):
-            self.kept = torch.zeros(n_kept, n_columns, dtype=torch.float64, device=device)
-            self.live = torch.zeros(n_live, n_columns, dtype=torch.float32, device=device)
-            n_sums = 2 * self.n_sets + N_SQUARES * with_squares
-            self.retired = torch.zeros(n_buckets, n_sums, dtype=torch.float64, device=device)
-        self._longer: dict[str, Tensor] = {}  # the longer table of which each grown one is the first rows
+    def __init__(self, stack: TableStack, place: int = 0) -> None:
+        self.stack, self.place = stack, place
+        self.n_sets, self.n_anchors, self.device = stack.n_sets, stack.n_anchors, stack.device
+
+    @property
+    def kept(self) -> Tensor:
+        """Rows of labels that are kept to the end."""
+        return self.stack.kept.rows_ARK[self.place]
+
+    @property
+    def live(self) -> Tensor:
+        """Rows of labels that may occur again."""
+        return self.stack.live.rows_ARK[self.place]
+
+    @property
+    def retired(self) -> Tensor:
+        """Pools of labels that occur no more."""
+        return self.stack.retired.rows_ARK[self.place]
 
     @torch.no_grad()
     def retire(self, rows: Tensor, buckets: Tensor) -> None:
         """Add the live rows of labels that occur no more to their buckets; the rows stay as they are."""
         for some, of_some in zip(rows.split(_ROWS_AT_ONCE), buckets.split(_ROWS_AT_ONCE), strict=True):
-            self.retired.index_add_(0, of_some, _remains(self.live.index_select(0, some), self))
-
-    def take(self, rows: Tensor, *, are_emptied: bool) -> Tensor:
-        """Copy live rows that labels leave; set them to zero where those of other labels will be added to them."""
-        taken_LK = self.live.index_select(0, rows)
-        if are_emptied:
-            self.live.index_fill_(0, rows, 0.0)
-        return taken_LK
+            self.retired.index_add_(0, of_some, _remains([self.live.index_select(0, some)], self.stack))
 
     def load(self, state: Mapping[str, Tensor], live_rows: Tensor | None = None) -> None:
-        """Copy the tables of a state; of its live rows, those that are named, if any are."""
-        for name, key in self.STATE.items():
+        """Copy the tables of a state; of its live rows, those that are named, if any are.
+
+        Tables of other sizes leave the stack, whose other layers keep theirs.
+        """
+        tables = {name: state[key] for name, key in self.STATE.items()}
+        if live_rows is not None:
+            tables["live"] = _chosen_rows(tables["live"], live_rows)
+        fits = all(getattr(self, name).shape == table.shape for name, table in tables.items())
+        if not fits and self.stack.n_layers > 1:
+            self.stack, self.place = TableStack(self.stack.shape, self.device, self.stack.sizes), 0
+        for name, table in tables.items():
             ours = getattr(self, name)
-            table = state[key] if name != "live" or live_rows is None else _chosen_rows(state[key], live_rows)
             if ours.shape == table.shape:
                 ours.copy_(table)
             else:
-                self._longer.pop(name, None)
-                setattr(self, name, table.to(ours, copy=True))
+                getattr(self.stack, name).replace(table.unsqueeze(0))
 
     def merge(self, other: LabelTables, rows: MergeMap) -> None:
         """Add the tables of another part of the data."""
-        self.retired += other.retired.to(self.retired)
+        self.retired.add_(other.retired.to(self.retired))
         self.make_room(rows)
         self.grow("kept", _end(rows.kept_rows))
         self.grow("live", _end(rows.to_rows))
@@ -111,64 +132,71 @@ class LabelTables:
             _add_rows(self.live, taken_rows, self.live, left_rows)
 
     def grow(self, name: str, n_rows: int) -> None:
-        """Extend a table to `n_rows` zero-filled rows, if it has fewer.
-
-        Memory is taken ahead: a table is the first rows of a longer one. On a CPU a small table takes eight times
-        what it needs, since memory that nothing has touched costs nothing there.
-        """
-        table = getattr(self, name)
-        n_old, n_columns = table.shape
-        if n_rows <= n_old:
-            return
-        with torch.inference_mode(False):
-            longer = self._longer.get(name)
-            if longer is None or longer.data_ptr() != table.data_ptr() or len(longer) < n_rows:
-                times = 8 if table.device.type == "cpu" and table.nbytes < _SMALL else 2
-                ahead = min(times * n_old, self._most.get(name) or times * n_old)
-                longer = table.new_empty(max(n_rows, ahead), n_columns)
-                longer[:n_old] = table
-                self._longer[name] = longer
-            longer[n_old:n_rows] = 0.0
-            setattr(self, name, longer[:n_rows])
+        """Extend a table, and those of the other layers of the stack, to `n_rows` rows, if it has fewer."""
+        getattr(self.stack, name).grow(n_rows)
 
 
 @torch.inference_mode()  # the bags may come from such, and are changed in place
-def add_bags(tables: Sequence[LabelTables], bags_GLK: Tensor, labels: Dispatch) -> None:
+def add_bags(tables: Sequence[LabelTables], bags: Sequence[Tensor], labels: Dispatch) -> None:
     """Add one batch to the tables of several layers of one device.
 
     Args:
         tables: of each layer.
-        bags_GLK: for each layer the sums of each bag, in the order of the dispatch; overwritten.
+        bags: for each layer the sums of each bag, in the order of the dispatch, in blocks of columns [G, L, k]; they
+            are overwritten.
         labels: the dispatch, on the device of the tables.
     """
-    n_kept, n_live, n_retiring = len(labels.kept_rows), len(labels.live_rows), len(labels.retiring_rows)
-    retired_GLK = bags_GLK[:, n_kept + n_live :]
-    for table, bags_LK, retired_LK in zip(tables, bags_GLK, retired_GLK, strict=True):
-        if n_kept:
-            table.grow("kept", labels.n_kept)
-            table.kept.index_add_(0, labels.kept_rows, bags_LK[:n_kept].double())
-        if n_live or labels.freed_rows is not None:
-            table.grow("live", labels.n_live)
-            if labels.freed_rows is not None:
-                table.live.index_fill_(0, labels.freed_rows, 0.0)
-            if labels.left_rows is not None and labels.taken_rows is not None:
-                table.live.index_add_(0, labels.taken_rows, table.live[labels.left_rows])
-            n_added = n_live - (labels.n_new or 0)
-            table.live.index_add_(0, labels.live_rows[:n_added], bags_LK[n_kept : n_kept + n_added])
-            if labels.n_new:
-                table.live.index_copy_(0, labels.live_rows[n_added:], bags_LK[n_kept + n_added : n_kept + n_live])
-        if n_retiring:
-            retired_LK[:n_retiring].add_(table.take(labels.retiring_rows, are_emptied=labels.n_new is None))
-    if retired_GLK.shape[1]:
-        for table, remains in zip(tables, _remains(retired_GLK, tables[0]), strict=True):
-            table.retired.index_add_(0, labels.retired_buckets, remains)
+    for run in runs(tables):
+        _add_bags(run.stack, run.places, [block[run.of_group] for block in bags], labels)
 
 
-def _remains(retired_LK: Tensor, table: LabelTables) -> Tensor:
-    """Compute what each label adds to its bucket of a table: [..., K] -> [..., columns of `retired`]."""
-    weighted_LS = weighted_entropy(mass(retired_LK, table.n_sets, table.n_anchors))
-    sums = [weighted_LS, position_entropy(retired_LK, table.n_sets)]
-    if table.retired.shape[1] > 2 * table.n_sets:
+def _add_bags(stack: TableStack, places: slice, bags: Sequence[Tensor], labels: Dispatch) -> None:
+    ends = [len(labels.kept_rows), len(labels.kept_rows) + len(labels.live_rows)]
+    kept, live, retired = zip(*(block.tensor_split(ends, dim=1) for block in bags), strict=True)
+    if kept[0].shape[1]:
+        stack.kept.grow(labels.n_kept)
+        for kept_GRk, block in beside(stack.kept.rows_ARK[places], kept):
+            add_at(kept_GRk, labels.kept_rows, block.double())
+    if live[0].shape[1] or labels.freed_rows is not None:
+        stack.live.grow(labels.n_live)
+    live_GRK = stack.live.rows_ARK[places]
+    if live[0].shape[1] or labels.freed_rows is not None:
+        _add_live(live_GRK, live, labels)
+    if len(labels.retiring_rows):
+        _take(live_GRK, retired, labels)
+    if retired[0].shape[1]:
+        add_at(stack.retired.rows_ARK[places], labels.retired_buckets, _remains(retired, stack))
+
+
+def _add_live(live_GRK: Tensor, bags: Sequence[Tensor], labels: Dispatch) -> None:
+    """Empty and move live rows, then add bags to them; rows that no label has used are not read."""
+    if labels.freed_rows is not None:
+        live_GRK.index_fill_(1, labels.freed_rows, 0.0)
+    if labels.left_rows is not None and labels.taken_rows is not None:
+        add_at(live_GRK, labels.taken_rows, copy_of(live_GRK, labels.left_rows))
+    ends = [len(labels.live_rows) - (labels.n_new or 0)]
+    old_rows, new_rows = labels.live_rows.tensor_split(ends)
+    for rows_GRk, block in beside(live_GRK, bags):
+        old_GLk, new_GLk = block.tensor_split(ends, dim=1)
+        add_at(rows_GRk, old_rows, old_GLk)
+        if labels.n_new:
+            rows_GRk.index_copy_(1, new_rows, new_GLk)
+
+
+def _take(live_GRK: Tensor, bags: Sequence[Tensor], labels: Dispatch) -> None:
+    """Add the live rows that labels leave to their bags, the first ones."""
+    taken_GLK = copy_of(live_GRK, labels.retiring_rows)
+    if labels.n_new is None:  # rows of other labels will be added to them
+        live_GRK.index_fill_(1, labels.retiring_rows, 0.0)
+    for taken_GLk, block in beside(taken_GLK, bags):
+        block[:, : len(labels.retiring_rows)].add_(taken_GLk)
+
+
+def _remains(retired: Sequence[Tensor], of: TableStack) -> Tensor:
+    """Compute what each label adds to its bucket of a table: blocks of K columns -> [..., columns of `retired`]."""
+    weighted_LS = weighted_entropy(mass(retired[0], of.n_sets, of.n_anchors), retired[-1][..., -1:].double())
+    sums = [weighted_LS, position_entropy(retired[-1], of.n_sets)]
+    if of.retired.rows_ARK.shape[2] > 2 * of.n_sets:
         sums.append(squares(*sums))
     return torch.cat(sums, dim=-1)
 
@@ -185,23 +213,27 @@ def columns(n_sets: int, n_anchors: int) -> int:
 
 
 def mass(rows: Tensor, n_sets: int, n_anchors: int) -> Tensor:
-    """View the sums of soft assignments of rows: [..., K] -> [..., S, M]."""
+    """View the sums of soft assignments of rows, or of the first block of their columns: [..., K] -> [..., S, M]."""
     mass_SM: Tensor = rows[..., : n_sets * n_anchors].unflatten(-1, (n_sets, n_anchors))
     return mass_SM
 
 
 def position_entropy(rows: Tensor, n_sets: int) -> Tensor:
-    """View the sums of the positions' own assignment entropies, in nats: [..., K] -> [..., S]."""
+    """View the sums of the positions' own assignment entropies of rows, or of their last block, in nats: [..., S]."""
     return rows[..., -n_sets - 1 : -1]
 
 
-def weighted_entropy(mass_LSM: Tensor) -> Tensor:
+def weighted_entropy(mass_LSM: Tensor, count_L1: Tensor | None = None) -> Tensor:
     """Compute n·H(p̂), positions times the entropy of their mean assignment, in nats: [..., M] -> [...], float64.
 
     With s the mass and n its total, n·H = n·log n − Σ_j s_j·log s_j. No mass gives 0: a label without a valid
     position has no distribution and no weight.
+
+    Args:
+        mass_LSM: the mass of each anchor.
+        count_L1: n, float64, where it is known; the total of the mass otherwise.
     """
-    n = mass_LSM.sum(dim=-1).double()
+    n = mass_LSM.sum(dim=-1).double() if count_L1 is None else count_L1
     if is_accelerator(mass_LSM.device):  # half the memory traffic there, but twice the time on a CPU
         of_shares: Tensor = torch.special.entr(mass_LSM).sum(dim=-1)
         return torch.xlogy(n, n) + of_shares

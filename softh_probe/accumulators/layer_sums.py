@@ -1,8 +1,8 @@
-"""The running sums of one layer.
+"""The running sums of one layer, and those of several layers in one tensor for each of their parts.
 
-Shape suffixes: P label sets whose labels come and go, W bootstrap replicates, X = 1 + P + W sums of positions
-whatever their labels, R positions of the sample, D documents of the sample, S anchor sets, M anchors, C positions that
-wait, K columns of a row of sums (see `softh_probe.accumulators.label_tables`).
+Shape suffixes: A layers of a stack, P label sets whose labels come and go, W bootstrap replicates, X = 1 + P + W sums
+of positions whatever their labels, R positions of the sample, D documents of the sample, S anchor sets, M anchors, C
+positions that wait, K columns of a row of sums (see `softh_probe.accumulators.label_tables`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,55 @@ from torch import Tensor
 
 from softh_probe.accumulators.dispatch import MergeMap, Regrouping
 from softh_probe.accumulators.host_offload import HostWorker
-from softh_probe.accumulators.label_tables import LabelTables, columns
+from softh_probe.accumulators.label_tables import LabelTables, TableStack, columns
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
+from softh_probe.accumulators.row_stack import RowStack
 from softh_probe.accumulators.sampling import MAX_DOCUMENTS, N_REPLICATES
 from softh_probe.estimators.projection import Projection
 
 #: Keys of the sum of unit vectors, and of the vector that is subtracted from states, on disk.
 DIRECTION, CENTER = "direction", "center"
+
+
+class LayerStack:
+    """The running sums of layers of one width on one device; see `LayerSums`.
+
+    Args:
+        projection: the anchors, on the device.
+        n_layers: A, how many layers.
+        host: the worker that fills the tables, if they are in host memory.
+        sizes: P, R, D and the rows of the tables, and those of each bin of positions.
+        with_direction: whether unit vectors are summed; they are not for bins of positions.
+
+    Attributes:
+        sums: [A, X, K]; sample: [A, R, S·M]; directions_AD: None for bins; tables: the label tables; bins: the stacks
+            of the bins of positions.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        *,
+        n_layers: int = 1,
+        host: HostWorker | None = None,
+        sizes: TableSizes = TableSizes(),  # noqa: B008 - frozen
+        with_direction: bool = True,
+    ) -> None:
+        self.projection, self.host, self.sizes = projection, host, sizes
+        shape = (projection.n_sets, projection.n_anchors)
+        here = projection.points_SMD.device
+        n_sums = 1 + sizes.n_singleton_sets + N_REPLICATES
+        self.sums = RowStack((n_layers, n_sums, columns(*shape)), torch.float64, here)
+        self.sample = RowStack((n_layers, sizes.n_sample, projection.n_products), torch.float32, here)
+        self.directions_AD: Tensor | None = None
+        if with_direction:
+            self.directions_AD = RowStack((1, n_layers, projection.dim), torch.float64, here).rows_ARK[0]
+        self.tables = TableStack(shape, torch.device("cpu") if host else here, sizes, n_layers)
+        of_bins = [
+            LayerStack(projection, n_layers=n_layers, host=host, sizes=of_bin, with_direction=False)
+            for of_bin in sizes.bins
+        ]
+        self.bins = tuple(of_bins)
 
 
 class LayerSums:
@@ -39,10 +81,8 @@ class LayerSums:
     and, where bins of positions are measured, the state of the sums of each, its keys behind "bin.0." and so on.
 
     Args:
-        projection: the anchors, on the layer's device.
-        host: the worker that fills the tables, if they are in host memory.
-        sizes: P, R, D and the rows of the tables, and those of each bin of positions.
-        with_direction: whether unit vectors are summed; they are not for bins of positions.
+        stack: the sums of several layers, of which these are a part.
+        place: the place of the layer in the stack.
         centers: whether the mean of the first states is subtracted from all.
 
     Attributes:
@@ -57,44 +97,24 @@ class LayerSums:
     #: Attributes that are the state, and their keys on disk.
     STATE: ClassVar = {"total": "total", "singleton": "single", "replicates": "replicates", "sample": "sample"}
 
-    def __init__(
-        self,
-        projection: Projection,
-        *,
-        host: HostWorker | None = None,
-        sizes: TableSizes = TableSizes(),  # noqa: B008 - frozen
-        with_direction: bool = True,
-        centers: bool = False,
-    ) -> None:
-        self.projection, self.dim = projection, projection.dim
+    def __init__(self, stack: LayerStack, place: int = 0, *, centers: bool = False) -> None:
+        self.stack, self.place = stack, place
+        self.projection, self.host = stack.projection, stack.host
+        self.dim, self.n_sets, self.n_anchors = self.projection.dim, self.projection.n_sets, self.projection.n_anchors
         self.centers = centers
         self.center: Tensor | None = None
-        self.n_sets, self.n_anchors = projection.n_sets, projection.n_anchors
-        n_mass = self.n_sets * self.n_anchors
-        self.host = host
-        here = self.device
-        shape = (self.n_sets, self.n_anchors)
-        on_host = torch.device("cpu") if host else here
-        self.unfinished_tables = LabelTables(
-            shape,
-            on_host,
-            n_kept=sizes.n_kept,
-            n_live=sizes.n_live,
-            n_buckets=sizes.n_buckets,
-            with_squares=sizes.with_squares,
-            most_live=sizes.most_live,
-        )
+        self.unfinished_tables = LabelTables(stack.tables, place)
         self.waiting: dict[int, Tensor] = {}
         self.waiting_units: dict[int, Tensor] = {}
+        sums_XK, n_singleton_sets = stack.sums.rows_ARK[place], stack.sizes.n_singleton_sets
+        self.total, self.singleton = sums_XK[0], sums_XK[1 : 1 + n_singleton_sets]
+        self.replicates = sums_XK[1 + n_singleton_sets :, : self.projection.n_products]
+        self.sample = stack.sample.rows_ARK[place]
+        self.direction = None if stack.directions_AD is None else stack.directions_AD[place]
         with torch.inference_mode(False):
-            n_sums = 1 + sizes.n_singleton_sets + N_REPLICATES
-            self.sums_XK = torch.zeros(n_sums, columns(*shape), dtype=torch.float64, device=here)
-            self.total, self.singleton = self.sums_XK[0], self.sums_XK[1 : 1 + sizes.n_singleton_sets]
-            self.replicates = self.sums_XK[1 + sizes.n_singleton_sets :, :n_mass]
-            self.sample = torch.zeros(sizes.n_sample, n_mass, dtype=torch.float32, device=here)
-            self.documents = torch.zeros(sizes.n_documents, columns(*shape), dtype=torch.float32, device=here)
-            self.direction = torch.zeros(self.dim, dtype=torch.float64, device=here) if with_direction else None
-        self.bins = tuple(LayerSums(projection, host=host, sizes=of_bin, with_direction=False) for of_bin in sizes.bins)
+            shape = (stack.sizes.n_documents, columns(self.n_sets, self.n_anchors))
+            self.documents = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        self.bins = tuple(LayerSums(of_bin, place) for of_bin in stack.bins)
 
     @property
     def device(self) -> torch.device:

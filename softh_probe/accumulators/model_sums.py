@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from softh_probe.accumulators.dispatch import Dispatch, MergeMap, Regrouping
 from softh_probe.accumulators.host_offload import HostWorker
-from softh_probe.accumulators.layer_sums import CENTER, LayerSums
+from softh_probe.accumulators.layer_sums import CENTER, LayerStack, LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.errors import InputError, ProbeError
 from softh_probe.estimators.anchors import Anchors
 from softh_probe.estimators.given_anchors import GivenAnchors
 from softh_probe.estimators.projection import Projection
 from softh_probe.layer_places import RESIDUAL, SITES, is_centered, layer_of
+
+#: Layers whose sums lie in one tensor: tables of a stack grow together, and briefly take the memory of both.
+MOST_IN_STACK = 8
 
 
 class ModelSums:
@@ -120,10 +124,11 @@ class ModelSums:
         for other in self.others:
             other.reserve(devices, widths, on_host)
         self._on_host = frozenset(on_host)
-        for layer, device in devices.items():
-            dim = widths.get(layer)
-            if dim is not None and layer not in self._layers:
-                self._layers[layer] = self._new(layer, dim, device)
+        known = [(layer, widths.get(layer), device) for layer, device in devices.items() if layer not in self._layers]
+        for (dim, device, _), of_kind in groupby(known, lambda one: (*one[1:], one[0] in self._on_host)):
+            names = [layer for layer, *_ in of_kind]
+            for start in range(0, len(names) if dim is not None else 0, MOST_IN_STACK):
+                self._layers |= self._stacked(names[start : start + MOST_IN_STACK], dim, device)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Discard the waiting positions of sequences that ended, by the numbers of these sequences."""
@@ -261,23 +266,28 @@ class ModelSums:
         return state
 
     def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
+        return self._stacked([layer], dim, device)[layer]
+
+    def _stacked(self, layers: Sequence[str], dim: int, device: torch.device) -> dict[str, LayerSums]:
+        """Make the sums of some layers, whose tables are on the device or in host memory, all of them."""
         anchors = self._anchors_of(dim)
         if (dim, device) not in self._projections:
             with torch.inference_mode(False):
                 points_SMD = anchors.points_SMD.to(device)
                 self._projections[dim, device] = Projection(points_SMD, anchors.temperature)
-        host = self._host if layer in self._on_host else None
         sizes = self._sizes()
-        sums = LayerSums(
+        stack = LayerStack(
             self._projections[dim, device],
-            host=host,
+            n_layers=len(layers),
+            host=self._host if layers[0] in self._on_host else None,
             sizes=sizes if self._alone else replace(sizes, bins=()),
             with_direction=self._alone,
-            centers=is_centered(layer),
         )
-        if sums.centers and self._given_centers:
-            sums.center = self._center_of(layer_of(layer), dim).to(device, copy=True)
-        return sums
+        found = {layer: LayerSums(stack, i, centers=is_centered(layer)) for i, layer in enumerate(layers)}
+        for layer, sums in found.items():
+            if sums.centers and self._given_centers:
+                sums.center = self._center_of(layer_of(layer), dim).to(device, copy=True)
+        return found
 
     def _center_of(self, layer: str, dim: int) -> Tensor:
         found = self._given_centers.get(layer)

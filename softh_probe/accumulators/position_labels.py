@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.layer_sums import LayerStack, LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.estimators.projection import Projection
 from softh_probe.position_bins import POSITION_SET
@@ -15,7 +15,7 @@ def bins_as_labels(sums: LayerSums) -> LayerSums:
     """Give the sums of a layer with its bins of positions as the only labels, in host memory."""
     sizes = TableSizes(n_kept=len(sums.bins), n_sample=len(sums.sample))
     projection = Projection(sums.projection.points_SMD.cpu(), sums.projection.temperature)
-    found = LayerSums(projection, sizes=sizes, with_direction=False)
+    found = LayerSums(LayerStack(projection, sizes=sizes, with_direction=False))
     for name in ("total", "replicates", "sample"):
         getattr(found, name).copy_(getattr(sums, name))
     found.tables.kept.copy_(torch.stack([of_bin.total for of_bin in sums.bins]))

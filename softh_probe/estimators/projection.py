@@ -62,30 +62,43 @@ class Projection:
         with full_float32(h_ND.device):
             return torch.mm(h_ND.float(), self.points_SMD.flatten(0, 1).T, out=out)
 
-    def weighted_sum(self, weight_N: Tensor, h_ND: Tensor) -> Tensor:
-        """Compute parts of Σ_n weight_n · h_n [P, D], float32, in one read of the states; their sum is the sum.
+    def sum_of_units(self, counted_N: Tensor, norm_N: Tensor, h_ND: Tensor) -> Tensor:
+        """Compute Σ_n counted_n · h_n / norm_n in one read of the states: [P, D], float32.
 
         >>> projection = Projection(torch.eye(2).unsqueeze(0), temperature=0.5)
-        >>> projection.weighted_sum(torch.tensor([1.0, 0.5]), torch.tensor([[3.0, 4.0], [2.0, 2.0]]))
+        >>> projection.sum_of_units(torch.ones(2), torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [2.0, 2.0]]))
         tensor([[4., 5.]])
 
-        Weights are split into halves as the anchors are. Those of float16 that are below 1 and the others stand in
-        rows of their own, scaled by powers of two: 1/‖h‖ of all its states fits into its few exponents so.
+        Weights 1/norm are split into halves as the anchors are, w = high − low. Those of float16 that are below 1 and
+        the others stand in rows of their own, scaled by powers of two: all its states' weights fit into its few
+        exponents so.
 
         Args:
-            weight_N: weights, float32; of states in float16 between 2^-24 and 2^24, or 0.
+            counted_N: how often each state counts, float32.
+            norm_N: norms, float32; of states in float16 between 2^-24 and 2^24, or infinite.
             h_ND: hidden states, on the device of the anchors.
+
+        Returns:
+            The sum; where there are two rows, it is the first minus the second.
         """
         dtype = h_ND.dtype
         if self._halves_of(dtype) is None:
             with full_float32(h_ND.device):
-                return torch.mm(weight_N.unsqueeze(0), h_ND.float())
+                return torch.mm((counted_N / norm_N).unsqueeze(0), h_ND.float())
         if dtype != torch.float16:
-            return _product(_split(weight_N.unsqueeze(0), dtype), h_ND, None)
-        is_small_N, (up, down) = weight_N < 1, _SCALES
+            halves_2N = h_ND.new_empty(2, len(h_ND))
+            high_N, low_N = halves_2N
+            torch.div(counted_N, norm_N, out=high_N)
+            torch.addcdiv(high_N, counted_N, norm_N, value=-1.0, out=low_N)  # high − w, in float32 and rounded once
+            return _product(halves_2N, h_ND, None)
+        weight_N, (up, down) = counted_N / norm_N, _SCALES
+        is_small_N = weight_N < 1
         parts_2N = torch.stack([weight_N.where(is_small_N, 0.0) * up, weight_N.masked_fill(is_small_N, 0.0) * down])
-        high_low_PD = _product(_split(parts_2N, dtype), h_ND, None).unflatten(0, (2, 2))
-        return torch.stack([high_low_PD[:, 0] / up, high_low_PD[:, 1] / down]).flatten(0, 1)
+        halves_4N = _split(parts_2N, dtype)
+        halves_4N[2:].neg_()
+        high_low_22D = _product(halves_4N, h_ND, None).unflatten(0, (2, 2))
+        found: Tensor = high_low_22D[:, 0] / up + high_low_22D[:, 1] / down
+        return found
 
     def _halves_of(self, dtype: torch.dtype) -> Tensor | None:
         """Give the halves of the anchors in a type, high ones first: [2K, D]; None where products take float32."""

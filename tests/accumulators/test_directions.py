@@ -187,11 +187,11 @@ def test_float16_states_of_any_size_are_right_on_an_accelerator(size):
 
 
 def test_high_halves_of_the_weights_alone_would_not_do(monkeypatch):
-    h_ND, both_halves = shifted(0.4, 5, 4096).bfloat16(), Projection.weighted_sum
+    h_ND, both_halves = shifted(0.4, 5, 4096).bfloat16(), Projection.sum_of_units
     expected = of_states(h_ND.double().numpy())
     with accelerator_path():
         assert measured(replayed(h_ND))["first"] == pytest.approx(expected, abs=CLOSE)
-        monkeypatch.setattr(Projection, "weighted_sum", lambda *args: both_halves(*args)[:1])
+        monkeypatch.setattr(Projection, "sum_of_units", lambda *args: both_halves(*args)[:1])
         assert abs(measured(replayed(h_ND))["first"] - expected) > 10 * CLOSE
 
 

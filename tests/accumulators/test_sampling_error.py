@@ -8,7 +8,7 @@ import torch
 
 from softh_probe.accumulators.label_sampling import inclusion
 from softh_probe.accumulators.label_tables import columns, mass, position_entropy
-from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.layer_sums import LayerStack, LayerSums
 from softh_probe.accumulators.row_labels import RowLabels, TableSizes
 from softh_probe.accumulators.statistics import layer_statistics
 from softh_probe.estimators.projection import Projection
@@ -42,9 +42,8 @@ def population():
 
 def sums_of(population, **sizes) -> LayerSums:
     _, rows, sample = population
-    sums = LayerSums(
-        Projection(torch.zeros(N_SETS, N_ANCHORS, 4), 1.0), sizes=TableSizes(n_sample=len(sample), **sizes)
-    )
+    projection = Projection(torch.zeros(N_SETS, N_ANCHORS, 4), 1.0)
+    sums = LayerSums(LayerStack(projection, sizes=TableSizes(n_sample=len(sample), **sizes)))
     sums.total.copy_(rows.sum(dim=0))
     sums.sample.copy_(sample.flatten(1))
     return sums

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from softh_probe.accumulators.label_sampling import uniform_numbers
-from softh_probe.accumulators.label_tables import LabelTables, add_bags
+from softh_probe.accumulators.label_tables import LabelTables, TableStack, add_bags
 from softh_probe.attached.frequency_sketch import FrequencySketch
 from softh_probe.attached.inputs import TokenBatch
 from softh_probe.attached.online_rows import OnlineRows
@@ -180,8 +180,7 @@ class Stream:
         return OnlineRows(parse_label_sets(self.names), label_rows=self.label_rows, seed=SEED)
 
     def new_table(self):
-        sizes = self.rows.table_sizes()
-        return LabelTables(SHAPE, torch.device("cpu"), n_live=sizes.n_live, most_live=sizes.most_live)
+        return LabelTables(TableStack(SHAPE, torch.device("cpu"), self.rows.table_sizes()))
 
     def feed(self, documents):
         longest = max(map(len, documents))
@@ -204,7 +203,7 @@ class Stream:
         bags_LK = torch.nn.functional.embedding_bag(
             dispatch.bag_positions.long(), q_NK, dispatch.bag_offsets.long(), mode="sum", include_last_offset=True
         )[dispatch.weights_XL.shape[1] :]
-        add_bags(self.tables, torch.stack([bags_LK * (i + 1) for i in range(len(self.tables))]), dispatch)
+        add_bags(self.tables, [torch.stack([bags_LK * (i + 1) for i in range(len(self.tables))])], dispatch)
 
     def merge(self, other):
         mapped = self.rows.merge(other.rows)
@@ -232,7 +231,7 @@ class Stream:
         if self.label_rows != "all":
             assert len(self.rows.row_labels().live_sets) <= self.label_rows
             for table in self.tables:
-                assert max(len(table.live), len(table._longer.get("live", ()))) <= self.label_rows
+                assert table.live.untyped_storage().nbytes() <= self.label_rows * table.live[:1].nbytes
             assert len(found) <= len(self.names) * self.label_rows
         assert found.keys() == expected.keys()
         for key, label in expected.items():

@@ -6,8 +6,9 @@ import torch
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.accumulators.host_offload import HostWorker
-from softh_probe.accumulators.label_tables import LabelTables, weighted_entropy
+from softh_probe.accumulators.label_tables import LabelTables, TableStack, weighted_entropy
 from softh_probe.accumulators.layer_sums import LayerSums
+from softh_probe.accumulators.row_labels import TableSizes
 from softh_probe.data.corpus import pad_batch
 from softh_probe.errors import InputError
 from softh_probe.planned import memory, row_allocation
@@ -176,14 +177,14 @@ def test_free_memory_heeds_a_containers_limit(tmp_path, monkeypatch):
 
 def test_the_host_worker_waits_when_much_is_waiting_and_tells_what_went_wrong(model, plan):
     labels = plan.batch(0)
-    tables = LabelTables((2, 20), torch.device("cpu"))
     worker = HostWorker(most_bytes=1)
-    bags = torch.zeros(len(labels.kept_rows) + len(labels.live_rows) + len(labels.retired_buckets), 43)
+    bags = torch.zeros(1, len(labels.kept_rows) + len(labels.live_rows) + len(labels.retired_buckets), 43)
     for _ in range(5):
-        worker.add(LabelTables((2, 20), torch.device("cpu"), n_buckets=plan.table_sizes().n_buckets), bags, labels)
+        tables = LabelTables(TableStack((2, 20), torch.device("cpu"), plan.table_sizes()))
+        worker.add(tables, [bags], labels)
         assert len(worker._waiting) == 1
     worker.finish()
-    worker.add(tables, bags[:, :5], labels)
+    worker.add(tables, [bags[..., :5]], labels)
     with pytest.raises(RuntimeError):
         worker.finish()
 
@@ -203,9 +204,9 @@ def test_weighted_entropy_is_the_count_times_the_entropy(dtype):
 
 
 def test_tables_grow_in_place_and_never_into_memory_of_others():
-    tables = LabelTables((1, 3), torch.device("cpu"))
+    tables = LabelTables(TableStack((1, 3), torch.device("cpu"), TableSizes()))
     state = torch.ones(10, 5)
-    tables.live = state[:3]  # what was loaded may be part of something larger
+    tables.load({"kept": tables.kept, "open": state[:3], "folded": tables.retired})
     tables.grow("live", 5)
     place = tables.live.data_ptr()
     tables.live[4] = 1.0
