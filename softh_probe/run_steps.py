@@ -37,8 +37,7 @@ class RunSteps:
 
     def layer_devices(self) -> dict[str, torch.device]:
         """Find the device of each layer's sums: that of its block's weights, which must be loaded."""
-        devices = self._points.layer_devices(self._recorder.n_blocks)
-        return {layer: device for layer, device in devices.items() if self._recorder.wants(layer)}
+        return {layer: device for layer, (_, device) in self._recorder.expected_layers().items()}
 
     def layer_widths(self) -> dict[str, int | None]:
         """Find the width of each layer's hidden states, as far as it is known beforehand."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice, takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -87,18 +87,29 @@ class ModelSums:
         """Sums of all layers, in the order in which they were made."""
         return self._layers.values()
 
-    def of(self, layer: str, hidden: Tensor) -> LayerSums:
+    def of(
+        self,
+        layer: str,
+        hidden: Tensor,
+        expected: Callable[[], Mapping[str, tuple[int | None, torch.device]]] = dict,
+    ) -> LayerSums:
         """Find the sums that hidden states are added to, on the device of the hidden states.
 
         Args:
             layer: the layer's name.
             hidden: [..., D].
+            expected: gives width and device of the layers that are measured, in their order, as far as they are known:
+                sums of layers that will follow this one are made together with it.
 
         Raises:
             ProbeError: the layer's states had another width before.
         """
         sums = self._layers.get(layer)
-        if sums is None or (sums.dim != hidden.shape[-1] and layer not in self.measured):
+        if sums is None:
+            kind = (hidden.shape[-1], hidden.device)
+            self._layers |= self._stacked(self._like(layer, expected(), kind), *kind)
+            sums = self._layers[layer]
+        elif sums.dim != hidden.shape[-1] and layer not in self.measured:
             sums = self._layers[layer] = self._new(layer, hidden.shape[-1], hidden.device)
         self.measured.add(layer)
         if sums.dim != hidden.shape[-1]:
@@ -264,6 +275,14 @@ class ModelSums:
         for i, other in enumerate(self.others):
             state |= {f"other.{i}.{key}": tensor for key, tensor in other[layer].state_dict().items()}
         return state
+
+    def _like(self, layer: str, expected: Mapping[str, object], kind: tuple[int, torch.device]) -> list[str]:
+        """Name a layer, and those of the same kind that follow it and have no sums yet, as many as a stack takes."""
+        names = [*expected]
+        following = names[names.index(layer) + 1 :] if layer in expected else []
+        new = takewhile(lambda name: name not in self._layers and expected[name] == kind, following)
+        place = layer in self._on_host
+        return [layer, *islice(takewhile(lambda name: (name in self._on_host) == place, new), MOST_IN_STACK - 1)]
 
     def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
         return self._stacked([layer], dim, device)[layer]

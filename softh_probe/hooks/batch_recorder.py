@@ -117,7 +117,11 @@ class BatchRecorder:
         """Add the hidden states of a layer to its rows, with other anchors too where they are counted."""
         for row in rows:
             for sums in (self._sums, *self._sums.others) if accumulator.counts else (self._sums,):
-                accumulator.add(sums.of(row, hidden), hidden)
+                accumulator.add(sums.of(row, hidden, self.expected_layers), hidden)
+
+    def expected_layers(self) -> Mapping[str, tuple[int | None, torch.device]]:
+        """Find width and device of the layers that are measured, in their order, as far as they are known."""
+        return {}
 
     def _add_waiting(self, accumulator: BatchAccumulator) -> None:
         """Add positions that waited to every layer, without a forward pass."""

@@ -126,7 +126,7 @@ class HookPoints:
         if self.modules:
             return {name: _device_of(module, self.entry) for name, module in self.modules.items()}
         devices = [_device_of(self.blocks[i % len(self.blocks)]) for i in range(n_calls)]
-        places = zip(self.measured_places(n_calls), [devices[0], *devices, devices[-1]], strict=False)
+        places = zip(self.measured_places(n_calls), [*devices[:1], *devices, *devices[-1:]], strict=False)
         return {row: device for rows, device in places for row in rows}
 
 

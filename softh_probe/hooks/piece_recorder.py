@@ -35,10 +35,15 @@ class PieceRecorder(BatchRecorder):
         super().__init__(source, sums, centers=centers)
         self.n_evicted = 0
         self._kinds: list[Any] = []
+        self._expected: dict[str, tuple[int, torch.device]] = {}
 
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be measured: all that are fed."""
         return True
+
+    def expected_layers(self) -> dict[str, tuple[int, torch.device]]:
+        """Give width and device of the rows that are fed, in the model's order."""
+        return self._expected
 
     def add(self, pieces: FedPieces, states: FedStates) -> None:
         """Add an update, which was checked."""
@@ -49,6 +54,8 @@ class PieceRecorder(BatchRecorder):
         labels = self._source.begin(pieces)
         self.drain()
         rows = {layer: with_centered(layer, centers=self._centers) for layer in states.of_rows}
+        kinds = {layer: (hidden.shape[-1], hidden.device) for layer, hidden in states.of_rows.items()}
+        self._expected = {row: kinds[layer] for layer, of_layer in rows.items() for row in of_layer}
         if isinstance(labels, DecodeStep):
             places_BT = pieces.tokens.places_BT  # where there is padding
             for layer, hidden in states.of_rows.items():

@@ -68,6 +68,12 @@ class Recorder(BatchRecorder):
         """Whether a block that counts runs in this thread."""
         return self._pass is not None and self._pass.block is not None
 
+    def expected_layers(self) -> dict[str, tuple[int | None, torch.device]]:
+        """Find width and device of the rows that are measured, in their order, as far as they are known beforehand."""
+        widths = self._points.layer_widths(self.n_blocks)
+        devices = self._points.layer_devices(self.n_blocks)
+        return {row: (widths.get(row), device) for row, device in devices.items() if self.wants(row)}
+
     # --- a forward pass ---------------------------------------------------------------------------------------
 
     @contextmanager
