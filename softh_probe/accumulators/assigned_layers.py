@@ -192,30 +192,29 @@ class LayersOnAccelerator(AssignedLayers):
         n_rows, n_sets = len(layers) * self._n + 1, self._shape[0]
         logits_PSM = self._logits(layers, n_rows).unflatten(-1, self._shape)
         q_PSM = torch.softmax(logits_PSM, dim=-1)  # in one read: into rows of all columns it would take a copy
-        others_PR = torch.ones(n_rows, n_sets + 1, device=q_PSM.device)
+        others_PR = torch.ones(n_rows, n_sets + 1, dtype=q_PSM.dtype, device=q_PSM.device)
         torch.sum(torch.special.entr(q_PSM, out=logits_PSM), dim=-1, out=position_entropy(others_PR, n_sets))
-        flat, without_GN = (
-            (q_PSM.flatten(1), others_PR),
-            (self._norms_GN[: len(layers)] < math.inf).logical_not_(),
-        )  # NaN, too
+        flat = (q_PSM.flatten(1), others_PR)
+        without_GN = (self._norms_GN[: len(layers)] < math.inf).logical_not_()  # also where a norm is NaN
         return PositionRows(tuple(block[:-1].unflatten(0, without_GN.shape) for block in flat), flat, without_GN)
 
     def _logits(self, layers: list[LayerSums], n_rows: int) -> Tensor:
         """Add the parts of each product and divide by ‖h‖·ε, in one kernel: [P, S·M]."""
-        n_parts, temperatures = n_rows * self._n_parts, [sums.projection.temperature for sums in layers]
-        if len(set(temperatures)) == 1:
-            of_layers, temperatures = (self._norms_P[:n_rows],), temperatures[:1]
-        else:  # states of different widths, and the row that nothing reads
-            of_layers, temperatures = self._norms_P[:n_rows].split(self._n), [*temperatures, 1.0]
+        n_parts = n_rows * self._n_parts
+        temperatures = [sums.projection.temperature for sums in layers]
+        norms = [(self._norms_P[:n_rows], temperatures[0])]
+        if len(set(temperatures)) > 1:  # states of different widths
+            last = self._norms_P[n_rows - 1 : n_rows]
+            norms = list(zip([*self._norms_GN[: len(layers)], last], [*temperatures, 1.0], strict=True))
         inverse = [
-            torch.div(torch.tensor(1.0 / temperature), norms.unsqueeze(-1).expand(-1, self._n_parts)).flatten()
-            for norms, temperature in zip(of_layers, temperatures, strict=True)
+            torch.div(torch.tensor(1.0 / temperature, device="cpu"), norm_N.unsqueeze(-1).expand(-1, self._n_parts))
+            for norm_N, temperature in norms
         ]
         logits_PK: Tensor = torch.nn.functional.embedding_bag(
             self._parts_E[:n_parts],
             self._products_PJ[:n_rows].reshape(n_parts, -1),
             self._offsets[: n_rows + 1],
-            per_sample_weights=inverse[0] if len(inverse) == 1 else torch.cat(inverse),
+            per_sample_weights=(inverse[0] if len(inverse) == 1 else torch.cat(inverse)).flatten(),
             mode="sum",
             include_last_offset=True,
         )

@@ -74,7 +74,7 @@ class Directions:
     def finish(self) -> None:
         """Add what is left to the sums."""
         for run in runs(self._layers):
-            directions_GD = run.stack.directions_AD[run.places]
+            directions_GD = run.stack.directions.rows_ARK[run.places, 0]
             plus_GD, *minus_GD = torch.stack(self._parts[run.of_group], dim=1)
             directions_GD.add_(plus_GD)
             for part_GD in minus_GD:

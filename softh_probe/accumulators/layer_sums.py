@@ -36,8 +36,8 @@ class LayerStack:
         with_direction: whether unit vectors are summed; they are not for bins of positions.
 
     Attributes:
-        sums: [A, X, K]; sample: [A, R, S·M]; directions_AD: None for bins; tables: the label tables; bins: the stacks
-            of the bins of positions.
+        sums: [A, X, K]; sample: [A, R, S·M]; directions: [A, 1, width], None for bins; tables: the label tables; bins:
+            the stacks of the bins of positions.
     """
 
     def __init__(
@@ -55,15 +55,12 @@ class LayerStack:
         n_sums = 1 + sizes.n_singleton_sets + N_REPLICATES
         self.sums = RowStack((n_layers, n_sums, columns(*shape)), torch.float64, here)
         self.sample = RowStack((n_layers, sizes.n_sample, projection.n_products), torch.float32, here)
-        self.directions_AD: Tensor | None = None
-        if with_direction:
-            self.directions_AD = RowStack((1, n_layers, projection.dim), torch.float64, here).rows_ARK[0]
+        self.directions = RowStack((n_layers, 1, projection.dim), torch.float64, here) if with_direction else None
         self.tables = TableStack(shape, torch.device("cpu") if host else here, sizes, n_layers)
-        of_bins = [
+        self.bins = tuple(
             LayerStack(projection, n_layers=n_layers, host=host, sizes=of_bin, with_direction=False)
             for of_bin in sizes.bins
-        ]
-        self.bins = tuple(of_bins)
+        )
 
 
 class LayerSums:
@@ -110,7 +107,7 @@ class LayerSums:
         self.total, self.singleton = sums_XK[0], sums_XK[1 : 1 + n_singleton_sets]
         self.replicates = sums_XK[1 + n_singleton_sets :, : self.projection.n_products]
         self.sample = stack.sample.rows_ARK[place]
-        self.direction = None if stack.directions_AD is None else stack.directions_AD[place]
+        self.direction = None if stack.directions is None else stack.directions.rows_ARK[place, 0]
         with torch.inference_mode(False):
             shape = (stack.sizes.n_documents, columns(self.n_sets, self.n_anchors))
             self.documents = torch.zeros(shape, dtype=torch.float32, device=self.device)
