@@ -4,9 +4,9 @@
 
 The library's own code runs on fake tensors, which have shapes and no values, by the path that accelerators take. An
 operation takes the time of its bytes or of its FLOPs, whichever is longer, and that of starting a kernel. Printed are
-the time of a block of the model, that of the probe for a layer (there are two more layers than blocks), and the
-operations that cost most; `--json FILE` writes all of it. The batch is one of a random corpus of Zipf-like tokens, with
-8 n-gram label sets.
+the time of a block of the model, that of the probe for a layer (there are two more layers than blocks), the memory that
+a batch takes beside the sums, and the operations that cost most; `--json FILE` writes all of it. The batch is one of a
+random corpus of Zipf-like tokens, with 8 n-gram label sets.
 
 Counted are the bytes that an operation reads and those that it writes, in place too; of tables the rows that it
 touches; of gathered positions each once, as if caches held the rows of a layer (32 x 512 tokens and 8 sets make 53 MB,
@@ -29,6 +29,7 @@ from jsonargparse import auto_cli
 from random_models import LONGEST_NGRAM_SPAN, model_config, random_corpus
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -97,12 +98,34 @@ class Cost:
         return {name: sum(found.values()) / n for name, found in vars(self).items()}
 
 
+class Held:
+    """Memory of tensors that were made and are still held.
+
+    Attributes:
+        peak: bytes that were held at once, at most.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def add(self, made: Any, given: Any) -> None:
+        """Add the memory of tensors that an operation made, and that is not of those it was given."""
+        of_given = {tensor.untyped_storage()._cdata for tensor in _tensors(given)}  # noqa: SLF001 - its identity
+        self._sizes = {key: one for key, one in self._sizes.items() if not one[0].expired()}
+        for storage in [tensor.untyped_storage() for tensor in _tensors(made)]:
+            if storage._cdata not in of_given:  # noqa: SLF001
+                self._sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()  # noqa: SLF001
+        self.peak = max(self.peak, sum(size for _, size in self._sizes.values()))
+
+
 class Count(TorchDispatchMode):
-    """Count the operations of a model and of the probe inside the block."""
+    """Count the operations of a model and of the probe inside the block, and the memory that the probe takes there."""
 
     def __init__(self, device: Roofline) -> None:
         super().__init__()
         self.model, self.probe = Cost(), Cost()
+        self.held = Held()
         self._device, self._current = device, self.model
 
     @contextmanager
@@ -119,6 +142,8 @@ class Count(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         found = operation(*args, **kwargs)
+        if self._current is self.probe:
+            self.held.add(found, (args, kwargs))
         name = operation.overloadpacket.__name__
         if name.startswith(_FREE) or not _tensors(found) or (operation.is_view and _is_alias(found, args)):
             return found
@@ -216,8 +241,8 @@ def count(options: Roofline) -> dict[str, Any]:
     Returns:
         `model` and `probe`, each with seconds, kernels, bytes and flops of a layer; `share`, the probe's seconds over
         the model's, and `share_of_batch`, those of all layers over those of all blocks; `operations` of the probe, in
-        microseconds of a layer; and `to_host`, bytes and seconds of the copy of a layer's sums where its label tables
-        lie in host memory. It runs beside the model.
+        microseconds of a layer; `peak_bytes` of the probe beside its sums and anchors; and `to_host`, bytes and seconds
+        of the copy of a layer's sums where its label tables lie in host memory. It runs beside the model.
     """
     config = model_config(options.shape, options.blocks)
     sets = parse_label_sets(NGRAM_SETS)
@@ -249,6 +274,7 @@ def count(options: Roofline) -> dict[str, Any]:
     return {
         "options": asdict(options),
         **found,
+        "peak_bytes": counted.held.peak,
         "to_host": {"bytes": of_labels, "seconds": of_labels / options.host_bytes_per_second},
         "share": share,
         "share_of_batch": share * (n_of_shape + n_layers - n_blocks) / n_of_shape,
@@ -284,6 +310,7 @@ def main(options: Roofline) -> None:
         )
     share, of_batch = found["share"], found["share_of_batch"]
     print(f"a layer of the probe costs {share:.1%} of a block; all of them cost {of_batch:.1%} of all blocks")
+    print(f"a batch takes at most {found['peak_bytes'] / 2**30:.2f} GiB beside the sums and the anchors")
     print("operations of a layer in µs:")
     print(", ".join(f"{name} {us:.1f}" for name, us in found["operations"].items()))
     to_host = found["to_host"]

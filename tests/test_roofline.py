@@ -56,6 +56,18 @@ def test_bytes_are_those_that_are_read_and_written(roofline):
         assert counted(roofline, work).per_layer(1)["bytes"] == expected
 
 
+def test_memory_is_that_of_tensors_that_are_held_at_once(roofline):
+    x, held = torch.zeros(1000), []
+    with roofline.Count(roofline.Roofline()) as count, count.of_probe():
+        for _ in range(3):
+            x.add(1.0)  # is not held
+        x.add_(1.0).view(10, 100)
+        held += [x.add(1.0), x.add(2.0)]
+        del held[0]
+        held.append(x.double())
+    assert count.held.peak == 4000 + 8000
+
+
 def test_the_longer_of_bytes_and_flops_is_the_time(roofline):
     device = roofline.Roofline()
     for dtype, flops_per_second in ((torch.bfloat16, device.half_flops), (torch.float32, device.float32_flops)):
@@ -81,6 +93,7 @@ def test_the_longer_of_bytes_and_flops_is_the_time(roofline):
 def test_a_layer_costs_at_most_this_share_of_a_block(roofline, shape, sequences, most, anchor_sets):
     found = roofline.count(roofline.Roofline(shape=shape, sequences=sequences, anchor_sets=anchor_sets))
     assert found["share"] <= most[anchor_sets], found
+    assert 2**28 < found["peak_bytes"] < 1.2 * 2**30
 
 
 @pytest.mark.parametrize(
