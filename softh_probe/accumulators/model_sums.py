@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby, islice, takewhile
+from itertools import dropwhile, islice, takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -135,11 +135,10 @@ class ModelSums:
         for other in self.others:
             other.reserve(devices, widths, on_host)
         self._on_host = frozenset(on_host)
-        known = [(layer, widths.get(layer), device) for layer, device in devices.items() if layer not in self._layers]
-        for (dim, device, _), of_kind in groupby(known, lambda one: (*one[1:], one[0] in self._on_host)):
-            names = [layer for layer, *_ in of_kind]
-            for start in range(0, len(names) if dim is not None else 0, MOST_IN_STACK):
-                self._layers |= self._stacked(names[start : start + MOST_IN_STACK], dim, device)
+        expected = {layer: (widths.get(layer), device) for layer, device in devices.items()}
+        for layer, (dim, device) in expected.items():
+            if dim is not None and layer not in self._layers:
+                self._layers |= self._stacked(self._like(layer, expected, (dim, device)), dim, device)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Discard the waiting positions of sequences that ended, by the numbers of these sequences."""
@@ -277,12 +276,14 @@ class ModelSums:
         return state
 
     def _like(self, layer: str, expected: Mapping[str, object], kind: tuple[int, torch.device]) -> list[str]:
-        """Name a layer, and those of the same kind that follow it and have no sums yet, as many as a stack takes."""
-        names = [*expected]
-        following = names[names.index(layer) + 1 :] if layer in expected else []
-        new = takewhile(lambda name: name not in self._layers and expected[name] == kind, following)
-        place = layer in self._on_host
-        return [layer, *islice(takewhile(lambda name: (name in self._on_host) == place, new), MOST_IN_STACK - 1)]
+        """Name a layer, and those of its kind that follow it and have no sums yet, as many as a stack takes."""
+        on_host = layer in self._on_host
+
+        def is_alike(name: str) -> bool:
+            return name not in self._layers and expected[name] == kind and (name in self._on_host) == on_host
+
+        following = takewhile(is_alike, dropwhile(lambda name: name != layer, expected))
+        return list(islice(following, MOST_IN_STACK)) or [layer]
 
     def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
         return self._stacked([layer], dim, device)[layer]
