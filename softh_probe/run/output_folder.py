@@ -40,9 +40,7 @@ def output_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     existing = next(folder for folder in (target, *target.parents) if folder.exists())
     work = target / UNFINISHED
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        held = ExitStack()
-        _hold(held, work)
+        held = _made(work)
     except OSError as error:
         raise InputError(f"out: cannot write to {existing}: {error.strerror}; choose another folder") from error
     with held:
@@ -88,6 +86,19 @@ def check_folder(path: str | Path, *, overwrite: bool = False) -> None:
     existing = next(folder for folder in (target, *target.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"out: cannot write to {existing}; choose another folder")
+
+
+def _made(work: Path, *, again: bool = True) -> ExitStack:
+    """Make a folder and lock it; another process of the run, which fails, may remove it at this moment."""
+    held = ExitStack()
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        _hold(held, work)
+    except (FileExistsError, FileNotFoundError):
+        if work.exists() or not again:
+            raise
+        return _made(work, again=False)
+    return held
 
 
 def _hold(held: ExitStack, work: Path) -> None:

@@ -22,6 +22,7 @@ from softh_probe import ProbeResult
 from softh_probe.cli import main
 from softh_probe.errors import InputError
 from softh_probe.run import run
+from softh_probe.run.output_folder import output_folder
 from softh_probe.run.processes import Processes, own_device
 from tests.helpers.comparisons import assert_same_values
 
@@ -203,6 +204,21 @@ def test_bad_input_ends_all(config, tmp_path, changes, message):
     assert len(shown) == 1
     assert message in shown[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_process_removes_at_this_moment_is_made_again(tmp_path, monkeypatch):
+    made = Path.mkdir
+
+    def make(path, *args, **kwargs):
+        monkeypatch.setattr(Path, "mkdir", made)
+        raise FileExistsError(17, "File exists", str(path))  # it was there, and is gone
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    with output_folder(tmp_path / "out") as folder:
+        assert folder.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="out: .*file"), output_folder(tmp_path / "file" / "out"):
+        pass
 
 
 def test_processes_that_do_not_measure_the_same_end_all(config, tmp_path):
