@@ -217,7 +217,7 @@ def test_a_folder_that_another_process_removes_at_this_moment_is_made_again(tmp_
     with output_folder(tmp_path / "out") as folder:
         assert folder.is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="out: .*file"), output_folder(tmp_path / "file" / "out"):
+    with pytest.raises(InputError, match=r"out: .*file"), output_folder(tmp_path / "file" / "out"):
         pass
 
 
