@@ -157,13 +157,12 @@ def _add_bags(stack: TableStack, places: slice, bags: Sequence[Tensor], labels: 
         stack.kept.grow(labels.n_kept)
         for kept_GRk, block in beside(stack.kept.rows_ARK[places], kept):
             add_at(kept_GRk, labels.kept_rows, block.double())
-    if live[0].shape[1] or labels.freed_rows is not None:
-        stack.live.grow(labels.n_live)
+    stack.live.grow(labels.n_live)
     live_GRK = stack.live.rows_ARK[places]
     if live[0].shape[1] or labels.freed_rows is not None:
         _add_live(live_GRK, live, labels)
     if len(labels.retiring_rows):
-        _take(live_GRK, retired, labels)
+        _take_retiring(live_GRK, retired, labels)
     if retired[0].shape[1]:
         add_at(stack.retired.rows_ARK[places], labels.retired_buckets, _remains(retired, stack))
 
@@ -183,7 +182,7 @@ def _add_live(live_GRK: Tensor, bags: Sequence[Tensor], labels: Dispatch) -> Non
             rows_GRk.index_copy_(1, new_rows, new_GLk)
 
 
-def _take(live_GRK: Tensor, bags: Sequence[Tensor], labels: Dispatch) -> None:
+def _take_retiring(live_GRK: Tensor, bags: Sequence[Tensor], labels: Dispatch) -> None:
     """Add the live rows that labels leave to their bags, the first ones."""
     taken_GLK = copy_of(live_GRK, labels.retiring_rows)
     if labels.n_new is None:  # rows of other labels will be added to them
