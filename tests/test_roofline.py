@@ -93,14 +93,14 @@ def test_the_longer_of_bytes_and_flops_is_the_time(roofline):
 def test_a_layer_costs_at_most_this_share_of_a_block(roofline, shape, sequences, most, anchor_sets):
     found = roofline.count(roofline.Roofline(shape=shape, sequences=sequences, anchor_sets=anchor_sets))
     assert found["share"] <= most[anchor_sets], found
-    assert 2**28 < found["peak_bytes"] < 1.2 * 2**30
+    assert 0.3 < found["peak_bytes"] / 2**30 < (1.2 if sequences * anchor_sets > 128 else 0.6)
 
 
 @pytest.mark.parametrize(
     ("anchor_sets", "most"),
     [
         (1, {"seconds": 116e-6, "kernels": 10.8, "bytes": 264e6, "flops": 13.6e9}),
-        (8, {"seconds": 369e-6, "kernels": 13.7, "bytes": 674e6, "flops": 107.6e9}),
+        (8, {"seconds": 377e-6, "kernels": 17.0, "bytes": 674e6, "flops": 107.6e9}),
     ],
 )
 def test_a_layer_of_a_7b_model_costs_no_more(roofline, anchor_sets, most):

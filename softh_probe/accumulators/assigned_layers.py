@@ -26,7 +26,10 @@ from softh_probe.estimators.soft_entropy import anchor_logits, assignments, stat
 #: on an accelerator. The later steps briefly take some five times as many bytes.
 MOST_LAYERS = 32
 MOST_BYTES = 2**22
-MOST_BYTES_ELSEWHERE = 2**28
+MOST_BYTES_ELSEWHERE = 2**27
+#: Layers that an accelerator adds together even where their logits take up to twice as many bytes: of fewer, starting
+#: kernels would cost too much.
+FEW_LAYERS = 5
 #: Norms below, whose squares float32 does not hold with all their digits, are no direction on an accelerator, nor are
 #: those whose squares are beyond it: to find these norms would take another read of all states.
 LEAST_NORM = 1e-15
@@ -95,7 +98,7 @@ class AssignedLayers:
         self._shape, self._host = (sums.n_sets, sums.n_anchors), sums.host
         self._n_parts = self._parts(sums, dtype)
         n_products = sums.projection.n_products
-        n_layers = self.most_bytes() // (4 * max(n + n_more, 1) * n_products)
+        n_layers = self.most_layers_of(4 * max(n + n_more, 1) * n_products)
         self.most_layers = min(max(n_layers, 1), MOST_LAYERS)
         self._n, n_rows = n, self.most_layers * n
         self._products_PJ = sums.projection.points_SMD.new_empty(n_rows + 1, self._n_parts * n_products)
@@ -104,9 +107,9 @@ class AssignedLayers:
         self._valid: list[Tensor | None] = []
 
     @staticmethod
-    def most_bytes() -> int:
-        """Bytes that logits may take."""
-        return MOST_BYTES
+    def most_layers_of(size: int) -> int:
+        """Give the number of layers whose logits, of a size in bytes each, are held together."""
+        return MOST_BYTES // size
 
     @staticmethod
     def _parts(sums: LayerSums, dtype: torch.dtype) -> int:
@@ -168,9 +171,9 @@ class LayersOnAccelerator(AssignedLayers):
         self._offsets = torch.arange(0, n_products + 1, self._n_parts, dtype=torch.int32, device=device)
 
     @staticmethod
-    def most_bytes() -> int:
-        """Bytes that logits may take."""
-        return MOST_BYTES_ELSEWHERE
+    def most_layers_of(size: int) -> int:
+        """Give the number of layers whose logits, of a size in bytes each, are held together."""
+        return max(MOST_BYTES_ELSEWHERE // size, min(FEW_LAYERS, 2 * MOST_BYTES_ELSEWHERE // size))
 
     @staticmethod
     def _parts(sums: LayerSums, dtype: torch.dtype) -> int:

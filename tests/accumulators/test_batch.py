@@ -5,6 +5,7 @@ import torch
 
 from softh_probe import SoftEntropyProbe
 from softh_probe.accumulators import assigned_layers, batch
+from softh_probe.accumulators.assigned_layers import LayersOnAccelerator
 from tests.helpers.comparisons import assert_same_values
 from tests.helpers.corpora import COLUMNS, corpus_of, documents, values_of
 from tests.helpers.models import tiny_llama
@@ -74,3 +75,9 @@ def test_layers_are_added_together_as_far_as_memory_allows(monkeypatch):
         with SoftEntropyProbe(model, labels=["input_unigram"], anchor_sets=1), torch.inference_mode():
             model(input_ids=ids, use_cache=False)
         assert groups == expected
+
+
+def test_an_accelerator_adds_a_few_layers_together_within_twice_the_memory(monkeypatch):
+    of_layer = LayersOnAccelerator.most_layers_of
+    monkeypatch.setattr(assigned_layers, "MOST_BYTES_ELSEWHERE", 1000)
+    assert [of_layer(size) for size in (100, 200, 400, 600, 1001, 2001)] == [10, 5, 5, 3, 1, 0]
