@@ -46,8 +46,10 @@ from softh_probe.probe import SoftEntropyProbe
 
 #: Operations that touch rows of their first tensor along a dimension, and whether they read values for them.
 _OF_ROWS = {"index_add_": True, "index_copy_": True, "index_fill_": False}
-_GATHERS = ("index_select", "embedding", "_embedding_bag", "_embedding_bag_forward_only")
+_GATHERS = ("index_select", "embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 _FREE = ("empty", "new_empty", "detach", "device", "lift_fresh")
+#: Operations that only write, whatever they are given.
+_FILLS = ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +147,12 @@ class Count(TorchDispatchMode):
         if self._current is self.probe:
             self.held.add(found, (args, kwargs))
         name = operation.overloadpacket.__name__
-        if name.startswith(_FREE) or not _tensors(found) or (operation.is_view and _is_alias(found, args)):
+        made = args[:1] if found is None else found  # some that work in place give nothing
+        if name.startswith(_FREE) or not _tensors(made) or (operation.is_view and _is_alias(made, args)):
             return found
-        flops = _flops(operation, args, kwargs, found)
+        flops = _flops(operation, args, kwargs, made)
         half = any(t.dtype in (torch.bfloat16, torch.float16) for t in _tensors(args))
-        size, device, cost = _bytes(name, args, kwargs, found), self._device, self._current
+        size, device, cost = _bytes(name, args, kwargs, made), self._device, self._current
         of_flops = flops / (device.half_flops if half else device.float32_flops)
         cost.seconds[name] += max(size / device.bytes_per_second, of_flops) + device.kernel_seconds
         cost.kernels[name] += 1
@@ -171,6 +174,8 @@ def _tensors(values: Any) -> list[Tensor]:
 def _bytes(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: Any) -> int:
     """Count the bytes that an operation reads and writes."""
     written = sum(t.nbytes for t in _tensors(found))
+    if name in _FILLS:
+        return written
     if name in _OF_ROWS:
         table, dim, rows = args[:3]
         of_rows = rows.numel() * (table.nbytes // max(table.shape[dim], 1))
@@ -181,9 +186,8 @@ def _bytes(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: A
         gathered = written if name == "index_select" else max(t.numel() for t in others) * table[:1].nbytes
         return written + min(table.nbytes, gathered) + sum(t.nbytes for t in others)
     read = sum(t.nbytes for t in _tensors((args, {k: v for k, v in kwargs.items() if k != "out"})))
-    in_place = name.endswith("_") and bool(_tensors(args))
-    if in_place and name in ("copy_", "fill_", "zero_"):
-        read -= args[0].nbytes
+    if name in ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"):
+        read -= sum(t.nbytes for t in _tensors(args[0]))
     if name == "linalg_vector_norm" and kwargs.get("dtype") == torch.float64 and args[0].dtype != torch.float64:
         read += 2 * 8 * args[0].numel()  # the copy in float64, written and read
     return read + written
@@ -291,6 +295,8 @@ def problem(options: Roofline) -> str | None:
     for name in ("bytes_per_second", "half_flops", "float32_flops", "host_bytes_per_second"):
         if (value := getattr(options, name)) <= 0:
             return f"{name}: expected more than 0, got {value}"
+    if options.json and Path(options.json).is_dir():
+        return f"json: expected a file to write, got the folder {options.json}"
     return None
 
 
@@ -298,7 +304,10 @@ def main(options: Roofline) -> None:
     if found_problem := problem(options):
         raise SystemExit(found_problem)
     if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"json: cannot write to {options.json}: {error.strerror}") from error
     found = count(options)
     print(f"{options.shape}, {options.sequences} x {options.tokens} tokens, {options.dtype}, by layer:")
     print(f"{'':<24}{'µs':>10}{'kernels':>10}{'MB':>10}{'GFLOP':>10}")
@@ -310,7 +319,8 @@ def main(options: Roofline) -> None:
         )
     share, of_batch = found["share"], found["share_of_batch"]
     print(f"a layer of the probe costs {share:.1%} of a block; all of them cost {of_batch:.1%} of all blocks")
-    print(f"a batch takes at most {found['peak_bytes'] / 2**30:.2f} GiB beside the sums and the anchors")
+    of_blocks = f" of {options.blocks} blocks" * (options.blocks is not None)
+    print(f"a batch{of_blocks} takes at most {found['peak_bytes'] / 2**30:.2f} GiB beside the sums and the anchors")
     print("operations of a layer in µs:")
     print(", ".join(f"{name} {us:.1f}" for name, us in found["operations"].items()))
     to_host = found["to_host"]

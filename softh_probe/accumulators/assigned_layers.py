@@ -62,12 +62,12 @@ class PositionRows(NamedTuple):
         without_GN1 = self.without_GN.unsqueeze(-1)
         return PositionRows.of([block.masked_fill_(without_GN1, 0.0) for block in self.blocks])
 
-    def mass_at(self, positions: Tensor, n_products: int) -> Tensor:
-        """Copy the mass of some positions [G, R, S·M]; zero where a state has no direction."""
-        chosen_GRk = self.blocks[0].index_select(1, positions)
+    def at(self, positions: Tensor, block: Tensor) -> Tensor:
+        """Copy the rows of some positions in a block [G, R, k]; zero where a state has no direction."""
+        chosen_GRk = block.index_select(1, positions)
         if self.without_GN is not None:
             chosen_GRk.masked_fill_(self.without_GN.index_select(1, positions).unsqueeze(-1), 0.0)
-        return chosen_GRk[..., :n_products]
+        return chosen_GRk
 
     def sum_bags(self, positions_E: Tensor, offsets_L: Tensor) -> list[Tensor]:
         """Sum rows bag by bag; positions are numbered over all layers: [L, k] of each block."""
@@ -210,7 +210,10 @@ class LayersOnAccelerator(AssignedLayers):
             last = self._norms_P[n_rows - 1 : n_rows]
             norms = list(zip([*self._norms_GN[: len(layers)], last], [*temperatures, 1.0], strict=True))
         inverse = [
-            torch.div(torch.tensor(1.0 / temperature, device="cpu"), norm_N.unsqueeze(-1).expand(-1, self._n_parts))
+            torch.div(
+                torch.tensor(1.0 / temperature, dtype=norm_N.dtype, device="cpu"),
+                norm_N.unsqueeze(-1).expand(-1, self._n_parts),
+            )
             for norm_N, temperature in norms
         ]
         logits_PK: Tensor = torch.nn.functional.embedding_bag(

@@ -128,7 +128,7 @@ class DeviceAccumulator:
         layers, rows = self._group.take()
         self._directions.finish()
         if self._labels.number is not None:
-            rows = self._with_waiting(layers, rows.emptied().blocks)
+            rows = self._with_waiting(layers, rows)
         if len(self._labels.bag_offsets) > 1:  # something counts
             self.add_rows(layers, rows)
         for b, adding in enumerate(self._bins):
@@ -149,7 +149,7 @@ class DeviceAccumulator:
                 weights_GXL = labels.weights_XL.expand(len(sums_GXK), -1, -1)
                 sums_GXK.baddbmm_(weights_GXL, block[run.of_group, :n_weighted].double())
         if len(labels.sample_slots):
-            sampled_GRJ = rows.mass_at(labels.sample_positions, layers[0].projection.n_products)
+            sampled_GRJ = rows.at(labels.sample_positions, rows.blocks[0])[..., : layers[0].projection.n_products]
             for run in runs(layers):
                 sample_GRJ = run.stack.sample.rows_ARK[run.places]
                 sample_GRJ.index_copy_(1, labels.sample_slots, sampled_GRJ[run.of_group])
@@ -177,7 +177,7 @@ class DeviceAccumulator:
                 for documents_Dk, block in beside(sums.documents, of_documents):
                     documents_Dk.index_add_(0, labels.document_slots, block[g])
 
-    def _with_waiting(self, layers: list[LayerSums], blocks: Sequence[Tensor]) -> PositionRows:
+    def _with_waiting(self, layers: list[LayerSums], rows: PositionRows) -> PositionRows:
         """Append the rows of positions that waited, and keep those of positions that wait after this batch."""
         labels = self._labels
         assert labels.number is not None
@@ -187,12 +187,13 @@ class DeviceAccumulator:
             there = [rows_CK for rows_CK in waited if rows_CK is not None and len(rows_CK) == labels.n_carried]
             if len(there) < len(layers):
                 raise ProbeError("positions that waited for their labels are not there")
-            blocks = [torch.cat([block, ours], dim=1) for ours, block in beside(torch.stack(there), blocks)]
+            blocks = beside(torch.stack(there), rows.emptied().blocks)
+            rows = PositionRows.of([torch.cat([block, ours], dim=1) for ours, block in blocks])
         if len(labels.held_positions):
-            held = [block.index_select(1, labels.held_positions) for block in blocks]
+            held = [rows.at(labels.held_positions, block) for block in rows.blocks]
             for sums, held_CK in zip(layers, torch.cat(held, dim=-1), strict=True):
                 sums.waiting[labels.number] = held_CK
-        return PositionRows.of(blocks)
+        return rows
 
     def _sum_bags(self, rows: PositionRows) -> list[Tensor]:
         """Sum the rows of single positions bag by bag: [G, L, k] of each block of their columns."""

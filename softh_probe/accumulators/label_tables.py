@@ -93,22 +93,17 @@ class LabelTables:
             self.retired.index_add_(0, of_some, _remains([self.live.index_select(0, some)], self.stack))
 
     def load(self, state: Mapping[str, Tensor], live_rows: Tensor | None = None) -> None:
-        """Copy the tables of a state; of its live rows, those that are named, if any are.
-
-        Tables of other sizes leave the stack, whose other layers keep theirs.
-        """
+        """Copy the tables of a state; of its live rows, those that are named, if any are. Further rows are zero."""
         tables = {name: state[key] for name, key in self.STATE.items()}
         if live_rows is not None:
             tables["live"] = _chosen_rows(tables["live"], live_rows)
-        fits = all(getattr(self, name).shape == table.shape for name, table in tables.items())
-        if not fits and self.stack.n_layers > 1:
-            self.stack, self.place = TableStack(self.stack.shape, self.device, self.stack.sizes), 0
         for name, table in tables.items():
+            stack: RowStack = getattr(self.stack, name)
+            stack.require_columns(table.shape[1])
+            stack.grow(len(table))
             ours = getattr(self, name)
-            if ours.shape == table.shape:
-                ours.copy_(table)
-            else:
-                getattr(self.stack, name).replace(table.unsqueeze(0))
+            ours[: len(table)].copy_(table)
+            ours[len(table) :].zero_()
 
     def merge(self, other: LabelTables, rows: MergeMap) -> None:
         """Add the tables of another part of the data."""

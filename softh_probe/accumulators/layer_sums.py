@@ -179,6 +179,12 @@ class LayerSums:
             start = f"bin.{b}."
             sums.load_state_dict({key.removeprefix(start): state[key] for key in state if key.startswith(start)})
 
+    def take_over(self, other: LayerSums) -> None:
+        """Take the sums of the same layer, and what waits, from another device."""
+        self.load_state_dict(other.state_dict())
+        for ours, theirs in ((self.waiting, other.waiting), (self.waiting_units, other.waiting_units)):
+            ours |= {number: rows.to(self.device) for number, rows in theirs.items()}
+
     def retire(self, rows: RowLabels) -> None:
         """Add the live rows that are left after all batches of a plan to their buckets; the rows stay as they are."""
         tables = self.tables

@@ -104,23 +104,13 @@ class ModelSums:
         Raises:
             ProbeError: the layer's states had another width before.
         """
-        sums = self._layers.get(layer)
-        if sums is None:
-            kind = (hidden.shape[-1], hidden.device)
-            self._layers |= self._stacked(self._like(layer, expected(), kind), *kind)
-            sums = self._layers[layer]
-        elif sums.dim != hidden.shape[-1] and layer not in self.measured:
-            sums = self._layers[layer] = self._new(layer, hidden.shape[-1], hidden.device)
-        self.measured.add(layer)
-        if sums.dim != hidden.shape[-1]:
+        sums, kind = self._layers.get(layer), (hidden.shape[-1], hidden.device)
+        if sums is not None and sums.dim != kind[0] and layer in self.measured:
             raise ProbeError(f"{layer}: expected hidden states of width {sums.dim}, got {list(hidden.shape)}")
-        if sums.total.device != hidden.device:
-            moved = self._new(layer, sums.dim, hidden.device)
-            moved.load_state_dict(sums.state_dict())
-            for ours, theirs in ((moved.waiting, sums.waiting), (moved.waiting_units, sums.waiting_units)):
-                ours |= {number: rows.to(hidden.device) for number, rows in theirs.items()}
-            sums = self._layers[layer] = moved
-        return sums
+        if sums is None or (sums.dim, sums.device) != kind:
+            self._make(layer, kind, expected())
+        self.measured.add(layer)
+        return self._layers[layer]
 
     def reserve(
         self, devices: Mapping[str, torch.device], widths: Mapping[str, int | None], on_host: Collection[str] = ()
@@ -138,7 +128,7 @@ class ModelSums:
         expected = {layer: (widths.get(layer), device) for layer, device in devices.items()}
         for layer, (dim, device) in expected.items():
             if dim is not None and layer not in self._layers:
-                self._layers |= self._stacked(self._like(layer, expected, (dim, device)), dim, device)
+                self._make(layer, (dim, device), expected)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Discard the waiting positions of sequences that ended, by the numbers of these sequences."""
@@ -197,9 +187,10 @@ class ModelSums:
         """Add the sums of another part of the data; `rows` maps its rows to rows here."""
         for ours, theirs_too in zip(self.others, other.others, strict=True):
             ours.merge(theirs_too, rows)
+        kinds = {layer: (of.dim, self._layers.get(layer, of).device) for layer, of in other._layers.items()}
         for layer, theirs in other._layers.items():
             if layer not in self._layers:
-                self._layers[layer] = self._new(layer, theirs.dim, theirs.total.device)
+                self._make(layer, kinds[layer], kinds)
             self._layers[layer].merge(theirs, rows)
         for layer in self._layers.keys() - other._layers.keys():
             self._layers[layer].tables.make_room(rows)
@@ -243,15 +234,18 @@ class ModelSums:
         """
         for i, other in enumerate(self.others):
             other.load({layer: _of_other(state, i) for layer, state in layers.items()}, live_rows)
-        reserved, self._layers = self._layers, {}
+        dims = {layer: state["dim"] for layer, state in layers.items()}
+        self._layers = {layer: sums for layer, sums in self._layers.items() if dims.get(layer) == sums.dim}
+        here = {layer: sums.device for layer, sums in self._layers.items()}
+        kinds = {layer: (dim, here.get(layer, torch.device("cpu"))) for layer, dim in dims.items()}
         for layer, state in layers.items():
-            sums = reserved.pop(layer, None)
-            if sums is None or sums.dim != state["dim"]:
-                sums = self._new(layer, state["dim"], torch.device("cpu"))
+            if layer not in self._layers:
+                self._make(layer, kinds[layer], kinds)
+            sums = self._layers[layer]
             sums.waiting.clear()
             sums.waiting_units.clear()
             sums.load_state_dict(state, live_rows)
-            self._layers[layer] = sums
+        self._layers = {layer: self._layers[layer] for layer in layers}
         self.measured = set(self._layers)
 
     def describe_anchors(self, site_of: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -275,18 +269,29 @@ class ModelSums:
             state |= {f"other.{i}.{key}": tensor for key, tensor in other[layer].state_dict().items()}
         return state
 
-    def _like(self, layer: str, expected: Mapping[str, object], kind: tuple[int, torch.device]) -> list[str]:
-        """Name a layer, and those of its kind that follow it and have no sums yet, as many as a stack takes."""
+    def _make(self, layer: str, kind: tuple[int, torch.device], expected: Mapping[str, object]) -> None:
+        """Make the sums of a layer, and of those of its kind that follow it and have none, as many as a stack takes.
+
+        Those that were on another device are moved.
+
+        Args:
+            layer: the layer's name.
+            kind: width and device.
+            expected: those of layers that follow one another.
+        """
         on_host = layer in self._on_host
 
         def is_alike(name: str) -> bool:
-            return name not in self._layers and expected[name] == kind and (name in self._on_host) == on_host
+            sums = self._layers.get(name)
+            is_there = sums is not None and sums.device == kind[1]
+            return not is_there and expected[name] == kind and (name in self._on_host) == on_host
 
         following = takewhile(is_alike, dropwhile(lambda name: name != layer, expected))
-        return list(islice(following, MOST_IN_STACK)) or [layer]
-
-    def _new(self, layer: str, dim: int, device: torch.device) -> LayerSums:
-        return self._stacked([layer], dim, device)[layer]
+        made = self._stacked(list(islice(following, MOST_IN_STACK)) or [layer], *kind)
+        for name, sums in made.items():
+            if name in self._layers and self._layers[name].dim == sums.dim:
+                sums.take_over(self._layers[name])
+        self._layers |= made
 
     def _stacked(self, layers: Sequence[str], dim: int, device: torch.device) -> dict[str, LayerSums]:
         """Make the sums of some layers, whose tables are on the device or in host memory, all of them."""

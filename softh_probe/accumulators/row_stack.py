@@ -55,10 +55,12 @@ class RowStack:
             self._longer[:, n_old:n_rows] = 0.0
             self.rows_ARK = self._longer[:, :n_rows]
 
-    def replace(self, rows_ARK: Tensor) -> None:
-        """Take other rows, as many as they are."""
-        with torch.inference_mode(False):
-            self.rows_ARK, self._longer = rows_ARK.to(self.rows_ARK, copy=True), None
+    def require_columns(self, n_columns: int) -> None:
+        """Set all rows to zero if they have another number of columns, and give them this one."""
+        n_layers, n_rows, n_before = self.rows_ARK.shape
+        if n_columns != n_before:
+            with torch.inference_mode(False):
+                self.rows_ARK, self._longer = self.rows_ARK.new_zeros(n_layers, n_rows, n_columns), None
 
 
 class InStack(Protocol):

@@ -331,7 +331,7 @@ def _draws(n_rows: int, seed: int) -> _Draws:
 def _reference_curves(logits_RM: Tensor, draws: _Draws, inverse_G: Tensor) -> Tensor:
     """Compute g [K, G] of the reference labels of `SHARED`, for positions drawn from infinitely many."""
     mean_M = logits_RM.mean(dim=0)
-    shared_K11 = torch.tensor(SHARED).view(-1, 1, 1)
+    shared_K11 = torch.tensor(SHARED, dtype=logits_RM.dtype).view(-1, 1, 1)
     # mean + √ρ·(centre − mean) + √(1−ρ)·(other − mean)
     near_K11, far_K11 = shared_K11.sqrt(), (1 - shared_K11).sqrt()
     around_KHM = mean_M * (1 - near_K11 - far_K11) + near_K11 * logits_RM[draws.centres_KH]

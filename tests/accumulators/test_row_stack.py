@@ -1,5 +1,6 @@
 """Sums of several layers in one tensor: the same numbers as those of layers by themselves."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -97,19 +98,83 @@ def test_states_of_another_width_than_expected_get_sums_of_their_own():
     assert [one.stack.sums.rows_ARK.shape[0] for one in (a, b, d)] == [3, 1, 1]
 
 
-def test_tables_of_other_sizes_leave_the_stack():
+def test_a_state_of_other_sizes_is_loaded_into_the_rows_of_the_stack():
     sums = SoftEntropyProbe(tiny_llama(), labels=NAMES, n_anchors=20, anchor_sets=1)._sums
     kind = (8, torch.device("cpu"))
     a = sums.of("a", torch.zeros(2, 8), lambda: {"a": kind, "b": kind})
     b = sums.of("b", torch.zeros(2, 8))
     a.tables.grow("live", 30)
     a.tables.live[:] = 1.0
-    b.load_state_dict(b.state_dict() | {"open": torch.full((700, 22), 2.0)})
-    assert b.tables.live.shape == (700, 22)
-    assert b.tables.live.eq(2.0).all()
-    assert a.tables.live.shape == (30, 22)
-    assert a.tables.live.eq(1.0).all()
-    assert a.tables.stack is not b.tables.stack
+    for n in (700, 40):
+        b.load_state_dict(b.state_dict() | {"open": torch.full((n, 22), 2.0)})
+        assert b.tables.live[:n].eq(2.0).all()
+        assert not b.tables.live[n:].any()
+    assert a.tables.live[:30].eq(1.0).all()
+    assert not a.tables.live[30:].any()
+    b.load_state_dict(b.state_dict() | {"folded": torch.full((3, 5), 4.0, dtype=torch.float64)})
+    assert b.tables.retired.eq(4.0).all()
+    assert a.tables.stack is b.tables.stack
+
+
+def stacks_of(probe):
+    return sorted(Counter(id(probe._sums[layer].stack) for layer in probe.layers).values())
+
+
+@pytest.mark.parametrize("path", [torch.no_grad, accelerator_path])
+def test_layers_of_a_loaded_or_merged_probe_are_stacked(path):
+    model = tiny_llama(hidden_size=64)
+    ids = torch.randint(1, 40, (3, 20), generator=torch.Generator().manual_seed(0))
+
+    def new():
+        return SoftEntropyProbe(model, labels=NAMES, n_anchors=20)
+
+    def feed_it(probe):
+        with path(), probe:
+            model(input_ids=ids)
+        return probe
+
+    first, whole = feed_it(new()), feed_it(feed_it(new()))
+    loaded, merged, used = new(), new(), feed_it(new())
+    loaded.load_state_dict(first.state_dict())
+    used.load_state_dict(first.state_dict())
+    merged.merge(first)
+    for probe in (loaded, merged, used):
+        feed_it(probe)
+        assert stacks_of(probe) == [5]
+        torch.testing.assert_close(probe.sums, whole.sums)
+
+
+def test_sums_that_are_elsewhere_are_moved_together():
+    """As of a state, which is loaded into host memory, when the model runs on a GPU; "meta" stands for it."""
+    sums, cpu, meta = (
+        SoftEntropyProbe(tiny_llama(), labels=NAMES, n_anchors=20)._sums,
+        *map(torch.device, ("cpu", "meta")),
+    )
+    names = ["a", "b", "c"]
+    for name in names:
+        sums.of(name, torch.zeros(2, 8), lambda: dict.fromkeys(names, (8, cpu)))
+    expected = {"a": (8, meta), "b": (8, meta), "c": (8, cpu)}
+    moved = sums.of("a", torch.zeros(2, 8, device="meta"), lambda: expected)
+    assert moved.device == meta
+    assert sums["b"].stack is moved.stack
+    assert sums["c"].device == cpu
+    assert sums.of("b", torch.zeros(2, 8, device="meta"), lambda: expected).stack is moved.stack
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_users_default_dtype_changes_nothing(dtype):
+    model = tiny_llama(hidden_size=64)
+    ids = torch.randint(1, 40, (3, 20), generator=torch.Generator().manual_seed(0))
+    found = []
+    for default in (torch.float32, dtype):
+        torch.set_default_dtype(default)
+        try:
+            with accelerator_path(), SoftEntropyProbe(model, labels=NAMES, n_anchors=20, anchor_sets=1) as probe:
+                model(input_ids=ids)
+            found.append(probe.result().to_pandas("nats").value)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(*found)
 
 
 def test_runs_are_layers_one_after_the_other_in_a_stack():
