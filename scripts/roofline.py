@@ -113,11 +113,11 @@ class Held:
 
     def add(self, made: Any, given: Any) -> None:
         """Add the memory of tensors that an operation made, and that is not of those it was given."""
-        of_given = {tensor.untyped_storage()._cdata for tensor in _tensors(given)}  # noqa: SLF001 - its identity
         self._sizes = {key: one for key, one in self._sizes.items() if not one[0].expired()}
-        for storage in [tensor.untyped_storage() for tensor in _tensors(made)]:
-            if storage._cdata not in of_given:  # noqa: SLF001
-                self._sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()  # noqa: SLF001
+        of_given = _storages(given)
+        for key, storage in _storages(made).items():
+            if key not in of_given:
+                self._sizes[key] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, sum(size for _, size in self._sizes.values()))
 
 
@@ -163,8 +163,13 @@ class Count(TorchDispatchMode):
 
 def _is_alias(found: Any, args: tuple[Any, ...]) -> bool:
     """Tell whether an operation gave another view of what it took: reshape and the like copy where they must."""
-    storages = {t.untyped_storage()._cdata for t in _tensors(args)}  # noqa: SLF001 - its identity
-    return all(t.untyped_storage()._cdata in storages for t in _tensors(found))  # noqa: SLF001
+    return _storages(found).keys() <= _storages(args).keys()
+
+
+def _storages(values: Any) -> dict[int, torch.UntypedStorage]:
+    """Give the memory of tensors by its identity."""
+    storages = [tensor.untyped_storage() for tensor in _tensors(values)]
+    return {storage._cdata: storage for storage in storages}  # noqa: SLF001
 
 
 def _tensors(values: Any) -> list[Tensor]:

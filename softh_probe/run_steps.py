@@ -13,7 +13,6 @@ from softh_probe.accumulators.batch import BatchAccumulator
 from softh_probe.accumulators.dispatch import Dispatch
 from softh_probe.accumulators.influence_sums import InfluenceSums
 from softh_probe.accumulators.model_sums import ModelSums
-from softh_probe.hooks.hook_points import HookPoints
 from softh_probe.hooks.label_source import LabelSource
 from softh_probe.hooks.recorder import Recorder
 from softh_probe.layer_means import MEAN_OVER, select_mean_rows
@@ -30,7 +29,6 @@ class RunSteps:
     _settings: dict[str, Any]
     _anchors: object
     _source: LabelSource
-    _points: HookPoints
     _sums: ModelSums
     _recorder: Recorder
     origin: Origin
@@ -41,7 +39,7 @@ class RunSteps:
 
     def layer_widths(self) -> dict[str, int | None]:
         """Find the width of each layer's hidden states, as far as it is known beforehand."""
-        return self._points.layer_widths(self._recorder.n_blocks)
+        return {layer: width for layer, (width, _) in self._recorder.expected_layers().items()}
 
     def check_mean_over(self, mean_over: Sequence[str | int] | None) -> dict[str, list[str]]:
         """Find the rows whose mean is asked for, before they are measured: entries of a result's `info`.
@@ -62,7 +60,7 @@ class RunSteps:
         Args:
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
-        self._sums.reserve(self.layer_devices(), self.layer_widths(), on_host)
+        self._sums.reserve(self._recorder.expected_layers(), on_host)
 
     @contextmanager
     def batch(self, dispatch: Dispatch) -> Iterator[None]:

@@ -144,15 +144,14 @@ class DeviceAccumulator:
         labels = self._labels
         bags = self._sum_bags(rows)
         n_weighted = labels.weights_XL.shape[1]
+        sampled_GRk = rows.at(labels.sample_positions, rows.blocks[0]) if len(labels.sample_slots) else None
         for run in runs(layers):
-            for sums_GXK, block in beside(run.stack.sums.rows_ARK[run.places], bags):
-                weights_GXL = labels.weights_XL.expand(len(sums_GXK), -1, -1)
-                sums_GXK.baddbmm_(weights_GXL, block[run.of_group, :n_weighted].double())
-        if len(labels.sample_slots):
-            sampled_GRJ = rows.at(labels.sample_positions, rows.blocks[0])[..., : layers[0].projection.n_products]
-            for run in runs(layers):
+            for sums_GXk, block in beside(run.stack.sums.rows_ARK[run.places], bags):
+                weights_GXL = labels.weights_XL.expand(len(sums_GXk), -1, -1)
+                sums_GXk.baddbmm_(weights_GXL, block[run.of_group, :n_weighted].double())
+            if sampled_GRk is not None:
                 sample_GRJ = run.stack.sample.rows_ARK[run.places]
-                sample_GRJ.index_copy_(1, labels.sample_slots, sampled_GRJ[run.of_group])
+                sample_GRJ.index_copy_(1, labels.sample_slots, sampled_GRk[run.of_group, :, : sample_GRJ.shape[2]])
         if labels.document_slots is not None or labels.emptied_slots is not None:
             self.added += layers
             self._add_documents(layers, bags)

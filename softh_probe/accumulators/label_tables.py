@@ -40,9 +40,9 @@ class TableStack:
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device, sizes: TableSizes, n_layers: int = 1) -> None:
-        self.shape, self.device, self.sizes = shape, device, sizes
+        self.device = device
         self.n_sets, self.n_anchors = shape
-        self.n_layers, n_columns = n_layers, columns(*shape)
+        n_columns = columns(*shape)
         n_sums = 2 * self.n_sets + N_SQUARES * sizes.with_squares
         self.kept = RowStack((n_layers, sizes.n_kept, n_columns), torch.float64, device)
         self.live = RowStack((n_layers, sizes.n_live, n_columns), torch.float32, device, sizes.most_live)
@@ -68,8 +68,7 @@ class LabelTables:
     STATE: ClassVar = {"kept": "kept", "live": "open", "retired": "folded"}
 
     def __init__(self, stack: TableStack, place: int = 0) -> None:
-        self.stack, self.place = stack, place
-        self.n_sets, self.n_anchors, self.device = stack.n_sets, stack.n_anchors, stack.device
+        self.stack, self.place, self.device = stack, place, stack.device
 
     @property
     def kept(self) -> Tensor:

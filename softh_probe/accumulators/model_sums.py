@@ -112,20 +112,16 @@ class ModelSums:
         self.measured.add(layer)
         return self._layers[layer]
 
-    def reserve(
-        self, devices: Mapping[str, torch.device], widths: Mapping[str, int | None], on_host: Collection[str] = ()
-    ) -> None:
+    def reserve(self, expected: Mapping[str, tuple[int | None, torch.device]], on_host: Collection[str] = ()) -> None:
         """Take the memory of the sums before the model runs.
 
         Args:
-            devices: of each layer, the device of its sums.
-            widths: of each layer, the width of its hidden states; None, or none, reserves nothing.
+            expected: as in `of`; a width of None reserves nothing.
             on_host: layers whose label tables go to host memory although the layer is on an accelerator.
         """
         for other in self.others:
-            other.reserve(devices, widths, on_host)
+            other.reserve(expected, on_host)
         self._on_host = frozenset(on_host)
-        expected = {layer: (widths.get(layer), device) for layer, device in devices.items()}
         for layer, (dim, device) in expected.items():
             if dim is not None and layer not in self._layers:
                 self._make(layer, (dim, device), expected)

@@ -121,7 +121,7 @@ class BatchRecorder:
 
     def expected_layers(self) -> Mapping[str, tuple[int | None, torch.device]]:
         """Find width and device of the layers that are measured, in their order, as far as they are known."""
-        return {}
+        raise NotImplementedError
 
     def _add_waiting(self, accumulator: BatchAccumulator) -> None:
         """Add positions that waited to every layer, without a forward pass."""
